@@ -1,0 +1,1 @@
+"""Train the reference; distil it into the one-step student."""

@@ -1,0 +1,88 @@
+"""Train the reference's denoiser and image encoder as Learn2Refocus does (design: EDM, v-form).
+
+Targets are VAE latents of true focal stacks; the condition is the latent of one slightly noisy
+frame at its own position, zeros elsewhere.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pocketfocus.distill import edm
+from pocketfocus.optics import FRAMES
+from pocketfocus.progress import track
+from pocketfocus.reference import ReferencePipeline, added_time_ids
+
+
+class Denoiser(nn.Module):
+    """What is trained: the UNet and, in the small default reference, the image encoder."""
+
+    def __init__(self, pipeline: ReferencePipeline) -> None:
+        super().__init__()
+        self.unet, self.image_encoder = pipeline.unet, pipeline.image_encoder
+
+
+@torch.no_grad()
+def encode_stacks(pipeline: ReferencePipeline, stacks: np.ndarray) -> np.ndarray:
+    """Scaled latents of every frame, computed once: uint8 [N,9,3,H,W] -> float16 [N,9,C,h,w]."""
+    scale = pipeline.vae.config.scaling_factor
+    encoded = []
+    for stack in track(stacks, "encoding stacks", len(stacks)):
+        frames = torch.from_numpy(np.ascontiguousarray(stack)).float() / 127.5 - 1
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = pipeline.encode(frames)
+        encoded.append((latents.float() * scale).half().numpy())
+    return np.stack(encoded)
+
+
+def crop_batch(
+    stacks: np.ndarray, latents: np.ndarray, batch: int, size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Matching random crops: frames [B,9,3,size,size] in [-1,1], latents [B,9,C,size/f,size/f]."""
+    factor = stacks.shape[-1] // latents.shape[-1]
+    small = size // factor
+    frames, cropped = [], []
+    for _ in range(batch):
+        n, y, x = (
+            int(torch.randint(0, limit, (), generator=generator))
+            for limit in (len(stacks), *(s - small + 1 for s in latents.shape[-2:]))
+        )
+        window = stacks[
+            n, :, :, y * factor : y * factor + size, x * factor : x * factor + size
+        ]
+        frames.append(torch.from_numpy(np.ascontiguousarray(window)))
+        cropped.append(torch.from_numpy(latents[n, :, :, y : y + small, x : x + small].copy()))
+    return torch.stack(frames).float() / 127.5 - 1, torch.stack(cropped).float()
+
+
+def denoiser_losses(
+    pipeline: ReferencePipeline, frames: Tensor, clean: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The EDM loss for frames [B,9,3,H,W] and their scaled latents [B,9,C,h,w]."""
+    batch = len(frames)
+    positions = torch.randint(0, FRAMES, (batch,), generator=generator)
+    photos = frames[torch.arange(batch), positions]
+    noise_level = edm.sample_sigma(batch, edm.CONDITION_MEAN, edm.CONDITION_STD, generator)
+    grain = torch.randn(photos.shape, generator=generator)
+    keep_embedding, keep_latent = edm.condition_masks(batch, generator)
+    sigma = edm.sample_sigma(batch, edm.P_MEAN, edm.P_STD, generator)
+    noise = torch.randn(clean.shape, generator=generator)
+    noisy = clean + sigma.reshape(-1, 1, 1, 1, 1) * noise
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            latent = pipeline.encode(photos + noise_level.reshape(-1, 1, 1, 1) * grain).float()
+        condition = torch.zeros_like(clean)
+        condition[torch.arange(batch), positions] = latent * keep_latent.reshape(-1, 1, 1, 1)
+        embedding = pipeline.embed(photos) * keep_embedding.reshape(-1, 1, 1)
+        velocity = pipeline.denoise(
+            edm.scale_input(noisy, sigma),
+            edm.timestep(sigma),
+            condition,
+            embedding,
+            added_time_ids(batch, clean),
+        )
+    estimate = edm.denoised(velocity.float(), noisy, sigma)
+    loss = edm.weighted_loss(estimate, clean, sigma)
+    return {"loss": loss, "mse": (estimate - clean).detach().pow(2).mean()}

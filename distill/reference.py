@@ -1,0 +1,130 @@
+"""Train the default reference: autoencoder first, then denoiser and image encoder, then fp16 files.
+
+Each phase writes a checkpoint and is resumed from it; `out` is loadable by `load_reference(out)`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pocketfocus.distill.autoencoder import (
+    autoencoder_batch,
+    autoencoder_losses,
+    quiet_posterior,
+    random_crops,
+    scaling_factor,
+)
+from pocketfocus.distill.denoiser import Denoiser, crop_batch, denoiser_losses, encode_stacks
+from pocketfocus.distill.loop import Schedule, Trainer
+from pocketfocus.distill.presets import DEFAULT, ReferencePreset, build_reference
+from pocketfocus.errors import UserError
+from pocketfocus.files import write_atomic
+from pocketfocus.progress import console
+from pocketfocus.reference import ReferencePipeline
+
+
+def train_reference(
+    stacks: np.ndarray,
+    out: Path,
+    autoencoder: Schedule,
+    denoiser: Schedule,
+    preset: ReferencePreset = DEFAULT,
+    crop: tuple[int, int] = (64, 128),
+    batch: tuple[int, int] = (8, 2),
+    seed: int = 0,
+) -> ReferencePipeline:
+    """Train on true focal stacks, uint8 [N,9,3,H,W], and write the reference to `out`.
+
+    `crop` and `batch` are those of the autoencoder's and the denoiser's training. Interrupted
+    phases continue from `out`/autoencoder and `out`/denoiser.
+    """
+    if min(stacks.shape[-2:]) < max(crop):
+        raise UserError(f"stacks are {stacks.shape[-2:]} pixels, crops need {max(crop)}: render larger")
+    torch.manual_seed(seed)
+    pipeline = build_reference(preset)
+    first = _train_autoencoder(pipeline, stacks, out, autoencoder, crop[0], batch[0], seed)
+    latents = _latents(pipeline, stacks, out / "denoiser", first)
+    _train_denoiser(pipeline, stacks, latents, out, denoiser, crop[1], batch[1], seed)
+    save_reference(pipeline, out, {"preset": asdict(preset), "seed": seed, "scenes": len(stacks)})
+    return pipeline
+
+
+def _train_autoencoder(
+    pipeline: ReferencePipeline,
+    stacks: np.ndarray,
+    out: Path,
+    schedule: Schedule,
+    crop: int,
+    batch: int,
+    seed: int,
+) -> int:
+    quiet_posterior(pipeline.vae)
+    trainer = Trainer(pipeline.vae, schedule, out / "autoencoder", seed)
+    if trainer.resume():
+        console.print(f"autoencoder: resumed at step {trainer.step}")
+    pipeline.vae.train()
+    trainer.run(
+        lambda g: autoencoder_losses(pipeline.vae, *autoencoder_batch(stacks, batch, crop, g), g),
+        "autoencoder",
+    )
+    trainer.save()
+    trainer.load_average()
+    pipeline.vae.eval().requires_grad_(False)
+    sample = random_crops(stacks, 8, max(crop, 64), torch.Generator().manual_seed(seed))
+    pipeline.vae.register_to_config(
+        scaling_factor=scaling_factor(pipeline.vae, sample.flatten(0, 1))
+    )
+    return trainer.step
+
+
+def _latents(
+    pipeline: ReferencePipeline, stacks: np.ndarray, folder: Path, autoencoder_step: int
+) -> np.ndarray:
+    path = folder / f"latents-{len(stacks)}-{autoencoder_step}.npy"
+    if path.exists():
+        return np.load(path, mmap_mode="r")
+    latents = encode_stacks(pipeline, stacks)
+    with write_atomic(path) as scratch:
+        np.save(scratch, latents)
+    return latents
+
+
+def _train_denoiser(
+    pipeline: ReferencePipeline,
+    stacks: np.ndarray,
+    latents: np.ndarray,
+    out: Path,
+    schedule: Schedule,
+    crop: int,
+    batch: int,
+    seed: int,
+) -> None:
+    trained = Denoiser(pipeline).train().requires_grad_(True)
+    trainer = Trainer(trained, schedule, out / "denoiser", seed + 1)
+    if trainer.resume():
+        console.print(f"denoiser: resumed at step {trainer.step}")
+    trainer.run(
+        lambda g: denoiser_losses(pipeline, *crop_batch(stacks, latents, batch, crop, g), g),
+        "denoiser",
+    )
+    trainer.save()
+    trainer.load_average()
+    trained.eval().requires_grad_(False)
+
+
+def save_reference(pipeline: ReferencePipeline, out: Path, facts: dict[str, object]) -> None:
+    """Write unet/, vae/, image_encoder/ (fp16 safetensors) and scheduler/ in the diffusers layout."""
+    for name in ("unet", "vae", "image_encoder"):
+        module = getattr(pipeline, name)
+        with write_atomic(out / name) as scratch:
+            module.half().save_pretrained(scratch, safe_serialization=True)
+        module.float()
+    with write_atomic(out / "scheduler") as scratch:
+        pipeline.scheduler.save_pretrained(scratch)
+    with write_atomic(out / "training.json") as scratch:
+        scratch.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

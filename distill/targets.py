@@ -1,0 +1,138 @@
+"""What the student learns from: the reference's own stacks, sampled once and kept on disk, and
+true stacks.
+
+Every sample is a photo (one frame or a whole photo), its position and the stack to be made of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pocketfocus.errors import UserError
+from pocketfocus.files import write_atomic
+from pocketfocus.images import to_uint8
+from pocketfocus.optics import FRAMES
+from pocketfocus.progress import progress_bar
+from pocketfocus.reference import ReferencePipeline
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """photo [1,3,H,W] and stack [9,3,H,W] in [-1,1], position 0..8."""
+
+    photo: Tensor
+    position: int
+    stack: Tensor
+
+
+def random_photo_crop(photos: Sequence[Pixels], size: int, generator: torch.Generator) -> Tensor:
+    """A random square of a random photo (uint8 [H,W,3]), scaled down to `size`: [1,3,size,size]."""
+    photo = photos[int(torch.randint(0, len(photos), (), generator=generator))]
+    shortest = min(photo.shape[:2])
+    if shortest < size:
+        raise UserError(
+            f"a training photo is {photo.shape[1]}x{photo.shape[0]} pixels, the crops are {size}: "
+            "leave it out or name larger photos"
+        )
+    side = int(torch.randint(size, min(shortest, 3 * size) + 1, (), generator=generator))
+    y, x = (int(torch.randint(0, s - side + 1, (), generator=generator)) for s in photo.shape[:2])
+    crop = torch.from_numpy(photo[y : y + side, x : x + side].copy()).permute(2, 0, 1)[None]
+    return torch.nn.functional.interpolate(
+        crop.float() / 127.5 - 1, (size, size), mode="bicubic", antialias=True, align_corners=False
+    ).clamp(-1, 1)
+
+
+def teacher_targets(
+    reference: ReferencePipeline,
+    photos: Sequence[Pixels],
+    folder: Path,
+    count: int,
+    minutes: float,
+    size: int = 128,
+    seed: int = 0,
+    steps: int = 25,
+) -> list[Path]:
+    """Sample the reference on photo crops until `count` files exist or `minutes` have passed.
+
+    File i depends on (seed, i) alone, so an interrupted run continues. Positions cycle through all
+    nine. Returns the files in order; at least one is made.
+    """
+    deadline = time.monotonic() + 60 * minutes
+    files: list[Path] = []
+    with progress_bar() as bar:
+        task = bar.add_task("sampling the reference", total=count)
+        for i in range(count):
+            path = folder / f"{i:06d}.safetensors"
+            if not path.exists():
+                if files and time.monotonic() > deadline:
+                    break
+                generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
+                photo = random_photo_crop(photos, size, generator)
+                stack = reference(photo, i % FRAMES, steps=steps, seed=seed * 1_000_003 + i)
+                save_target(path, photo, i % FRAMES, stack)
+            files.append(path)
+            bar.update(task, completed=i + 1)
+    return files
+
+
+def save_target(path: Path, photo: Tensor, position: int, stack: Tensor) -> None:
+    """Write photo [1,3,H,W], position and stack [9,3,H,W] as uint8 safetensors."""
+    tensors = {
+        "photo": torch.from_numpy(to_uint8(photo)),
+        "stack": torch.from_numpy(to_uint8(stack)),
+        "position": torch.tensor(position),
+    }
+    with write_atomic(path) as scratch:
+        save_file(tensors, scratch)
+
+
+def load_target(path: Path) -> Sample:
+    """Read a file of `save_target`."""
+    tensors = load_file(path)
+    photo, stack = (
+        tensors[name].permute(0, 3, 1, 2).float() / 127.5 - 1 for name in ("photo", "stack")
+    )
+    return Sample(photo, int(tensors["position"]), stack)
+
+
+def true_batch(
+    stacks: Pixels, batch: int, size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random crops of true stacks, uint8 [N,9,3,H,W]: photos [B,3,s,s], positions [B], stacks
+    [B,9,3,s,s] in [-1,1]."""
+    height, width = stacks.shape[-2:]
+    crops = []
+    for _ in range(batch):
+        n, y, x, flip = (
+            int(torch.randint(0, limit, (), generator=generator))
+            for limit in (len(stacks), height - size + 1, width - size + 1, 2)
+        )
+        crop = torch.from_numpy(np.ascontiguousarray(stacks[n, :, :, y : y + size, x : x + size]))
+        crops.append(crop.flip(-1) if flip else crop)
+    frames = torch.stack(crops).float() / 127.5 - 1
+    positions = torch.randint(0, FRAMES, (batch,), generator=generator)
+    return frames[torch.arange(batch), positions], positions, frames
+
+
+def sample_batch(
+    samples: Sequence[Sample], batch: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random flipped samples, stacked as `true_batch` returns them."""
+    chosen = torch.randint(0, len(samples), (batch,), generator=generator).tolist()
+    flips = torch.randint(0, 2, (batch,), generator=generator).tolist()
+    pick = [samples[i] for i in chosen]
+    photos = [s.photo[0].flip(-1) if f else s.photo[0] for s, f in zip(pick, flips, strict=True)]
+    stacks = [s.stack.flip(-1) if f else s.stack for s, f in zip(pick, flips, strict=True)]
+    positions = torch.tensor([s.position for s in pick])
+    return torch.stack(photos), positions, torch.stack(stacks)

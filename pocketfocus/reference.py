@@ -1,0 +1,255 @@
+"""The reference model: Learn2Refocus's pipeline, photo and focal position to focal stack.
+
+Tedla et al., "Learning to Refocus with Video Diffusion Models" (SIGGRAPH Asia 2025): a fine-tuned
+Stable Video Diffusion (arXiv 2311.15127) with position-dependent conditioning, sampled by Euler
+steps of the EDM formulation (Karras et al., arXiv 2206.00364).
+
+Legend: B batch, T = 9 frames, C latent channels, H, W photo size, h, w latent size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    AutoencoderKLTemporalDecoder,
+    EulerDiscreteScheduler,
+    UNetSpatioTemporalConditionModel,
+)
+from torch import Tensor
+from transformers import CLIPVisionModelWithProjection
+
+from pocketfocus.autoencoder import CompactAutoencoder
+from pocketfocus.errors import UserError
+from pocketfocus.optics import FRAMES
+from pocketfocus.progress import track
+
+DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "reference"
+LEARN2REFOCUS = "tedlasai/learn2refocus"
+LEARN2REFOCUS_UNET = "checkpoint-200000/unet"
+BASE = "stabilityai/stable-video-diffusion-img2vid"
+
+STEPS = 25
+GUIDANCE = 1.5
+FPS_ID, MOTION_BUCKET, NOISE_AUGMENTATION = 6.0, 0.0, 0.0  # fps - 1, as SVD was trained
+DECODE_CHUNK = 8
+CLIP_SIZE = 224
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass
+class ReferencePipeline:
+    """The four components of the reference and the way Learn2Refocus drives them.
+
+    `pipeline(photo [1,3,H,W] in [-1,1], position 0..8) -> stack [9,3,H,W] in [-1,1]`;
+    H and W are multiples of 64.
+    """
+
+    vae: AutoencoderKLTemporalDecoder
+    unet: UNetSpatioTemporalConditionModel
+    image_encoder: CLIPVisionModelWithProjection
+    scheduler: EulerDiscreteScheduler
+    name: str = "default"
+
+    def __call__(
+        self,
+        photo: Tensor,
+        position: int,
+        steps: int = STEPS,
+        guidance: float = GUIDANCE,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> Tensor:
+        """Sample a focal stack; `guidance` 1.0 turns classifier-free guidance off."""
+        check_photo(photo, position)
+        noise = torch.randn(
+            self.latent_shape(photo), generator=torch.Generator().manual_seed(seed)
+        ).to(photo)
+        latents = self.sample(photo, position, noise, steps, guidance, progress)
+        return self.decode(latents).clamp(-1.0, 1.0)
+
+    def latent_shape(self, photo: Tensor) -> tuple[int, int, int, int, int]:
+        """(1, T, C, h, w) of the latents of `photo` [1,3,H,W]."""
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        height, width = photo.shape[-2] // factor, photo.shape[-1] // factor
+        return (1, FRAMES, self.vae.config.latent_channels, height, width)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        photo: Tensor,
+        position: int,
+        noise: Tensor,
+        steps: int = STEPS,
+        guidance: float = GUIDANCE,
+        progress: bool = False,
+    ) -> Tensor:
+        """Euler steps from `noise` [1,T,C,h,w] (unit variance) to scaled latents, same shape."""
+        scheduler = EulerDiscreteScheduler.from_config(self.scheduler.config)
+        scheduler.set_timesteps(steps, device=noise.device)
+        condition = place_latent(self.encode(photo), position)
+        embedding = self.embed(photo)
+        ids = added_time_ids(1, noise)
+        latents = noise * scheduler.init_noise_sigma
+        timesteps = scheduler.timesteps
+        for t in track(timesteps, "denoising", len(timesteps)) if progress else timesteps:
+            scaled = scheduler.scale_model_input(latents, t)
+            velocity = self.denoise(scaled, t, condition, embedding, ids)
+            if guidance != 1.0:
+                zero = (torch.zeros_like(condition), torch.zeros_like(embedding))
+                unconditional = self.denoise(scaled, t, *zero, ids)
+                velocity = unconditional + guidance * (velocity - unconditional)
+            latents = scheduler.step(velocity, t, latents).prev_sample
+        return latents
+
+    def denoise(
+        self, scaled: Tensor, t: Tensor, condition: Tensor, embedding: Tensor, ids: Tensor
+    ) -> Tensor:
+        """One UNet evaluation: v-prediction [B,T,C,h,w] from scaled noisy latents [B,T,C,h,w],
+        condition [B,T,C,h,w] and CLIP embedding [B,1,E]."""
+        inputs = torch.cat([scaled, condition], dim=2)
+        output: Tensor = self.unet(
+            inputs, t, encoder_hidden_states=embedding, added_time_ids=ids, return_dict=False
+        )[0]
+        return output
+
+    def encode(self, photos: Tensor) -> Tensor:
+        """Mode of the VAE posterior, *not* multiplied by the scaling factor: [B,3,H,W] in [-1,1]
+        -> [B,C,h,w]."""
+        mode: Tensor = self.vae.encode(photos).latent_dist.mode()
+        return mode
+
+    def embed(self, photos: Tensor) -> Tensor:
+        """CLIP image embedding, the single cross-attention token: [B,3,H,W] -> [B,1,E]."""
+        pixels = F.interpolate(
+            photos, (CLIP_SIZE, CLIP_SIZE), mode="bicubic", antialias=True, align_corners=False
+        )
+        mean, std = photos.new_tensor(CLIP_MEAN), photos.new_tensor(CLIP_STD)
+        pixels = ((pixels + 1) / 2 - mean[:, None, None]) / std[:, None, None]
+        embedding: Tensor = self.image_encoder(pixels).image_embeds
+        return embedding[:, None]
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents [1,T,C,h,w] -> stack [T,3,H,W], in chunks of 8 frames."""
+        unscaled = latents[0] / self.vae.config.scaling_factor
+        frames = [
+            self.vae.decode(chunk, num_frames=len(chunk)).sample
+            for chunk in unscaled.split(DECODE_CHUNK)
+        ]
+        return torch.cat(frames).float()
+
+
+def place_latent(latent: Tensor, position: int) -> Tensor:
+    """The condition: the photo's latent [1,C,h,w] at its own frame, zeros at the other eight."""
+    condition = latent.new_zeros(1, FRAMES, *latent.shape[1:])
+    condition[:, position] = latent
+    return condition
+
+
+def added_time_ids(batch: int, like: Tensor) -> Tensor:
+    """SVD's micro-conditioning [B,3]: fps - 1, motion bucket, noise augmentation."""
+    return like.new_tensor([[FPS_ID, MOTION_BUCKET, NOISE_AUGMENTATION]]).repeat(batch, 1)
+
+
+def check_photo(photo: Tensor, position: int) -> None:
+    """UserError unless photo is [1,3,H,W] with sides in multiples of 64 and position is 0..8."""
+    if photo.ndim != 4 or photo.shape[:2] != (1, 3) or photo.shape[2] % 64 or photo.shape[3] % 64:
+        raise UserError(
+            f"the reference takes one photo [1,3,H,W] with sides in multiples of 64, "
+            f"got {list(photo.shape)}: resize it first"
+        )
+    if position not in range(FRAMES):
+        raise UserError(f"position {position} is outside 0 (near) … {FRAMES - 1} (infinity)")
+
+
+def load_reference(spec: str = "default") -> ReferencePipeline:
+    """Load a reference in fp32 evaluation mode.
+
+    `spec` is `default` (shipped), `learn2refocus` (the published model), a local folder in the
+    diffusers layout (unet/, vae/, image_encoder/, scheduler/), or a Hub id of that layout.
+    Raises UserError for missing components, pickled weights, or no network.
+    """
+    if spec in ("learn2refocus", LEARN2REFOCUS):
+        return _load(BASE, (LEARN2REFOCUS, LEARN2REFOCUS_UNET), "learn2refocus")
+    root = str(DEFAULT_WEIGHTS) if spec == "default" else spec
+    if not Path(root).is_dir() and (root.count("/") != 1 or root.startswith((".", "/"))):
+        raise UserError(
+            f"no reference at {spec}: name `default`, `learn2refocus`, a local folder in the "
+            "diffusers layout, or a Hub id such as owner/model"
+        )
+    return _load(root, (root, "unet"), spec)
+
+
+def _load(root: str, unet: tuple[str, str], name: str) -> ReferencePipeline:
+    pipeline = ReferencePipeline(
+        vae=_component(_autoencoder_class(root), root, "vae"),
+        unet=_component(UNetSpatioTemporalConditionModel, *unet),
+        image_encoder=_component(CLIPVisionModelWithProjection, root, "image_encoder"),
+        scheduler=_component(EulerDiscreteScheduler, root, "scheduler"),
+        name=name,
+    )
+    _check_fit(pipeline)
+    return pipeline
+
+
+def _autoencoder_class(root: str) -> Any:
+    """The published class, or the compact one where the folder's config names it."""
+    config = Path(root) / "vae" / "config.json"
+    if config.is_file() and CompactAutoencoder.__name__ in config.read_text(encoding="utf-8"):
+        return CompactAutoencoder
+    return AutoencoderKLTemporalDecoder
+
+
+def _component(cls: Any, root: str, subfolder: str) -> Any:
+    """One component, fp32; safetensors only, the fp16 variant where that is all there is."""
+    folder = Path(root) / subfolder
+    if Path(root).is_dir() and not folder.is_dir():
+        raise UserError(
+            f"{root} has no {subfolder}/: a reference needs unet/, vae/, image_encoder/, scheduler/"
+        )
+    if cls is EulerDiscreteScheduler:
+        return _try(cls, root, subfolder)
+    only_fp16 = folder.is_dir() and not any(
+        ".fp16." not in p.name for p in folder.glob("*.safetensors")
+    )
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{folder} holds no .safetensors: pickled checkpoints are refused, convert it with "
+            "`save_pretrained(..., safe_serialization=True)`"
+        )
+    options = {"use_safetensors": True, "variant": "fp16" if only_fp16 else None}
+    key = "dtype" if cls is CLIPVisionModelWithProjection else "torch_dtype"
+    model = _try(cls, root, subfolder, **{**options, key: torch.float32})
+    return model.eval().requires_grad_(False)
+
+
+def _try(cls: Any, root: str, subfolder: str, **options: Any) -> Any:
+    try:
+        return cls.from_pretrained(root, subfolder=subfolder, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else repr(error)
+        raise UserError(
+            f"cannot load {subfolder} of {root} ({reason}): check the folder, or the network and "
+            "the Hub id"
+        ) from error
+
+
+def _check_fit(pipeline: ReferencePipeline) -> None:
+    latent, unet = pipeline.vae.config.latent_channels, pipeline.unet.config
+    if (unet.in_channels, unet.out_channels) != (2 * latent, latent):
+        raise UserError(
+            f"the UNet has {unet.in_channels} channels in and {unet.out_channels} out, but a VAE "
+            f"with {latent} latent channels needs {2 * latent} and {latent}: take both from one model"
+        )
+    width, cross = pipeline.image_encoder.config.projection_dim, unet.cross_attention_dim
+    if cross != width:
+        raise UserError(
+            f"the image encoder makes {width} features, the UNet attends to {cross}: take both "
+            "from one model"
+        )

@@ -1,0 +1,95 @@
+"""Procedural scenes: determinism, ranges, depth layout, the split of photos and seeds."""
+
+import numpy as np
+import pytest
+import torch
+
+from pocketfocus.optics import NEAREST_DIOPTRES
+from pocketfocus.scenes import (
+    HELD_OUT_PHOTOS,
+    PHOTO_FILES,
+    SENSOR_NOISE,
+    TRAIN_PHOTOS,
+    bundled_photos,
+    held_out_photos,
+    make_scene,
+    render_scene,
+    train_photos,
+)
+
+SIZE = (48, 64)
+SEEDS = range(40)
+
+
+def test_the_same_seed_is_the_same_scene_and_another_is_not() -> None:
+    first, again, other = (render_scene(seed, SIZE) for seed in (7, 7, 8))
+    assert torch.equal(first, again)
+    assert float((first - other).abs().mean()) > 0.05
+
+
+def test_stacks_are_nine_frames_within_range_that_differ() -> None:
+    for seed in range(4):
+        stack = render_scene(seed, SIZE)
+        assert stack.shape == (9, 3, *SIZE)
+        assert stack.dtype == torch.float32
+        assert float(stack.min()) >= -1
+        assert float(stack.max()) <= 1
+        assert float((stack[0] - stack[8]).abs().mean()) > 0.005
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_layers_are_physical(seed: int) -> None:
+    layers = make_scene(seed, SIZE)
+    assert float(layers[0].alpha.min()) == 1
+    for layer in layers:
+        assert bool(torch.isfinite(layer.rgb).all())
+        assert float(layer.rgb.min()) >= 0
+        assert 0 <= float(layer.alpha.min()) <= float(layer.alpha.max()) <= 1
+        assert float(layer.dioptres.min()) >= 0
+        assert float(layer.dioptres.max()) <= NEAREST_DIOPTRES
+
+
+def test_most_scenes_have_something_near_and_something_far() -> None:
+    near_and_far = shallow = 0
+    for seed in SEEDS:
+        layers = make_scene(seed, (32, 32))
+        seen = [layer.dioptres[layer.alpha > 0.5] for layer in layers]
+        depths = torch.cat(seen)
+        near_and_far += int(float(depths.max()) >= 8 and float(depths.min()) <= 4)
+        shallow += int(float(depths.max() - depths.min()) < 5)
+    assert near_and_far >= len(SEEDS) / 2
+    assert shallow >= 1
+
+
+def test_sensor_noise_is_small_and_independent_between_frames(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    noisy = render_scene(3, SIZE)
+    monkeypatch.setattr("pocketfocus.scenes.SENSOR_NOISE", 0.0)
+    clean = render_scene(3, SIZE)
+    grain = (noisy - clean)[:, :, :, :]
+    middle = (clean.abs() < 0.9).all(0)
+    samples = grain[:, middle].numpy()
+    assert samples.std() == pytest.approx(2 * SENSOR_NOISE, rel=0.1)
+    assert abs(np.corrcoef(samples)[0, 1]) < 0.1
+
+
+def test_photos_change_a_scene() -> None:
+    white = np.full((80, 80, 3), 255, np.uint8)
+    assert any(
+        not torch.equal(render_scene(seed, SIZE), render_scene(seed, SIZE, [white]))
+        for seed in range(3)
+    )
+
+
+def test_bundled_photos_are_colour_and_split_without_overlap() -> None:
+    photos = bundled_photos()
+    assert set(photos) == set(PHOTO_FILES) == set(TRAIN_PHOTOS) | set(HELD_OUT_PHOTOS)
+    assert not set(TRAIN_PHOTOS) & set(HELD_OUT_PHOTOS)
+    for photo in photos.values():
+        assert photo.dtype == np.uint8
+        assert photo.shape[2] == 3
+        assert min(photo.shape[:2]) >= 256
+        assert np.ptp(photo.astype(int), axis=2).mean() > 5
+    assert len(train_photos()) == len(TRAIN_PHOTOS)
+    assert len(held_out_photos()) == len(HELD_OUT_PHOTOS)
