@@ -15,7 +15,7 @@ import torch
 from pocketfocus.distill.autoencoder import (
     autoencoder_batch,
     autoencoder_losses,
-    quiet_posterior,
+    initialise,
     random_crops,
     scaling_factor,
 )
@@ -63,7 +63,7 @@ def _train_autoencoder(
     batch: int,
     seed: int,
 ) -> int:
-    quiet_posterior(pipeline.vae)
+    initialise(pipeline.vae)
     trainer = Trainer(pipeline.vae, schedule, out / "autoencoder", seed)
     if trainer.resume():
         console.print(f"autoencoder: resumed at step {trainer.step}")

@@ -1,0 +1,92 @@
+"""Training the reference at its smallest size, and the autoencoder's start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pocketfocus.distill.autoencoder import initialise, random_crops, scaling_factor
+from pocketfocus.distill.denoiser import crop_batch
+from pocketfocus.distill.loop import Schedule
+from pocketfocus.distill.presets import SMALLEST, build_reference
+from pocketfocus.distill.reference import train_reference
+from pocketfocus.errors import UserError
+from pocketfocus.reference import load_reference
+
+
+@pytest.fixture(scope="module")
+def stacks() -> np.ndarray:
+    """Smooth colour ramps that differ by stack and frame: uint8 [3, 9, 3, 64, 64]."""
+    y, x = np.mgrid[0:64, 0:64] / 64
+    phase = np.arange(81).reshape(3, 9, 3, 1, 1) / 20
+    return ((np.sin(3 * (x + y) + phase) + 1) * 127).astype(np.uint8)
+
+
+def test_trains_saves_and_loads(stacks: np.ndarray, tmp_path: Path) -> None:
+    schedule = Schedule(steps=3, log_every=1)
+    made = train_reference(stacks, tmp_path, schedule, schedule, SMALLEST, (32, 64), (2, 1))
+    loaded = load_reference(str(tmp_path))
+    scale = made.vae.config.scaling_factor
+    assert loaded.vae.config.scaling_factor == pytest.approx(scale)
+    photo = torch.from_numpy(stacks[:1, 4].copy()).float() / 127.5 - 1
+    assert loaded(photo, 4, steps=2).shape == (9, 3, 64, 64)
+    for phase in ("autoencoder", "denoiser"):
+        rows = (tmp_path / phase / "train.jsonl").read_text().splitlines()
+        assert [json.loads(r)["step"] for r in rows] == [1, 2, 3]
+
+
+def test_a_second_run_resumes_both_phases(stacks: np.ndarray, tmp_path: Path) -> None:
+    for steps in (2, 4):
+        schedule = Schedule(steps=steps, log_every=1)
+        train_reference(stacks, tmp_path, schedule, schedule, SMALLEST, (32, 64), (2, 1))
+    rows = (tmp_path / "denoiser" / "train.jsonl").read_text().splitlines()
+    assert [json.loads(r)["step"] for r in rows] == [1, 2, 3, 4]
+
+
+def test_small_stacks_are_refused(stacks: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="crops need 128"):
+        train_reference(stacks, tmp_path, Schedule(steps=1), Schedule(steps=1))
+
+
+def test_initialised_autoencoder_keeps_brightness() -> None:
+    """The mean colour of a photo reaches the latents undiminished, unlike torch's default."""
+
+    def response(start: bool) -> float:
+        torch.manual_seed(0)
+        vae = build_reference(SMALLEST).vae.eval()
+        if start:
+            initialise(vae)
+        flat = torch.tensor([-0.8, 0.8]).reshape(2, 1, 1, 1).expand(2, 3, 64, 64)
+        with torch.no_grad():
+            features = vae.encoder.conv_in(flat)
+            for block in vae.encoder.down_blocks:
+                features = block(features)
+        return float((features[0] - features[1]).std())
+
+    assert response(True) > 2 * response(False)
+
+
+def test_scaling_factor_gives_unit_latents(stacks: np.ndarray) -> None:
+    torch.manual_seed(0)
+    vae = build_reference(SMALLEST).vae.eval()
+    frames = torch.from_numpy(stacks[:, 0].copy()).float() / 127.5 - 1
+    with torch.no_grad():
+        latents = vae.encode(frames).latent_dist.mode() * scaling_factor(vae, frames)
+    assert latents.std().item() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_crops_of_frames_and_latents_match(stacks: np.ndarray) -> None:
+    """Latents that are the frames' own 8x8 means must crop to the crops' means."""
+    means = stacks.reshape(3, 9, 3, 8, 8, 8, 8).mean((4, 6)).astype(np.float16)
+    frames, latents = crop_batch(stacks, means, 2, 32, torch.Generator().manual_seed(1))
+    pooled = torch.nn.functional.avg_pool2d(frames.flatten(0, 1), 8).reshape(latents.shape)
+    torch.testing.assert_close((pooled + 1) * 127.5, latents, rtol=1e-2, atol=0.2)
+
+
+def test_random_crops_are_seeded(stacks: np.ndarray) -> None:
+    one, two = (random_crops(stacks, 3, 32, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(one, two) and one.shape == (3, 9, 3, 32, 32)
