@@ -41,7 +41,8 @@ def initialise(vae: AutoencoderKLTemporalDecoder) -> None:
     """Start as a variance-preserving linear network with a narrow posterior.
 
     torch's default gain shrinks the un-normalised main path with every convolution, and brightness
-    and colour with it: 16.8 dB instead of 18.5 dB after 150 steps here. Residual branches start at zero (Fixup, arXiv 1901.09321).
+    and colour with it: 16.8 dB instead of 18.5 dB after 150 steps here. Residual branches start at
+    zero (Fixup, arXiv 1901.09321).
     """
     for module in vae.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):

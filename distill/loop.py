@@ -90,8 +90,8 @@ class Trainer:
         loss = terms["loss"]
         if not torch.isfinite(loss):
             raise UserError(
-                f"the loss is {loss.item()} at step {self.step}: lower the learning rate and resume "
-                f"from the last checkpoint in {self.folder}"
+                f"the loss is {loss.item()} at step {self.step}: lower the learning rate and "
+                f"resume from the last checkpoint in {self.folder}"
             )
         rate = self.learning_rate()
         for group in self.optimizer.param_groups:

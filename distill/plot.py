@@ -11,7 +11,7 @@ import numpy as np
 from pocketfocus.files import write_atomic
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 
 def loss_plot(log: Path, picture: Path) -> None:

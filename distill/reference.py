@@ -6,11 +6,13 @@ Each phase writes a checkpoint and is resumed from it; `out` is loadable by `loa
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pocketfocus.distill.autoencoder import (
     autoencoder_batch,
@@ -28,28 +30,46 @@ from pocketfocus.progress import console
 from pocketfocus.reference import ReferencePipeline
 
 
+@dataclass(frozen=True)
+class Crops:
+    """`batch` crops of `size` pixels, until this share of the budget is spent."""
+
+    until: float
+    batch: int
+    size: int
+
+
+# Brightness and colour are learned fastest from many small crops, detail from larger ones.
+AUTOENCODER_CROPS = (Crops(0.3, 32, 32), Crops(0.8, 8, 64), Crops(1.0, 8, 96))
+
+
 def train_reference(
     stacks: np.ndarray,
     out: Path,
     autoencoder: Schedule,
     denoiser: Schedule,
     preset: ReferencePreset = DEFAULT,
-    crop: tuple[int, int] = (64, 128),
-    batch: tuple[int, int] = (8, 2),
+    crops: Sequence[Crops] = AUTOENCODER_CROPS,
+    crop: int = 128,
+    batch: int = 2,
     seed: int = 0,
 ) -> ReferencePipeline:
     """Train on true focal stacks, uint8 [N,9,3,H,W], and write the reference to `out`.
 
-    `crop` and `batch` are those of the autoencoder's and the denoiser's training. Interrupted
-    phases continue from `out`/autoencoder and `out`/denoiser.
+    `crops` are the autoencoder's, in turn; `crop` and `batch` are the denoiser's. Interrupted
+    phases continue from `out`/autoencoder and `out`/denoiser. Raises UserError for stacks smaller
+    than a crop.
     """
-    if min(stacks.shape[-2:]) < max(crop):
-        raise UserError(f"stacks are {stacks.shape[-2:]} pixels, crops need {max(crop)}: render larger")
+    largest = max(crop, *(part.size for part in crops))
+    if min(stacks.shape[-2:]) < largest:
+        raise UserError(
+            f"stacks are {stacks.shape[-2:]} pixels, crops need {largest}: render larger"
+        )
     torch.manual_seed(seed)
     pipeline = build_reference(preset)
-    first = _train_autoencoder(pipeline, stacks, out, autoencoder, crop[0], batch[0], seed)
+    first = _train_autoencoder(pipeline, stacks, out, autoencoder, crops, seed)
     latents = _latents(pipeline, stacks, out / "denoiser", first)
-    _train_denoiser(pipeline, stacks, latents, out, denoiser, crop[1], batch[1], seed)
+    _train_denoiser(pipeline, stacks, latents, out, denoiser, crop, batch, seed)
     save_reference(pipeline, out, {"preset": asdict(preset), "seed": seed, "scenes": len(stacks)})
     return pipeline
 
@@ -59,8 +79,7 @@ def _train_autoencoder(
     stacks: np.ndarray,
     out: Path,
     schedule: Schedule,
-    crop: int,
-    batch: int,
+    crops: Sequence[Crops],
     seed: int,
 ) -> int:
     initialise(pipeline.vae)
@@ -68,14 +87,17 @@ def _train_autoencoder(
     if trainer.resume():
         console.print(f"autoencoder: resumed at step {trainer.step}")
     pipeline.vae.train()
-    trainer.run(
-        lambda g: autoencoder_losses(pipeline.vae, *autoencoder_batch(stacks, batch, crop, g), g),
-        "autoencoder",
-    )
+
+    def losses(generator: torch.Generator) -> dict[str, Tensor]:
+        part = next((c for c in crops if trainer.progress < c.until), crops[-1])
+        batch, together = autoencoder_batch(stacks, part.batch, part.size, generator)
+        return autoencoder_losses(pipeline.vae, batch, together, generator)
+
+    trainer.run(losses, "autoencoder")
     trainer.save()
     trainer.load_average()
     pipeline.vae.eval().requires_grad_(False)
-    sample = random_crops(stacks, 8, max(crop, 64), torch.Generator().manual_seed(seed))
+    sample = random_crops(stacks, 8, crops[-1].size, torch.Generator().manual_seed(seed))
     pipeline.vae.register_to_config(
         scaling_factor=scaling_factor(pipeline.vae, sample.flatten(0, 1))
     )
@@ -118,7 +140,7 @@ def _train_denoiser(
 
 
 def save_reference(pipeline: ReferencePipeline, out: Path, facts: dict[str, object]) -> None:
-    """Write unet/, vae/, image_encoder/ (fp16 safetensors) and scheduler/ in the diffusers layout."""
+    """Write unet/, vae/, image_encoder/ (fp16 safetensors) and scheduler/, as diffusers does."""
     for name in ("unet", "vae", "image_encoder"):
         module = getattr(pipeline, name)
         with write_atomic(out / name) as scratch:

@@ -113,7 +113,9 @@ def _train(
     samples = [load_target(path) for path in files]
     held_out = max(1, int(HELD_OUT_SHARE * len(samples)))
     if stacks is None:
-        stacks = cache_stacks(out / "targets" / "true", range(TRUE_SCENES), (256, 256), train_photos()).pixels
+        stacks = cache_stacks(
+            out / "targets" / "true", range(TRUE_SCENES), (256, 256), train_photos()
+        ).pixels
 
     before = score(student, samples[:held_out])
     trainer = _trainer(student, out, settings)

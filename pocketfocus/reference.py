@@ -245,7 +245,8 @@ def _check_fit(pipeline: ReferencePipeline) -> None:
     if (unet.in_channels, unet.out_channels) != (2 * latent, latent):
         raise UserError(
             f"the UNet has {unet.in_channels} channels in and {unet.out_channels} out, but a VAE "
-            f"with {latent} latent channels needs {2 * latent} and {latent}: take both from one model"
+            f"with {latent} latent channels needs {2 * latent} and {latent}: take both from one "
+            "model"
         )
     width, cross = pipeline.image_encoder.config.projection_dim, unet.cross_attention_dim
     if cross != width:

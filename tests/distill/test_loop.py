@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -27,24 +28,26 @@ def losses_of(net: nn.Module):  # type: ignore[no-untyped-def]
 
 
 def train(folder: Path, stops: tuple[int, ...], total: int) -> Trainer:
-    """Train in several processes' worth of sittings, each resumed from the last."""
-    for stop in stops:
-        net = model()
-        schedule = Schedule(steps=total, learning_rate=1e-2, warmup_steps=3, log_every=1)
-        trainer = Trainer(net, schedule, folder, seed=7)
-        trainer.resume()
-        inner = losses_of(net)
+    """Train in several sittings, each killed at its stop and resumed by the next."""
+    return [sitting(folder, stop, total) for stop in stops][-1]
 
-        def losses(generator: torch.Generator) -> dict[str, Tensor]:
-            if trainer.step == stop and stop < total:
-                raise KeyboardInterrupt
-            return inner(generator)
 
-        try:
-            trainer.run(losses, "test")
-        except KeyboardInterrupt:
-            pass
-        trainer.save()
+def sitting(folder: Path, stop: int, total: int) -> Trainer:
+    """Resume what is there and train up to step `stop` of `total`."""
+    net = model()
+    schedule = Schedule(steps=total, learning_rate=1e-2, warmup_steps=3, log_every=1)
+    trainer = Trainer(net, schedule, folder, seed=7)
+    trainer.resume()
+    inner = losses_of(net)
+
+    def losses(generator: torch.Generator) -> dict[str, Tensor]:
+        if trainer.step == stop and stop < total:
+            raise KeyboardInterrupt
+        return inner(generator)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        trainer.run(losses, "test")
+    trainer.save()
     return trainer
 
 

@@ -13,9 +13,11 @@ from pocketfocus.distill.autoencoder import initialise, random_crops, scaling_fa
 from pocketfocus.distill.denoiser import crop_batch
 from pocketfocus.distill.loop import Schedule
 from pocketfocus.distill.presets import SMALLEST, build_reference
-from pocketfocus.distill.reference import train_reference
+from pocketfocus.distill.reference import Crops, train_reference
 from pocketfocus.errors import UserError
 from pocketfocus.reference import load_reference
+
+CROPS = (Crops(0.5, 3, 16), Crops(1.0, 2, 32))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def stacks() -> np.ndarray:
 
 def test_trains_saves_and_loads(stacks: np.ndarray, tmp_path: Path) -> None:
     schedule = Schedule(steps=3, log_every=1)
-    made = train_reference(stacks, tmp_path, schedule, schedule, SMALLEST, (32, 64), (2, 1))
+    made = train_reference(stacks, tmp_path, schedule, schedule, SMALLEST, CROPS, 64, 1)
     loaded = load_reference(str(tmp_path))
     scale = made.vae.config.scaling_factor
     assert loaded.vae.config.scaling_factor == pytest.approx(scale)
@@ -42,7 +44,7 @@ def test_trains_saves_and_loads(stacks: np.ndarray, tmp_path: Path) -> None:
 def test_a_second_run_resumes_both_phases(stacks: np.ndarray, tmp_path: Path) -> None:
     for steps in (2, 4):
         schedule = Schedule(steps=steps, log_every=1)
-        train_reference(stacks, tmp_path, schedule, schedule, SMALLEST, (32, 64), (2, 1))
+        train_reference(stacks, tmp_path, schedule, schedule, SMALLEST, CROPS, 64, 1)
     rows = (tmp_path / "denoiser" / "train.jsonl").read_text().splitlines()
     assert [json.loads(r)["step"] for r in rows] == [1, 2, 3, 4]
 

@@ -1,0 +1,181 @@
+"""The distill stage at a small size: targets, losses, and a student never worse than its start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pocketfocus.distill import stage
+from pocketfocus.distill.methods import get_method
+from pocketfocus.distill.presets import SMALLEST, build_reference
+from pocketfocus.distill.reference import save_reference
+from pocketfocus.distill.regression import regression_losses
+from pocketfocus.distill.stage import Distillation, distill_run
+from pocketfocus.distill.targets import (
+    load_target,
+    random_photo_crop,
+    sample_batch,
+    save_target,
+    teacher_targets,
+    true_batch,
+)
+from pocketfocus.errors import UserError
+from pocketfocus.files import sha256
+from pocketfocus.reference import ReferencePipeline, load_reference
+from pocketfocus.scenes import held_out_photos
+from pocketfocus.student import RefocusStudent, load_student
+
+
+@pytest.fixture(scope="module")
+def reference_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("reference")
+    save_reference(build_reference(SMALLEST), folder, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(reference_folder: Path) -> ReferencePipeline:
+    return load_reference(str(reference_folder))
+
+
+@pytest.fixture(scope="module")
+def stacks() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (2, 9, 3, 64, 64), np.uint8)
+
+
+def settings(**changes: object) -> Distillation:
+    options = {"minutes": 0.1, "crop": 64, "batch": 2, "max_targets": 3, "steps": 1, **changes}
+    return Distillation(**options)  # type: ignore[arg-type]
+
+
+def test_targets_are_the_references_own_stacks_and_resume(
+    reference: ReferencePipeline, tmp_path: Path
+) -> None:
+    arguments = (reference, held_out_photos(), tmp_path)
+    first = teacher_targets(*arguments, count=2, minutes=9, size=64, steps=1)
+    before = [sha256(path) for path in first]
+    files = teacher_targets(*arguments, count=3, minutes=9, size=64, steps=1)
+    assert [sha256(path) for path in files[:2]] == before and len(files) == 3
+    sample = load_target(files[2])
+    assert sample.position == 2
+    expected = reference(sample.photo, 2, steps=1, seed=2)
+    assert (sample.stack - expected).abs().max() < 0.05  # the photo was stored in 8 bits
+
+
+def test_no_minutes_still_make_one_target(reference: ReferencePipeline, tmp_path: Path) -> None:
+    made = teacher_targets(reference, held_out_photos(), tmp_path, 9, minutes=0, size=64, steps=1)
+    assert len(made) == 1
+
+
+def test_a_saved_target_comes_back(tmp_path: Path) -> None:
+    photo, stack = torch.rand(1, 3, 8, 8) * 2 - 1, torch.rand(9, 3, 8, 8) * 2 - 1
+    save_target(tmp_path / "t.safetensors", photo, 5, stack)
+    back = load_target(tmp_path / "t.safetensors")
+    assert back.position == 5
+    torch.testing.assert_close(back.photo, photo, atol=1 / 255, rtol=0)
+    torch.testing.assert_close(back.stack, stack, atol=1 / 255, rtol=0)
+
+
+def test_true_batch_takes_the_photo_from_its_position(stacks: np.ndarray) -> None:
+    photos, positions, frames = true_batch(stacks, 4, 32, torch.Generator().manual_seed(0))
+    for photo, position, stack in zip(photos, positions, frames, strict=True):
+        assert torch.equal(photo, stack[position])
+
+
+def test_flips_keep_photo_and_stack_together(tmp_path: Path) -> None:
+    stack = torch.rand(9, 3, 8, 8) * 2 - 1
+    save_target(tmp_path / "t.safetensors", stack[3:4], 3, stack)
+    sample = load_target(tmp_path / "t.safetensors")
+    photos, positions, stacks = sample_batch([sample], 8, torch.Generator().manual_seed(0))
+    for photo, position, made in zip(photos, positions, stacks, strict=True):
+        assert torch.equal(photo, made[position])
+
+
+def test_regression_is_zero_only_for_the_stack_itself() -> None:
+    student = RefocusStudent(channels=(8, 8), blocks=(1, 1), size=32)
+    photo = torch.rand(2, 3, 32, 32) * 1.8 - 0.9
+    copies = photo[:, None].expand(2, 9, 3, 32, 32)
+    positions = torch.tensor([0, 8])
+    same = regression_losses(student, photo, positions, copies)  # untrained: copies its photo
+    other = regression_losses(student, photo, positions, copies.roll(1, -1))
+    assert same["loss"] < 0.02 < other["loss"]
+
+
+def test_small_photos_are_refused() -> None:
+    with pytest.raises(UserError, match="40x30"):
+        random_photo_crop([np.zeros((30, 40, 3), np.uint8)], 64, torch.Generator())
+
+
+def test_distils_and_writes_everything(
+    reference_folder: Path, small_student: Path, stacks: np.ndarray, tmp_path: Path
+) -> None:
+    summary = distill_run(
+        tmp_path, str(reference_folder), small_student, stacks=stacks, settings=settings()
+    )
+    student = load_student(tmp_path / "student")
+    assert student.config.size == 64
+    assert summary["targets"] == 2 and summary["held_out"] == 1 and summary["steps"] > 0
+    assert summary["kept"] == ("trained" if summary["after_db"] >= summary["before_db"] else "start")
+    rows = [json.loads(r) for r in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert len(rows) == summary["steps"] and all(np.isfinite(r["loss"]) for r in rows)
+    assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_worse_result_is_not_kept(
+    reference_folder: Path,
+    small_student: Path,
+    stacks: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scores = iter([30.0, 20.0])
+    monkeypatch.setattr(stage, "score", lambda *_: next(scores))
+    summary = distill_run(
+        tmp_path, str(reference_folder), small_student, stacks=stacks, settings=settings()
+    )
+    assert summary["kept"] == "start"
+    start, kept = (load_student(f).state_dict() for f in (small_student, tmp_path / "student"))
+    assert all(torch.equal(start[name], kept[name]) for name in start)
+
+
+def test_zero_minutes_copy_the_start(small_student: Path, tmp_path: Path) -> None:
+    distill_run(tmp_path, start=small_student, settings=settings(minutes=0))
+    assert sha256(tmp_path / "student") == sha256(small_student)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda f: (f / "config.json").unlink(), "no config.json"),
+        (lambda f: (f / "config.json").write_text("{"), "cannot be read"),
+        (lambda f: (f / "config.json").write_text('{"_class_name": "UNet"}'), "holds a UNet"),
+        (lambda f: [p.rename(p.with_suffix(".bin")) for p in f.glob("*.safetensors")], "pickled"),
+        (
+            lambda f: (f / "config.json").write_text(
+                (f / "config.json").read_text().replace('"expansion": 2', '"expansion": 3')
+            ),
+            "do not fit",
+        ),
+    ],
+)
+def test_a_broken_student_is_refused_before_anything_is_written(
+    small_student: Path, tmp_path: Path, change: object, said: str
+) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(small_student, broken)
+    change(broken)  # type: ignore[operator]
+    with pytest.raises(UserError, match=said):
+        distill_run(tmp_path / "out", start=broken, settings=settings(minutes=0))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_method_names_the_known() -> None:
+    with pytest.raises(UserError, match="regression"):
+        get_method("magic")
