@@ -18,6 +18,7 @@ from pocketfocus.errors import UserError
 from pocketfocus.reference import load_reference
 
 CROPS = (Crops(0.5, 3, 16), Crops(1.0, 2, 32))
+WHOLE = (Crops(1.0, 1, 64),)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def stacks() -> np.ndarray:
 
 def test_trains_saves_and_loads(stacks: np.ndarray, tmp_path: Path) -> None:
     schedule = Schedule(steps=3, log_every=1)
-    made = train_reference(stacks, tmp_path, schedule, schedule, SMALLEST, CROPS, 64, 1)
+    made = train_reference(stacks, tmp_path, schedule, schedule, SMALLEST, CROPS, WHOLE)
     loaded = load_reference(str(tmp_path))
     scale = made.vae.config.scaling_factor
     assert loaded.vae.config.scaling_factor == pytest.approx(scale)
@@ -44,7 +45,7 @@ def test_trains_saves_and_loads(stacks: np.ndarray, tmp_path: Path) -> None:
 def test_a_second_run_resumes_both_phases(stacks: np.ndarray, tmp_path: Path) -> None:
     for steps in (2, 4):
         schedule = Schedule(steps=steps, log_every=1)
-        train_reference(stacks, tmp_path, schedule, schedule, SMALLEST, CROPS, 64, 1)
+        train_reference(stacks, tmp_path, schedule, schedule, SMALLEST, CROPS, WHOLE)
     rows = (tmp_path / "denoiser" / "train.jsonl").read_text().splitlines()
     assert [json.loads(r)["step"] for r in rows] == [1, 2, 3, 4]
 

@@ -120,7 +120,9 @@ def test_distils_and_writes_everything(
     student = load_student(tmp_path / "student")
     assert student.config.size == 64
     assert summary["targets"] == 2 and summary["held_out"] == 1 and summary["steps"] > 0
-    assert summary["kept"] == ("trained" if summary["after_db"] >= summary["before_db"] else "start")
+    assert summary["kept"] == (
+        "trained" if summary["after_db"] >= summary["before_db"] else "start"
+    )
     rows = [json.loads(r) for r in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert len(rows) == summary["steps"] and all(np.isfinite(r["loss"]) for r in rows)
     assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"

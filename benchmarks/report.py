@@ -1,0 +1,198 @@
+"""The report of a run: one self-contained HTML page of tables, plots and stacks side by side.
+
+Everything on it is read from the run's own files; nothing is measured here.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+import pocketfocus
+from pocketfocus.benchmarks.charts import data_uri, latency_chart, size_chart
+from pocketfocus.benchmarks.evaluate import plot_grids
+from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, ratios
+from pocketfocus.benchmarks.verify import SHOWN, STACKS_FILE, VERIFY_FILE
+from pocketfocus.files import Row, read_rows, write_atomic
+from pocketfocus.manifest import Manifest, load_manifest
+from pocketfocus.optics import FRAMES, dioptres
+
+REPORT_FILE = "report.html"
+EVALUATE_FILE = "evaluate.json"
+TEMPLATE = Path(__file__).parent / "templates" / "report.html"
+JPEG_QUALITY = 90
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One model's focal stack on the page: nine pictures as data URIs, near to far."""
+
+    name: str
+    frames: tuple[str, ...]
+
+
+def write_report(folder: Path) -> Path:
+    """Write `folder`/report.html from the run's files and return its path.
+
+    manifest.json, verify.json and bench.json must be there (UserError otherwise); the stacks, the
+    evaluation and the training log are shown where they exist.
+    """
+    html = render(folder)
+    path = folder / REPORT_FILE
+    with write_atomic(path) as scratch:
+        scratch.write_text(html, encoding="utf-8")
+    return path
+
+
+def render(folder: Path) -> str:
+    """The page as one string."""
+    manifest = load_manifest(folder)
+    verify, bench = read_rows(folder / VERIFY_FILE), read_rows(folder / BENCH_FILE)
+    evaluation = folder / EVALUATE_FILE
+    scores = read_rows(evaluation) if evaluation.exists() else []
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["number"] = number
+    environment.filters["mib"] = lambda value: number(value / 2**20, 2) if value else "–"
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        version=pocketfocus.__version__,
+        manifest=manifest,
+        gates=verify,
+        counts={s: sum(r["status"] == s for r in verify) for s in ("pass", "fail", "not-run")},
+        headline=headline(bench, verify),
+        latency=latency_rows(bench),
+        fp32_bytes={r["target"]: r["bytes"] for r in bench if r["precision"] == "fp32"},
+        means=[r for r in scores if "mean_psnr_db" in r],
+        strips=strips(folder),
+        photo=photo_uri(folder),
+        shown_position=SHOWN[1],
+        positions=[f"{p} · {distance(p)}" for p in range(FRAMES)],
+        latency_chart=data_uri(latency_chart(bench)),
+        size_chart=data_uri(size_chart(manifest)),
+        grids=grids_uri(scores),
+        loss=file_uri(folder / "loss.png"),
+        distillation=distillation(folder),
+        coverage=coverage(manifest),
+    )
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A figure for a table: fixed digits, thousands apart, a dash for none."""
+    return "–" if value is None else f"{value:,.{digits}f}".replace(",", "\u202f")
+
+
+def distance(position: int) -> str:
+    """Where a focal position is sharp, in words: 5 cm … infinity."""
+    power = dioptres(position)
+    return "infinity" if power == 0 else f"{100 / power:.0f} cm"
+
+
+def headline(bench: Sequence[Row], verify: Sequence[Row]) -> list[tuple[str, str]]:
+    """The three figures a reader wants first, as (figure, what it is)."""
+    passed = {(r["artifact"], r["device"]) for r in verify if r["status"] == "pass"}
+    timed = [
+        r for r in ratios(bench) if (r.artifact, r.device) in passed and r.artifact != "student"
+    ]
+    if not timed:
+        return []
+    fastest = max(timed, key=lambda r: r.to_student or 0.0)
+    row = next(r for r in bench if r["artifact"] == fastest.artifact)
+    facts = [
+        (f"{row['p50_ms']:.1f} ms", f"a stack with {fastest.artifact}, p50 on {row['device']}")
+    ]
+    if fastest.to_reference:
+        facts.append((f"{fastest.to_reference:,.0f}×", "faster than the reference pipeline"))
+    if fastest.to_student:
+        facts.append((f"{fastest.to_student:.1f}×", "faster than the eager fp32 student"))
+    return facts
+
+
+def latency_rows(bench: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows of bench.json with their two speed-ups."""
+    by_artifact = {(r.artifact, r.device): r for r in ratios(bench)}
+    return [
+        {
+            **row,
+            "to_reference": getattr(ratio, "to_reference", None),
+            "to_student": getattr(ratio, "to_student", None),
+        }
+        for row in bench
+        for ratio in [by_artifact.get((row["artifact"], row["device"]))]
+    ]
+
+
+def strips(folder: Path) -> list[Strip]:
+    """The stacks kept by verify and bench: reference, student, every executed file."""
+    made: list[Strip] = []
+    for file in (REFERENCE_STACK_FILE, STACKS_FILE):
+        if (folder / file).exists():
+            with np.load(folder / file) as stacks:
+                made += [
+                    Strip(name, tuple(picture_uri(frame) for frame in stacks[name]))
+                    for name in stacks.files
+                    if stacks[name].ndim == 4
+                ]
+    return made
+
+
+def photo_uri(folder: Path) -> str | None:
+    """The photo that the shown stacks were made of."""
+    if not (folder / STACKS_FILE).exists():
+        return None
+    with np.load(folder / STACKS_FILE) as stacks:
+        return picture_uri(stacks["photo"])
+
+
+def picture_uri(pixels: Pixels) -> str:
+    """A uint8 picture [H,W,3] as a JPEG data URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def file_uri(path: Path) -> str | None:
+    """A PNG file as a data URI, None when there is none."""
+    return data_uri(path.read_bytes()) if path.exists() else None
+
+
+def grids_uri(scores: Sequence[Row]) -> str | None:
+    """The 9x9 grids of the evaluation as a picture."""
+    if not scores:
+        return None
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "grids.png"
+        plot_grids(list(scores), path)
+        return data_uri(path.read_bytes())
+
+
+def distillation(folder: Path) -> dict[str, Any]:
+    """What the distill stage said of itself, empty when it did not run here."""
+    path = folder / "distill.json"
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return facts
+
+
+def coverage(manifest: Manifest) -> list[dict[str, Any]]:
+    """Per artifact: what was asked, what the backend took, how much is delegated."""
+    return [
+        {
+            "name": a.name,
+            "status": a.status,
+            "why": a.why,
+            "taken": a.taken,
+            "delegation": a.delegation,
+        }
+        for a in manifest.artifacts
+    ]

@@ -1,0 +1,85 @@
+"""The README's tables, from a run's own files: `python -m pocketfocus.benchmarks.tables DIR`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pocketfocus.benchmarks.latency import BENCH_FILE, ratios
+from pocketfocus.benchmarks.verify import VERIFY_FILE
+from pocketfocus.errors import UserError
+from pocketfocus.files import Row, read_rows
+
+EVALUATE_FILE = "evaluate.json"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, first column to the left, figures to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def figure(value: float | None, digits: int = 1) -> str:
+    """A number with fixed digits, or a dash."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def files_table(bench: Sequence[Row], verify: Sequence[Row]) -> str:
+    """Size, latency, speed-ups and parity, one line an artifact."""
+    faster = {r.artifact: r for r in ratios(bench)}
+    gates = {r["artifact"]: r for r in verify}
+
+    def line(row: Row) -> list[str]:
+        name, ratio = row["artifact"], faster.get(row["artifact"])
+        gate = gates.get(name) if name != "student" else None
+        mib = None if row["bytes"] is None else row["bytes"] / 2**20
+        return [
+            f"`{name}`",
+            figure(mib, 2),
+            figure(row["p50_ms"]),
+            figure(row["p99_ms"]),
+            figure(row["peak_rss_mib"], 0),
+            figure(ratio and ratio.to_reference, 0),
+            figure(ratio and ratio.to_student, 2),
+            "–" if gate is None else f"{figure(gate['psnr_db'])} {gate['status']}",
+        ]
+
+    header = ["file", "MiB", "p50 ms", "p99 ms", "peak MiB", "× reference", "× student"]
+    return markdown([*header, "parity, dB"], map(line, bench))
+
+
+def quality_table(rows: Sequence[Row]) -> str:
+    """Means against true stacks, one line a model, PSNR by distance d beside them."""
+    means = [row for row in rows if "mean_psnr_db" in row]
+    distances = sorted({d for row in means for d in row["psnr_db_by_distance"]}, key=int)
+    header = ["model", "stacks", "PSNR", "SSIM", "PSNR d>0", *[f"d={d}" for d in distances]]
+    lines = [
+        [
+            row["model"],
+            row["stacks"],
+            figure(row["mean_psnr_db"], 2),
+            figure(row["mean_ssim"], 3),
+            figure(row["mean_psnr_db_off_diagonal"], 2),
+            *[figure(row["psnr_db_by_distance"].get(d)) for d in distances],
+        ]
+        for row in means
+    ]
+    return markdown(header, lines)
+
+
+def main(folder: Path) -> None:
+    """Print every table that the folder's files hold."""
+    if (folder / BENCH_FILE).exists():
+        print(files_table(read_rows(folder / BENCH_FILE), read_rows(folder / VERIFY_FILE)))
+    if (folder / EVALUATE_FILE).exists():
+        print("\n" + quality_table(read_rows(folder / EVALUATE_FILE)))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m pocketfocus.benchmarks.tables DIR")
+    try:
+        main(Path(sys.argv[1]))
+    except UserError as error:
+        sys.exit(f"tables: {error}")
