@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from pocketfocus.benchmarks.charts import data_uri, latency_chart, size_chart
 from pocketfocus.benchmarks.evaluate import plot_grids
 from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, ratios
 from pocketfocus.benchmarks.verify import SHOWN, STACKS_FILE, VERIFY_FILE
-from pocketfocus.files import Row, read_rows, write_atomic
+from pocketfocus.files import Row, read_json, read_rows, write_atomic
 from pocketfocus.manifest import Manifest, load_manifest
 from pocketfocus.optics import FRAMES, dioptres
 
@@ -180,8 +179,7 @@ def grids_uri(scores: Sequence[Row]) -> str | None:
 def distillation(folder: Path) -> dict[str, Any]:
     """What the distill stage said of itself, empty when it did not run here."""
     path = folder / "distill.json"
-    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return facts
+    return read_json(path) if path.exists() else {}
 
 
 def coverage(manifest: Manifest) -> list[dict[str, Any]]:

@@ -40,8 +40,8 @@ def files_table(bench: Sequence[Row], verify: Sequence[Row]) -> str:
             figure(row["p50_ms"]),
             figure(row["p99_ms"]),
             figure(row["peak_rss_mib"], 0),
-            figure(ratio and ratio.to_reference, 0),
-            figure(ratio and ratio.to_student, 2),
+            figure(ratio.to_reference if ratio else None, 0),
+            figure(ratio.to_student if ratio else None, 2),
             "–" if gate is None else f"{figure(gate['psnr_db'])} {gate['status']}",
         ]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -11,12 +11,25 @@ from pocketfocus.distill.regression import regression_losses
 from pocketfocus.errors import UserError
 from pocketfocus.student import RefocusStudent
 
-Losses = Callable[[RefocusStudent, Tensor, Tensor, Tensor], dict[str, Tensor]]
+
+class Losses(Protocol):
+    """(student, photos [B,3,H,W], positions [B], stacks [B,9,3,H,W]) -> named scalars."""
+
+    def __call__(
+        self,
+        student: RefocusStudent,
+        photos: Tensor,
+        positions: Tensor,
+        stacks: Tensor,
+        pool: int = 1,
+    ) -> dict[str, Tensor]:
+        """`loss` is minimised; with `pool`, detail finer than that many pixels is not compared."""
+        ...
 
 
 @dataclass(frozen=True)
 class Method:
-    """losses(student, photos [B,3,H,W], positions [B], stacks [B,9,3,H,W]) -> named scalars."""
+    """A way to distil: its losses, and a sentence with its paper."""
 
     name: str
     losses: Losses

@@ -33,6 +33,7 @@ def build_reference(preset: ReferencePreset = DEFAULT) -> ReferencePipeline:
     """An untrained reference of this size."""
     levels = len(preset.unet_channels)
     vae = CompactAutoencoder(
+        down_block_types=("DownEncoderBlock2D",) * len(preset.vae_channels),
         block_out_channels=preset.vae_channels,
         latent_channels=preset.latent_channels,
         layers_per_block=preset.layers,

@@ -5,10 +5,10 @@ Each phase writes a checkpoint and is resumed from it; `out` is loadable by `loa
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from pocketfocus.distill.denoiser import Denoiser, crop_batch, denoiser_losses, 
 from pocketfocus.distill.loop import Schedule, Trainer
 from pocketfocus.distill.presets import DEFAULT, ReferencePreset, build_reference
 from pocketfocus.errors import UserError
-from pocketfocus.files import write_atomic
+from pocketfocus.files import write_atomic, write_json
 from pocketfocus.progress import console
 from pocketfocus.reference import ReferencePipeline
 
@@ -146,7 +146,7 @@ def _train_denoiser(
     trained.eval().requires_grad_(False)
 
 
-def save_reference(pipeline: ReferencePipeline, out: Path, facts: dict[str, object]) -> None:
+def save_reference(pipeline: ReferencePipeline, out: Path, facts: Mapping[str, Any]) -> None:
     """Write unet/, vae/, image_encoder/ (fp16 safetensors) and scheduler/, as diffusers does."""
     for name in ("unet", "vae", "image_encoder"):
         module = getattr(pipeline, name)
@@ -155,5 +155,4 @@ def save_reference(pipeline: ReferencePipeline, out: Path, facts: dict[str, obje
         module.float()
     with write_atomic(out / "scheduler") as scratch:
         pipeline.scheduler.save_pretrained(scratch)
-    with write_atomic(out / "training.json") as scratch:
-        scratch.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "training.json", facts)

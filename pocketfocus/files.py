@@ -15,6 +15,7 @@ from typing import Any
 from pocketfocus.errors import UserError
 
 SCHEMA_VERSION = 1
+READABLE = 0o044  # by group and others
 Row = dict[str, Any]
 
 
@@ -56,6 +57,7 @@ def writing_failed(path: Path, error: OSError) -> UserError:
 def _sync(path: Path) -> None:
     for entry in [path, *(path.rglob("*") if path.is_dir() else ())]:
         if entry.is_file():
+            entry.chmod(entry.stat().st_mode | READABLE)  # safetensors writes 0600
             with open(entry, "rb+") as handle:
                 os.fsync(handle.fileno())
 

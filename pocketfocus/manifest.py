@@ -155,6 +155,8 @@ def _artifact(fields: dict[str, Any]) -> Artifact:
 
 def _tensors(rows: Sequence[dict[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(
-        TensorSpec(row["name"], tuple(row["shape"]), row["dtype"], (row["range"][0], row["range"][1]))
+        TensorSpec(
+            row["name"], tuple(row["shape"]), row["dtype"], (row["range"][0], row["range"][1])
+        )
         for row in rows
     )

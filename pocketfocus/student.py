@@ -85,8 +85,8 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
             for c, n in zip(channels[:-1], blocks[:-1], strict=True)
         )
         self.head = nn.ConvTranspose2d(channels[0], 3 * FRAMES, 4, stride=2, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, photo: Tensor, position: Tensor) -> Tensor:
         x, skips = photo, []

@@ -68,7 +68,7 @@ def test_sampler_is_diffusers_svd_with_the_latent_at_one_frame(
         def unsqueeze(self, _: int) -> Placed:
             return self
 
-        def repeat(self, *_: int) -> torch.Tensor:
+        def repeat(self, *_: object) -> torch.Tensor:
             return pair
 
         def to(self, *_: object, **__: object) -> Placed:

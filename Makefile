@@ -1,0 +1,53 @@
+# pocketfocus: `make` lists the targets.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT ?= build/demo
+# The first interpreter that runs and is in range; 3.11 first, where wheels are the most complete.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	>/dev/null 2>&1 && { echo $$p; break; }; done)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## install everything into .venv (PYTHON=... chooses the interpreter)
+
+# Debian splits ensurepip off its python3, so pip may have to be borrowed from outside.
+$(STAMP): pyproject.toml
+	@python='$(PYTHON)'; \
+	if ! "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		>/dev/null 2>&1; then \
+		echo "pocketfocus needs CPython 3.11, 3.12 or 3.13 (tried: $${python:-all on PATH}):" \
+			"install one, or name it with 'make PYTHON=/path/to/python3.12'" >&2; exit 2; fi; \
+	"$(BIN)/python" -m pip --version >/dev/null 2>&1 || { \
+		echo "creating $(VENV) with $$python"; \
+		"$$python" -m venv --clear $(VENV) >/dev/null 2>&1 || { \
+			"$$python" -m venv --clear --without-pip $(VENV) && \
+			"$$python" -m pip --python $(BIN)/python install pip; }; }
+	$(BIN)/python -m pip install -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## run the whole path once into build/demo: distil, quantize, export, verify, bench, report
+	$(BIN)/pocketfocus build --out $(OUT)
+
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## check style (ruff) and types (mypy)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## format and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove the environment, build outputs and caches
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

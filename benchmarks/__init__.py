@@ -1,0 +1,1 @@
+"""Latency, memory, size and fidelity of files, and the report."""

@@ -1,0 +1,197 @@
+"""What a refocusing model has to beat: repeating the photo, and one fixed filter per position pair.
+
+The blur table is fitted on training scenes and shipped. To fit it anew:
+
+    python -m pocketfocus.benchmarks.baselines --scenes 40
+
+Legend: P 9 focal positions, K candidate filters, N values of an image, H, W.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skimage.filters import gaussian
+from torch import Tensor
+
+import pocketfocus
+from pocketfocus.errors import UserError
+from pocketfocus.files import read_json, write_json
+from pocketfocus.optics import FRAMES
+from pocketfocus.progress import track
+from pocketfocus.scenes import TRAIN_PHOTOS, train_photos
+from pocketfocus.stacks import FocalStack, synthetic_stacks
+
+TABLE_FILE = Path(pocketfocus.__file__).parent / "weights" / "blur_baseline.json"
+FIT_SCENES, FIT_SEED = 40, 0
+FIT_WIDTH = 256  # the width in pixels that `sigma_px` refers to
+SHARPEN_SIGMA_PX = 1.0
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A Gaussian blur (`sigma_px` > 0) or an unsharp mask (`amount` > 0); both 0: the photo as is.
+
+    sigma_px holds for photos 256 pixels wide and grows in proportion, as circles of confusion do.
+    """
+
+    sigma_px: float = 0.0
+    amount: float = 0.0
+
+    def __call__(self, photo: Tensor) -> Tensor:
+        """Filter a photo [1, 3, H, W] in [-1, 1], edges repeated, to the same shape and range."""
+        if self.sigma_px:
+            return _blurred(photo, self.sigma_px)
+        if self.amount:
+            detail = photo - _blurred(photo, SHARPEN_SIGMA_PX)
+            return (photo + self.amount * detail).clamp(-1, 1)
+        return photo
+
+
+Table = Mapping[tuple[int, int], Filter]  # (input position, output position) to its filter
+
+SIGMAS_PX = tuple(round(float(s), 3) for s in np.geomspace(0.3, 8.0, 24))
+AMOUNTS = tuple(round(0.1 * n, 1) for n in range(1, 21))
+CANDIDATES = (
+    Filter(),
+    *(Filter(sigma_px=sigma) for sigma in SIGMAS_PX),
+    *(Filter(amount=amount) for amount in AMOUNTS),
+)
+
+
+def _blurred(photo: Tensor, sigma_px: float) -> Tensor:
+    sigma = sigma_px * photo.shape[-1] / FIT_WIDTH
+    sigmas = (0, 0, sigma, sigma)
+    pixels = gaussian(photo.numpy(), sigmas, mode="nearest", preserve_range=True)  # type: ignore[no-untyped-call]
+    return torch.from_numpy(np.asarray(pixels))
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The photo nine times."""
+
+    name: ClassVar[str] = "copy"
+    size: ClassVar[int | None] = None
+    multiple: ClassVar[int] = 1
+
+    def __call__(self, photo: Tensor, position: int) -> Tensor:
+        """Photo [1, 3, H, W] in [-1, 1] to [9, 3, H, W]; the position does not matter."""
+        return photo.expand(FRAMES, -1, -1, -1)
+
+
+@dataclass(frozen=True)
+class Blur:
+    """The fitted filter of every output position, applied to the photo."""
+
+    table: Table
+    name: ClassVar[str] = "blur"
+    size: ClassVar[int | None] = None
+    multiple: ClassVar[int] = 1
+
+    def __call__(self, photo: Tensor, position: int) -> Tensor:
+        """Photo [1, 3, H, W] in [-1, 1], taken at `position`, to [9, 3, H, W]."""
+        return torch.cat([self.table[position, output](photo) for output in range(FRAMES)])
+
+
+def baselines() -> tuple[Copy, Blur]:
+    """Both baselines, `blur` with the shipped table."""
+    return Copy(), Blur(load_table())
+
+
+def fit_blur(
+    stacks: Iterable[FocalStack], candidates: Sequence[Filter] = CANDIDATES
+) -> dict[tuple[int, int], Filter]:
+    """For every pair of positions the candidate of least mean squared error over all stacks.
+
+    Among equals the earliest wins, so put the identity first. Positions must be the nine whole
+    ones; ValueError when a stack has others or there is none.
+    """
+    total: NDArray[np.float64] = np.zeros((FRAMES, FRAMES, len(candidates)))
+    seen = 0
+    for stack in stacks:
+        if stack.positions != tuple(map(float, range(FRAMES))):
+            raise ValueError(f"{stack.name} has positions {stack.positions}, not 0 … {FRAMES - 1}")
+        total += [_errors(stack.frames, position, candidates) for position in range(FRAMES)]
+        seen += 1
+    if not seen:
+        raise ValueError("no stack to fit on")
+    best = total.argmin(axis=-1)
+    pairs = [(i, o) for i in range(FRAMES) for o in range(FRAMES)]
+    return {pair: candidates[best[pair]] for pair in pairs}
+
+
+def _errors(frames: Tensor, position: int, candidates: Sequence[Filter]) -> NDArray[np.float64]:
+    """Mean squared errors [P, K] of the filtered frame at `position` to every frame [P, 3, H, W].
+
+    |c - f|² = |c|² - 2 c·f + |f|² as one matrix product; c and f are taken relative to the photo,
+    so that no large terms cancel.
+    """
+    photo = frames[position : position + 1]
+    made = torch.cat([candidate(photo) for candidate in candidates])
+    c, f = (made - photo).flatten(1).double(), (frames - photo).flatten(1).double()
+    squares = (c * c).sum(1)[None] - 2 * f @ c.T + (f * f).sum(1)[:, None]
+    return np.asarray((squares / c.shape[1]).numpy())
+
+
+def save_table(path: Path, table: Table, made: Mapping[str, Any]) -> None:
+    """Write a table, with what it was made from, as JSON."""
+    rows = [
+        {"input_position": i, "output_position": o, **asdict(found)}
+        for (i, o), found in sorted(table.items())
+    ]
+    write_json(path, {"made": dict(made), "rows": rows})
+
+
+def load_table(path: Path = TABLE_FILE) -> dict[tuple[int, int], Filter]:
+    """Read a table; UserError when it is missing, broken or has not one filter for each pair."""
+    try:
+        table = {
+            (int(row["input_position"]), int(row["output_position"])): Filter(
+                float(row["sigma_px"]), float(row["amount"])
+            )
+            for row in read_json(path)["rows"]
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no blur table ({error!r}): fit it anew, {_HOW}") from error
+    if set(table) != {(i, o) for i in range(FRAMES) for o in range(FRAMES)}:
+        raise UserError(
+            f"{path} has {len(table)} pairs of positions, {FRAMES**2} are needed: "
+            f"fit it anew, {_HOW}"
+        )
+    return table
+
+
+_HOW = "python -m pocketfocus.benchmarks.baselines"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Render training scenes, fit the table and write it."""
+    parser = argparse.ArgumentParser(prog=_HOW, description="Fit the blur baseline.")
+    parser.add_argument("--scenes", type=int, default=FIT_SCENES, help="training scenes to render")
+    parser.add_argument("--size", type=int, default=FIT_WIDTH, help="of the square scenes")
+    parser.add_argument("--out", type=Path, default=TABLE_FILE, help="the JSON file to write")
+    options = parser.parse_args(arguments)
+    if options.scenes < 1 or options.size < 16:
+        parser.error("--scenes must be at least 1 and --size at least 16")
+    size = (options.size, options.size)
+    stacks = synthetic_stacks(options.scenes, FIT_SEED, size, train_photos())
+    table = fit_blur(track(stacks, "fitting on training scenes", options.scenes))
+    made = {
+        "command": f"{_HOW} --scenes {options.scenes} --size {options.size}",
+        "seeds": [FIT_SEED, FIT_SEED + options.scenes - 1],
+        "photos": list(TRAIN_PHOTOS),
+        "sharpen_sigma_px": SHARPEN_SIGMA_PX,
+        "width_px": FIT_WIDTH,
+    }
+    save_table(options.out, table, made)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""Quality against true focal stacks: PSNR and SSIM for every input and output position.
+
+A cell of the 9×9 grid is the mean of its per-image values over the scenes that have truth there; a
+mean row averages the cells. Figures are capped at `ROUNDING_DB` per image: two images closer than
+that are the same at 8 bits, and without a cap the exact diagonal of `copy` would swamp its mean.
+The mean off the diagonal, beside copy, is the figure to compare.
+
+Legend: N frames of a stack, H, W.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from pocketfocus.errors import UserError
+from pocketfocus.files import Row, write_atomic
+from pocketfocus.images import MULTIPLE
+from pocketfocus.metrics import psnr, ssim
+from pocketfocus.optics import FRAMES
+from pocketfocus.progress import track
+from pocketfocus.scenes import VALIDATION_SEED, held_out_photos
+from pocketfocus.stacks import FocalStack, StackCache, cache_stacks
+
+TOLERANCE = 0.25  # a frame this far from a whole position still is the truth for it
+ROUNDING_DB = 10 * math.log10(12 * 255**2)  # 58.9 dB: uniform error of half a step of 8 bits
+COPY = "copy"
+Cell = tuple[str, int, int]  # model, input position, output position
+Score = tuple[float, float]  # PSNR in dB, SSIM
+
+
+class Refocuser(Protocol):
+    """A model to score: photo [1, 3, H, W] in [-1, 1] at a position to a stack [9, 3, H, W].
+
+    size: the only square photo it takes, None for any whose sides are multiples of `multiple`, an
+    optional attribute, 64 when absent.
+    """
+
+    @property
+    def name(self) -> str:
+        """As in the rows."""
+
+    @property
+    def size(self) -> int | None:
+        """Side of the square photo in pixels, or None."""
+
+    def __call__(self, photo: Tensor, position: int) -> Tensor:
+        """The focal stack."""
+
+
+def evaluate_models(
+    models: Sequence[Refocuser],
+    stacks: Iterable[FocalStack],
+    stacks_name: str,
+    inputs: Iterable[int] = range(FRAMES),
+) -> list[Row]:
+    """Score every model on every stack, from every input position that the stack has a frame for.
+
+    Returns a row a cell, {model, stacks, input_position, output_position, psnr_db, ssim}, then a
+    row a model, {model, stacks, mean_psnr_db, mean_ssim, mean_psnr_db_off_diagonal,
+    mean_ssim_off_diagonal, psnr_db_by_distance: {"1": dB, ...}, scenes}; a mean over no cell is
+    None. UserError when two models share a name, when no frame can be scored, or when a model makes
+    a stack of another shape or values that are not finite.
+    """
+    names = [model.name for model in models]
+    if len(set(names)) < len(names):
+        raise UserError(f"two models share a name in {', '.join(names)}: name each one once")
+    wanted = tuple(inputs)
+    scores: dict[Cell, list[Score]] = defaultdict(list)
+    scenes: set[int] = set()
+    total = len(stacks) * len(models) * len(wanted) if isinstance(stacks, Sized) else None
+    for index, stack, truth, model, position in track(
+        _tasks(models, stacks, wanted), f"evaluating on {stacks_name}", total
+    ):
+        scenes.add(index)
+        made = refocus(model, truth[position], position, stack.name)
+        for output, frame in truth.items():
+            pair = made[output : output + 1], frame
+            score = min(ROUNDING_DB, psnr(*pair)), ssim(*pair)
+            scores[model.name, position, output].append(score)
+    if not scores:
+        raise UserError(
+            f"{stacks_name} has no frame within {TOLERANCE} of an input position in "
+            f"{', '.join(map(str, wanted))}: choose other inputs or give other stacks"
+        )
+    cells = [
+        {
+            "model": model,
+            "stacks": stacks_name,
+            "input_position": position,
+            "output_position": output,
+            "psnr_db": fmean(score[0] for score in found),
+            "ssim": fmean(score[1] for score in found),
+        }
+        for name in names
+        for (model, position, output), found in sorted(scores.items())
+        if model == name
+    ]
+    return cells + [_summary(cells, name, stacks_name, len(scenes)) for name in names]
+
+
+def _tasks(
+    models: Sequence[Refocuser], stacks: Iterable[FocalStack], inputs: Sequence[int]
+) -> Iterator[tuple[int, FocalStack, dict[int, Tensor], Refocuser, int]]:
+    """Every call to make: scene number, stack, its truth, model, input position."""
+    for index, stack in enumerate(stacks):
+        truth = frames_by_position(stack)
+        for model in models:
+            for position in inputs:
+                if position in truth:
+                    yield index, stack, truth, model, position
+
+
+def frames_by_position(stack: FocalStack) -> dict[int, Tensor]:
+    """The frames [1, 3, H, W] that are truth for a whole position, by position.
+
+    The truth for a position is the frame nearest to it, the nearer one of two equals, if it is
+    within `TOLERANCE`; frames between positions are not used.
+    """
+    found: dict[int, Tensor] = {}
+    for position in range(FRAMES):
+        distances = [abs(at - position) for at in stack.positions]
+        nearest = distances.index(min(distances))
+        if distances[nearest] <= TOLERANCE:
+            found[position] = stack.frames[nearest : nearest + 1]
+    return found
+
+
+@torch.no_grad()
+def refocus(model: Refocuser, photo: Tensor, position: int, scene: str = "the photo") -> Tensor:
+    """Run a model on a photo [1, 3, H, W] of any size: the stack [9, 3, H, W], clamped to [-1, 1].
+
+    A model of a static size gets the photo resized (bicubic, antialiased) and its stack is resized
+    back; for one that needs multiples, edges are repeated and cropped off again.
+    """
+    height, width = photo.shape[-2:]
+    if model.size is None:
+        multiple = int(getattr(model, "multiple", MULTIPLE))
+        padding = (0, -width % multiple, 0, -height % multiple)
+        given = F.pad(photo, padding, mode="replicate") if any(padding) else photo
+        stack = _checked(model, given, position, scene)[..., :height, :width]
+    else:
+        given = _resized(photo, model.size, model.size)
+        stack = _resized(_checked(model, given, position, scene), height, width)
+    return stack.clamp(-1, 1)
+
+
+def _checked(model: Refocuser, photo: Tensor, position: int, scene: str) -> Tensor:
+    stack = model(photo, position)
+    wanted = (FRAMES, *photo.shape[1:])
+    if tuple(stack.shape) != wanted:
+        raise UserError(
+            f"{model.name} makes a stack of shape {list(stack.shape)} from {scene}, "
+            f"{list(wanted)} is needed: export it again"
+        )
+    if not bool(torch.isfinite(stack).all()):
+        raise UserError(
+            f"{model.name} makes values that are not finite from {scene}, position {position}: "
+            "check it with `pocketfocus verify`, or leave it out"
+        )
+    return stack
+
+
+def _resized(images: Tensor, height: int, width: int) -> Tensor:
+    if tuple(images.shape[-2:]) == (height, width):
+        return images
+    resized = F.interpolate(images.float(), (height, width), mode="bicubic", antialias=True)
+    return resized.clamp(-1, 1)
+
+
+def _summary(cells: Sequence[Row], model: str, stacks_name: str, scenes: int) -> Row:
+    """Means over one model's cells."""
+    own = [cell for cell in cells if cell["model"] == model]
+    off = [cell for cell in own if _distance(cell)]
+    distances = sorted({_distance(cell) for cell in off})
+    return {
+        "model": model,
+        "stacks": stacks_name,
+        "mean_psnr_db": _mean(own, "psnr_db"),
+        "mean_ssim": _mean(own, "ssim"),
+        "mean_psnr_db_off_diagonal": _mean(off, "psnr_db"),
+        "mean_ssim_off_diagonal": _mean(off, "ssim"),
+        "psnr_db_by_distance": {
+            str(d): _mean([cell for cell in off if _distance(cell) == d], "psnr_db")
+            for d in distances
+        },
+        "scenes": scenes,
+    }
+
+
+def _distance(cell: Row) -> int:
+    return abs(int(cell["input_position"]) - int(cell["output_position"]))
+
+
+def _mean(cells: Sequence[Row], key: str) -> float | None:
+    return fmean(cell[key] for cell in cells) if cells else None
+
+
+def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
+    """Print the mean rows: off the diagonal, its difference to copy, the mean, and by distance."""
+    means = [row for row in rows if "mean_psnr_db" in row]
+    copies = {
+        row["stacks"]: row["mean_psnr_db_off_diagonal"] for row in means if row["model"] == COPY
+    }
+    distances = sorted({int(d) for row in means for d in row["psnr_db_by_distance"]})
+    table = Table(
+        title="PSNR in dB against true focal stacks",
+        caption="Δ copy: gain over repeating the photo, off the diagonal. "
+        f"d: positions between input and output. Per image at most {ROUNDING_DB:.1f} dB.",
+    )
+    table.add_column("model", overflow="fold")
+    table.add_column("stacks", overflow="fold")
+    table.add_column("scenes", justify="right", no_wrap=True)
+    heads = ["off-diag.", "Δ copy", "SSIM", "mean", *(f"d={d}" for d in distances)]
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in means:
+        off, copied = row["mean_psnr_db_off_diagonal"], copies.get(row["stacks"])
+        gain = None if off is None or copied is None else off - copied
+        by_distance = [row["psnr_db_by_distance"].get(str(d)) for d in distances]
+        table.add_row(
+            row["model"],
+            row["stacks"],
+            str(row["scenes"]),
+            _figure(off, ".2f"),
+            _figure(gain, "+.2f"),
+            _figure(row["mean_ssim_off_diagonal"], ".3f"),
+            _figure(row["mean_psnr_db"], ".2f"),
+            *(_figure(value, ".1f") for value in by_distance),
+        )
+    if console is None:
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console = Console(highlight=False, width=160)
+    console.print(table)
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def plot_grids(rows: Sequence[Row], path: Path) -> None:
+    """Draw the 9×9 PSNR grid of every model on every set of stacks, on one scale.
+
+    The scale spans the cells off the diagonal; cells without truth stay empty. ValueError when
+    there is no cell.
+    """
+    cells = [row for row in rows if "input_position" in row]
+    if not cells:
+        raise ValueError("no cell to plot")
+    grids = list(dict.fromkeys((cell["model"], cell["stacks"]) for cell in cells))
+    scale = [cell["psnr_db"] for cell in cells if _distance(cell)] or [
+        cell["psnr_db"] for cell in cells
+    ]
+    columns = min(3, len(grids))
+    lines = math.ceil(len(grids) / columns)
+    figure = Figure(figsize=(4.6 * columns, 4.6 * lines), layout="constrained")
+    for index, (model, stacks) in enumerate(grids):
+        axis = figure.add_subplot(lines, columns, index + 1)
+        own = [cell for cell in cells if (cell["model"], cell["stacks"]) == (model, stacks)]
+        _draw_grid(axis, own, min(scale), max(scale))
+        axis.set_title(f"{model} on {stacks}", fontsize=9, wrap=True)
+    with write_atomic(path) as scratch:
+        figure.savefig(scratch, dpi=110)
+
+
+def _draw_grid(axis: Any, cells: Sequence[Row], low: float, high: float) -> None:
+    """One heat map: a row for an input position, a column for an output position."""
+    grid = torch.full((FRAMES, FRAMES), math.nan)
+    middle = (low + high) / 2
+    for cell in cells:
+        row, column, value = cell["input_position"], cell["output_position"], cell["psnr_db"]
+        grid[row, column] = value
+        ink = "black" if value > middle else "white"
+        axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=ink)
+    axis.imshow(grid.numpy(), vmin=low, vmax=max(high, low + 0.1), cmap="viridis")
+    axis.set(xticks=range(FRAMES), yticks=range(FRAMES))
+    axis.set(xlabel="output position (0 near, 8 far)", ylabel="input position")
+
+
+def validation_stacks(scenes: int = 64, size: int = 256) -> StackCache:
+    """Synthetic validation scenes with the held-out photos, rendered once and kept for later runs.
+
+    They lie under $XDG_CACHE_HOME/pocketfocus, else ~/.cache/pocketfocus; UserError when that
+    folder cannot be written.
+    """
+    folder = cache_home() / f"validation-{size}-{scenes}"
+    seeds = range(VALIDATION_SEED, VALIDATION_SEED + scenes)
+    try:
+        return cache_stacks(folder, seeds, (size, size), held_out_photos())
+    except UserError as error:
+        megabytes = scenes * FRAMES * 3 * size**2 / 1e6
+        raise UserError(
+            f"{folder} cannot keep the rendered validation scenes ({error.__cause__ or error}): "
+            f"set XDG_CACHE_HOME to a folder that can be written, with {megabytes:.0f} MB free"
+        ) from error
+
+
+def cache_home() -> Path:
+    """The folder for what can be made again (XDG Base Directory: relative values are ignored)."""
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (named if named.is_absolute() else Path.home() / ".cache") / "pocketfocus"

@@ -1,0 +1,241 @@
+"""Load, first call, latency percentiles, memory and size of every file on a device.
+
+Noise of a shared machine should hit all alike, so every artifact is measured in several short
+rounds, each in a fresh process, over all artifacts; every other round goes backwards, so that a
+steady drift cancels. The reference, hundreds of times slower, is measured once between the rounds.
+Timed calls of all rounds are pooled; load and first call are the median over rounds, memory the
+maximum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pocketfocus.benchmarks.device import PYTORCH, Device, Job, JobError, Result
+from pocketfocus.benchmarks.verify import (
+    SHOWN,
+    Stacks,
+    is_written,
+    save_stacks,
+    square_photos,
+    to_bytes,
+)
+from pocketfocus.errors import UserError
+from pocketfocus.files import Row, size_bytes, write_rows
+from pocketfocus.manifest import check_artifact, load_manifest
+from pocketfocus.progress import console, track
+
+BENCH_FILE = "bench.json"
+REFERENCE_STACK_FILE = "reference.npz"
+ROUNDS = 2
+POSITION = SHOWN[1]  # the network does the same work at any position
+BUDGET_S = 15.0  # of timed calls a visit: a slow machine makes fewer runs, never fewer than one
+TIMEOUT_S = 3600.0  # the published reference takes many minutes a stack on a CPU
+MEASURED = (
+    "threads",
+    "load_ms",
+    "first_ms",
+    "p50_ms",
+    "p90_ms",
+    "p99_ms",
+    "runs",
+    "peak_rss_mib",
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing to measure: `artifact` as in the rows, `spec` as in a job, `bytes` if known."""
+
+    artifact: str
+    spec: str
+    target: str
+    precision: str
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One turn of an entry: its calls in one fresh process."""
+
+    entry: Entry
+    runs: int
+    warmup: int
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster an artifact's p50 is than the two eager models; None if unknown."""
+
+    artifact: str
+    device: str
+    to_reference: float | None
+    to_student: float | None
+
+
+def bench_run(
+    folder: Path,
+    device: Device,
+    reference: str | None = "default",
+    runs: int = 50,
+    warmup: int = 5,
+    threads: int | None = None,
+    reference_runs: int = 2,
+    photos: Sequence[Path] | None = None,
+) -> list[Row]:
+    """Measure every artifact of a run, the eager student and the reference; write bench.json.
+
+    Rows are `{artifact, target, precision, device, threads, load_ms, first_ms, p50_ms, p90_ms,
+    p99_ms, runs, peak_rss_mib, bytes}`. What the device cannot execute keeps its `bytes` and has
+    null for the rest. After 15 s of timed calls a visit ends, and `runs` tells how many there
+    were. `reference` is a spec of `load_reference`, or None to leave it out. `warmup` counts in
+    every round. `photos` as in `verify_run`; only the one that verify keeps is used. Raises
+    UserError for a missing or damaged file.
+    """
+    if runs < 1 or warmup < 0 or reference_runs < 1 or (threads is not None and threads < 1):
+        raise UserError(
+            f"runs {runs}, warmup {warmup}, threads {threads}: at least 1 run and 1 thread are "
+            "needed, and warmup is 0 or more"
+        )
+    shown = None if photos is None else [photos[SHOWN[0]]]
+    photo = square_photos(shown, load_manifest(folder).size)[:1]
+    baseline = None if reference is None else reference_entry(reference)
+    entries = list_entries(folder)
+    runnable = [e for e in entries if device.why_not(e.target) is None]
+    plan = schedule(runnable, runs, warmup)
+    if baseline is not None:
+        plan.insert((len(plan) + 1) // 2, Visit(baseline, reference_runs, 0))
+    measured = measure(device, plan, photo, threads)
+    rows = [
+        row_of(entry, device.name, measured.get(entry, []))
+        for entry in [*([baseline] if baseline else []), *entries]
+    ]
+    keep_reference_stack(folder, baseline, measured)
+    write_rows(folder / BENCH_FILE, rows)
+    return rows
+
+
+def keep_reference_stack(
+    folder: Path, baseline: Entry | None, measured: Mapping[Entry, Sequence[Result]]
+) -> None:
+    """Write the reference's stack, uint8 `reference` [9,S,S,3], for the report; it was made of the
+    photo and position that verify keeps too. Without a reference an older one goes."""
+    (folder / REFERENCE_STACK_FILE).unlink(missing_ok=True)
+    results = measured.get(baseline, []) if baseline else []
+    if results and results[0].outputs is not None:
+        stack = to_bytes(results[0].outputs[0])
+        save_stacks(folder / REFERENCE_STACK_FILE, {"reference": stack})
+
+
+def list_entries(folder: Path) -> list[Entry]:
+    """The eager student and every artifact with a file, hashes checked."""
+    student = folder / "student"
+    weights = sum(size_bytes(path) for path in student.glob("*.safetensors"))
+    entries = [Entry("student", str(student), PYTORCH, "fp32", weights)]
+    for artifact in load_manifest(folder).artifacts:
+        if is_written(artifact):
+            path = check_artifact(folder, artifact)
+            fields = (artifact.target, artifact.precision, size_bytes(path))
+            entries.append(Entry(artifact.name, str(path), *fields))
+    return entries
+
+
+def reference_entry(spec: str) -> Entry:
+    """The full pipeline; its size is known when its weights lie in a local folder."""
+    from pocketfocus.reference import DEFAULT_WEIGHTS
+
+    weights = DEFAULT_WEIGHTS if spec == "default" else Path(spec)
+    size = sum(size_bytes(path) for path in weights.glob("*/*.safetensors"))
+    return Entry("reference", f"reference:{spec}", PYTORCH, "fp32", size or None)
+
+
+def schedule(entries: Sequence[Entry], runs: int, warmup: int) -> list[Visit]:
+    """Rounds over all entries, every other one backwards; `runs` are shared out among them."""
+    plan = []
+    for number in range(ROUNDS):
+        share = runs // ROUNDS + (number < runs % ROUNDS)
+        order = entries if number % 2 == 0 else entries[::-1]
+        plan += [Visit(entry, share, warmup) for entry in order if share]
+    return plan
+
+
+def measure(
+    device: Device, plan: Sequence[Visit], photo: Stacks, threads: int | None
+) -> dict[Entry, list[Result]]:
+    """Run every visit; an entry that crashes once has no result and is not visited again."""
+    measured: dict[Entry, list[Result]] = {}
+    crashed: set[Entry] = set()
+    for visit in track(plan, "measuring", len(plan)):
+        if visit.entry in crashed:
+            continue
+        try:
+            result = device.run(_job(visit, photo, threads))
+        except UserError as error:
+            if visit.entry.target == PYTORCH and not isinstance(error, JobError):
+                raise
+            console.print(f"{visit.entry.artifact} was not measured: {error}", markup=False)
+            crashed.add(visit.entry)
+            measured.pop(visit.entry, None)
+        else:
+            measured.setdefault(visit.entry, []).append(result)
+    return measured
+
+
+def row_of(entry: Entry, device: str, results: Sequence[Result]) -> Row:
+    """One row from the pooled rounds of an entry; nulls when there is none."""
+    row: Row = {
+        "artifact": entry.artifact,
+        "target": entry.target,
+        "precision": entry.precision,
+        "device": device,
+        **dict.fromkeys(MEASURED),
+        "bytes": entry.bytes,
+    }
+    if results:
+        times = [ms for result in results for ms in result.times_ms]
+        p50, p90, p99 = np.percentile(times, (50, 90, 99))
+        figures = {
+            "load_ms": np.median([r.load_ms for r in results]),
+            "first_ms": np.median([r.first_ms for r in results]),
+            "p50_ms": p50,
+            "p90_ms": p90,
+            "p99_ms": p99,
+            "peak_rss_mib": max(r.peak_rss_mib for r in results),
+        }
+        row |= {name: round(float(value), 3) for name, value in figures.items()}
+        row |= {"threads": results[0].threads, "runs": len(times)}
+    return row
+
+
+def ratios(rows: Sequence[Row]) -> list[Ratio]:
+    """Speed-ups (p50 against p50, same device) of every measured artifact but the reference."""
+    p50 = {(row["device"], row["artifact"]): row["p50_ms"] for row in rows}
+
+    def against(row: Row, other: str) -> float | None:
+        slow = p50.get((row["device"], other))
+        return None if slow is None else slow / row["p50_ms"]
+
+    return [
+        Ratio(row["artifact"], row["device"], against(row, "reference"), against(row, "student"))
+        for row in rows
+        if row["p50_ms"] is not None and row["artifact"] != "reference"
+    ]
+
+
+def _job(visit: Visit, photo: Stacks, threads: int | None) -> Job:
+    return Job(
+        artifact=visit.entry.spec,
+        target=visit.entry.target,
+        photos=photo,
+        calls=[(0, POSITION)],
+        warmup=visit.warmup,
+        runs=visit.runs,
+        budget_s=BUDGET_S,
+        threads=threads,
+        want_outputs=visit.entry.artifact == "reference",
+        timeout_s=TIMEOUT_S,
+    )

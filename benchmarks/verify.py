@@ -1,0 +1,220 @@
+"""Parity gates: every file is executed on real photos and compared with its own parent.
+
+Design §6: the captured graph against the eager student, an fp32 file against the captured graph,
+every other precision against the fp32 student. A gate's figure is its *worst* stack over all pairs
+of photo and focal position. Legend: P photos, N = 9 P pairs, T = 9 frames, S the exported size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pocketfocus.benchmarks.device import PYTORCH, Call, Device, Job
+from pocketfocus.errors import UserError
+from pocketfocus.files import Row, sha256, write_atomic, write_rows
+from pocketfocus.images import load_photo
+from pocketfocus.manifest import Artifact, Manifest, check_artifact, load_manifest
+from pocketfocus.metrics import psnr
+from pocketfocus.optics import FRAMES, one_hot
+from pocketfocus.progress import step, track
+from pocketfocus.quantize.calibration import square
+from pocketfocus.quantize.recipes import get_recipe
+from pocketfocus.scenes import held_out_photos
+from pocketfocus.student import RefocusStudent, load_student
+
+VERIFY_FILE = "verify.json"
+STACKS_FILE = "stacks.npz"
+BUILD_HOST = "host"  # where the eager student and the captured graph run, whatever the device
+CAPTURED_DB = 90.0
+SHOWN = (0, 4)  # the photo and focal position whose stacks are kept for the report
+
+Stacks = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a file is held against: `parent` is `student` or `captured graph`."""
+
+    name: str
+    parent: str
+    threshold_db: float
+
+
+CAPTURE_GATE = Gate("captured graph", "student", CAPTURED_DB)
+
+
+def gate_of(precision: str) -> Gate:
+    """The gate of a file: fp32 shows the runtime's error alone, the others the whole loss."""
+    parent = "captured graph" if precision == "fp32" else "student"
+    return Gate(f"{precision} file, executed", parent, get_recipe(precision).min_psnr_db)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a gate ended: `psnr_db` of the worst stack, None when there is none to score."""
+
+    psnr_db: float | None
+    status: str
+    why: str
+
+
+def verify_run(folder: Path, device: Device, photos: Sequence[Path] | None = None) -> list[Row]:
+    """Execute every artifact of a run on `device` and write its verify.json and stacks.npz.
+
+    `photos` default to the bundled held-out ones, which calibration never sees. Rows are
+    `{artifact, target, precision, device, gate, psnr_db, threshold_db, status, why}`; `psnr_db` is
+    at most 200 (equal to the bit). stacks.npz holds uint8 `photo` [S,S,3] and a stack [9,S,S,3]
+    for `student` and every executed artifact. Raises UserError for a missing or damaged file.
+    """
+    manifest = load_manifest(folder)
+    files = {a.name: check_artifact(folder, a) for a in manifest.artifacts if is_written(a)}
+    student = load_parent(folder, manifest)
+    inputs = square_photos(photos, manifest.size)
+    calls = [(index, position) for index in range(len(inputs)) for position in range(FRAMES)]
+    with step(f"the student and its captured graph on {len(inputs)} photos"):
+        parents = parent_stacks(student, inputs, calls)
+
+    kept = {"photo": to_bytes(inputs[SHOWN[0]]), "student": shown(parents["student"], calls)}
+    verdict = judge(parents["captured graph"], parents["student"], CAPTURE_GATE.threshold_db)
+    rows = [_row("student", PYTORCH, "fp32", BUILD_HOST, CAPTURE_GATE, verdict)]
+    for artifact in track(manifest.artifacts, "verifying", len(manifest.artifacts)):
+        gate = gate_of(artifact.precision)
+        why = why_not(artifact, device)
+        if why is None:
+            path = str(files[artifact.name])
+            job = Job(path, artifact.target, inputs, calls, want_outputs=True)
+            stacks, verdict = execute(device, job, parents[gate.parent], gate)
+            if stacks is not None:
+                kept[artifact.name] = shown(stacks, calls)
+        else:
+            verdict = Verdict(None, "not-run", why)
+        rows.append(
+            _row(artifact.name, artifact.target, artifact.precision, device.name, gate, verdict)
+        )
+    save_stacks(folder / STACKS_FILE, kept)
+    write_rows(folder / VERIFY_FILE, rows)
+    return rows
+
+
+def failed(rows: Sequence[Row]) -> list[Row]:
+    """The rows whose gate failed; any makes the exit code 1."""
+    return [row for row in rows if row["status"] == "fail"]
+
+
+def execute(device: Device, job: Job, parent: Stacks, gate: Gate) -> tuple[Stacks | None, Verdict]:
+    """Run a file and judge it; stacks [N,9,3,S,S] only when they are of the right shape."""
+    try:
+        stacks = device.run(job).outputs
+    except UserError as error:
+        return None, Verdict(None, "fail", str(error))
+    if stacks is None:
+        return None, Verdict(None, "fail", f"{device.name} brought no outputs back")
+    verdict = judge(stacks, parent, gate.threshold_db)
+    return (stacks if stacks.shape == parent.shape else None), verdict
+
+
+def judge(stacks: Stacks, parent: Stacks, threshold_db: float) -> Verdict:
+    """Hold stacks [N,9,3,S,S] against their parent's; the worst of the N decides."""
+    if stacks.shape != parent.shape:
+        return Verdict(
+            None, "fail", f"makes outputs {list(stacks.shape)}, its parent {list(parent.shape)}"
+        )
+    if not np.isfinite(stacks).all():
+        return Verdict(None, "fail", "makes values that are not finite (NaN or infinity)")
+    worst = min(stack_psnr(a, b) for a, b in zip(stacks, parent, strict=True))
+    if worst >= threshold_db:
+        return Verdict(worst, "pass", "")
+    return Verdict(worst, "fail", f"worst stack has {worst:.1f} dB, {threshold_db:g} dB are needed")
+
+
+def stack_psnr(a: Stacks, b: Stacks) -> float:
+    """PSNR (dB) over one whole stack, peak 2.0, rounded down to 0.01; 200 at most and if equal."""
+    return math.floor(100 * psnr(torch.from_numpy(a), torch.from_numpy(b))) / 100
+
+
+def load_parent(folder: Path, manifest: Manifest) -> RefocusStudent:
+    """The student that the files were made from; UserError when student/ is another one."""
+    found = sha256(folder / "student")
+    if found != manifest.student_sha256:
+        raise UserError(
+            f"{folder / 'student'} has SHA-256 {found[:12]}, but the files were made from "
+            f"{manifest.student_sha256[:12]}: run export again"
+        )
+    return load_student(folder / "student")
+
+
+def parent_stacks(
+    student: RefocusStudent, inputs: Stacks, calls: Sequence[Call]
+) -> dict[str, Stacks]:
+    """Stacks [N,9,3,S,S] of the eager student and of its `torch.export` program."""
+    tensors = [(torch.from_numpy(inputs[i : i + 1]), one_hot(p)) for i, p in calls]
+    captured = torch.export.export(student, tensors[0]).module()
+    with torch.inference_mode():
+        return {
+            "student": np.stack([student(*pair).numpy() for pair in tensors]),
+            "captured graph": np.stack([captured(*pair).numpy() for pair in tensors]),
+        }
+
+
+def square_photos(paths: Sequence[Path] | None, size: int) -> Stacks:
+    """Photos [P,3,S,S] in [-1,1], their centres cropped square; None for the held-out ones."""
+    if paths is None:
+        images = [Image.fromarray(photo) for photo in held_out_photos()]
+    elif not paths:
+        raise UserError("no photo to verify on: name some, or leave --photos out")
+    else:
+        images = [load_photo(path) for path in paths]
+    return np.concatenate([square(image, size).numpy() for image in images])
+
+
+def shown(stacks: Stacks, calls: Sequence[Call]) -> NDArray[np.uint8]:
+    """The stack kept for the report, [9,S,S,3] uint8, of [N,9,3,S,S]."""
+    return to_bytes(stacks[list(calls).index(SHOWN)])
+
+
+def to_bytes(images: Stacks) -> NDArray[np.uint8]:
+    """[..., 3, H, W] in [-1,1] to [..., H, W, 3] uint8; values that are not finite become black."""
+    pixels = np.nan_to_num(np.moveaxis(images, -3, -1), nan=-1.0, posinf=1.0, neginf=-1.0)
+    return np.rint((pixels.clip(-1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+
+
+def save_stacks(path: Path, stacks: dict[str, NDArray[np.uint8]]) -> None:
+    """Write named uint8 arrays as one .npz, atomically."""
+    with write_atomic(path) as scratch, open(scratch, "wb") as handle:
+        np.savez_compressed(handle, allow_pickle=False, **stacks)
+
+
+def why_not(artifact: Artifact, device: Device) -> str | None:
+    """Why an artifact cannot be executed: it was refused, or the device does not run its target."""
+    if not is_written(artifact):
+        return f"not written: {artifact.why}"
+    return device.why_not(artifact.target)
+
+
+def is_written(artifact: Artifact) -> bool:
+    """Whether the artifact has a file; a refused one has only a reason."""
+    return artifact.status == "written"
+
+
+def _row(
+    artifact: str, target: str, precision: str, device: str, gate: Gate, verdict: Verdict
+) -> Row:
+    return {
+        "artifact": artifact,
+        "target": target,
+        "precision": precision,
+        "device": device,
+        "gate": gate.name,
+        "psnr_db": verdict.psnr_db,
+        "threshold_db": gate.threshold_db,
+        "status": verdict.status,
+        "why": verdict.why,
+    }

@@ -1,0 +1,159 @@
+"""ONNX: .onnx files for onnxruntime on Android, iOS and in a phone's browser."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import torch
+from torch import Tensor
+
+from pocketfocus.errors import UserError
+from pocketfocus.export.quiet import quiet
+from pocketfocus.export.targets import (
+    INPUT_NAMES,
+    OUTPUT_NAME,
+    Runner,
+    Target,
+    Written,
+    never,
+)
+
+if TYPE_CHECKING:
+    from pocketfocus.quantize.calibration import Calibration
+    from pocketfocus.quantize.recipes import Recipe
+    from pocketfocus.student import RefocusStudent
+
+FOUR_BIT = "MatMulNBits"
+NOTES = {
+    32: "float32 throughout",
+    16: "float16 weights and operators between casts, inputs and output stay float32; "
+    "onnxruntime's CPU kernels compute in float32 where they have no float16 form",
+    8: "int8 weights, one scale a channel, and unsigned int8 activations (QDQ); activation "
+    "functions between them in float32",
+    4: "matrix products: 4-bit weights, one scale a group, activations int8 at run time; "
+    "convolutions: int8 (QDQ), for onnxruntime has no 4-bit ones",
+}
+
+
+def write(student: RefocusStudent, recipe: Recipe, inputs: Calibration, path: Path) -> Written:
+    """Capture, convert, quantize, check and save as one self-contained file."""
+    from pocketfocus.quantize.onnx import quantized
+
+    with quiet():
+        model = quantized(converted(student, inputs), recipe, inputs)
+        strip(model)
+        onnx.checker.check_model(model, full_check=False)
+        onnx.save(model, path)
+    return Written(facts(model, recipe))
+
+
+def converted(student: RefocusStudent, inputs: Calibration) -> onnx.ModelProto:
+    """The float32 model, by PyTorch's exporter from its own captured graph."""
+    with torch.no_grad():
+        program = torch.onnx.export(
+            student,
+            next(iter(inputs)),
+            input_names=list(INPUT_NAMES),
+            output_names=[OUTPUT_NAME],
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave no program")
+    return program.model_proto
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Remove the exporter's stack traces: they name files of the machine that converted."""
+    graph = model.graph
+    for entry in (model, graph, *graph.node, *graph.value_info, *graph.initializer):
+        del entry.metadata_props[:]
+        entry.doc_string = ""
+    for value in (*graph.input, *graph.output):
+        del value.metadata_props[:]
+
+
+def facts(model: onnx.ModelProto, recipe: Recipe) -> dict[str, Any]:
+    """What is in the file: operators, and how many weights are kept in which type."""
+    weights: Counter[str] = Counter()
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        weights[onnx.TensorProto.DataType.Name(tensor.data_type)] += values.nbytes
+    operators = Counter(node.op_type for node in model.graph.node)
+    return {
+        "opset": next(o.version for o in model.opset_import if not o.domain),
+        "operators": dict(sorted(operators.items())),
+        "weight_bytes": dict(sorted(weights.items())),
+        "linear_layers_at_4_bits": operators[FOUR_BIT],
+        "note": NOTES[recipe.weight_bits],
+    }
+
+
+def open_file(path: Path, threads: int | None = None) -> Runner:
+    """A session on the CPU."""
+    reason = cannot_run()
+    if reason is not None:
+        raise UserError(f"{path} cannot be executed here: {reason}")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # its exception types share no public base
+        line = str(error).strip().splitlines()[0]
+        raise UserError(f"{path} is no ONNX file that loads ({line}): export it again") from error
+
+    def run(photo: Tensor, position: Tensor) -> Tensor:
+        feed = dict(zip(INPUT_NAMES, (photo.numpy(), position.numpy()), strict=True))
+        return torch.from_numpy(session.run([OUTPUT_NAME], feed)[0])
+
+    return run
+
+
+def photo_size(path: Path) -> int:
+    """Width of the photo that a file takes."""
+    model = onnx.load(path, load_external_data=False)
+    return int(model.graph.input[0].type.tensor_type.shape.dim[-1].dim_value)
+
+
+def cannot_run() -> str | None:
+    """Why not: onnxruntime is missing."""
+    try:
+        with quiet():
+            import_module("onnxruntime")
+    except ImportError as error:
+        return f"{error}; make setup installs onnxruntime"
+    return None
+
+
+def cannot_write() -> str | None:
+    """Why not: a package is missing."""
+    try:
+        with quiet():
+            import_module("onnxruntime.quantization")
+            import_module("onnxscript")
+    except ImportError as error:
+        return f"{error}; make setup installs onnx, onnxscript and onnxruntime"
+    return None
+
+
+TARGET = Target(
+    name="onnx",
+    suffix=".onnx",
+    write=write,
+    open=open_file,
+    photo_size=photo_size,
+    cannot_run=cannot_run,
+    cannot_write=cannot_write,
+    refuses=never,
+)

@@ -1,0 +1,117 @@
+"""Open any model by a name: the reference, a student, or an exported file; all called alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pocketfocus.errors import UserError
+from pocketfocus.export.targets import TARGETS, Target, get_target
+from pocketfocus.manifest import MANIFEST_FILE, check_artifact, load_manifest
+from pocketfocus.optics import one_hot
+
+REFERENCE = "reference"
+ANY_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model at work: `model(photo [1,3,H,W] in [-1,1], position 0..8) -> stack [9,3,H,W]`.
+
+    Attributes:
+        name: what it is, for tables.
+        size: width and height (pixels) it takes; None for any multiples of 64.
+        call: takes the photo and the position, unchecked.
+    """
+
+    name: str
+    size: int | None
+    call: Callable[[Tensor, int], Tensor]
+
+    def __call__(self, photo: Tensor, position: int) -> Tensor:
+        """The stack [9,3,H,W] in [-1,1]; UserError for a photo or position it does not take."""
+        shape = list(photo.shape)
+        if photo.ndim != 4 or shape[:2] != [1, 3]:
+            raise UserError(f"{self.name} takes a photo [1, 3, H, W], this one is {shape}")
+        if self.size is not None and shape[2:] != [self.size, self.size]:
+            raise UserError(
+                f"{self.name} takes photos of {self.size}x{self.size} pixels, this one has "
+                f"{shape[3]}x{shape[2]}: scale it"
+            )
+        if shape[2] % ANY_MULTIPLE or shape[3] % ANY_MULTIPLE:
+            raise UserError(
+                f"{self.name} takes sides that are multiples of {ANY_MULTIPLE}, this photo has "
+                f"{shape[3]}x{shape[2]}: scale it"
+            )
+        with torch.inference_mode():
+            return self.call(photo.float(), position)
+
+
+def open_model(spec: str, threads: int | None = None) -> Model:
+    """Open `reference`, `reference:DIR_or_HUB_ID`, a student folder, or an exported file.
+
+    A file that a manifest lists is used only if its hash is as recorded. `threads` limits an
+    exported file's runtime, or PyTorch in this process. UserError when there is no such model, it
+    cannot be read, or this machine cannot execute it.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == REFERENCE and not Path(spec).exists():
+        return _eager(threads, lambda: _reference(spec, rest))
+    path = Path(spec)
+    target = next((t for t in map(get_target, TARGETS) if t.suffix == path.suffix), None)
+    if target is not None:
+        return _file(path, target, threads)
+    if path.is_dir():
+        return _eager(threads, lambda: _student(path))
+    suffixes = ", ".join(get_target(name).suffix for name in TARGETS)
+    raise UserError(
+        f"no model at {spec}: name `{REFERENCE}`, `{REFERENCE}:DIR`, a student folder, or a file "
+        f"ending in {suffixes}"
+    )
+
+
+def _eager(threads: int | None, load: Callable[[], Model]) -> Model:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return load()
+
+
+def _reference(name: str, spec: str) -> Model:
+    from pocketfocus.reference import load_reference
+
+    pipeline = load_reference(spec or "default")
+    return Model(name, None, lambda photo, position: pipeline(photo, position))
+
+
+def _student(path: Path) -> Model:
+    from pocketfocus.student import load_student
+
+    student = load_student(path)
+    return Model(path.name, None, lambda photo, position: student(photo, one_hot(position)))
+
+
+def _file(path: Path, target: Target, threads: int | None) -> Model:
+    if not path.exists():
+        raise UserError(f"{path} does not exist: export it, or name another file")
+    _check_manifest(path)
+    runner = target.open(path, threads)
+    return Model(
+        path.name,
+        target.photo_size(path),
+        lambda photo, position: runner(photo, one_hot(position)),
+    )
+
+
+def _check_manifest(path: Path) -> None:
+    """UserError when the run's manifest lists the file with another hash."""
+    folder = path.resolve().parent.parent
+    if not (folder / MANIFEST_FILE).is_file():
+        return
+    name = path.resolve().relative_to(folder).as_posix()
+    for artifact in load_manifest(folder).artifacts:
+        if artifact.name == name:
+            check_artifact(folder, artifact)

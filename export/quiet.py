@@ -1,0 +1,52 @@
+"""Silence the toolchains while they convert and load: their chatter is no news to a user."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+
+VERBOSE = "POCKETFOCUS_VERBOSE"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back Python warnings, log records below ERROR and printed lines of the toolchains.
+
+    Errors still come as exceptions; the environment variable POCKETFOCUS_VERBOSE=1 lets everything
+    through.
+    """
+    if os.environ.get(VERBOSE) == "1":
+        yield
+        return
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def quiet_native() -> Iterator[None]:
+    """Hold back what a C++ library writes to standard error by itself (file descriptor 2)."""
+    if os.environ.get(VERBOSE) == "1":
+        yield
+        return
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

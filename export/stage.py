@@ -1,0 +1,216 @@
+"""Write the files that were asked for, and the manifest that says what they are.
+
+A file is made again only when something it depends on has changed: the student, the recipe, the
+calibration photos, this code or a toolchain's version. The manifest is saved after every file, so
+that an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import pocketfocus
+from pocketfocus.errors import UserError
+from pocketfocus.export.targets import TARGETS, Target, get_target, input_specs, output_specs
+from pocketfocus.files import key_of, sha256, size_bytes, write_atomic
+from pocketfocus.manifest import MANIFEST_FILE, Artifact, Manifest, load_manifest
+from pocketfocus.quantize.calibration import Calibration, calibration
+from pocketfocus.quantize.recipes import RECIPES, Recipe, get_recipe
+from pocketfocus.student import SHIPPED_WEIGHTS, RefocusStudent, load_student
+
+STUDENT = "student"
+DISTILLED = "distill.json"
+STUDENT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
+TOOLS = ("torch", "torchao", "executorch", "coremltools", "onnx", "onnxscript", "onnxruntime")
+
+Log = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Export:
+    """One run of the stage: a loaded student, its calibration, and the manifest without files."""
+
+    out: Path
+    student: RefocusStudent
+    inputs: Calibration
+    empty: Manifest
+    log: Log
+
+
+def export_run(
+    student_dir: Path | None,
+    out: Path,
+    targets: Sequence[str],
+    precisions: Sequence[str],
+    photos: Sequence[Path] | None = None,
+    log: Log = print,
+) -> Manifest:
+    """Write every target × precision into `out`, skipping what is there already; the manifest.
+
+    `student_dir` None takes the run's own student when `out` has one, else the shipped one.
+    `photos` calibrate the integer files; None for the bundled ones. Files of the same student that
+    this call does not ask for stay, those of another student go. UserError for unknown names, a
+    student or photos that cannot be read, a missing toolchain, or a folder that cannot be written.
+    """
+    chosen = [(get_target(t), get_recipe(p)) for t in targets for p in precisions]
+    for target in {target.name: target for target, _ in chosen}.values():
+        reason = target.cannot_write()
+        if reason is not None:
+            raise UserError(f"{target.name} files cannot be written here: {reason}")
+    run = prepare(student_dir, Path(out), photos, log)
+    known = previous(run)
+    for target, recipe in chosen:
+        artifact = make(run, target, recipe, known)
+        known = {**previous(run), **known, artifact.name: artifact}
+        assemble(run, known).save(run.out)
+    return assemble(run, known)
+
+
+def prepare(student_dir: Path | None, out: Path, photos: Sequence[Path] | None, log: Log) -> Export:
+    """Bring the student into the run's folder, load it, and read the calibration photos."""
+    folder = adopt(student_dir, out, log)
+    student = load_student(folder)
+    inputs = calibration(student.config["size"], photos)
+    empty = Manifest(
+        size=student.config["size"],
+        artifacts=[],
+        student_sha256=sha256(folder),
+        student_config={k: v for k, v in student.config.items() if not k.startswith("_")},
+        reference=reference_of(out),
+        calibration=inputs.describe(),
+        tools={name: metadata.version(name) for name in TOOLS},
+    )
+    return Export(out, student, inputs, empty, log)
+
+
+def adopt(student_dir: Path | None, out: Path, log: Log) -> Path:
+    """`out/student`, holding the student that was asked for.
+
+    UserError rather than replacing another student that was distilled in `out`.
+    """
+    own = out / STUDENT
+    if student_dir is None:
+        student_dir = own if own.is_dir() else SHIPPED_WEIGHTS
+    if own.is_dir() and own.samefile(student_dir):
+        return own
+    load_student(student_dir)  # before anything is written: UserError when it is none
+    with write_atomic(own) as scratch:
+        scratch.mkdir()
+        for pattern in STUDENT_FILES:
+            for path in sorted(Path(student_dir).glob(pattern)):
+                shutil.copy(path, scratch / path.name)
+        if own.is_dir() and sha256(own) != sha256(scratch) and (out / DISTILLED).exists():
+            raise UserError(
+                f"{own} was distilled there and is not {student_dir}: choose another folder with "
+                "--out"
+            )
+    log(f"student: {student_dir}")
+    return own
+
+
+def previous(run: Export) -> dict[str, Artifact]:
+    """By name, what the folder's manifest lists for the same student; the rest is deleted."""
+    if not (run.out / MANIFEST_FILE).exists():
+        return {}
+    try:
+        manifest = load_manifest(run.out)
+    except UserError as error:
+        run.log(f"starting a new manifest: {error}")
+        return {}
+    if manifest.student_sha256 == run.empty.student_sha256:
+        return {artifact.name: artifact for artifact in manifest.artifacts}
+    ours = {name_of(get_target(t), r) for t in TARGETS for r in RECIPES.values()}
+    for artifact in manifest.artifacts:
+        path = run.out / artifact.name
+        if artifact.name in ours and path.exists():
+            run.log(f"{artifact.name}: of another student, deleted")
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    run.empty.save(run.out)
+    return {}
+
+
+def make(run: Export, target: Target, recipe: Recipe, known: dict[str, Artifact]) -> Artifact:
+    """Write one file, unless it is there already or the target refuses the recipe."""
+    name = name_of(target, recipe)
+    wanted = Artifact(
+        name=name,
+        target=target.name,
+        precision=recipe.name,
+        sha256="",
+        bytes=0,
+        key=file_key(run, target, recipe),
+        inputs=input_specs(run.empty.size),
+        outputs=output_specs(run.empty.size),
+        recipe=asdict(recipe),
+    )
+    why = target.refuses(recipe)
+    if why is not None:
+        run.log(f"{name}: refused, {why}")
+        return replace(wanted, status="refused", why=why)
+    path, old = run.out / name, known.get(name)
+    if old is not None and old.key == wanted.key and path.exists() and sha256(path) == old.sha256:
+        run.log(f"{name}: unchanged, kept")
+        return old
+    started = time.monotonic()
+    try:
+        with write_atomic(path) as scratch:
+            written = target.write(run.student, recipe, run.inputs, scratch)
+    except Exception as error:
+        error.add_note(f"while writing {path}")
+        raise
+    taken = dict(written.taken)
+    if recipe.calibrated:
+        taken["calibration_sha256"] = run.inputs.sha256
+    size = size_bytes(path)
+    run.log(f"{name}: {size / 1e6:.1f} MB, {time.monotonic() - started:.0f} s")
+    return replace(
+        wanted, sha256=sha256(path), bytes=size, taken=taken, delegation=written.delegation
+    )
+
+
+def assemble(run: Export, known: dict[str, Artifact]) -> Manifest:
+    """The manifest of these artifacts, by target and then precision."""
+    names = [name_of(get_target(t), r) for t in TARGETS for r in RECIPES.values()]
+    return replace(run.empty, artifacts=[known[name] for name in names if name in known])
+
+
+def name_of(target: Target, recipe: Recipe) -> str:
+    """Path of a file below the run's folder."""
+    return f"{target.name}/student-{recipe.name}{target.suffix}"
+
+
+def file_key(run: Export, target: Target, recipe: Recipe) -> str:
+    """Hash of everything that a file depends on."""
+    return key_of(
+        target=target.name,
+        recipe=asdict(recipe),
+        student=run.empty.student_sha256,
+        calibration=run.inputs.sha256 if recipe.calibrated else "",
+        code=code_hash(),
+        tools=run.empty.tools,
+    )
+
+
+@cache
+def code_hash() -> str:
+    """Hash of the sources that write files."""
+    package = Path(pocketfocus.__file__).parent
+    sources = [package / "student.py", *(package / "quantize").glob("*.py")]
+    sources += (package / "export").glob("*.py")
+    return key_of(**{p.relative_to(package).as_posix(): sha256(p) for p in sources})
+
+
+def reference_of(out: Path) -> str:
+    """What `distill` recorded as the model the student learned from; "" when it did not."""
+    try:
+        found = json.loads((out / DISTILLED).read_text(encoding="utf-8"))["reference"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return str(found)

@@ -1,0 +1,93 @@
+"""The typer app and its edge: exit codes, and one line for every error.
+
+Exit codes: 0 done; 1 a gate failed; 2 bad input or environment, one line on standard error;
+130 interrupted (Ctrl-C), one line. `--debug`, anywhere on the command line, adds the traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import pocketfocus
+from pocketfocus.cli import artifacts, build, machine, photos, quiet, train
+from pocketfocus.errors import UserError
+
+GATE_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+DEBUG = "--debug"
+
+app = typer.Typer(
+    name="pocketfocus",
+    help="Make a file that a phone can run of a model that refocuses photos: "
+    "distil, quantize, export, prove parity, measure.",
+    epilog="Example: pocketfocus build --out build/mine",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for group in (build, train, artifacts, photos, machine):
+    app.add_typer(group.commands)
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option(DEBUG, help="Show the traceback of an error (any command).")
+    ] = False,
+) -> None:
+    """Print the version, or the help when no command is named."""
+    if version:
+        typer.echo(f"pocketfocus {pocketfocus.__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own) and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = DEBUG in arguments
+    quiet.hush()
+    try:
+        code = app(
+            [a for a in arguments if a != DEBUG], prog_name="pocketfocus", standalone_mode=False
+        )
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return fail(describe(error), BAD_INPUT)
+    if code == INTERRUPTED:
+        return fail("interrupted: files are whole or absent, run it again to go on", INTERRUPTED)
+    return code if isinstance(code, int) else 0
+
+
+def fail(message: str, code: int) -> int:
+    """Print one line on standard error and hand `code` back."""
+    print(f"pocketfocus: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def describe(error: Exception) -> str:
+    """What is wrong and what to do, for any exception."""
+    if isinstance(error, UserError):
+        return str(error)
+    if hasattr(error, "format_message"):  # typer's usage errors
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "pocketfocus"
+        return f"{str(error.format_message()).rstrip('.')} (see `{command} --help`)"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        where = f"cannot write {error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; free some space or choose another folder with --out"
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name} is not installed: run `make setup` or pip install it"
+    if isinstance(error, MemoryError):
+        return f"out of memory ({error}): close other programs or use smaller photos"
+    return f"{type(error).__name__}: {error} (not foreseen; add {DEBUG} to see where)"

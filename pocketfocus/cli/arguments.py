@@ -1,0 +1,207 @@
+"""What the commands take: option types, and checks that run before anything heavy starts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pocketfocus.cli import quiet
+from pocketfocus.errors import UserError
+from pocketfocus.files import Row, writing_failed
+from pocketfocus.progress import console
+
+LAST_POSITION = 8  # optics.FRAMES - 1, without importing torch for it
+
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder of the run")]
+Run = Annotated[
+    Path, typer.Argument(metavar="DIR", help="the folder of a run, made by `build` or `export`")
+]
+Targets = Annotated[
+    str, typer.Option("--targets", metavar="A,B", help="all, or some of executorch, coreml, onnx")
+]
+Precisions = Annotated[
+    str, typer.Option("--precisions", metavar="A,B", help="all, or some of fp32, fp16, int8, int4")
+]
+Reference = Annotated[
+    str,
+    typer.Option(
+        "--reference",
+        metavar="NAME|DIR|HUB_ID",
+        help="the model to distil: default, learn2refocus, a diffusers folder, or a Hub id",
+    ),
+]
+Photos = Annotated[
+    Path | None,
+    typer.Option("--photos", metavar="DIR", help="a folder of your photos; else the bundled ones"),
+]
+Student = Annotated[
+    Path | None,
+    typer.Option("--student", metavar="DIR", help="a student folder; else the shipped one"),
+]
+Minutes = Annotated[
+    float,
+    typer.Option(
+        "--distill-minutes", metavar="M", help="how long to distil; 0 takes the student as it is"
+    ),
+]
+FromScratch = Annotated[
+    bool, typer.Option("--from-scratch", help="distil anew instead of from the student")
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="of every random number")]
+
+ALL = "all"
+
+
+def names(text: str, known: Iterable[str], what: str) -> tuple[str, ...]:
+    """Split "a,b" into known names, in order, without repeats; "all" is every known name.
+
+    UserError names the known ones.
+    """
+    known = tuple(known)
+    if text == ALL:
+        return known
+    asked = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not asked:
+        raise UserError(f"no {what} given: choose from {', '.join(known)}")
+    for name in asked:
+        if name not in known:
+            raise UserError(f"unknown {what} '{name}': choose from {', '.join(known)}")
+    return asked
+
+
+def targets_and_precisions(
+    targets: str, precisions: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Both lists, checked against the registries."""
+    from pocketfocus.quantize.recipes import RECIPES
+
+    chosen = names(precisions, RECIPES, "precision")
+
+    from pocketfocus.export.targets import TARGETS  # imports torch
+
+    return names(targets, TARGETS, "target"), chosen
+
+
+def position(text: str) -> int:
+    """A focal position 0 (near, 5 cm) … 8 (infinity)."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= LAST_POSITION:
+        raise UserError(
+            f"position '{text}' is not a whole number from 0 (near, 5 cm) to "
+            f"{LAST_POSITION} (infinity): choose one of 0 … {LAST_POSITION}"
+        )
+    return value
+
+
+def positions(text: str) -> tuple[int, ...]:
+    """A list such as "0,4,8" of focal positions, sorted, without repeats."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UserError("no input position given: name some, such as 0,4,8")
+    return tuple(sorted({position(part) for part in parts}))
+
+
+def minutes(value: float) -> float:
+    """A finite number of minutes ≥ 0 (typer also takes nan and inf)."""
+    if not 0.0 <= value < 1e6:
+        raise UserError(f"{value} minutes is no duration: give a number from 0 up")
+    return value
+
+
+def writable(path: Path) -> Path:
+    """`path`, after a try that something can be made there; leaves nothing behind."""
+    found = path
+    while not found.exists() and found != found.parent:
+        found = found.parent
+    try:
+        with tempfile.TemporaryFile(dir=found) as handle:
+            handle.write(b"\0")
+    except OSError as error:
+        raise writing_failed(path, error) from error
+    return path
+
+
+def output_folder(path: Path) -> Path:
+    """A folder that exists or can be made, and can be written to."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file, not a folder: choose another folder with --out")
+    return writable(path)
+
+
+def output_file(path: Path) -> Path:
+    """A file that can be written."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a file: name a file in it with --out")
+    writable(path.parent)
+    return path
+
+
+def run_folder(path: Path) -> Path:
+    """An existing folder of a run."""
+    if not path.is_dir():
+        raise UserError(
+            f"{path} is no folder of a run: make one with `pocketfocus build --out {path}`"
+        )
+    return path
+
+
+def student_folder(path: Path | None) -> Path | None:
+    """A folder with a student's config.json; None stands for the shipped student."""
+    if path is not None and not (path / "config.json").is_file():
+        raise UserError(
+            f"{path} is no student folder (it has no config.json): name the student/ of a run"
+        )
+    return path
+
+
+def photo_files(folder: Path | None) -> list[Path] | None:
+    """The photos of a folder, in natural order; None stands for the bundled ones."""
+    if folder is None:
+        return None
+    from pocketfocus.stacks import read_photos
+
+    return read_photos(folder)
+
+
+def reference(spec: str) -> str:
+    """A reference's name, folder or Hub id, checked as far as is possible without a network."""
+    if spec == "default":
+        return spec
+    if Path(spec).is_dir():
+        if not (Path(spec) / "unet" / "config.json").is_file():
+            raise UserError(
+                f"{spec} is no reference (it has no unet/config.json): name a folder in the "
+                "diffusers layout, made by `pocketfocus train-reference`"
+            )
+    elif spec == "learn2refocus" or (spec.count("/") == 1 and spec[0] not in "./~"):
+        quiet.show_downloads()
+    else:
+        raise UserError(
+            f"no reference at {spec}: name `default`, `learn2refocus`, a folder in the diffusers "
+            "layout, or a Hub id such as owner/model"
+        )
+    return spec
+
+
+def model(spec: str | None) -> None:
+    """Check the reference in `reference:SPEC`; other models are checked when they are opened."""
+    if spec is not None and spec.startswith("reference:") and not Path(spec).exists():
+        reference(spec.removeprefix("reference:"))
+
+
+def exit_by_gates(rows: Sequence[Row]) -> None:
+    """Leave with exit code 1 when a gate failed, after one line for each."""
+    from pocketfocus.benchmarks.verify import failed
+
+    for row in failed(rows):
+        line = f"gate failed: {row['artifact']}, {row['gate']}: {row['why']}"
+        console.print(line, markup=False, soft_wrap=True)
+    if failed(rows):
+        raise typer.Exit(1)

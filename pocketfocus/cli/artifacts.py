@@ -1,0 +1,102 @@
+"""`export`, `verify`, `bench`, `report`: the stages after distillation, by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from pocketfocus.cli import arguments
+from pocketfocus.cli.stages import say
+from pocketfocus.files import Row
+
+commands = typer.Typer()
+
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="where the files run")]
+
+
+@commands.command(epilog="Example: pocketfocus export --precisions int8 --out build/mine")
+def export(
+    out: arguments.Out,
+    student: arguments.Student = None,
+    photos: arguments.Photos = None,
+    targets: arguments.Targets = arguments.ALL,
+    precisions: arguments.Precisions = arguments.ALL,
+) -> None:
+    """Quantize a student and write .pte, .mlpackage and .onnx files with a manifest."""
+    arguments.output_folder(out)
+    start = arguments.student_folder(student)
+    chosen = arguments.targets_and_precisions(targets, precisions)
+    files = arguments.photo_files(photos)
+
+    from pocketfocus.export.stage import export_run
+
+    manifest = export_run(start, out, *chosen, files, say)
+    for artifact in manifest.artifacts:
+        typer.echo(f"{artifact.status:8} {artifact.name}  {artifact.why or ''}".rstrip())
+
+
+@commands.command(epilog="Example: pocketfocus verify build/mine")
+def verify(run: arguments.Run, photos: arguments.Photos = None, device: Device = "host") -> None:
+    """Execute every file of a run on real photos and gate it against its parent."""
+    folder = arguments.run_folder(run)
+    files = arguments.photo_files(photos)
+
+    from pocketfocus.benchmarks.verify import verify_run
+    from pocketfocus.mobile_harness.devices import get_device
+
+    rows = verify_run(folder, get_device(device), files)
+    print_rows(rows, ("artifact", "gate", "psnr_db", "threshold_db", "status", "why"))
+    arguments.exit_by_gates(rows)
+
+
+@commands.command(epilog="Example: pocketfocus bench build/mine --threads 2")
+def bench(
+    run: arguments.Run,
+    photos: arguments.Photos = None,
+    reference: arguments.Reference = "default",
+    runs: Annotated[int, typer.Option("--runs", min=1, help="timed calls of each file")] = 50,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads; else the device's default")
+    ] = None,
+    device: Device = "host",
+) -> None:
+    """Measure load time, latency and memory of every file, the student and the reference."""
+    folder = arguments.run_folder(run)
+    spec = arguments.reference(reference)
+    files = arguments.photo_files(photos)
+
+    from pocketfocus.benchmarks.latency import MEASURED, bench_run
+    from pocketfocus.mobile_harness.devices import get_device
+
+    rows = bench_run(folder, get_device(device), spec, runs, threads=threads, photos=files)
+    print_rows(rows, ("artifact", *MEASURED, "bytes"))
+
+
+@commands.command(epilog="Example: pocketfocus report build/mine")
+def report(run: arguments.Run) -> None:
+    """Write DIR/report.html, one self-contained page, from what the other stages wrote."""
+    folder = arguments.run_folder(run)
+
+    from pocketfocus.benchmarks.report import write_report
+
+    typer.echo(f"report: {write_report(folder)}")
+
+
+def print_rows(rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Print these columns of a stage's rows as a table on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None)
+    for column in columns:
+        figures = all(isinstance(row[column], int | float | None) for row in rows)
+        table.add_column(column, justify="right" if figures else "left", overflow="fold")
+    for row in rows:
+        cells = (row[column] for column in columns)
+        table.add_row(*(f"{c:.1f}" if isinstance(c, float) else str(c or "–") for c in cells))
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=160)
+    console.print(table)

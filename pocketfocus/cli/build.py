@@ -1,0 +1,207 @@
+"""`build`: distil → quantize and export → verify → bench → evaluate → report, in one folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import typer
+
+from pocketfocus.cli import arguments
+from pocketfocus.cli.stages import PACKAGE, Stage, hashes, run_stages, say
+
+commands = typer.Typer()
+
+DEVICE = "host"
+WEIGHTS = PACKAGE / "weights"
+SCENES, INPUTS, SIZE = 1, (0, 4, 8), (256, 256)  # small: the reference takes most of it
+REPORTED = (
+    "manifest.json",
+    "verify.json",
+    "stacks.npz",
+    "bench.json",
+    "reference.npz",
+    "evaluate.json",
+    "distill.json",
+    "loss.png",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A checked `build` command line."""
+
+    out: Path
+    reference: str
+    student: Path | None
+    photos: list[Path] | None
+    minutes: float
+    from_scratch: bool
+    targets: tuple[str, ...]
+    precisions: tuple[str, ...]
+    seed: int
+
+
+@commands.command(epilog="Example: pocketfocus build --photos my/photos --out build/mine")
+def build(
+    out: arguments.Out = Path("build/run"),
+    reference: arguments.Reference = "default",
+    student: arguments.Student = None,
+    photos: arguments.Photos = None,
+    distill_minutes: arguments.Minutes = 1.0,
+    from_scratch: arguments.FromScratch = False,
+    targets: arguments.Targets = arguments.ALL,
+    precisions: arguments.Precisions = arguments.ALL,
+    seed: arguments.Seed = 0,
+) -> None:
+    """Run every stage, from distilling to the report; stages that are up to date are skipped."""
+    length = arguments.minutes(distill_minutes)
+    arguments.output_folder(out)
+    arguments.reference(reference)
+    arguments.student_folder(student)
+    files = arguments.photo_files(photos)
+    chosen = arguments.targets_and_precisions(targets, precisions)
+    settings = Settings(out, reference, student, files, length, from_scratch, *chosen, seed)
+    run_stages(settings.out, stages(settings))
+    typer.echo(f"report: {settings.out / 'report.html'}")
+
+    from pocketfocus.files import read_rows
+
+    arguments.exit_by_gates(read_rows(settings.out / "verify.json"))
+
+
+def stages(settings: Settings) -> tuple[Stage, ...]:
+    """The table of stages: what each depends on, writes, and runs."""
+    out = settings.out
+    photos = hashes(*(settings.photos or ()))
+    return (
+        Stage(
+            "distill",
+            lambda: {
+                "reference": reference_key(settings.reference),
+                "start": hashes(settings.student or WEIGHTS / "student"),
+                "photos": photos,
+                "minutes": settings.minutes,
+                "from_scratch": settings.from_scratch,
+                "seed": settings.seed,
+            },
+            ("distill",),
+            ("student", "distill.json", "train.jsonl*", "loss.png*"),
+            lambda: _distill(settings),
+        ),
+        Stage(
+            "export",
+            lambda: {
+                "student": hashes(out / "student"),
+                "photos": photos,
+                "targets": settings.targets,
+                "precisions": settings.precisions,
+            },
+            ("quantize", "export"),
+            ("manifest.json", "*/student-*"),
+            lambda: _export(settings),
+        ),
+        Stage(
+            "verify",
+            lambda: {"files": hashes(out / "manifest.json"), "photos": photos},
+            ("quantize", "export", "benchmarks", "mobile_harness"),
+            ("verify.json", "stacks.npz"),
+            lambda: _verify(settings),
+        ),
+        Stage(
+            "bench",
+            lambda: {
+                "files": hashes(out / "manifest.json"),
+                "reference": reference_key(settings.reference),
+            },
+            ("export", "benchmarks", "mobile_harness"),
+            ("bench.json", "reference.npz*"),
+            lambda: _bench(settings),
+        ),
+        Stage(
+            "evaluate",
+            lambda: {
+                "files": hashes(out / "manifest.json"),
+                "reference": reference_key(settings.reference),
+            },
+            ("export", "benchmarks"),
+            ("evaluate.json",),
+            lambda: _evaluate(settings),
+        ),
+        Stage(
+            "report",
+            lambda: {"files": hashes(*(out / name for name in REPORTED))},
+            ("benchmarks",),
+            ("report.html",),
+            lambda: _report(settings),
+        ),
+    )
+
+
+def reference_key(spec: str) -> list[str]:
+    """What a reference is: its name, and the hash of its folder where it is local."""
+    folder = WEIGHTS / "reference" if spec == "default" else Path(spec)
+    return [spec, *hashes(folder)]
+
+
+def _distill(settings: Settings) -> None:
+    from pocketfocus.distill.stage import Distillation, distill_run
+
+    how = Distillation(settings.minutes, settings.from_scratch, seed=settings.seed)
+    distill_run(settings.out, settings.reference, settings.student, settings.photos, settings=how)
+
+
+def _export(settings: Settings) -> None:
+    from pocketfocus.export.stage import export_run
+
+    export_run(
+        settings.out / "student",
+        settings.out,
+        settings.targets,
+        settings.precisions,
+        settings.photos,
+        say,
+    )
+
+
+def _verify(settings: Settings) -> None:
+    from pocketfocus.benchmarks.verify import verify_run
+    from pocketfocus.mobile_harness.devices import get_device
+
+    verify_run(settings.out, get_device(DEVICE), settings.photos)
+
+
+def _bench(settings: Settings) -> None:
+    from pocketfocus.benchmarks.latency import bench_run
+    from pocketfocus.mobile_harness.devices import get_device
+
+    bench_run(settings.out, get_device(DEVICE), settings.reference, photos=settings.photos)
+
+
+def _evaluate(settings: Settings) -> None:
+    from pocketfocus.benchmarks.baselines import baselines
+    from pocketfocus.benchmarks.evaluate import evaluate_models
+    from pocketfocus.export.open import REFERENCE, open_model
+    from pocketfocus.export.targets import get_target
+    from pocketfocus.files import write_rows
+    from pocketfocus.manifest import load_manifest
+    from pocketfocus.scenes import VALIDATION_SEED, held_out_photos
+    from pocketfocus.stacks import synthetic_stacks
+
+    specs = {
+        REFERENCE: f"{REFERENCE}:{settings.reference}",
+        "student": str(settings.out / "student"),
+    }
+    for artifact in load_manifest(settings.out).artifacts:
+        if artifact.status == "written" and get_target(artifact.target).cannot_run() is None:
+            specs[artifact.name] = str(settings.out / artifact.name)
+    models = [replace(open_model(spec), name=name) for name, spec in specs.items()]
+    stacks = list(synthetic_stacks(SCENES, VALIDATION_SEED, SIZE, held_out_photos()))
+    rows = evaluate_models([*models, *baselines()], stacks, "synthetic", INPUTS)
+    write_rows(settings.out / "evaluate.json", rows)
+
+
+def _report(settings: Settings) -> None:
+    from pocketfocus.benchmarks.report import write_report
+
+    write_report(settings.out)

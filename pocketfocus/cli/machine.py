@@ -1,0 +1,31 @@
+"""`doctor`: what this machine has, can convert and can execute."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+commands = typer.Typer()
+
+
+@commands.command(epilog="Example: pocketfocus doctor")
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Say what this machine can convert and execute, and what is missing for the rest."""
+    from rich.console import Console
+
+    from pocketfocus import doctor
+    from pocketfocus.export.targets import TARGETS, get_target
+    from pocketfocus.files import SCHEMA_VERSION
+    from pocketfocus.progress import step
+
+    with step("looking at this machine"):
+        findings = doctor.examine([get_target(name) for name in TARGETS])
+    if as_json:
+        rows = [finding.row() for finding in findings]
+        typer.echo(json.dumps({"schema_version": SCHEMA_VERSION, "rows": rows}, indent=1))
+    else:
+        Console(highlight=False).print(*doctor.tables(findings), sep="\n")

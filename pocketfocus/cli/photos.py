@@ -1,0 +1,119 @@
+"""`refocus` and `evaluate`: a model at work on one photo, and its score on true focal stacks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pocketfocus.cli import arguments
+from pocketfocus.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pocketfocus.stacks import FocalStack
+
+commands = typer.Typer()
+
+MODEL = "`reference`, `reference:DIR`, a student folder, a .pte, an .onnx or an .mlpackage"
+SYNTHETIC, SYNTHETIC_SCENES = "synthetic", 64
+
+
+@commands.command(
+    epilog="Example: pocketfocus refocus photo.jpg --position 4 --out build/refocused"
+)
+def refocus(
+    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="an image file of any size")],
+    position: Annotated[
+        str,
+        typer.Option(
+            "--position", metavar="P", help="where the photo is in focus: 0 (5 cm) … 8 (infinity)"
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder for the results")],
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help=f"{MODEL}; else the shipped one")
+    ] = None,
+) -> None:
+    """Make a focal stack of a photo: nine PNGs, GIF, MP4, all-in-focus, focus map, and a page."""
+    at = arguments.position(position)
+    arguments.output_folder(out)
+    arguments.model(model)
+
+    from pocketfocus.export.open import open_model
+    from pocketfocus.gallery import run_model, save_refocus
+    from pocketfocus.images import load_photo
+    from pocketfocus.progress import step
+    from pocketfocus.student import SHIPPED_WEIGHTS
+
+    picture = load_photo(photo)
+    opened = open_model(model or str(SHIPPED_WEIGHTS))
+    with step(f"refocusing with {opened.name}"):
+        stack = run_model(opened, picture, at)
+        files = save_refocus(stack, picture, at, out, opened.name)
+    typer.echo(f"open {files[-1]} in a browser and tap on the photo")
+
+
+@commands.command(
+    epilog="Example: pocketfocus evaluate build/mine/student reference --scenes 4 --inputs 0,4,8"
+)
+def evaluate(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL)],
+    stacks: Annotated[
+        str,
+        typer.Option(
+            "--stacks",
+            metavar="synthetic|DIR",
+            help="rendered scenes, or a folder per scene with images sorted near to far",
+        ),
+    ] = SYNTHETIC,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="write the rows there, as JSON")
+    ] = None,
+    scenes: Annotated[
+        int | None, typer.Option("--scenes", min=1, help="how many scenes at most")
+    ] = None,
+    inputs: Annotated[
+        str, typer.Option("--inputs", metavar="P,P", help="only from these input positions")
+    ] = "0,1,2,3,4,5,6,7,8",
+    size: Annotated[
+        int | None, typer.Option("--size", min=64, help="scale a folder's images to this square")
+    ] = None,
+) -> None:
+    """Score models against true focal stacks, beside copying and blurring the photo."""
+    positions = arguments.positions(inputs)
+    for spec in models:
+        arguments.model(spec)
+    if out is not None:
+        arguments.output_file(out)
+    if stacks != SYNTHETIC and not Path(stacks).is_dir():
+        raise UserError(f"{stacks} is not a folder: give --stacks a folder, or `{SYNTHETIC}`")
+
+    from pocketfocus.benchmarks.baselines import baselines
+    from pocketfocus.benchmarks.evaluate import evaluate_models, print_table
+    from pocketfocus.export.open import open_model
+    from pocketfocus.files import write_rows
+
+    opened = [replace(open_model(spec), name=spec) for spec in models]
+    truth = true_stacks(stacks, scenes, size)
+    name = stacks if stacks == SYNTHETIC else Path(stacks).resolve().name
+    rows = evaluate_models([*opened, *baselines()], truth, name, positions)
+    if out is not None:
+        write_rows(out, rows)
+    print_table(rows)
+
+
+def true_stacks(stacks: str, scenes: int | None, size: int | None) -> Iterable[FocalStack]:
+    """The rendered validation scenes, or a folder's; at most `scenes` of them."""
+    if stacks == SYNTHETIC:
+        from pocketfocus.benchmarks.evaluate import validation_stacks
+
+        return validation_stacks(scenes or SYNTHETIC_SCENES)
+    from pocketfocus.stacks import read_stacks
+
+    found = read_stacks(Path(stacks), (size, size) if size else None)
+    return found if scenes is None else list(islice(found, scenes))

@@ -1,0 +1,128 @@
+"""Stages that are skipped when their inputs have not changed.
+
+A stage is a value: a name, what its result depends on, what it writes, and how it runs. Its record
+in DIR/stages.json holds the key of those inputs and the hash of every output; a stage is skipped
+only when both still agree, so a changed, damaged or missing file is made again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pocketfocus
+from pocketfocus.errors import UserError
+from pocketfocus.files import key_of, read_json, sha256, write_json
+from pocketfocus.progress import console
+
+RECORD = "stages.json"
+PINNED = ("torch", "executorch", "torchao", "coremltools", "diffusers", "onnxruntime")
+PACKAGE = Path(pocketfocus.__file__).parent
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    `inputs()` gives the JSON-able values that the result depends on; it is asked only after the
+    stages before have run. `code` names the folders whose sources count among the inputs, beside
+    the core and the versions of the tools. `run()` writes `outputs`: paths below the run's folder,
+    or glob patterns of what it may write.
+    """
+
+    name: str
+    inputs: Callable[[], dict[str, Any]]
+    code: tuple[str, ...]
+    outputs: tuple[str, ...]
+    run: Callable[[], object]
+
+    def key(self) -> str:
+        """Hash of everything the result depends on."""
+        return key_of(code=code_of(*self.code), tools=tools(), **self.inputs())
+
+
+def say(line: str) -> None:
+    """Print one line of progress, whole however long it is."""
+    console.print(line, markup=False, soft_wrap=True)
+
+
+def run_stages(folder: Path, stages: Iterable[Stage]) -> list[str]:
+    """Run what is not up to date, noting each stage on the console; names of those that ran."""
+    ran = []
+    for stage in stages:
+        why = out_of_date(folder, stage)
+        if not why:
+            say(f"{stage.name}: unchanged, skipped")
+            continue
+        say(f"{stage.name}: {why}")
+        started = time.monotonic()
+        stage.run()
+        seconds = time.monotonic() - started
+        remember(folder, stage, seconds)
+        say(f"{stage.name}: done in {seconds:.1f} s")
+        ran.append(stage.name)
+    return ran
+
+
+def out_of_date(folder: Path, stage: Stage) -> str:
+    """Why the stage has to run, or "" when inputs and outputs are as recorded."""
+    known = _records(folder).get(stage.name)
+    if known is None:
+        return "running"
+    if known["key"] != stage.key():
+        return "inputs have changed, running again"
+    for name, digest in known["outputs"].items():
+        path = folder / name
+        if not path.exists():
+            return f"{name} is missing, running again"
+        if sha256(path) != digest:
+            return f"{name} is not the file that was written (its hash differs), running again"
+    return ""
+
+
+def remember(folder: Path, stage: Stage, seconds: float) -> None:
+    """Record the stage's inputs and the hashes of its outputs; UserError when one is missing."""
+    outputs: dict[str, str] = {}
+    for pattern in stage.outputs:
+        found = sorted(folder.glob(pattern))
+        if not found and "*" not in pattern:
+            raise UserError(f"stage {stage.name} ended without writing {pattern} in {folder}")
+        outputs |= {path.relative_to(folder).as_posix(): sha256(path) for path in found}
+    record = {
+        "key": stage.key(),
+        "outputs": outputs,
+        "seconds": round(seconds, 1),
+    }
+    write_json(folder / RECORD, {"stages": {**_records(folder), stage.name: record}})
+
+
+def _records(folder: Path) -> dict[str, Any]:
+    path = folder / RECORD
+    stages = read_json(path).get("stages", {}) if path.exists() else {}
+    if not isinstance(stages, dict):
+        raise UserError(f"{path} holds no stages: delete it and run again")
+    return stages
+
+
+def code_of(*folders: str) -> str:
+    """Hash of the package's own sources: its core modules and the named folders."""
+    files = list(PACKAGE.glob("*.py"))
+    for folder in folders:
+        files += (PACKAGE / folder).rglob("*.py")
+    return key_of(**{p.relative_to(PACKAGE).as_posix(): sha256(p) for p in files})
+
+
+@cache
+def tools() -> dict[str, str]:
+    """Versions of the packages whose behaviour ends up in the files."""
+    return {name: metadata.version(name) for name in PINNED}
+
+
+def hashes(*paths: Path | None) -> list[str]:
+    """SHA-256 of each file or folder that exists; "" for one that does not."""
+    return [sha256(p) if p is not None and p.exists() else "" for p in paths]

@@ -1,0 +1,1 @@
+"""Recipes, calibration, and one module per toolchain that applies a recipe."""

@@ -1,0 +1,88 @@
+"""Calibration inputs: real photos at every focal position, as the exported files will see them.
+
+Legend: S = the student's photo size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from pocketfocus.errors import UserError
+from pocketfocus.images import load_photo, prepare
+from pocketfocus.optics import FRAMES, one_hot
+from pocketfocus.scenes import TRAIN_PHOTOS, train_photos
+
+INPUTS = 2 * FRAMES  # every position twice, each time with another photo
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Named photos [1,3,S,S] in [-1,1], and the (photo index, position) of each input."""
+
+    names: tuple[str, ...]
+    photos: tuple[Tensor, ...]
+    calls: tuple[tuple[int, int], ...]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The inputs: photo [1,3,S,S], position one-hot [1,9]."""
+        for index, position in self.calls:
+            yield self.photos[index], one_hot(position)
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of every input's pixels and position."""
+        digest = hashlib.sha256(repr(self.calls).encode())
+        for photo in self.photos:
+            digest.update(photo.numpy().tobytes())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest: photo and position of every input, and the hash of all."""
+        return {
+            "photos": [self.names[index] for index, _ in self.calls],
+            "positions": [position for _, position in self.calls],
+            "sha256": self.sha256,
+        }
+
+
+def calibration(
+    size: int, paths: Sequence[Path] | None = None, inputs: int = INPUTS
+) -> Calibration:
+    """Centre squares of photos; None for the bundled ones that training may use.
+
+    Positions and photos both go round, so that all nine positions are covered and every photo is
+    used (as many as `inputs` at most, spread evenly over `paths`). UserError for unreadable photos
+    or none at all.
+    """
+    if paths is None:
+        named = list(zip(TRAIN_PHOTOS, map(Image.fromarray, train_photos()), strict=True))
+    elif not paths:
+        raise UserError("no photo to calibrate with: name some, or leave --photos out")
+    else:
+        spread = np.linspace(0, len(paths) - 1, min(len(paths), inputs)).round().astype(int)
+        named = [(paths[i].name, load_photo(paths[i])) for i in spread]
+    count = max(inputs, FRAMES)
+    return Calibration(
+        names=tuple(name for name, _ in named),
+        photos=tuple(square(image, size) for _, image in named),
+        calls=tuple((i % len(named), i % FRAMES) for i in range(count)),
+    )
+
+
+def square(photo: Image.Image, size: int) -> Tensor:
+    """The centre square of an RGB photo, scaled: [1,3,S,S] in [-1,1]."""
+    fitted = ImageOps.fit(photo.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+    return prepare(fitted, (size, size)).to(torch.float32).contiguous()

@@ -1,0 +1,284 @@
+"""Evaluation, with models and stacks whose score is known beforehand."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from pocketfocus.benchmarks.baselines import Copy
+from pocketfocus.benchmarks.evaluate import (
+    ROUNDING_DB,
+    evaluate_models,
+    frames_by_position,
+    plot_grids,
+    print_table,
+    refocus,
+    validation_stacks,
+)
+from pocketfocus.errors import UserError
+from pocketfocus.files import Row, read_rows, write_rows
+from pocketfocus.metrics import ssim
+from pocketfocus.scenes import VALIDATION_SEED, held_out_photos, render_scene
+from pocketfocus.stacks import FocalStack
+
+WHOLE = tuple(map(float, range(9)))
+
+
+@dataclass
+class Constant:
+    """Makes grey stacks of one value; keeps the shapes it was given."""
+
+    value: float = 0.0
+    name: str = "constant"
+    size: int | None = None
+    seen: list[tuple[int, ...]] = field(default_factory=list)
+
+    def __call__(self, photo: Tensor, position: int) -> Tensor:
+        self.seen.append(tuple(photo.shape))
+        return torch.full((9, *photo.shape[1:]), self.value)
+
+
+@dataclass
+class Echo:
+    """Repeats what it is given, at a static size or at multiples of 64."""
+
+    size: int | None = None
+    name: str = "echo"
+
+    def __call__(self, photo: Tensor, position: int) -> Tensor:
+        return photo.expand(9, -1, -1, -1)
+
+
+def greys(
+    values: Sequence[float], positions: Sequence[float] = WHOLE, side: int = 16
+) -> FocalStack:
+    """One uniform frame a value."""
+    frames = torch.stack([torch.full((3, side, side), float(value)) for value in values])
+    return FocalStack("greys", frames, tuple(positions))
+
+
+def textured(seed: int, height: int = 24, width: int = 24) -> FocalStack:
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.rand(9, 3, height, width, generator=generator) * 1.6 - 0.8
+    return FocalStack(f"textured-{seed}", frames, WHOLE)
+
+
+def decibels(error: float) -> float:
+    return 20 * math.log10(2 / error)
+
+
+def cells(rows: Sequence[Row]) -> dict[tuple[str, int, int], Row]:
+    return {
+        (row["model"], row["input_position"], row["output_position"]): row
+        for row in rows
+        if "input_position" in row
+    }
+
+
+def means(rows: Sequence[Row]) -> dict[str, Row]:
+    return {row["model"]: row for row in rows if "mean_psnr_db" in row}
+
+
+def test_copy_on_a_ramp_of_greys_depends_on_the_distance_alone() -> None:
+    stack = greys([0.1 * n - 0.4 for n in range(9)])
+    rows = evaluate_models([Copy()], [stack], "ramp")
+    found = cells(rows)
+    assert len(found) == 81
+    assert set(found["copy", 2, 5]) == {
+        "model", "stacks", "input_position", "output_position", "psnr_db", "ssim"
+    }  # fmt: skip
+    assert found["copy", 2, 5]["psnr_db"] == pytest.approx(decibels(0.3), abs=1e-4)
+    assert found["copy", 7, 7]["psnr_db"] == ROUNDING_DB
+    summary = means(rows)["copy"]
+    for d in range(1, 9):
+        by_distance = summary["psnr_db_by_distance"][str(d)]
+        assert by_distance == pytest.approx(decibels(0.1 * d), abs=1e-4)
+    off = [decibels(0.1 * d) for d in range(1, 9) for _ in range(2 * (9 - d))]
+    assert summary["mean_psnr_db_off_diagonal"] == pytest.approx(sum(off) / 72, abs=1e-4)
+    everything = (sum(off) + 9 * ROUNDING_DB) / 81
+    assert summary["mean_psnr_db"] == pytest.approx(everything, abs=1e-4)
+
+
+def test_cells_are_means_of_images_not_of_pooled_errors() -> None:
+    stacks = [greys([0.1] * 9), greys([0.4] * 9)]
+    rows = evaluate_models([Constant(0.0)], stacks, "two")
+    expected = (decibels(0.1) + decibels(0.4)) / 2
+    assert cells(rows)["constant", 0, 8]["psnr_db"] == pytest.approx(expected, abs=1e-4)
+    assert means(rows)["constant"]["scenes"] == 2
+
+
+def test_ssim_is_per_image() -> None:
+    stacks = [textured(0), textured(1)]
+    rows = evaluate_models([Copy()], stacks, "noise", [3])
+    both = [ssim(stack.frames[3:4], stack.frames[6:7]) for stack in stacks]
+    assert cells(rows)["copy", 3, 6]["ssim"] == pytest.approx(sum(both) / 2)
+    ssims = [row["ssim"] for (_, i, o), row in cells(rows).items() if i != o]
+    assert means(rows)["copy"]["mean_ssim_off_diagonal"] == pytest.approx(sum(ssims) / 8)
+
+
+def test_inputs_limit_the_rows_and_the_calls() -> None:
+    model = Constant()
+    rows = evaluate_models([model], [textured(0)], "noise", (0, 8))
+    assert {key[1] for key in cells(rows)} == {0, 8}
+    assert len(model.seen) == 2
+
+
+def test_only_frames_near_a_whole_position_are_truth() -> None:
+    stack = greys([0, 0.1, 0.2, 0.3, 0.4], [0.2, 1.5, 2.9, 3.1, 7.75])
+    truth = frames_by_position(stack)
+    assert {p: round(float(frame.mean()), 3) for p, frame in truth.items()} == {
+        0: 0.0,
+        3: 0.2,  # 2.9 and 3.1 are equally near up to rounding: the first of them
+        8: 0.4,
+    }
+    assert float(frames_by_position(greys([0.1, 0.2], [4.2, 4.24]))[4].mean()) == pytest.approx(0.1)
+    rows = evaluate_models([Copy()], [stack], "sparse")
+    assert {key[1:] for key in cells(rows)} == {(i, o) for i in (0, 3, 8) for o in (0, 3, 8)}
+    assert sorted(means(rows)["copy"]["psnr_db_by_distance"]) == ["3", "5", "8"]
+
+
+def test_scenes_with_other_truth_fill_other_cells() -> None:
+    stacks = [greys([0.1, 0.5], [0, 1]), greys([0.1, 0.3], [0, 2])]
+    found = cells(evaluate_models([Constant()], stacks, "mixed"))
+    assert ("constant", 1, 2) not in found
+    assert found["constant", 0, 1]["psnr_db"] == pytest.approx(decibels(0.5), abs=1e-4)
+    assert found["constant", 0, 2]["psnr_db"] == pytest.approx(decibels(0.3), abs=1e-4)
+
+
+def test_one_frame_with_truth_leaves_no_mean_off_the_diagonal(tmp_path: Path) -> None:
+    rows = evaluate_models([Copy()], [greys([0.1, 0.5], [3, 4.5])], "lone")
+    summary = means(rows)["copy"]
+    assert summary["mean_psnr_db_off_diagonal"] is None
+    assert summary["psnr_db_by_distance"] == {}
+    write_rows(tmp_path / "rows.json", rows)
+    print_table(rows, Console(file=(tmp_path / "table.txt").open("w")))
+    plot_grids(rows, tmp_path / "grids.png")
+
+
+def test_no_truth_at_all_is_said() -> None:
+    with pytest.raises(UserError, match=r"between has no frame within 0\.25"):
+        evaluate_models([Copy()], [greys([0, 1], [0.5, 1.5])], "between")
+    with pytest.raises(UserError, match="input position in 5"):
+        evaluate_models([Copy()], [greys([0, 1], [0, 8])], "ends", [5])
+
+
+def test_outputs_are_clamped_before_they_are_scored() -> None:
+    rows = evaluate_models([Constant(7.0)], [greys([1.0] * 9)], "white")
+    assert means(rows)["constant"]["mean_psnr_db"] == pytest.approx(ROUNDING_DB)
+
+
+def test_the_cap_is_the_error_of_rounding_to_bytes() -> None:
+    exact = torch.rand(1_000_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    error = ((exact * 255).round() / 255 - exact) * 2
+    assert 10 * math.log10(4 / float((error**2).mean())) == pytest.approx(ROUNDING_DB, abs=0.01)
+
+
+def test_a_static_model_gets_its_size_and_gives_back_the_photo_s() -> None:
+    model = Constant(size=32)
+    made = refocus(model, torch.zeros(1, 3, 48, 80), 0)
+    assert model.seen == [(1, 3, 32, 32)]
+    assert made.shape == (9, 3, 48, 80)
+    y, x = torch.meshgrid(torch.linspace(0, 3, 48), torch.linspace(0, 3, 80), indexing="ij")
+    smooth = torch.stack([torch.sin(x), torch.cos(y), torch.sin(x - y)])[None] * 0.9
+    back = refocus(Echo(size=32), smooth, 0)
+    assert float((back - smooth).abs().max()) < 0.05
+    assert torch.equal(refocus(Echo(size=32), smooth[..., :32, :32], 0)[0], smooth[0, :, :32, :32])
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 128), (20, 100), (65, 63)])
+def test_a_model_of_any_size_gets_multiples_of_64_without_resampling(
+    height: int, width: int
+) -> None:
+    photo = textured(0, height, width).frames[:1]
+    model = Constant()
+    assert refocus(model, photo, 0).shape == (9, 3, height, width)
+    (given,) = model.seen
+    assert given[2:] == (math.ceil(height / 64) * 64, math.ceil(width / 64) * 64)
+    assert torch.equal(refocus(Echo(), photo, 0)[4:5], photo)
+
+
+def test_models_that_break_are_named() -> None:
+    stack = greys([0] * 9)
+    with pytest.raises(UserError, match="constant makes values that are not finite from greys"):
+        evaluate_models([Constant(math.nan)], [stack], "greys")
+
+    class Short(Constant):
+        def __call__(self, photo: Tensor, position: int) -> Tensor:
+            return super().__call__(photo, position)[:5]
+
+    with pytest.raises(UserError, match=r"\[5, 3, 64, 64\].*\[9, 3, 64, 64\]"):
+        evaluate_models([Short()], [stack], "greys")
+    with pytest.raises(UserError, match="share a name"):
+        evaluate_models([Copy(), Copy()], [stack], "greys")
+
+
+def test_rows_are_json_and_order_follows_the_models(tmp_path: Path) -> None:
+    rows = evaluate_models([Constant(), Copy()], iter([textured(0)]), "noise", [0, 4])
+    write_rows(tmp_path / "evaluate.json", rows)
+    assert read_rows(tmp_path / "evaluate.json") == json.loads(json.dumps(rows))
+    assert list(means(rows)) == ["constant", "copy"]
+    assert [row["model"] for row in rows[:18]] == ["constant"] * 18
+
+
+def test_the_table_shows_the_gain_over_copy(tmp_path: Path) -> None:
+    stack = greys([0.1 * n - 0.4 for n in range(9)])
+    rows = evaluate_models([Copy(), Constant()], [stack], "ramp")
+    with (tmp_path / "table.txt").open("w") as file:
+        print_table(rows, Console(file=file, width=160))
+    lines = (tmp_path / "table.txt").read_text().splitlines()
+    summary = means(rows)
+    gain = (
+        summary["constant"]["mean_psnr_db_off_diagonal"]
+        - summary["copy"]["mean_psnr_db_off_diagonal"]
+    )
+    (line,) = [line for line in lines if "constant" in line]
+    assert f"{gain:+.2f}" in line
+    assert f"{summary['constant']['psnr_db_by_distance']['8']:.1f}" in line
+    assert "+0.00" in next(line for line in lines if " copy " in line and "ramp" in line)
+
+
+def test_grids_are_drawn_beside_each_other(tmp_path: Path) -> None:
+    rows = evaluate_models([Copy(), Constant()], [textured(0)], "noise", [0, 4])
+    plot_grids(rows, tmp_path / "two.png")
+    plot_grids([row for row in rows if row["model"] == "copy"], tmp_path / "one.png")
+    with Image.open(tmp_path / "two.png") as two, Image.open(tmp_path / "one.png") as one:
+        assert two.width == pytest.approx(2 * one.width, abs=2)
+        assert len(set(one.convert("RGB").tobytes())) > 50
+    with pytest.raises(ValueError, match="no cell"):
+        plot_grids([], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_validation_scenes_are_rendered_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    rendered = validation_stacks(2, 32)
+    assert [stack.name for stack in rendered] == [
+        f"synthetic-{VALIDATION_SEED}",
+        f"synthetic-{VALIDATION_SEED + 1}",
+    ]
+    expected = render_scene(VALIDATION_SEED + 1, (32, 32), held_out_photos())
+    assert float((rendered[1].frames - expected).abs().max()) <= 1.01 / 255
+    monkeypatch.setattr("pocketfocus.stacks.render_scene", None)  # would fail if it rendered
+    started = time.perf_counter()
+    again = validation_stacks(2, 32)
+    assert time.perf_counter() - started < 5
+    assert torch.equal(again[0].frames, rendered[0].frames)
+
+
+def test_a_cache_that_cannot_be_written_names_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pocketfocus").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"set XDG_CACHE_HOME.*0 MB free"):
+        validation_stacks(1, 16)

@@ -1,0 +1,273 @@
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
+from torch import Tensor, nn
+
+from pocketfocus.benchmarks import verify
+from pocketfocus.benchmarks.device import Job, JobError, Result
+from pocketfocus.errors import UserError
+from pocketfocus.files import read_rows, sha256
+from pocketfocus.mobile_harness.devices import get_device
+from pocketfocus.optics import one_hot
+from pocketfocus.student import RefocusStudent, load_student
+
+MakeRun = Callable[..., None]
+Model = Callable[[Tensor, Tensor], Tensor]
+COLUMNS = [
+    "artifact",
+    "target",
+    "precision",
+    "device",
+    "gate",
+    "psnr_db",
+    "threshold_db",
+    "status",
+    "why",
+]
+
+
+class InProcess:
+    """A device that runs Python functions in place of files."""
+
+    name = "in-process"
+
+    def __init__(self, models: Mapping[str, Model | Exception]) -> None:
+        self.models = models
+
+    def describe(self) -> dict[str, str]:
+        return {}
+
+    def why_not(self, target: str) -> str | None:
+        return "Core ML needs macOS" if target == "coreml" else None
+
+    def run(self, job: Job) -> Result:
+        model = self.models["/".join(Path(job.artifact).parts[-2:])]
+        if isinstance(model, Exception):
+            raise model
+        photos = torch.from_numpy(job.photos)
+        with torch.inference_mode():
+            stacks = [model(photos[i : i + 1], one_hot(p)).numpy() for i, p in job.calls]
+        return Result(np.stack(stacks), 1.0, 1.0, (), 1.0, 1)
+
+
+@pytest.fixture(scope="module")
+def student(small_student: Path) -> RefocusStudent:
+    return load_student(small_student)
+
+
+def by_artifact(rows: list[dict[str, object]]) -> dict[object, dict[str, object]]:
+    return {row["artifact"]: row for row in rows}
+
+
+def with_noise(student: RefocusStudent, db: float) -> Model:
+    """A model `db` away from the student, by PSNR with a peak of 2."""
+    step = 2.0 / 10 ** (db / 20)
+    return lambda photo, position: student(photo, position) + step
+
+
+def test_each_precision_is_held_to_its_own_threshold(
+    student: RefocusStudent, small_student: Path, tmp_path: Path, make_run: MakeRun
+) -> None:
+    models: dict[str, Model] = {
+        "onnx/student-fp32.onnx": student,
+        "onnx/student-fp16.onnx": with_noise(student, 50.1),
+        "onnx/student-int8.onnx": with_noise(student, 39.9),
+        "onnx/student-int4.onnx": with_noise(student, 35.1),
+    }
+    make_run(tmp_path, small_student, [*models, "coreml/student-int8.mlpackage"])
+    rows = verify.verify_run(tmp_path, InProcess(models))
+    assert read_rows(tmp_path / "verify.json") == rows
+    assert all(list(row) == COLUMNS for row in rows)
+    found = by_artifact(rows)
+    assert found["student"]["gate"] == "captured graph"
+    assert found["student"]["status"] == "pass"
+    assert found["student"]["threshold_db"] == 90.0
+    statuses = [found[name]["status"] for name in models]
+    assert statuses == ["pass", "pass", "fail", "pass"]
+    assert [found[name]["threshold_db"] for name in models] == [80.0, 50.0, 40.0, 35.0]
+    assert found["onnx/student-int8.onnx"]["psnr_db"] == pytest.approx(39.9, abs=0.02)
+    assert verify.failed(rows) == [found["onnx/student-int8.onnx"]]
+    core_ml = found["coreml/student-int8.mlpackage"]
+    assert (core_ml["status"], core_ml["psnr_db"]) == ("not-run", None)
+    assert core_ml["why"] == "Core ML needs macOS"
+
+
+def swapped(student: RefocusStudent) -> Model:
+    return lambda photo, position: student(photo, position).flip(0)
+
+
+def deaf_to_position(student: RefocusStudent) -> Model:
+    return lambda photo, position: student(photo, one_hot(0))
+
+
+def wrong_once(student: RefocusStudent) -> Model:
+    def model(photo: Tensor, position: Tensor) -> Tensor:
+        bad = position.argmax() == 5 and photo.mean() == darkest
+        stack: Tensor = student(photo, position)
+        return stack + 0.2 if bad else stack
+
+    darkest = min(p.mean() for p in torch.from_numpy(verify.square_photos(None, 64)).split(1))
+    return model
+
+
+def not_finite(student: RefocusStudent) -> Model:
+    return lambda photo, position: student(photo, position) / 0.0
+
+
+def one_frame_short(student: RefocusStudent) -> Model:
+    return lambda photo, position: student(photo, position)[:8]
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        (swapped, r"worst stack has .* dB, 35 dB are needed"),
+        (deaf_to_position, r"worst stack has .* dB, 35 dB are needed"),
+        (wrong_once, r"worst stack has 20\.0 dB, 35 dB are needed"),
+        (not_finite, "not finite"),
+        (one_frame_short, r"\[18, 8, 3, 64, 64\], its parent \[18, 9, 3, 64, 64\]"),
+    ],
+)
+def test_a_wrong_file_fails(
+    broken: Callable[[RefocusStudent], Model],
+    why: str,
+    student: RefocusStudent,
+    small_student: Path,
+    tmp_path: Path,
+    make_run: MakeRun,
+) -> None:
+    name = "onnx/student-int4.onnx"
+    make_run(tmp_path, small_student, [name])
+    row = verify.verify_run(tmp_path, InProcess({name: broken(student)}))[-1]
+    assert row["status"] == "fail"
+    assert re.search(why, row["why"])
+
+
+@pytest.mark.parametrize("error", [JobError("it died of SIGSEGV"), UserError("cannot open it")])
+def test_a_file_that_cannot_be_executed_fails(
+    error: Exception, small_student: Path, tmp_path: Path, make_run: MakeRun
+) -> None:
+    name = "onnx/student-fp32.onnx"
+    make_run(tmp_path, small_student, [name])
+    row = verify.verify_run(tmp_path, InProcess({name: error}))[-1]
+    assert (row["status"], row["psnr_db"], row["why"]) == ("fail", None, str(error))
+
+
+def test_a_damaged_file_is_reported_and_never_used(
+    small_student: Path, tmp_path: Path, make_run: MakeRun
+) -> None:
+    name = "onnx/student-fp32.onnx"
+    make_run(tmp_path, small_student, [name])
+    good = sha256(tmp_path / name)
+    (tmp_path / name).write_bytes(b"something else")
+    with pytest.raises(UserError, match=rf"{good[:12]}.*export"):
+        verify.verify_run(tmp_path, InProcess({}))
+    assert not (tmp_path / "verify.json").exists()
+
+
+def test_files_of_another_student_are_refused(
+    small_student: Path, tmp_path: Path, make_run: MakeRun
+) -> None:
+    make_run(tmp_path, small_student, [])
+    other = RefocusStudent(channels=(8, 16, 16), blocks=(1, 1, 1), size=64)
+    other.save_pretrained(tmp_path / "student")
+    with pytest.raises(UserError, match="student"):
+        verify.verify_run(tmp_path, InProcess({}))
+
+
+def test_a_refused_artifact_is_not_run(
+    small_student: Path, tmp_path: Path, make_run: MakeRun
+) -> None:
+    make_run(tmp_path, small_student, [], refused={"onnx/student-int4.onnx": "no 4-bit kernels"})
+    row = verify.verify_run(tmp_path, InProcess({}))[-1]
+    assert (row["status"], row["why"]) == ("not-run", "not written: no 4-bit kernels")
+    assert row["psnr_db"] is None
+
+
+def test_keeps_stacks_of_what_ran(
+    student: RefocusStudent, small_student: Path, tmp_path: Path, make_run: MakeRun
+) -> None:
+    name = "onnx/student-fp32.onnx"
+    make_run(tmp_path, small_student, [name, "coreml/student-fp32.mlpackage"])
+    verify.verify_run(tmp_path, InProcess({name: student}))
+    with np.load(tmp_path / "stacks.npz") as stacks:
+        assert sorted(stacks) == [name, "photo", "student"]
+        np.testing.assert_array_equal(stacks[name], stacks["student"])
+        photo = torch.from_numpy(verify.square_photos(None, 64)[:1])
+        with torch.inference_mode():
+            expected = student(photo, one_hot(4)).permute(0, 2, 3, 1).numpy()
+        assert stacks["photo"].shape == (64, 64, 3)
+        np.testing.assert_allclose(stacks["student"] / 127.5 - 1, expected, atol=0.51 / 127.5)
+
+
+def test_takes_the_users_photos_and_crops_their_centre(tmp_path: Path) -> None:
+    pixels = np.zeros((100, 200, 3), np.uint8)
+    pixels[:, 50:150] = 255
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    squares = verify.square_photos([tmp_path / "wide.png"], 64)
+    assert squares.shape == (1, 3, 64, 64)
+    assert squares.dtype == np.float32
+    assert (squares > 0.9).all()  # but for the ringing at the edges, white
+    with pytest.raises(UserError, match="no photo"):
+        verify.square_photos([], 64)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1.0))
+def test_psnr_agrees_with_scikit_image(seed: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    a = rng.uniform(-1, 1, (9, 3, 8, 8)).astype(np.float32)
+    b = (a + scale * rng.normal(size=a.shape)).astype(np.float32)
+    expected = peak_signal_noise_ratio(a, b, data_range=2.0)
+    found = verify.stack_psnr(a, b)
+    assert expected - 0.0101 <= found <= expected + 1e-6  # rounded down: never flattered
+
+
+def test_equal_stacks_have_a_figure_that_json_can_hold() -> None:
+    stack = np.zeros((9, 3, 4, 4), np.float32)
+    assert json.loads(json.dumps(verify.stack_psnr(stack, stack))) == 200.0
+    assert verify.stack_psnr(stack, stack + np.float32(1e-20)) == 200.0
+    assert math.isfinite(verify.stack_psnr(stack, stack + np.float32(1e9)))
+
+
+class Wired(nn.Module):
+    """The student with its inputs or outputs wired wrongly."""
+
+    def __init__(self, student: RefocusStudent, fault: str) -> None:
+        super().__init__()
+        self.student, self.fault = student, fault
+
+    def forward(self, photo: Tensor, position: Tensor) -> Tensor:
+        if self.fault == "mirrored positions":
+            position = position.flip(1)
+        stack: Tensor = self.student(photo, position)
+        return stack.flip(0) if self.fault == "mirrored frames" else stack
+
+
+@pytest.mark.parametrize("fault", ["none", "mirrored positions", "mirrored frames"])
+def test_real_onnx_files_on_the_host(
+    fault: str, student: RefocusStudent, small_student: Path, tmp_path: Path, make_run: MakeRun
+) -> None:
+    name = "onnx/student-fp32.onnx"
+    (tmp_path / "onnx").mkdir()
+    torch.onnx.export(
+        Wired(student, fault).eval(),
+        (torch.zeros(1, 3, 64, 64), one_hot(0)),
+        tmp_path / name,
+        input_names=["photo", "position"],
+        output_names=["stack"],
+        external_data=False,
+    )
+    make_run(tmp_path, small_student, [name])
+    row = verify.verify_run(tmp_path, get_device("host"))[-1]
+    assert row["device"] == "host"
+    assert row["status"] == ("pass" if fault == "none" else "fail"), row

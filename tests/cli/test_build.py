@@ -1,0 +1,149 @@
+"""`build` end to end with a tiny reference and student: real files, really executed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pocketfocus.cli import build, main
+from pocketfocus.files import read_rows
+from pocketfocus.manifest import load_manifest
+from pocketfocus.quantize.recipes import RECIPES
+
+ARTIFACT = "onnx/student-fp32.onnx"
+
+
+@pytest.fixture(scope="module")
+def small_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained reference of the smallest size, in the diffusers layout."""
+    import torch
+
+    from pocketfocus.distill.presets import SMALLEST, build_reference
+    from pocketfocus.distill.reference import save_reference
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("reference")
+    save_reference(build_reference(SMALLEST), folder, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(
+    small_reference: Path, small_student: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
+    """A `build` that takes seconds."""
+    out = tmp_path_factory.mktemp("run")
+    words = ["--reference", str(small_reference), "--student", str(small_student)]
+    words += ["--distill-minutes", "0", "--targets", "onnx", "--precisions", "fp32"]
+    return ["build", *words, "--out", str(out)]
+
+
+@pytest.fixture(scope="module")
+def run(command: Sequence[str]) -> Path:
+    """The folder of a finished build."""
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        assert main(command) == 0
+    return Path(command[-1])
+
+
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    """One small scene from one position is evaluated."""
+    patch.setattr(build, "SCENES", 1)
+    patch.setattr(build, "INPUTS", (4,))
+    patch.setattr(build, "SIZE", (64, 64))
+
+
+def test_every_stage_wrote_its_file(run: Path) -> None:
+    (artifact,) = load_manifest(run).artifacts
+    assert (artifact.name, artifact.status) == (ARTIFACT, "written")
+    passed = {row["artifact"]: row["status"] for row in read_rows(run / "verify.json")}
+    assert passed == {"student": "pass", ARTIFACT: "pass"}
+    timed = {row["artifact"]: row["p50_ms"] for row in read_rows(run / "bench.json")}
+    assert timed.keys() == {"reference", "student", ARTIFACT}
+    assert all(ms > 0 for ms in timed.values())
+    scored = {row["model"] for row in read_rows(run / "evaluate.json") if "mean_psnr_db" in row}
+    assert scored == {"reference", "student", ARTIFACT, "copy", "blur"}
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert ARTIFACT in page
+
+
+def test_a_second_build_skips_every_stage(
+    run: Path,
+    command: Sequence[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shrink(monkeypatch)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert out == f"report: {run / 'report.html'}\n"
+    stages = [line.partition(":")[0] for line in err.splitlines() if "skipped" in line]
+    assert stages == ["distill", "export", "verify", "bench", "evaluate", "report"]
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_gate_that_fails_is_named_and_exits_with_1(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strict = replace(RECIPES["fp32"], min_psnr_db=250.0)
+    monkeypatch.setitem(RECIPES, "fp32", strict)
+    kept = {name: (run / name).read_bytes() for name in ("verify.json", "stacks.npz")}
+    assert main(["verify", str(run)]) == 1
+    err = capsys.readouterr().err
+    assert f"gate failed: {ARTIFACT}, fp32 file, executed: " in err
+    assert "250 dB are needed" in err
+    for name, content in kept.items():
+        (run / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("stage", ["verify", "bench"])
+def test_a_file_whose_hash_is_wrong_is_reported_and_not_used(
+    run: Path, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = run / ARTIFACT
+    content = file.read_bytes()
+    file.write_bytes(content + b"\0")
+    try:
+        assert main([stage, str(run)]) == 2
+    finally:
+        file.write_bytes(content)
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1
+    assert "has SHA-256" in err[0]
+    assert "run export again" in err[0]
+
+
+def test_the_stages_key_holds_every_setting(small_student: Path, tmp_path: Path) -> None:
+    settings = build.Settings(
+        out=tmp_path,
+        reference="default",
+        student=small_student,
+        photos=None,
+        minutes=1.0,
+        from_scratch=False,
+        targets=("onnx",),
+        precisions=("fp32",),
+        seed=0,
+    )
+
+    def changed(**changes: object) -> list[str]:
+        other = build.stages(replace(settings, **changes))  # type: ignore[arg-type]
+        pairs = zip(build.stages(settings), other, strict=True)
+        return [old.name for old, new in pairs if old.inputs() != new.inputs()]
+
+    assert changed() == []
+    assert changed(reference="learn2refocus") == ["distill", "bench", "evaluate"]
+    assert changed(student=tmp_path) == ["distill"]
+    assert changed(minutes=2.0) == ["distill"]
+    assert changed(from_scratch=True) == ["distill"]
+    assert changed(seed=1) == ["distill"]
+    assert changed(targets=("coreml",)) == ["export"]
+    assert changed(precisions=("int8",)) == ["export"]
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(b"pixels")
+    assert changed(photos=[photo]) == ["distill", "export", "verify"]

@@ -1,0 +1,119 @@
+"""`refocus` and `evaluate` as a user calls them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pocketfocus.cli import main
+from pocketfocus.files import read_rows
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A small photo, wider than high."""
+    path = tmp_path / "photo.jpg"
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_refocus_writes_everything_and_says_what_to_open(
+    photo: Path, small_student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["--position", "4", "--model", str(small_student), "--out", str(out)]
+    assert main(["refocus", str(photo), *words]) == 0
+    assert str(out / "index.html") in capsys.readouterr().out
+    expected = {f"frame_{i}.png" for i in range(9)}
+    expected |= {"stack.gif", "stack.mp4", "all_in_focus.png", "focus_map.png", "index.html"}
+    assert {path.name for path in out.iterdir()} == expected
+
+
+BAD = ("MISSING", "TEXT", "TRUNCATED", "POINT")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("PHOTO --position -1", "position '-1'"),
+        ("PHOTO --position 9", "position '9'"),
+        ("PHOTO --position 4.5", "position '4.5'"),
+        ("PHOTO --position x", "position 'x'"),
+        ("PHOTO", "Missing option '--position'"),
+        ("MISSING --position 4", "does not exist"),
+        ("TEXT --position 4", "is not an image"),
+        ("TRUNCATED --position 4", "damaged or cut short"),
+        ("POINT --position 4", "1x1 pixels"),
+        ("PHOTO --position 4 --model MISSING", "no model at"),
+        ("PHOTO --position 4 --model EMPTY", "no config.json"),
+        ("PHOTO --position 4 --model MISSING.pte", "does not exist"),
+        ("PHOTO --position 4 --model reference:nowhere", "no reference at nowhere"),
+    ],
+)
+def test_refocus_refuses_in_one_line(
+    photo: Path, tmp_path: Path, words: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = photo.read_bytes()
+    (tmp_path / "TEXT").write_text("no picture")
+    (tmp_path / "TRUNCATED").write_bytes(content[: len(content) // 2])
+    Image.new("RGB", (1, 1)).save(tmp_path / "POINT", "PNG")
+    (tmp_path / "EMPTY").mkdir()
+    places = {"PHOTO": photo, **{n: tmp_path / n for n in (*BAD, "EMPTY", "MISSING.pte")}}
+    line = [str(places.get(word, word)) for word in words.split()]
+    assert main(["refocus", *line, "--out", str(tmp_path / "OUT")]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1, err
+    assert err[0].startswith("pocketfocus: error: ")
+    assert expected in err[0]
+    assert not (tmp_path / "OUT").exists()
+
+
+@pytest.fixture
+def stacks(tmp_path: Path) -> Path:
+    """A folder with two scenes of nine 64-pixel images."""
+    folder = tmp_path / "stacks"
+    generator = np.random.default_rng(1)
+    for scene in ("a", "b"):
+        (folder / scene).mkdir(parents=True)
+        for index in range(9):
+            pixels = generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / scene / f"{index}.png")
+    return folder
+
+
+def test_evaluate_scores_a_folder_beside_the_baselines(
+    stacks: Path, small_student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores.json"
+    words = ["--stacks", str(stacks), "--inputs", "8,0", "--scenes", "1", "--out", str(out)]
+    assert main(["evaluate", str(small_student), *words]) == 0
+    rows = read_rows(out)
+    cells = [row for row in rows if "input_position" in row]
+    assert {row["input_position"] for row in cells} == {0, 8}
+    assert len(cells) == 3 * 2 * 9
+    means = {row["model"]: row["scenes"] for row in rows if "mean_psnr_db" in row}
+    assert means == {str(small_student): 1, "copy": 1, "blur": 1}
+    assert "copy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--stacks nowhere", "nowhere is not a folder"),
+        ("--inputs 0,9", "position '9'"),
+        ("--inputs ,", "no input position"),
+        ("--scenes 0", "--scenes"),
+        ("--out .", "is a folder, not a file"),
+    ],
+)
+def test_evaluate_refuses_in_one_line(
+    small_student: Path, words: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(small_student), *words.split()]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1
+    assert expected in err[0]

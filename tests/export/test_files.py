@@ -1,0 +1,166 @@
+"""The written files: executed, they are the student; and the manifest tells what is in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from torch import Tensor, nn
+
+from pocketfocus.export.open import open_model
+from pocketfocus.export.targets import TARGETS, get_target
+from pocketfocus.files import size_bytes
+from pocketfocus.manifest import Artifact, check_artifact, load_manifest
+from pocketfocus.metrics import psnr
+from pocketfocus.quantize.recipes import RECIPES
+from pocketfocus.student import load_student
+
+Pairs = list[tuple[Tensor, int]]
+EXECUTED = [t for t in TARGETS if get_target(t).cannot_run() is None]
+HIGHEST_RANK = 5
+
+
+def artifact(run_dir: Path, target: str, precision: str) -> Artifact:
+    found = load_manifest(run_dir).artifacts
+    return next(a for a in found if (a.target, a.precision) == (target, precision))
+
+
+def test_every_target_and_precision_is_written(run_dir: Path) -> None:
+    manifest = load_manifest(run_dir)
+    assert [(a.target, a.precision) for a in manifest.artifacts] == [
+        (target, precision) for target in TARGETS for precision in RECIPES
+    ]
+    for entry in manifest.artifacts:
+        path = check_artifact(run_dir, entry)
+        assert entry.bytes == size_bytes(path) > 0
+        assert [t.name for t in entry.inputs] == ["photo", "position"]
+        assert [t.shape for t in entry.outputs] == [(9, 3, 64, 64)]
+        assert (entry.delegation is None) == (entry.target != "executorch")
+        assert entry.taken["note"]
+
+
+def test_the_manifest_says_what_the_files_were_made_from(run_dir: Path) -> None:
+    manifest = load_manifest(run_dir)
+    assert manifest.size == 64
+    assert manifest.student_config["channels"] == [8, 16]
+    assert sorted(set(manifest.calibration["positions"])) == list(range(9))
+    assert len(manifest.calibration["photos"]) == 18
+    assert set(manifest.calibration["photos"]).isdisjoint({"chelsea", "coffee"})
+    assert {"torch", "executorch", "coremltools", "onnxruntime"} <= set(manifest.tools)
+
+
+@pytest.mark.parametrize("precision", RECIPES)
+@pytest.mark.parametrize("target", EXECUTED)
+def test_an_executed_file_is_the_student(
+    target: str, precision: str, run_dir: Path, pairs: Pairs, eager: list[Tensor]
+) -> None:
+    model = open_model(str(run_dir / artifact(run_dir, target, precision).name), threads=1)
+    assert model.size == 64
+    least = RECIPES[precision].min_psnr_db
+    stacks = [model(photo, position) for photo, position in pairs]  # all, then compare: no reuse
+    for stack, parent in zip(stacks, eager, strict=True):
+        assert stack.shape == parent.shape
+        assert psnr(stack, parent) >= least
+
+
+@pytest.mark.parametrize("target", EXECUTED)
+def test_swapped_frames_and_wrong_positions_miss_every_gate(
+    target: str, run_dir: Path, pairs: Pairs, eager: list[Tensor]
+) -> None:
+    model = open_model(str(run_dir / artifact(run_dir, target, "int4").name), threads=1)
+    lowest = min(recipe.min_psnr_db for recipe in RECIPES.values())
+    for (photo, position), parent in zip(pairs, eager, strict=True):
+        assert psnr(model(photo, position).flip(0), parent) < lowest
+        assert psnr(model(photo, 8 - position), parent) < lowest
+        assert psnr(model(photo.flip(1), position), parent) < lowest
+        assert psnr(model(photo, position).transpose(2, 3), parent) < lowest
+
+
+@pytest.mark.parametrize("precision", RECIPES)
+def test_xnnpack_takes_the_whole_graph_in_one_call(precision: str, run_dir: Path) -> None:
+    delegation = artifact(run_dir, "executorch", precision).delegation
+    assert delegation is not None
+    assert delegation.calls == 1
+    assert delegation.delegated_ops > 20
+    casts = [o for o in delegation.fallen_out if "dim_order_copy" in o]
+    assert list(delegation.fallen_out) == casts
+    assert len(casts) == (3 if precision == "fp16" else 0)
+    assert delegation.total_ops == delegation.delegated_ops + len(casts)
+    assert delegation.share == pytest.approx(
+        delegation.delegated_ops / delegation.total_ops, abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("target", ["executorch", "onnx"])
+def test_fewer_bits_make_smaller_weights(target: str, run_dir: Path) -> None:
+    """By the weights where they are listed: in so small a model the graph is the larger half."""
+    found = [artifact(run_dir, target, precision) for precision in RECIPES]
+    sizes = [sum(a.taken["weight_bytes"].values()) if target == "onnx" else a.bytes for a in found]
+    assert sizes[0] > sizes[1] > sizes[3]
+    assert sizes[0] > sizes[2] > sizes[3]
+
+
+def test_four_bit_layers_are_counted_from_the_files(run_dir: Path, student_dir: Path) -> None:
+    student = load_student(student_dir)
+    linears = [m for m in student.modules() if isinstance(m, nn.Linear)]
+    grouped = [m for m in linears if m.in_features % RECIPES["int4"].group_size == 0]
+    taken = artifact(run_dir, "executorch", "int4").taken
+    assert taken["linear_layers_at_4_bits"] == len(grouped) > 0
+    taken = artifact(run_dir, "onnx", "int4").taken
+    mlps = [m for m in linears if m.in_features != 9]
+    assert taken["linear_layers_at_4_bits"] == taken["operators"]["MatMulNBits"] == len(mlps)
+
+
+def test_onnx_files_keep_their_contract_and_no_traces(run_dir: Path) -> None:
+    for precision in RECIPES:
+        model = onnx.load(run_dir / artifact(run_dir, "onnx", precision).name)
+        onnx.checker.check_model(model)
+        values = [*model.graph.input, *model.graph.output]
+        assert [v.name for v in values] == ["photo", "position", "stack"]
+        assert all(v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT for v in values)
+        assert not any(node.metadata_props for node in model.graph.node)
+
+
+def operators(spec: Any) -> list[Any]:
+    """Every operator of a .mlpackage, loaded back into MIL."""
+    return [op for function in spec.functions.values() for op in function.operations]
+
+
+@pytest.mark.parametrize("precision", RECIPES)
+def test_core_ml_packages_load_back_into_mil(precision: str, run_dir: Path) -> None:
+    import coremltools as ct
+    from coremltools.converters.mil.frontend.milproto.load import load
+
+    path = run_dir / artifact(run_dir, "coreml", precision).name
+    model = ct.models.MLModel(str(path), skip_model_load=True)
+    spec = model.get_spec()
+    values = [*spec.description.input, *spec.description.output]
+    assert [v.name for v in values] == ["photo", "position", "stack"]
+    float32 = ct.proto.FeatureTypes_pb2.ArrayFeatureType.FLOAT32
+    assert all(v.type.multiArrayType.dataType == float32 for v in values)
+
+    program = load(spec, spec.specificationVersion, model.weights_dir)
+    found = operators(program)
+    values = [o for op in found if op.op_type != "const" for o in op.outputs]
+    ranks = [len(o.shape) for o in values if hasattr(o, "shape")]  # a palette itself has rank 6
+    assert found
+    assert max(ranks) <= HIGHEST_RANK
+    kinds = {op.op_type for op in found}
+    weighted = [op for op in found if op.op_type in ("conv", "conv_transpose", "linear")]
+    plain = [op for op in weighted if op.weight.op.op_type == "const"]
+    taken = artifact(run_dir, "coreml", precision).taken
+    assert taken["float_weights"] == len(plain)
+    assert taken["compressed_weights"] or len(plain) == len(weighted)
+    assert ("constexpr_lut_to_dense" in kinds) == (precision == "int4")
+    assert ({"quantize", "dequantize"} <= kinds) == (precision == "int8")
+
+
+def test_core_ml_off_macos_says_why(run_dir: Path) -> None:
+    if get_target("coreml").cannot_run() is None:
+        pytest.skip("this is macOS: the file is executed above")
+    from pocketfocus.errors import UserError
+
+    with pytest.raises(UserError, match="macOS only"):
+        open_model(str(run_dir / artifact(run_dir, "coreml", "fp32").name))

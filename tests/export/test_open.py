@@ -1,0 +1,82 @@
+"""Opening models by name: students and files alike, and one line for everything else."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pocketfocus import reference
+from pocketfocus.errors import UserError
+from pocketfocus.export.open import open_model
+
+
+def test_a_student_folder(student_dir: Path, pairs: list[tuple[Tensor, int]]) -> None:
+    model = open_model(str(student_dir))
+    assert model.size is None
+    photo, position = pairs[0]
+    assert model(photo, position).shape == (9, 3, 64, 64)
+    assert model(torch.zeros(1, 3, 128, 64), 3).shape == (9, 3, 128, 64)
+
+
+def test_the_reference_gets_its_spec(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(spec: str) -> object:
+        asked.append(spec)
+        return lambda photo, position: photo.repeat(9, 1, 1, 1) * position
+
+    monkeypatch.setattr(reference, "load_reference", load)
+    model = open_model("reference")
+    assert torch.equal(model(torch.ones(1, 3, 64, 64), 3), torch.full((9, 3, 64, 64), 3.0))
+    open_model("reference:some/model")
+    assert asked == ["default", "some/model"]
+
+
+@pytest.mark.parametrize("name", ["executorch/student-fp32.pte", "onnx/student-fp32.onnx"])
+def test_a_damaged_file_is_a_user_error(name: str, run_dir: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    (run / name).write_bytes(b"not a model" * 50)
+    with pytest.raises(UserError, match=r"SHA-256.*export again"):
+        open_model(str(run / name))
+    (run / "manifest.json").unlink()
+    with pytest.raises(UserError, match="loads"):
+        open_model(str(run / name))
+
+
+@pytest.mark.parametrize("spec", ["nowhere", "nowhere.pte", "nowhere.onnx", "photo.jpg"])
+def test_what_is_no_model_is_a_user_error(spec: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no model at|does not exist"):
+        open_model(str(tmp_path / spec))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 3, 128, 64), "takes photos of 64x64 pixels, this one has 64x128"),
+        ((2, 3, 64, 64), r"takes a photo \[1, 3, H, W\]"),
+        ((3, 64, 64), r"takes a photo \[1, 3, H, W\]"),
+    ],
+)
+def test_photos_that_do_not_fit(shape: tuple[int, ...], message: str, run_dir: Path) -> None:
+    model = open_model(str(run_dir / "onnx/student-fp32.onnx"), threads=1)
+    with pytest.raises(UserError, match=message):
+        model(torch.zeros(shape), 0)
+    with pytest.raises(UserError, match="position 9"):
+        model(torch.zeros(1, 3, 64, 64), 9)
+
+
+def test_a_student_says_which_sides_it_takes(student_dir: Path) -> None:
+    with pytest.raises(UserError, match="multiples of 64, this photo has 70x64"):
+        open_model(str(student_dir))(torch.zeros(1, 3, 64, 70), 0)
+
+
+def test_stacks_of_one_file_do_not_share_memory(run_dir: Path) -> None:
+    model = open_model(str(run_dir / "executorch/student-fp32.pte"), threads=1)
+    first = model(torch.zeros(1, 3, 64, 64), 0)
+    kept = first.clone()
+    model(torch.ones(1, 3, 64, 64), 8)
+    assert torch.equal(first, kept)

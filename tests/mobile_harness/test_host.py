@@ -1,0 +1,150 @@
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from pocketfocus.benchmarks.device import PYTORCH, Job, JobError
+from pocketfocus.errors import UserError
+from pocketfocus.mobile_harness import host
+from pocketfocus.mobile_harness.devices import DEVICES, get_device
+from pocketfocus.optics import one_hot
+from pocketfocus.student import load_student
+
+SIZE = 64
+
+
+def photos(count: int = 2) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, (count, 3, SIZE, SIZE)).astype(np.float32)
+
+
+def job(artifact: object = "nothing", **fields: object) -> Job:
+    defaults = {"target": PYTORCH, "photos": photos(), "calls": [(0, 0)]}
+    return Job(artifact=str(artifact), **{**defaults, **fields})  # type: ignore[arg-type]
+
+
+def install_worker(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str) -> None:
+    """Put a module in place of the worker."""
+    (folder / "substitute.py").write_text(textwrap.dedent(body))
+    monkeypatch.setattr(host, "WORKER", "substitute")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def test_outputs_are_those_of_the_model_in_the_order_of_the_calls(small_student: Path) -> None:
+    calls = [(1, 8), (0, 0), (1, 3)]
+    result = host.device().run(job(small_student, calls=calls, want_outputs=True))
+    tensors = [(torch.from_numpy(photos()[i : i + 1]), one_hot(p)) for i, p in calls]
+    student = load_student(small_student)
+    with torch.inference_mode():
+        expected = np.stack([student(*pair).numpy() for pair in tensors])
+    assert result.outputs is not None
+    np.testing.assert_allclose(result.outputs, expected, atol=1e-5)
+
+
+def test_measures_as_many_calls_as_asked_with_the_threads_asked(small_student: Path) -> None:
+    ballast = np.ones(900 * 2**20, np.uint8)  # this process's memory must not count
+    result = host.device().run(job(small_student, warmup=2, runs=7, threads=1))
+    assert ballast[-1] == 1
+    assert len(result.times_ms) == 7
+    assert result.outputs is None
+    assert result.threads == 1
+    assert 0 < min(result.times_ms) <= max(result.times_ms) < 5_000
+    assert 0 < result.load_ms < 20_000
+    assert 0 < result.first_ms < 20_000
+    assert 100 < result.peak_rss_mib < 900
+
+
+def test_a_spent_budget_ends_the_runs_but_never_the_first(small_student: Path) -> None:
+    result = host.device().run(job(small_student, runs=1_000_000, budget_s=1e-6))
+    assert len(result.times_ms) == 1
+
+
+def test_a_missing_model_is_the_users_to_mend(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.json") as caught:
+        host.device().run(job(tmp_path / "absent"))
+    assert not isinstance(caught.value, JobError)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", r"SIGKILL \(out of memory\?\)"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+        ("raise SystemExit('the library is broken')", "code 1: the library is broken"),
+        ("pass", "code 0"),
+        ("import time; time.sleep(60)", "did not finish within 1 s"),
+    ],
+)
+def test_a_dead_worker_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str, message: str
+) -> None:
+    install_worker(monkeypatch, tmp_path, body)
+    before = set(Path(tempfile.gettempdir()).glob("pocketfocus-job-*"))
+    with pytest.raises(JobError, match=message) as caught:
+        host.device().run(job("files/a.pte", timeout_s=1 if "sleep" in body else 60))
+    assert str(caught.value).startswith("files/a.pte")
+    assert "\n" not in str(caught.value)
+    assert set(Path(tempfile.gettempdir()).glob("pocketfocus-job-*")) <= before
+
+
+def test_ctrl_c_kills_the_worker_and_leaves_nothing(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (tmp_path / "substitute.py").write_text(
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f"open({str(tmp_path / 'pid')!r}, 'x').write(str(os.getpid()))\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import numpy as np\n"
+            "from pocketfocus.mobile_harness import host\n"
+            "from pocketfocus.benchmarks.device import Job\n"
+            "host.WORKER = 'substitute'\n"
+            "host.device().run(Job('a', 'pytorch', np.zeros((1, 3, 64, 64)), [(0, 0)]))",
+        ],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "TMPDIR": str(scratch)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for((tmp_path / "pid").is_file, 60)
+    wait_for(lambda: (tmp_path / "pid").read_text() != "", 5)
+    worker = int((tmp_path / "pid").read_text())
+    parent.send_signal(signal.SIGINT)
+    _, errors = parent.communicate(timeout=30)
+    assert errors.strip().endswith("KeyboardInterrupt")
+    assert not psutil.pid_exists(worker)
+    assert list(scratch.iterdir()) == []
+
+
+def wait_for(condition: object, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_every_registered_device_keeps_the_interface() -> None:
+    for name in DEVICES:
+        device = get_device(name)
+        assert device.name == name
+        assert device.why_not(PYTORCH) is None
+        facts = device.describe()
+        assert facts["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+        assert all(facts.values())
+
+
+def test_an_unknown_device_names_the_known_ones() -> None:
+    with pytest.raises(UserError, match="unknown device 'toaster': choose from host"):
+        get_device("toaster")
