@@ -39,4 +39,5 @@ def regression_losses(
 
 def pooled(stacks: Tensor, pool: int) -> Tensor:
     """Average over `pool` x `pool` pixels: [...,H,W] -> [...,H/pool,W/pool]."""
-    return F.avg_pool2d(stacks.flatten(0, -4), pool).unflatten(0, stacks.shape[:-3])
+    smaller = F.avg_pool2d(stacks.flatten(0, -4), pool)
+    return smaller.reshape(*stacks.shape[:-2], *smaller.shape[-2:])

@@ -194,7 +194,7 @@ def score(student: RefocusStudent, samples: Sequence[Sample]) -> float:
     for sample in samples:
         one_hot = torch.nn.functional.one_hot(torch.tensor([sample.position]), FRAMES).float()
         made, target = student(sample.photo, one_hot), sample.stack
-        values.append(psnr(*(pooled(stack[None], TEACHER_POOL) for stack in (made, target))))
+        values.append(psnr(pooled(made[None], TEACHER_POOL), pooled(target[None], TEACHER_POOL)))
     return float(np.mean(values))
 
 

@@ -223,9 +223,12 @@ def _component(cls: Any, root: str, subfolder: str) -> Any:
             f"{folder} holds no .safetensors: pickled checkpoints are refused, convert it with "
             "`save_pretrained(..., safe_serialization=True)`"
         )
-    options = {"use_safetensors": True, "variant": "fp16" if only_fp16 else None}
-    key = "dtype" if cls is CLIPVisionModelWithProjection else "torch_dtype"
-    model = _try(cls, root, subfolder, **{**options, key: torch.float32})
+    options: dict[str, Any] = {"use_safetensors": True, "variant": "fp16" if only_fp16 else None}
+    if cls is CLIPVisionModelWithProjection:
+        options |= {"dtype": torch.float32}
+    else:
+        options |= {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}  # needs accelerate
+    model = _try(cls, root, subfolder, **options)
     return model.eval().requires_grad_(False)
 
 

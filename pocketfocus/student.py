@@ -137,4 +137,5 @@ def load_student(folder: Path | None = None) -> RefocusStudent:
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:160]
         raise UserError(f"the weights in {folder} do not fit its config.json ({reason})") from error
+    student.register_to_config(_name_or_path="")  # or saving it again would tell where it lay
     return student.eval()
