@@ -1,0 +1,143 @@
+"""The report: what it says of a run's files, and how it behaves in a real browser."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from pocketfocus.benchmarks.report import distance, headline, render, write_report
+from pocketfocus.benchmarks.tables import files_table
+from pocketfocus.errors import UserError
+from pocketfocus.files import write_rows
+from pocketfocus.manifest import Artifact, Delegation, Manifest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+PTE, MLPACKAGE = "executorch/student-int8.pte", "coreml/student-int8.mlpackage"
+WHY = "Core ML predicts on macOS only"
+
+
+def bench_row(artifact: str, target: str, p50: float | None) -> dict[str, object]:
+    return {
+        "artifact": artifact,
+        "target": target,
+        "precision": "int8" if "int8" in artifact else "fp32",
+        "device": "host",
+        "threads": 2,
+        "load_ms": 1.0,
+        "first_ms": p50,
+        "p50_ms": p50,
+        "p90_ms": p50,
+        "p99_ms": p50,
+        "runs": 5,
+        "peak_rss_mib": 300.0,
+        "bytes": 2**20,
+    }
+
+
+BENCH = [
+    bench_row("reference", "pytorch", 20_000.0),
+    bench_row("student", "pytorch", 50.0),
+    bench_row(PTE, "executorch", 12.5),
+    bench_row(MLPACKAGE, "coreml", None),
+]
+
+
+def gate_row(artifact: str, status: str, psnr: float | None, why: str = "") -> dict[str, object]:
+    gate = {"gate": "int8 file, executed", "threshold_db": 40.0, "device": "host"}
+    kind = {"target": artifact.split("/")[0], "precision": "int8"}
+    return {"artifact": artifact, **kind, **gate, "psnr_db": psnr, "status": status, "why": why}
+
+
+VERIFY = [gate_row(PTE, "pass", 49.0), gate_row(MLPACKAGE, "not-run", None, WHY)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder whose stacks brighten from frame to frame."""
+    path = tmp_path_factory.mktemp("run")
+    delegation = Delegation(1, 99, 100, 0.99, ("aten.mean.dim",))
+    files = [
+        Artifact(PTE, "executorch", "int8", "0" * 64, 2**20, delegation=delegation),
+        Artifact(MLPACKAGE, "coreml", "int8", "1" * 64, 2**20, taken={"note": "<b>W8A8</b>"}),
+    ]
+    Manifest(32, files, "2" * 64, reference="default", tools={"torch": "2.13.0"}).save(path)
+    write_rows(path / "verify.json", VERIFY)
+    write_rows(path / "bench.json", BENCH)
+    frames = np.full((9, 32, 32, 3), 25 * np.arange(9).reshape(9, 1, 1, 1), np.uint8)
+    np.savez(path / "stacks.npz", photo=frames[4], student=frames, **{PTE: frames})
+    np.savez(path / "reference.npz", reference=frames)
+    write_report(path)
+    return path
+
+
+def test_says_what_the_files_say(folder: Path) -> None:
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for text in ("1 gates passed", "1 not run", WHY, "1,600×", "4.0×", "aten.mean.dim"):
+        assert text in page, text
+    assert "&lt;b&gt;W8A8" in page, "text from files is escaped"
+    assert "http" not in page.replace("http://www.w3.org", ""), "self-contained"
+
+
+def test_headline_counts_only_what_passed() -> None:
+    failed = [gate_row(PTE, "fail", 20.0)]
+    assert headline(BENCH, VERIFY)[0][0] == "12.5 ms"
+    assert headline(BENCH, failed) == []
+
+
+def test_positions_in_words() -> None:
+    assert [distance(p) for p in (0, 4, 8)] == ["5 cm", "10 cm", "infinity"]
+
+
+def test_a_missing_file_is_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "bench.json").unlink()
+    with pytest.raises(UserError, match=r"bench\.json is missing"):
+        render(tmp_path / "run")
+
+
+def test_readme_table_has_a_line_an_artifact() -> None:
+    lines = files_table(BENCH, VERIFY).splitlines()
+    assert len(lines) == 2 + len(BENCH)
+    assert lines[4] == f"| `{PTE}` | 1.00 | 12.5 | 12.5 | 300 | 1600 | 4.00 | 49.0 pass |"
+    assert lines[5].endswith("– not-run |")
+
+
+@pytest.fixture
+def page(folder: Path) -> Iterator[Page]:
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        opened = chromium.new_page()
+        opened.goto((folder / "report.html").as_uri())
+        yield opened
+        chromium.close()
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: apt-get install chromium")
+def test_slider_moves_every_stack_and_one_frame_shows(page: Page) -> None:
+    names = page.locator(".stack figcaption").all_inner_texts()
+    assert names == ["reference", "student", PTE]
+
+    def shown() -> list[str]:
+        frames = page.locator(".stack img").all()
+        return [str(f.get_attribute("data-frame")) for f in frames if f.is_visible()]
+
+    assert shown() == ["4"] * 3
+    page.locator("#focus").press("ArrowRight")
+    assert shown() == ["5"] * 3
+    page.locator("#focus").press("End")
+    assert shown() == ["8"] * 3
+    assert page.locator("#where").inner_text() == "8 · infinity"
