@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from importlib import import_module
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,9 +86,11 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
     if reason is not None:
         raise UserError(f"{path} cannot be executed here: {reason}")
     module = load(path, threads)
+    mute: Iterator[Any] = chain([quiet_native()], repeat(nullcontext()))  # XNNPACK's first words
 
     def run(photo: Tensor, position: Tensor) -> Tensor:
-        outputs: Any = module.forward([photo.contiguous(), position.contiguous()])
+        with next(mute):
+            outputs: Any = module.forward([photo.contiguous(), position.contiguous()])
         stack: Tensor = outputs[0].clone()  # the runtime writes the next output into its memory
         return stack
 
