@@ -12,6 +12,7 @@ import pytest
 
 from pocketfocus.benchmarks.report import distance, headline, render, write_report
 from pocketfocus.benchmarks.tables import files_table
+from pocketfocus.benchmarks.verify import save_stacks
 from pocketfocus.errors import UserError
 from pocketfocus.files import write_rows
 from pocketfocus.manifest import Artifact, Delegation, Manifest
@@ -74,8 +75,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(path / "verify.json", VERIFY)
     write_rows(path / "bench.json", BENCH)
     frames = np.full((9, 32, 32, 3), 25 * np.arange(9).reshape(9, 1, 1, 1), np.uint8)
-    np.savez(path / "stacks.npz", photo=frames[4], student=frames, **{PTE: frames})
-    np.savez(path / "reference.npz", reference=frames)
+    save_stacks(path / "stacks.npz", {"photo": frames[4], "student": frames, PTE: frames})
+    save_stacks(path / "reference.npz", {"reference": frames})
     write_report(path)
     return path
 
