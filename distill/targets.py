@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pocketfocus.distill.autoencoder import random_crops
 from pocketfocus.errors import UserError
 from pocketfocus.files import write_atomic
 from pocketfocus.images import to_uint8
@@ -111,16 +112,7 @@ def true_batch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Random crops of true stacks, uint8 [N,9,3,H,W]: photos [B,3,s,s], positions [B], stacks
     [B,9,3,s,s] in [-1,1]."""
-    height, width = stacks.shape[-2:]
-    crops = []
-    for _ in range(batch):
-        n, y, x, flip = (
-            int(torch.randint(0, limit, (), generator=generator))
-            for limit in (len(stacks), height - size + 1, width - size + 1, 2)
-        )
-        crop = torch.from_numpy(np.ascontiguousarray(stacks[n, :, :, y : y + size, x : x + size]))
-        crops.append(crop.flip(-1) if flip else crop)
-    frames = torch.stack(crops).float() / 127.5 - 1
+    frames = random_crops(stacks, batch, size, generator)
     positions = torch.randint(0, FRAMES, (batch,), generator=generator)
     return frames[torch.arange(batch), positions], positions, frames
 
