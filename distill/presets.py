@@ -17,8 +17,8 @@ class ReferencePreset:
     """Widths and depths of the three networks; channel counts are multiples of 32 (GroupNorm)."""
 
     vae_channels: tuple[int, ...] = (32, 32, 64, 64)
-    latent_channels: int = 16
-    unet_channels: tuple[int, ...] = (64, 96, 128)
+    latent_channels: int = 96
+    unet_channels: tuple[int, ...] = (128, 192)
     layers: int = 1
     embedding: int = 64
     clip_hidden: int = 64

@@ -21,7 +21,13 @@ from pocketfocus.distill.autoencoder import (
     random_crops,
     scaling_factor,
 )
-from pocketfocus.distill.denoiser import Denoiser, crop_batch, denoiser_losses, encode_stacks
+from pocketfocus.distill.denoiser import (
+    Denoiser,
+    crop_batch,
+    denoiser_losses,
+    encode_stacks,
+    initialise_denoiser,
+)
 from pocketfocus.distill.loop import Schedule, Trainer
 from pocketfocus.distill.presets import DEFAULT, ReferencePreset, build_reference
 from pocketfocus.errors import UserError
@@ -39,10 +45,10 @@ class Crops:
     size: int
 
 
-# Brightness and colour are learned fastest from many small crops, detail from larger ones.
-AUTOENCODER_CROPS = (Crops(0.3, 32, 32), Crops(0.8, 8, 64), Crops(1.0, 8, 96))
+INITIAL_CROPS = 200  # stacks whose principal components the autoencoder starts from
+AUTOENCODER_CROPS = (Crops(0.7, 8, 64), Crops(1.0, 8, 96))
 # How blur looks is local: small crops first give more scenes a minute.
-DENOISER_CROPS = (Crops(0.5, 4, 64), Crops(1.0, 2, 128))
+DENOISER_CROPS = (Crops(0.45, 8, 64), Crops(1.0, 3, 128))
 
 
 def current(crops: Sequence[Crops], progress: float) -> Crops:
@@ -87,7 +93,10 @@ def _train_autoencoder(
     crops: Sequence[Crops],
     seed: int,
 ) -> int:
-    initialise(pipeline.vae)
+    generator = torch.Generator().manual_seed(seed)
+    initialise(
+        pipeline.vae, random_crops(stacks, INITIAL_CROPS, crops[0].size, generator).flatten(0, 1)
+    )
     trainer = Trainer(pipeline.vae, schedule, out / "autoencoder", seed)
     if trainer.resume():
         console.print(f"autoencoder: resumed at step {trainer.step}")
@@ -130,6 +139,7 @@ def _train_denoiser(
     crops: Sequence[Crops],
     seed: int,
 ) -> None:
+    initialise_denoiser(pipeline.unet)
     trained = Denoiser(pipeline).train().requires_grad_(True)
     trainer = Trainer(trained, schedule, out / "denoiser", seed + 1)
     if trainer.resume():

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import TruncatedSVD
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from pocketfocus.distill.autoencoder import initialise, random_crops, scaling_factor
-from pocketfocus.distill.denoiser import crop_batch
+from pocketfocus.distill.denoiser import crop_batch, initialise_denoiser
 from pocketfocus.distill.loop import Schedule
 from pocketfocus.distill.presets import SMALLEST, build_reference
 from pocketfocus.distill.reference import Crops, train_reference
@@ -55,22 +57,32 @@ def test_small_stacks_are_refused(stacks: np.ndarray, tmp_path: Path) -> None:
         train_reference(stacks, tmp_path, Schedule(steps=1), Schedule(steps=1))
 
 
-def test_initialised_autoencoder_keeps_brightness() -> None:
-    """The mean colour of a photo reaches the latents undiminished, unlike torch's default."""
+def test_initialised_autoencoder_is_principal_component_analysis(stacks: np.ndarray) -> None:
+    """Before training it reconstructs as scikit-learn's projection of the same patches does."""
+    torch.manual_seed(0)
+    vae = build_reference(SMALLEST).vae.eval()
+    frames = torch.from_numpy(stacks[:, ::4].copy()).flatten(0, 1).float() / 127.5 - 1
+    initialise(vae, frames)
+    with torch.no_grad():
+        made = vae.decode(vae.encode(frames).latent_dist.mode(), num_frames=len(frames)).sample
+    colour = frames.mean(dim=(0, 2, 3), keepdim=True)
+    patches = pixel_unshuffle(frames - colour, 8).permute(0, 2, 3, 1).reshape(-1, 192).numpy()
+    model = TruncatedSVD(4, algorithm="arpack").fit(patches)
+    expected = model.inverse_transform(model.transform(patches)).reshape(len(frames), 8, 8, 192)
+    image = pixel_shuffle(torch.from_numpy(expected).permute(0, 3, 1, 2), 8) + colour
+    torch.testing.assert_close(made, image.float(), atol=1e-3, rtol=1e-3)
 
-    def response(start: bool) -> float:
-        torch.manual_seed(0)
-        vae = build_reference(SMALLEST).vae.eval()
-        if start:
-            initialise(vae)
-        flat = torch.tensor([-0.8, 0.8]).reshape(2, 1, 1, 1).expand(2, 3, 64, 64)
-        with torch.no_grad():
-            features = vae.encoder.conv_in(flat)
-            for block in vae.encoder.down_blocks:
-                features = block(features)
-        return float((features[0] - features[1]).std())
 
-    assert response(True) > 2 * response(False)
+def test_an_untrained_denoiser_predicts_zero_velocity(stacks: np.ndarray) -> None:
+    torch.manual_seed(0)
+    pipeline = build_reference(SMALLEST)
+    initialise_denoiser(pipeline.unet)
+    latents = torch.randn(1, 9, 8, 8, 8)
+    ids, token = torch.zeros(1, 3), torch.randn(1, 1, 32)
+    with torch.no_grad():
+        velocity = pipeline.unet(latents, 0.1, token, ids, return_dict=False)[0]
+    assert velocity.shape == (1, 9, 4, 8, 8)
+    assert float(velocity.std()) < 1e-6
 
 
 def test_scaling_factor_gives_unit_latents(stacks: np.ndarray) -> None:
