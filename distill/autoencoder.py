@@ -49,10 +49,13 @@ def initialise(vae: CompactAutoencoder, frames: Tensor) -> None:
     components = components[: vae.config.latent_channels]
     scale = deviation[: len(components), None, None, None] ** WHITENING
     colour = frames.mean(dim=(0, 2, 3))
-    vae.encoder_shortcut.weight.copy_(components / scale)
-    vae.encoder_shortcut.bias.copy_(-(components / scale).sum(dim=(2, 3)) @ colour)
-    vae.decoder_shortcut.weight.copy_(components * scale)
-    vae.decoder_shortcut.bias.copy_(colour)
+    state = {
+        "encoder_shortcut.weight": components / scale,
+        "encoder_shortcut.bias": -(components / scale).sum(dim=(2, 3)) @ colour,
+        "decoder_shortcut.weight": components * scale,
+        "decoder_shortcut.bias": colour,
+    }
+    vae.load_state_dict(state, strict=False)
     for module in vae.modules():
         if isinstance(module, (ResnetBlock2D, TemporalResnetBlock)):
             nn.init.zeros_(module.conv2.weight)
