@@ -1,7 +1,8 @@
 """Train the reference's denoiser and image encoder as Learn2Refocus does (design: EDM, v-form).
 
-Targets are VAE latents of true focal stacks; the condition is the latent of one slightly noisy
-frame at its own position, zeros elsewhere.
+Targets are scaled VAE latents of true focal stacks, for the small default reference relative to
+the input's; the condition is the latent of one slightly noisy frame at its own position, zeros
+elsewhere.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pocketfocus.distill import edm
 from pocketfocus.optics import FRAMES
 from pocketfocus.progress import track
 from pocketfocus.reference import ReferencePipeline, added_time_ids
+
+SCALING_STACKS = 64
 
 
 class Denoiser(nn.Module):
@@ -42,15 +45,23 @@ def initialise_denoiser(unet: UNetSpatioTemporalConditionModel) -> None:
 
 @torch.no_grad()
 def encode_stacks(pipeline: ReferencePipeline, stacks: np.ndarray) -> np.ndarray:
-    """Scaled latents of every frame, computed once: uint8 [N,9,3,H,W] -> float16 [N,9,C,h,w]."""
-    scale = pipeline.vae.config.scaling_factor
+    """Unscaled latents of every frame, computed once: uint8 [N,9,3,H,W] -> float16 [N,9,C,h,w]."""
     encoded = []
     for stack in track(stacks, "encoding stacks", len(stacks)):
         frames = torch.from_numpy(np.ascontiguousarray(stack)).float() / 127.5 - 1
         with torch.autocast("cpu", torch.bfloat16):
             latents = pipeline.encode(frames)
-        encoded.append((latents.float() * scale).half().numpy())
+        encoded.append(latents.half().numpy())
     return np.stack(encoded)
+
+
+def relative_scaling_factor(latents: np.ndarray, generator: torch.Generator) -> float:
+    """One over the deviation of latents [N,9,C,h,w] from those of another frame of their stack."""
+    n = torch.randint(0, len(latents), (SCALING_STACKS,), generator=generator).numpy()
+    p = torch.randint(0, FRAMES, (SCALING_STACKS,), generator=generator).numpy()
+    stacks = np.stack([latents[i] for i in n]).astype(np.float32)
+    differences = stacks - stacks[np.arange(len(p)), p][:, None]
+    return float(1 / np.sqrt(np.mean(differences**2)))
 
 
 def crop_batch(
@@ -72,12 +83,15 @@ def crop_batch(
 
 
 def denoiser_losses(
-    pipeline: ReferencePipeline, frames: Tensor, clean: Tensor, generator: torch.Generator
+    pipeline: ReferencePipeline, frames: Tensor, latents: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """The EDM loss for frames [B,9,3,H,W] and their scaled latents [B,9,C,h,w]."""
+    """The EDM loss for frames [B,9,3,H,W] and their unscaled latents [B,9,C,h,w]."""
     batch = len(frames)
     positions = torch.randint(0, FRAMES, (batch,), generator=generator)
     photos = frames[torch.arange(batch), positions]
+    if pipeline.relative:
+        latents = latents - latents[torch.arange(batch), positions][:, None]
+    clean = latents * pipeline.vae.config.scaling_factor
     noise_level = edm.sample_sigma(batch, edm.CONDITION_MEAN, edm.CONDITION_STD, generator)
     grain = torch.randn(photos.shape, generator=generator)
     keep_embedding, keep_latent = edm.condition_masks(batch, generator)

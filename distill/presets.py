@@ -23,6 +23,7 @@ class ReferencePreset:
     embedding: int = 64
     clip_hidden: int = 64
     clip_layers: int = 2
+    relative_latents: bool = True
 
 
 DEFAULT = ReferencePreset()
@@ -37,6 +38,7 @@ def build_reference(preset: ReferencePreset = DEFAULT) -> ReferencePipeline:
         block_out_channels=preset.vae_channels,
         latent_channels=preset.latent_channels,
         layers_per_block=preset.layers,
+        relative_latents=preset.relative_latents,
     )
     unet = UNetSpatioTemporalConditionModel(
         sample_size=32,

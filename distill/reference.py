@@ -27,6 +27,7 @@ from pocketfocus.distill.denoiser import (
     denoiser_losses,
     encode_stacks,
     initialise_denoiser,
+    relative_scaling_factor,
 )
 from pocketfocus.distill.loop import Schedule, Trainer
 from pocketfocus.distill.presets import DEFAULT, ReferencePreset, build_reference
@@ -80,6 +81,9 @@ def train_reference(
     pipeline = build_reference(preset)
     first = _train_autoencoder(pipeline, stacks, out, autoencoder, autoencoder_crops, seed)
     latents = _latents(pipeline, stacks, out / "denoiser", first)
+    if pipeline.relative:
+        scale = relative_scaling_factor(latents, torch.Generator().manual_seed(seed))
+        pipeline.vae.register_to_config(scaling_factor=scale)
     _train_denoiser(pipeline, stacks, latents, out, denoiser, denoiser_crops, seed)
     save_reference(pipeline, out, {"preset": asdict(preset), "seed": seed, "scenes": len(stacks)})
     return pipeline

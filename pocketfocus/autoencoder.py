@@ -28,7 +28,8 @@ class CompactAutoencoder(AutoencoderKLTemporalDecoder):  # type: ignore[misc]
     """`AutoencoderKLTemporalDecoder` with linear shortcuts and `norm_num_groups` groups.
 
     Same arguments and contract otherwise: encode [B,3,H,W] -> posterior [B,C,H/f,W/f],
-    decode [T,C,h,w] -> [T,3,H,W].
+    decode [T,C,h,w] -> [T,3,H,W]. `relative_latents` says how the denoiser that comes with it was
+    trained: see `ReferencePipeline.sample`.
     """
 
     @register_to_config
@@ -44,6 +45,7 @@ class CompactAutoencoder(AutoencoderKLTemporalDecoder):  # type: ignore[misc]
         scaling_factor: float = 1.0,
         force_upcast: bool = False,
         norm_num_groups: int = 8,
+        relative_latents: bool = False,
     ) -> None:
         super().__init__(
             in_channels=in_channels,

@@ -73,6 +73,11 @@ class ReferencePipeline:
         latents = self.sample(photo, position, noise, steps, guidance, progress)
         return self.decode(latents).clamp(-1.0, 1.0)
 
+    @property
+    def relative(self) -> bool:
+        """Whether latents are denoised as differences to the photo's; the published model: no."""
+        return bool(self.vae.config.get("relative_latents", False))
+
     def latent_shape(self, photo: Tensor) -> tuple[int, int, int, int, int]:
         """(1, T, C, h, w) of the latents of `photo` [1,3,H,W]."""
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -89,10 +94,15 @@ class ReferencePipeline:
         guidance: float = GUIDANCE,
         progress: bool = False,
     ) -> Tensor:
-        """Euler steps from `noise` [1,T,C,h,w] (unit variance) to scaled latents, same shape."""
+        """Euler steps from `noise` [1,T,C,h,w] (unit variance) to scaled latents, same shape.
+
+        With `relative`, what is denoised is the difference to the photo's own scaled latent, as
+        ResShift (arXiv 2307.12348) does for super-resolution; it is added at the end.
+        """
         scheduler = EulerDiscreteScheduler.from_config(self.scheduler.config)
         scheduler.set_timesteps(steps, device=noise.device)
-        condition = place_latent(self.encode(photo), position)
+        latent = self.encode(photo)
+        condition = place_latent(latent, position)
         embedding = self.embed(photo)
         ids = added_time_ids(1, noise)
         latents = noise * scheduler.init_noise_sigma
@@ -105,6 +115,8 @@ class ReferencePipeline:
                 unconditional = self.denoise(scaled, t, *zero, ids)
                 velocity = unconditional + guidance * (velocity - unconditional)
             latents = scheduler.step(velocity, t, latents).prev_sample
+        if self.relative:
+            latents = latents + self.vae.config.scaling_factor * latent[:, None]
         return latents
 
     def denoise(
