@@ -13,6 +13,7 @@ from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
 from torch import Tensor, nn
 
 from pocketfocus.autoencoder import CompactAutoencoder
+from pocketfocus.distill.journal import stack_picture
 from pocketfocus.optics import FRAMES
 from pocketfocus.reference import DECODE_CHUNK
 
@@ -81,38 +82,61 @@ def principal_components(frames: Tensor, patch: int) -> tuple[Tensor, Tensor]:
     return components, variance[order].clamp(min=1e-12).sqrt().float()
 
 
-def autoencoder_batch(
-    stacks: Stacks, frames: int, size: int, generator: torch.Generator
-) -> tuple[Tensor, int]:
-    """`frames` crops [frames,3,size,size]: one frame each of many stacks, or, one time in four,
-    one chunk of a single stack, so that the temporal layers learn from focal stacks too.
+def draw_group(
+    vae: CompactAutoencoder, stacks: Stacks, size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One sample of `autoencoder_losses`, as many frames as are decoded together: one frame each of
+    many stacks or, one time in four, of a single one, so that the temporal layers learn from focal
+    stacks too.
 
-    Returns the crops and the number of frames that belong together.
+    Returns frames [1,8,3,size,size] in [-1,1], whether they are together [1], noise [1,8,C,h,w].
     """
-    together = bool(torch.rand((), generator=generator) < CHUNK_SHARE)
+    together = torch.rand(1, generator=generator) < CHUNK_SHARE
     if together:
-        crops = random_crops(stacks, 1, size, generator)[0, :DECODE_CHUNK]
-        return crops, len(crops)
-    crops = random_crops(stacks, frames, size, generator)
-    chosen = torch.randint(0, FRAMES, (frames,), generator=generator)
-    return crops[torch.arange(frames), chosen], 1
+        frames = random_crops(stacks, 1, size, generator)[0, :DECODE_CHUNK]
+    else:
+        crops = random_crops(stacks, DECODE_CHUNK, size, generator)
+        chosen = torch.randint(0, FRAMES, (DECODE_CHUNK,), generator=generator)
+        frames = crops[torch.arange(DECODE_CHUNK), chosen]
+    small = size // 2 ** (len(vae.config.block_out_channels) - 1)
+    shape = (1, DECODE_CHUNK, vae.config.latent_channels, small, small)
+    return frames[None], together, torch.randn(shape, generator=generator)
 
 
 def autoencoder_losses(
-    vae: CompactAutoencoder, frames: Tensor, together: int, generator: torch.Generator
+    vae: CompactAutoencoder, frames: Tensor, together: Tensor, noise: Tensor
 ) -> dict[str, Tensor]:
-    """Reconstruction and KL terms for frames [N,3,H,W] in [-1,1], decoded `together` at a time."""
-    with torch.autocast("cpu", torch.bfloat16):
-        posterior = vae.encode(frames).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator)
-        latents = posterior.mean + posterior.std * noise
-        decoded = vae.decode(latents, num_frames=together).sample
-    decoded = decoded.float()
-    squared, absolute = F.mse_loss(decoded, frames), F.l1_loss(decoded, frames)
+    """Reconstruction and KL terms for what `draw_group` draws, [B,8,...]."""
+    flat = frames.flatten(0, 1)
+    posterior = vae.encode(flat).latent_dist
+    latents = posterior.mean + posterior.std * noise.flatten(0, 1)
+    decoded = torch.cat(
+        [
+            vae.decode(group, num_frames=DECODE_CHUNK if whole else 1).sample
+            for group, whole in zip(latents.split(DECODE_CHUNK), together.tolist(), strict=True)
+        ]
+    ).float()
+    squared, absolute = F.mse_loss(decoded, flat), F.l1_loss(decoded, flat)
     kl = posterior.kl().float().mean()
     psnr = 10 * torch.log10(4 / squared.detach())
     loss = absolute + 2 * squared + KL_WEIGHT * kl
     return {"loss": loss, "l1": absolute, "kl": kl, "psnr_db": psnr}
+
+
+def reconstruction_picture(vae: CompactAutoencoder, stacks: Stacks, size: int) -> Tensor:
+    """The middle of the first stack, uint8 [N,9,3,H,W], above its reconstruction: an image
+    [3,2·size,9·size] in [-1,1]."""
+    truth = middle(stacks[0], size).to(vae.device)
+    latents = vae.encode(truth).latent_dist.mode()
+    made = [vae.decode(part, num_frames=len(part)).sample for part in latents.split(DECODE_CHUNK)]
+    return stack_picture(truth, torch.cat(made))
+
+
+def middle(stack: np.ndarray, size: int) -> Tensor:
+    """The middle of a stack, uint8 [9,3,H,W] -> [9,3,size,size] in [-1,1]."""
+    y, x = ((side - size) // 2 for side in stack.shape[-2:])
+    window = np.ascontiguousarray(stack[..., y : y + size, x : x + size])
+    return torch.from_numpy(window).float() / 127.5 - 1
 
 
 @torch.no_grad()

@@ -15,11 +15,14 @@ from diffusers.models.transformers.transformer_temporal import TransformerSpatio
 from torch import Tensor, nn
 
 from pocketfocus.distill import edm
+from pocketfocus.distill.autoencoder import middle
+from pocketfocus.distill.journal import stack_picture
 from pocketfocus.optics import FRAMES
 from pocketfocus.progress import track
 from pocketfocus.reference import ReferencePipeline, added_time_ids
 
 SCALING_STACKS = 64
+PICTURE_POSITION, PICTURE_STEPS = 4, 10
 
 
 class Denoiser(nn.Module):
@@ -46,12 +49,12 @@ def initialise_denoiser(unet: UNetSpatioTemporalConditionModel) -> None:
 @torch.no_grad()
 def encode_stacks(pipeline: ReferencePipeline, stacks: np.ndarray) -> np.ndarray:
     """Unscaled latents of every frame, computed once: uint8 [N,9,3,H,W] -> float16 [N,9,C,h,w]."""
-    encoded = []
+    encoded, device = [], pipeline.vae.device
     for stack in track(stacks, "encoding stacks", len(stacks)):
-        frames = torch.from_numpy(np.ascontiguousarray(stack)).float() / 127.5 - 1
-        with torch.autocast("cpu", torch.bfloat16):
+        frames = torch.from_numpy(np.ascontiguousarray(stack)).to(device).float() / 127.5 - 1
+        with torch.autocast(device.type, torch.bfloat16):
             latents = pipeline.encode(frames)
-        encoded.append(latents.half().numpy())
+        encoded.append(latents.half().cpu().numpy())
     return np.stack(encoded)
 
 
@@ -82,35 +85,75 @@ def crop_batch(
     return torch.stack(frames).float() / 127.5 - 1, torch.stack(cropped).float()
 
 
-def denoiser_losses(
-    pipeline: ReferencePipeline, frames: Tensor, latents: Tensor, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """The EDM loss for frames [B,9,3,H,W] and their unscaled latents [B,9,C,h,w]."""
-    batch = len(frames)
-    positions = torch.randint(0, FRAMES, (batch,), generator=generator)
-    photos = frames[torch.arange(batch), positions]
+def draw_sample(
+    pipeline: ReferencePipeline,
+    stacks: np.ndarray,
+    latents: np.ndarray,
+    size: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, ...]:
+    """One sample of `denoiser_losses`, a random crop of a random stack and all its noise.
+
+    The input position is uniform over the nine. Noise is drawn here, on the CPU, so that it is the
+    same on every device and for any number of processes.
+    """
+    frames, cropped = crop_batch(stacks, latents, 1, size, generator)
+    position = torch.randint(0, FRAMES, (1,), generator=generator)
+    photo = frames[:, int(position)]
+    level = edm.sample_sigma(1, edm.CONDITION_MEAN, edm.CONDITION_STD, generator)
+    grainy = photo + level.reshape(-1, 1, 1, 1) * torch.randn(photo.shape, generator=generator)
+    keep_embedding, keep_latent = edm.condition_masks(1, generator)
+    sigma = edm.sample_sigma(1, edm.P_MEAN, edm.P_STD, generator)
     if pipeline.relative:
-        latents = latents - latents[torch.arange(batch), positions][:, None]
-    clean = latents * pipeline.vae.config.scaling_factor
-    noise_level = edm.sample_sigma(batch, edm.CONDITION_MEAN, edm.CONDITION_STD, generator)
-    grain = torch.randn(photos.shape, generator=generator)
-    keep_embedding, keep_latent = edm.condition_masks(batch, generator)
-    sigma = edm.sample_sigma(batch, edm.P_MEAN, edm.P_STD, generator)
+        cropped = cropped - cropped[:, int(position)][:, None]
+    clean = cropped * pipeline.vae.config.scaling_factor
     noise = torch.randn(clean.shape, generator=generator)
+    return photo, grainy, position, keep_embedding, keep_latent, clean, sigma, noise
+
+
+def denoiser_losses(
+    pipeline: ReferencePipeline,
+    photos: Tensor,
+    grainy: Tensor,
+    positions: Tensor,
+    keep_embedding: Tensor,
+    keep_latent: Tensor,
+    clean: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+) -> dict[str, Tensor]:
+    """The EDM loss: photos, and with condition noise, [B,3,H,W]; positions, keep masks and sigma
+    [B]; scaled latents (differences, where the pipeline is relative) and their noise [B,9,C,h,w].
+    """
+    batch = len(photos)
     noisy = clean + sigma.reshape(-1, 1, 1, 1, 1) * noise
-    with torch.autocast("cpu", torch.bfloat16):
-        with torch.no_grad():
-            latent = pipeline.encode(photos + noise_level.reshape(-1, 1, 1, 1) * grain).float()
-        condition = torch.zeros_like(clean)
-        condition[torch.arange(batch), positions] = latent * keep_latent.reshape(-1, 1, 1, 1)
-        embedding = pipeline.embed(photos) * keep_embedding.reshape(-1, 1, 1)
-        velocity = pipeline.denoise(
-            edm.scale_input(noisy, sigma),
-            edm.timestep(sigma),
-            condition,
-            embedding,
-            added_time_ids(batch, clean),
-        )
+    with torch.no_grad():
+        latent = pipeline.encode(grainy).float()
+    condition = torch.zeros_like(clean)
+    order = torch.arange(batch, device=clean.device)
+    condition[order, positions] = latent * keep_latent.reshape(-1, 1, 1, 1)
+    embedding = pipeline.embed(photos) * keep_embedding.reshape(-1, 1, 1)
+    velocity = pipeline.denoise(
+        edm.scale_input(noisy, sigma),
+        edm.timestep(sigma),
+        condition,
+        embedding,
+        added_time_ids(batch, clean),
+    )
     estimate = edm.denoised(velocity.float(), noisy, sigma)
     loss = edm.weighted_loss(estimate, clean, sigma)
     return {"loss": loss, "mse": (estimate - clean).detach().pow(2).mean()}
+
+
+def refocused_picture(pipeline: ReferencePipeline, stacks: np.ndarray, size: int) -> Tensor:
+    """Input, truth and estimate of the middle of the first stack, uint8 [N,9,3,H,W], as rows of an
+    image [3,3·size,9·size] in [-1,1]."""
+    device = pipeline.unet.device
+    truth = middle(stacks[0], size).to(device)
+    photo = truth[PICTURE_POSITION][None]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(pipeline.latent_shape(photo), generator=generator).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        latents = pipeline.sample(photo, PICTURE_POSITION, noise, PICTURE_STEPS)
+        made = pipeline.decode(latents)
+    return stack_picture(truth, made, PICTURE_POSITION)

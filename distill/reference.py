@@ -1,10 +1,12 @@
 """Train the default reference: autoencoder first, then denoiser and image encoder, then fp16 files.
 
 Each phase writes a checkpoint and is resumed from it; `out` is loadable by `load_reference(out)`.
+Under `accelerate launch` all processes call the same functions and the main one writes.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,21 +17,25 @@ import torch
 from torch import Tensor
 
 from pocketfocus.distill.autoencoder import (
-    autoencoder_batch,
     autoencoder_losses,
+    draw_group,
     initialise,
     random_crops,
+    reconstruction_picture,
     scaling_factor,
 )
+from pocketfocus.distill.checkpoint import FILE, Config, check_config
 from pocketfocus.distill.denoiser import (
     Denoiser,
-    crop_batch,
     denoiser_losses,
+    draw_sample,
     encode_stacks,
     initialise_denoiser,
+    refocused_picture,
     relative_scaling_factor,
 )
-from pocketfocus.distill.loop import Schedule, Trainer
+from pocketfocus.distill.distributed import main_process_first, process_state, wants_sharding
+from pocketfocus.distill.loop import Schedule, Task, Trainer
 from pocketfocus.distill.presets import DEFAULT, ReferencePreset, build_reference
 from pocketfocus.errors import UserError
 from pocketfocus.files import write_atomic, write_json
@@ -39,7 +45,7 @@ from pocketfocus.reference import ReferencePipeline
 
 @dataclass(frozen=True)
 class Crops:
-    """`batch` crops of `size` pixels, until this share of the budget is spent."""
+    """`batch` samples of `size` pixels a process, until this share of the budget is spent."""
 
     until: float
     batch: int
@@ -47,14 +53,42 @@ class Crops:
 
 
 INITIAL_CROPS = 200  # stacks whose principal components the autoencoder starts from
-AUTOENCODER_CROPS = (Crops(0.7, 8, 64), Crops(1.0, 8, 96))
+AUTOENCODER_CROPS = (Crops(0.7, 1, 64), Crops(1.0, 1, 96))  # a sample is a group of 8 frames
 # How blur looks is local: small crops first give more scenes a minute.
 DENOISER_CROPS = (Crops(0.45, 8, 64), Crops(1.0, 3, 128))
+PHASES = ("autoencoder", "denoiser", "finetune")
+HASHED_STACKS = 8
 
 
 def current(crops: Sequence[Crops], progress: float) -> Crops:
     """The crops to take when this share of the budget is spent."""
     return next((part for part in crops if progress < part.until), crops[-1])
+
+
+def check_run(out: Path, config: Config) -> None:
+    """UserError when a checkpoint of any phase in `out` was made with another config."""
+    for phase in PHASES:
+        check_config(out / phase / FILE, config)
+
+
+def check_size(stacks: np.ndarray, crops: Sequence[Crops]) -> None:
+    """UserError unless stacks [N,9,3,H,W] hold every crop."""
+    largest = max(part.size for part in crops)
+    if min(stacks.shape[-2:]) < largest:
+        height, width = stacks.shape[-2:]
+        raise UserError(
+            f"stacks are {width}x{height} pixels, crops need {largest}: use larger stacks, with "
+            f"--size {largest} or more"
+        )
+
+
+def fingerprint(stacks: np.ndarray) -> str:
+    """Shape of stacks and a hash of a few, for the config of a training on them."""
+    chosen = np.unique(np.linspace(0, len(stacks) - 1, HASHED_STACKS).astype(int))
+    digest = hashlib.sha256()
+    for index in chosen:
+        digest.update(np.ascontiguousarray(stacks[index]).tobytes())
+    return f"{'x'.join(map(str, stacks.shape))} {digest.hexdigest()[:12]}"
 
 
 def train_reference(
@@ -66,27 +100,44 @@ def train_reference(
     autoencoder_crops: Sequence[Crops] = AUTOENCODER_CROPS,
     denoiser_crops: Sequence[Crops] = DENOISER_CROPS,
     seed: int = 0,
+    config: Config | None = None,
 ) -> ReferencePipeline:
     """Train on true focal stacks, uint8 [N,9,3,H,W], and write the reference to `out`.
 
     The crops of each training are taken in turn. Interrupted phases continue from
-    `out`/autoencoder and `out`/denoiser. Raises UserError for stacks smaller than a crop.
+    `out`/autoencoder and `out`/denoiser. Raises UserError for stacks smaller than a crop, and for
+    checkpoints in `out` that were made with other settings, stacks or `config`.
     """
-    largest = max(part.size for part in (*autoencoder_crops, *denoiser_crops))
-    if min(stacks.shape[-2:]) < largest:
-        raise UserError(
-            f"stacks are {stacks.shape[-2:]} pixels, crops need {largest}: render larger"
-        )
+    if wants_sharding():
+        raise UserError("the small reference is not sharded: launch without --use_fsdp")
+    check_size(stacks, (*autoencoder_crops, *denoiser_crops))
+    config = {
+        **(config or {}),
+        "init": None,
+        "preset": asdict(preset),
+        "autoencoder_crops": [asdict(part) for part in autoencoder_crops],
+        "denoiser_crops": [asdict(part) for part in denoiser_crops],
+        "pixels": fingerprint(stacks),
+    }
+    check_run(out, config)
     torch.manual_seed(seed)
     pipeline = build_reference(preset)
-    first = _train_autoencoder(pipeline, stacks, out, autoencoder, autoencoder_crops, seed)
-    latents = _latents(pipeline, stacks, out / "denoiser", first)
+    step = _train_autoencoder(pipeline, stacks, out, autoencoder, autoencoder_crops, seed, config)
+    latents = cached_latents(
+        pipeline, stacks, out / "denoiser" / f"latents-{len(stacks)}-{step}.npy"
+    )
     if pipeline.relative:
         scale = relative_scaling_factor(latents, torch.Generator().manual_seed(seed))
         pipeline.vae.register_to_config(scaling_factor=scale)
-    _train_denoiser(pipeline, stacks, latents, out, denoiser, denoiser_crops, seed)
+    _train_denoiser(pipeline, stacks, latents, out, denoiser, denoiser_crops, seed, config)
     save_reference(pipeline, out, {"preset": asdict(preset), "seed": seed, "scenes": len(stacks)})
     return pipeline
+
+
+def resume(trainer: Trainer, name: str) -> None:
+    """Go on from the checkpoint, if any, saying so."""
+    if trainer.resume() and trainer.is_main:
+        console.print(f"{name}: resumed at step {trainer.step}")
 
 
 def _train_autoencoder(
@@ -96,42 +147,61 @@ def _train_autoencoder(
     schedule: Schedule,
     crops: Sequence[Crops],
     seed: int,
+    config: Config,
 ) -> int:
-    generator = torch.Generator().manual_seed(seed)
-    initialise(
-        pipeline.vae, random_crops(stacks, INITIAL_CROPS, crops[0].size, generator).flatten(0, 1)
+    vae, generator = pipeline.vae, torch.Generator().manual_seed(seed)
+    initialise(vae, random_crops(stacks, INITIAL_CROPS, crops[0].size, generator).flatten(0, 1))
+    trainer = Trainer(vae, schedule, out / "autoencoder", seed, config)
+    resume(trainer, "autoencoder")
+    vae.train()
+
+    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
+        return draw_group(vae, stacks, current(crops, trainer.progress).size, generator)
+
+    task = Task(
+        draw,
+        lambda *batch: autoencoder_losses(vae, *batch),
+        lambda: current(crops, trainer.progress).batch,
+        lambda: {"truth, reconstruction": reconstruction_picture(vae, stacks, crops[-1].size)},
     )
-    trainer = Trainer(pipeline.vae, schedule, out / "autoencoder", seed)
-    if trainer.resume():
-        console.print(f"autoencoder: resumed at step {trainer.step}")
-    pipeline.vae.train()
-
-    def losses(generator: torch.Generator) -> dict[str, Tensor]:
-        part = current(crops, trainer.progress)
-        batch, together = autoencoder_batch(stacks, part.batch, part.size, generator)
-        return autoencoder_losses(pipeline.vae, batch, together, generator)
-
-    trainer.run(losses, "autoencoder")
-    trainer.save()
+    trainer.run(task, "autoencoder")
     trainer.load_average()
-    pipeline.vae.eval().requires_grad_(False)
+    vae.cpu().eval().requires_grad_(False)
     sample = random_crops(stacks, 8, crops[-1].size, torch.Generator().manual_seed(seed))
-    pipeline.vae.register_to_config(
-        scaling_factor=scaling_factor(pipeline.vae, sample.flatten(0, 1))
-    )
+    vae.register_to_config(scaling_factor=scaling_factor(vae, sample.flatten(0, 1)))
     return trainer.step
 
 
-def _latents(
-    pipeline: ReferencePipeline, stacks: np.ndarray, folder: Path, autoencoder_step: int
-) -> np.ndarray:
-    path = folder / f"latents-{len(stacks)}-{autoencoder_step}.npy"
-    if path.exists():
-        return np.load(path, mmap_mode="r")
-    latents = encode_stacks(pipeline, stacks)
-    with write_atomic(path) as scratch:
-        np.save(scratch, latents)
-    return latents
+def cached_latents(pipeline: ReferencePipeline, stacks: np.ndarray, path: Path) -> np.ndarray:
+    """The unscaled latents of every frame, float16 [N,9,C,h,w], encoded once and kept in `path`."""
+    with main_process_first():
+        if not path.exists():
+            pipeline.vae.to(process_state().device)
+            latents = encode_stacks(pipeline, stacks)
+            with write_atomic(path) as scratch:
+                np.save(scratch, latents)
+    return np.load(path, mmap_mode="r")
+
+
+def denoiser_task(
+    pipeline: ReferencePipeline,
+    stacks: np.ndarray,
+    latents: np.ndarray,
+    crops: Sequence[Crops],
+    trainer: Trainer,
+) -> Task:
+    """The EDM loss on random crops of stacks and their latents."""
+
+    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
+        size = current(crops, trainer.progress).size
+        return draw_sample(pipeline, stacks, latents, size, generator)
+
+    return Task(
+        draw,
+        lambda *batch: denoiser_losses(pipeline, *batch),
+        lambda: current(crops, trainer.progress).batch,
+        lambda: {"input, truth, estimate": refocused_picture(pipeline, stacks, crops[-1].size)},
+    )
 
 
 def _train_denoiser(
@@ -142,26 +212,28 @@ def _train_denoiser(
     schedule: Schedule,
     crops: Sequence[Crops],
     seed: int,
+    config: Config,
 ) -> None:
     initialise_denoiser(pipeline.unet)
     trained = Denoiser(pipeline).train().requires_grad_(True)
-    trainer = Trainer(trained, schedule, out / "denoiser", seed + 1)
-    if trainer.resume():
-        console.print(f"denoiser: resumed at step {trainer.step}")
-
-    def losses(generator: torch.Generator) -> dict[str, Tensor]:
-        part = current(crops, trainer.progress)
-        batch = crop_batch(stacks, latents, part.batch, part.size, generator)
-        return denoiser_losses(pipeline, *batch, generator)
-
-    trainer.run(losses, "denoiser")
-    trainer.save()
+    trainer = Trainer(trained, schedule, out / "denoiser", seed + 1, config)
+    resume(trainer, "denoiser")
+    pipeline.vae.to(trainer.device)
+    trainer.run(denoiser_task(pipeline, stacks, latents, crops, trainer), "denoiser")
     trainer.load_average()
-    trained.eval().requires_grad_(False)
+    trained.cpu().eval().requires_grad_(False)
+    pipeline.vae.cpu()
 
 
 def save_reference(pipeline: ReferencePipeline, out: Path, facts: Mapping[str, Any]) -> None:
-    """Write unet/, vae/, image_encoder/ (fp16 safetensors) and scheduler/, as diffusers does."""
+    """Write unet/, vae/, image_encoder/ (fp16 safetensors) and scheduler/, as diffusers does.
+
+    Of several processes the main one writes, the others wait.
+    """
+    state = process_state()
+    if not state.is_main_process:
+        state.wait_for_everyone()
+        return
     for name in ("unet", "vae", "image_encoder"):
         module = getattr(pipeline, name)
         with write_atomic(out / name) as scratch:
@@ -170,3 +242,4 @@ def save_reference(pipeline: ReferencePipeline, out: Path, facts: Mapping[str, A
     with write_atomic(out / "scheduler") as scratch:
         pipeline.scheduler.save_pretrained(scratch)
     write_json(out / "training.json", facts)
+    state.wait_for_everyone()

@@ -26,8 +26,7 @@ def regression_losses(
     first averaged over squares of that many pixels, so that finer detail is not compared.
     """
     one_hot = F.one_hot(positions, FRAMES).float()
-    with torch.autocast("cpu", torch.bfloat16):
-        made = student(photos, one_hot)
+    made = student(photos, one_hot)
     made, stacks = (pooled(stack, pool) for stack in (made.float().reshape(stacks.shape), stacks))
     squared = F.mse_loss(made, stacks)
     pixel = F.l1_loss(made, stacks)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocketfocus.distill.loop import Schedule, Trainer
+from pocketfocus.distill.loop import Schedule, Task, Trainer
 from pocketfocus.distill.methods import get_method
 from pocketfocus.distill.plot import loss_plot
 from pocketfocus.distill.regression import pooled
@@ -127,11 +127,15 @@ def _train(
     trainer = _trainer(student, out, settings)
     teach = samples[held_out:] or samples
 
-    def losses(generator: torch.Generator) -> dict[str, Tensor]:
-        half = max(1, settings.batch // 2)
-        taught = method.losses(student, *sample_batch(teach, half, generator), pool=TEACHER_POOL)
-        batch = true_batch(stacks, half, settings.crop, generator)
-        true = method.losses(student, *batch)
+    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
+        true = true_batch(stacks, 1, settings.crop, generator)
+        return *sample_batch(teach, 1, generator), *true
+
+    def losses(*batch: Tensor) -> dict[str, Tensor]:
+        photos, positions, frames, *true_samples = batch
+        taught = method.losses(student, photos, positions, frames, pool=TEACHER_POOL)
+        photos, positions, frames = true_samples
+        true = method.losses(student, photos, positions, frames)
         return {
             "loss": TEACHER_WEIGHT * taught["loss"] + true["loss"],
             "psnr_db": true["psnr_db"],
@@ -139,9 +143,9 @@ def _train(
         }
 
     initial = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    trainer.run(losses, "distilling")
+    trainer.run(Task(draw, losses, lambda: max(1, settings.batch // 2)), "distilling")
     trainer.load_average()
-    after = score(student.eval(), samples[:held_out])
+    after = score(student.cpu().eval(), samples[:held_out])
     kept = "trained" if settings.from_scratch or after >= before else "start"
     if kept == "start":
         student.load_state_dict(initial)
@@ -183,7 +187,7 @@ def _trainer(student: RefocusStudent, out: Path, settings: Distillation) -> Trai
     schedule = Schedule(
         minutes=settings.minutes * (1 - TEACHER_SHARE), learning_rate=settings.rate, log_every=1
     )
-    return Trainer(student.train(), schedule, out, settings.seed)
+    return Trainer(student.train(), schedule, out, settings.seed, resumable=False)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from pocketfocus.distill.reference import Crops, train_reference
 from pocketfocus.errors import UserError
 from pocketfocus.reference import load_reference
 
-CROPS = (Crops(0.5, 3, 16), Crops(1.0, 2, 32))
+CROPS = (Crops(0.5, 2, 16), Crops(1.0, 1, 32))
 WHOLE = (Crops(1.0, 1, 64),)
 
 

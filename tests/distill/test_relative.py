@@ -12,6 +12,7 @@ from pocketfocus.distill import edm
 from pocketfocus.distill.autoencoder import initialise
 from pocketfocus.distill.denoiser import (
     denoiser_losses,
+    draw_sample,
     encode_stacks,
     initialise_denoiser,
     relative_scaling_factor,
@@ -46,9 +47,11 @@ def test_a_stack_like_its_photo_costs_nothing(monkeypatch: pytest.MonkeyPatch) -
     """With equal frames the difference is zero, so an estimate of zero has no error."""
     monkeypatch.setattr(edm, "P_MEAN", 12.0)  # so much noise that the estimate is the network's
     pipeline = untrained(relative=True)
-    frames = (torch.rand(2, 1, 3, 32, 32) * 2 - 1).expand(-1, FRAMES, -1, -1, -1)
-    latents = torch.randn(2, 1, 4, 4, 4).expand(-1, FRAMES, -1, -1, -1)
-    losses = denoiser_losses(pipeline, frames, latents, torch.Generator().manual_seed(0))
+    stacks = np.random.default_rng(0).integers(0, 256, (2, 1, 3, 32, 32), np.uint8)
+    latents = np.random.default_rng(0).normal(size=(2, 1, 4, 4, 4)).astype(np.float16)
+    stacks, latents = (np.repeat(pixels, FRAMES, axis=1) for pixels in (stacks, latents))
+    sample = draw_sample(pipeline, stacks, latents, 32, torch.Generator().manual_seed(0))
+    losses = denoiser_losses(pipeline, *sample)
     assert losses["mse"] < 1e-3
 
 

@@ -1,0 +1,99 @@
+"""One process or many, by accelerate: devices, DDP, and FSDP for the full-size UNet.
+
+`accelerate launch --num_processes N -m pocketfocus train-reference …` runs DDP, with `--use_fsdp`
+FSDP2 (`fully_shard`). accelerate shards on accelerators only: with `--cpu` it runs DDP, so here
+sharding is run on two CPU processes by forcing its state in a test, and on GPUs it is not-run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils import parse_flag_from_env
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from pocketfocus.errors import UserError
+
+WAIT = timedelta(hours=12)  # the main process may render or encode stacks while the others wait
+# The blocks of SVD's UNet that are gathered one at a time: at most 40 M parameters each.
+SHARDED = ("BasicTransformerBlock", "TemporalBasicTransformerBlock", "SpatioTemporalResBlock")
+
+
+def wants_sharding() -> bool:
+    """Whether `accelerate launch --use_fsdp` started this process."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def sharding_plugin(model: nn.Module) -> FullyShardedDataParallelPlugin:
+    """FSDP2 of a model with SVD's UNet in it: a unit a block, gathered in bf16, resharded after
+    each use. UserError when `model` has none of SVD's blocks.
+
+    Zhao et al., arXiv 2304.11277; the weights, moments and averages that are kept stay fp32.
+    """
+    found = {type(module).__name__ for module in model.modules()}
+    missing = [name for name in SHARDED if name not in found]
+    if missing:
+        raise UserError(
+            f"sharding is for SVD's UNet, this model has no {missing[0]}: launch without --use_fsdp"
+        )
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        reshard_after_forward=True,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=list(SHARDED),
+        mixed_precision_policy=MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+        ),
+        cpu_ram_efficient_loading=False,
+        state_dict_type="FULL_STATE_DICT",
+    )
+
+
+def process_state() -> PartialState:
+    """Which process this is, of how many; starts the process group when launched with several."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=WAIT)
+
+
+def make_accelerator(model: nn.Module, accumulate: int = 1) -> Accelerator:
+    """The accelerator that trains `model`, sharded when launched with --use_fsdp.
+
+    Raises UserError when it cannot be sharded, see `sharding_plugin`.
+    """
+    process_state()
+    return Accelerator(
+        mixed_precision="no",  # the training loop says where it is bf16
+        gradient_accumulation_steps=accumulate,
+        fsdp_plugin=sharding_plugin(model) if wants_sharding() else None,
+    )
+
+
+@contextmanager
+def main_process_first() -> Iterator[bool]:
+    """Let the main process write the files that the others then only read.
+
+    Yields whether this is the main process.
+    """
+    state = process_state()
+    with state.main_process_first():
+        yield bool(state.is_main_process)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be sharded; every process has to call it."""
+    tensor = tensor.detach()
+    full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full
+
+
+def placed_like(value: Tensor, like: Tensor) -> Tensor:
+    """`value` on the device of `like`, and sharded as it is."""
+    if isinstance(like, DTensor):
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    return value.to(like.device)
