@@ -100,9 +100,10 @@ def draw_sample(
     frames, cropped = crop_batch(stacks, latents, 1, size, generator)
     position = torch.randint(0, FRAMES, (1,), generator=generator)
     photo = frames[:, int(position)]
-    level = edm.sample_sigma(1, edm.CONDITION_MEAN, edm.CONDITION_STD, generator)
+    spoiled = edm.RELATIVE if pipeline.relative else edm.LEARN2REFOCUS
+    level = edm.sample_sigma(1, spoiled.mean, spoiled.std, generator)
     grainy = photo + level.reshape(-1, 1, 1, 1) * torch.randn(photo.shape, generator=generator)
-    keep_embedding, keep_latent = edm.condition_masks(1, generator)
+    keep_embedding, keep_latent = edm.condition_masks(1, generator, spoiled.dropout)
     sigma = edm.sample_sigma(1, edm.P_MEAN, edm.P_STD, generator)
     if pipeline.relative:
         cropped = cropped - cropped[:, int(position)][:, None]

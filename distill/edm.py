@@ -5,12 +5,28 @@ Legend: B batch, T frames, C latent channels, h, w latent size; sigma [B] is the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 P_MEAN, P_STD = 0.7, 1.6  # ln sigma of the latent noise, Learn2Refocus
-CONDITION_MEAN, CONDITION_STD = -3.0, 0.5  # ln sigma of the noise on the input photo
-DROPOUT = 0.1  # share of each of: no embedding, neither, no latent (InstructPix2Pix)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """How the input is spoiled in training: ln sigma of the noise on the photo is N(mean, std²);
+    `dropout` is the share of each of no embedding, neither, no latent."""
+
+    mean: float
+    std: float
+    dropout: float
+
+
+LEARN2REFOCUS = Conditioning(-3.0, 0.5, 0.1)
+# The small reference adds differences to the photo itself, so the finest detail matters; dropout as
+# in InstructPix2Pix (arXiv 2211.09800), section 3.2.
+RELATIVE = Conditioning(-4.0, 0.5, 0.05)
 
 
 def _like(sigma: Tensor, x: Tensor) -> Tensor:
@@ -51,7 +67,7 @@ def weighted_loss(estimate: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
 
 # InstructPix2Pix: r < 2p drops the embedding, p <= r < 3p drops the latent
 def condition_masks(
-    batch: int, generator: torch.Generator, dropout: float = DROPOUT
+    batch: int, generator: torch.Generator, dropout: float
 ) -> tuple[Tensor, Tensor]:
     """([B] keep embedding, [B] keep latent), 0.0 or 1.0."""
     r = torch.rand(batch, generator=generator)

@@ -18,7 +18,7 @@ class ReferencePreset:
 
     vae_channels: tuple[int, ...] = (32, 32, 64, 64)
     latent_channels: int = 96
-    unet_channels: tuple[int, ...] = (128, 192)
+    unet_channels: tuple[int, ...] = (64, 128)
     layers: int = 1
     embedding: int = 64
     clip_hidden: int = 64

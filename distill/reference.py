@@ -55,7 +55,7 @@ class Crops:
 INITIAL_CROPS = 200  # stacks whose principal components the autoencoder starts from
 AUTOENCODER_CROPS = (Crops(0.7, 1, 64), Crops(1.0, 1, 96))  # a sample is a group of 8 frames
 # How blur looks is local: small crops first give more scenes a minute.
-DENOISER_CROPS = (Crops(0.45, 8, 64), Crops(1.0, 3, 128))
+DENOISER_CROPS = (Crops(0.5, 8, 64), Crops(1.0, 3, 128))
 PHASES = ("autoencoder", "denoiser", "finetune")
 HASHED_STACKS = 8
 

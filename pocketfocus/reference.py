@@ -71,7 +71,10 @@ class ReferencePipeline:
             self.latent_shape(photo), generator=torch.Generator().manual_seed(seed)
         ).to(photo)
         latents = self.sample(photo, position, noise, steps, guidance, progress)
-        return self.decode(latents).clamp(-1.0, 1.0)
+        stack = self.decode(latents)
+        if self.relative:
+            stack = stack + self.lost_detail(photo)
+        return stack.clamp(-1.0, 1.0)
 
     @property
     def relative(self) -> bool:
@@ -96,8 +99,8 @@ class ReferencePipeline:
     ) -> Tensor:
         """Euler steps from `noise` [1,T,C,h,w] (unit variance) to scaled latents, same shape.
 
-        With `relative`, what is denoised is the difference to the photo's own scaled latent, as
-        ResShift (arXiv 2307.12348) does for super-resolution; it is added at the end.
+        With `relative`, what is denoised is the difference to the photo's own scaled latent, which
+        is added at the end (cf. ResShift, arXiv 2307.12348, for super-resolution).
         """
         scheduler = EulerDiscreteScheduler.from_config(self.scheduler.config)
         scheduler.set_timesteps(steps, device=noise.device)
@@ -155,6 +158,12 @@ class ReferencePipeline:
             for chunk in unscaled.split(DECODE_CHUNK)
         ]
         return torch.cat(frames).float()
+
+    @torch.no_grad()
+    def lost_detail(self, photo: Tensor) -> Tensor:
+        """What the autoencoder loses of the photo [1,3,H,W] at each of the positions, [T,3,H,W]."""
+        latent = self.vae.config.scaling_factor * self.encode(photo)
+        return photo - self.decode(latent[:, None].expand(-1, FRAMES, -1, -1, -1))
 
 
 def place_latent(latent: Tensor, position: int) -> Tensor:

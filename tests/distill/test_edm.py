@@ -49,10 +49,11 @@ def test_sigma_is_log_normal() -> None:
     assert drawn.std().item() == pytest.approx(1.6, abs=0.02)
 
 
-def test_dropout_shares() -> None:
-    embedding, latent = edm.condition_masks(200_000, torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("dropout", [edm.LEARN2REFOCUS.dropout, edm.RELATIVE.dropout])
+def test_dropout_shares(dropout: float) -> None:
+    embedding, latent = edm.condition_masks(200_000, torch.Generator().manual_seed(0), dropout)
     shares = [
         ((embedding == e) & (latent == x)).float().mean().item()
         for e, x in [(0, 1), (0, 0), (1, 0), (1, 1)]
     ]
-    assert shares == pytest.approx([0.1, 0.1, 0.1, 0.7], abs=0.01)
+    assert shares == pytest.approx([dropout] * 3 + [1 - 3 * dropout], abs=0.01)
