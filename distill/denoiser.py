@@ -155,6 +155,7 @@ def refocused_picture(pipeline: ReferencePipeline, stacks: np.ndarray, size: int
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(pipeline.latent_shape(photo), generator=generator).to(device)
     with torch.autocast(device.type, torch.bfloat16):
-        latents = pipeline.sample(photo, PICTURE_POSITION, noise, PICTURE_STEPS)
-        made = pipeline.decode(latents)
+        made = pipeline.decode(pipeline.sample(photo, PICTURE_POSITION, noise, PICTURE_STEPS))
+        if pipeline.relative:
+            made = made + pipeline.lost_detail(photo)
     return stack_picture(truth, made, PICTURE_POSITION)

@@ -1,8 +1,9 @@
 """One process or many, by accelerate: devices, DDP, and FSDP for the full-size UNet.
 
-`accelerate launch --num_processes N -m pocketfocus train-reference …` runs DDP, with `--use_fsdp`
-FSDP2 (`fully_shard`). accelerate shards on accelerators only: with `--cpu` it runs DDP, so here
-sharding is run on two CPU processes by forcing its state in a test, and on GPUs it is not-run.
+`accelerate launch --multi_gpu --num_processes N -m pocketfocus train-reference …` runs DDP, without
+GPUs on the CPU (`--cpu` would start one process); `--use_fsdp` instead of `--multi_gpu` runs FSDP2
+(`fully_shard`). accelerate shards on accelerators only, so a test makes it believe that two CPU
+processes are two GPUs; on real GPUs sharding is not-run.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pocketfocus.errors import UserError
 
 WAIT = timedelta(hours=12)  # the main process may render or encode stacks while the others wait
-# The blocks of SVD's UNet that are gathered one at a time: at most 40 M parameters each.
+# The blocks of SVD's UNet that are gathered one at a time: at most 61 M parameters each.
 SHARDED = ("BasicTransformerBlock", "TemporalBasicTransformerBlock", "SpatioTemporalResBlock")
 
 
@@ -32,10 +33,11 @@ def wants_sharding() -> bool:
 
 
 def sharding_plugin(model: nn.Module) -> FullyShardedDataParallelPlugin:
-    """FSDP2 of a model with SVD's UNet in it: a unit a block, gathered in bf16, resharded after
-    each use. UserError when `model` has none of SVD's blocks.
+    """FSDP2 of a model with SVD's UNet in it: gathered a block at a time, resharded after each use.
+    UserError when `model` has none of SVD's blocks.
 
-    Zhao et al., arXiv 2304.11277; the weights, moments and averages that are kept stay fp32.
+    Zhao et al., arXiv 2304.11277. Weights stay fp32, autocast computes in bf16: FSDP's own mixed
+    precision would also round the noise levels, which are inputs.
     """
     found = {type(module).__name__ for module in model.modules()}
     missing = [name for name in SHARDED if name not in found]
@@ -48,9 +50,6 @@ def sharding_plugin(model: nn.Module) -> FullyShardedDataParallelPlugin:
         reshard_after_forward=True,
         auto_wrap_policy="transformer_based_wrap",
         transformer_cls_names_to_wrap=list(SHARDED),
-        mixed_precision_policy=MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
-        ),
         cpu_ram_efficient_loading=False,
         state_dict_type="FULL_STATE_DICT",
     )
@@ -58,7 +57,8 @@ def sharding_plugin(model: nn.Module) -> FullyShardedDataParallelPlugin:
 
 def process_state() -> PartialState:
     """Which process this is, of how many; starts the process group when launched with several."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=WAIT)
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=on_cpu, timeout=WAIT)
 
 
 def make_accelerator(model: nn.Module, accumulate: int = 1) -> Accelerator:
@@ -97,3 +97,10 @@ def placed_like(value: Tensor, like: Tensor) -> Tensor:
     if isinstance(like, DTensor):
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value.to(like.device)
+
+
+def reshard(model: nn.Module) -> None:
+    """Drop the gathered weights of a sharded model, so that a change of the shards is seen."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

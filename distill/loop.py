@@ -8,6 +8,7 @@ one batch of 2B are the same step.
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import threading
 import time
@@ -28,7 +29,7 @@ from pocketfocus.distill.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from pocketfocus.distill.distributed import make_accelerator, placed_like, whole
+from pocketfocus.distill.distributed import make_accelerator, placed_like, reshard, whole
 from pocketfocus.distill.journal import Journal
 from pocketfocus.errors import UserError
 from pocketfocus.progress import console, progress_bar
@@ -81,15 +82,15 @@ class Task:
 
 
 class _Objective(nn.Module):
-    """Model and loss in one module: what DDP and FSDP wrap, so that its forward is the loss."""
+    """A model and what is computed with it, the loss or pictures: what DDP and FSDP wrap."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.losses: Callable[..., dict[str, Tensor]] = dict
+        self.compute: Callable[..., Mapping[str, Tensor]] = dict
 
-    def forward(self, *batch: Tensor) -> dict[str, Tensor]:
-        return self.losses(*batch)
+    def forward(self, *batch: Tensor) -> Mapping[str, Tensor]:
+        return self.compute(*batch)
 
 
 class Trainer:
@@ -115,7 +116,7 @@ class Trainer:
         self.config = {
             **{k: v for k, v in vars(schedule).items() if k not in BUDGET},
             "seed": seed,
-            "batches_per_step": schedule.accumulate * self.accelerator.num_processes,
+            "processes x accumulate": schedule.accumulate * self.accelerator.num_processes,
             **(config or {}),
         }
         self.objective = _Objective(model)
@@ -171,7 +172,7 @@ class Trainer:
         Raises UserError when the loss is not finite; the last checkpoint stays. Ctrl-C or a request
         to terminate ends the step, saves, and raises KeyboardInterrupt.
         """
-        self.objective.losses = task.losses
+        self.objective.compute = task.losses
         began = time.monotonic() - 60 * self.minutes
         saved = pictured = reported = logged = time.monotonic()
         samples = 0
@@ -299,7 +300,10 @@ class Trainer:
         if task.pictures is None or not self.resumable:
             return
         with self.averaged(), torch.no_grad():
-            journal.pictures(self.step, task.pictures())
+            self.objective.compute = task.pictures
+            journal.pictures(self.step, self.prepared())
+            reshard(self.objective)
+        self.objective.compute = task.losses
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -374,6 +378,9 @@ class Trainer:
 
         Raises UserError when it belongs to another model or config, or is broken.
         """
+        if self.is_main:
+            for scratch in self.folder.glob(f".{FILE}.*"):  # of a sitting killed while it saved
+                shutil.rmtree(scratch, ignore_errors=True)
         if not self.path.exists():
             return False
         check_config(self.path, self.config)

@@ -187,7 +187,7 @@ def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"learning_rate": 0.5}, r"learning_rate was 0\.01, is 0\.5"),
-        ({"accumulate": 2}, "batches_per_step was 1, is 2"),
+        ({"accumulate": 2}, "processes x accumulate was 1, is 2"),
         ({"config": {"scenes": 9}}, "scenes was 8, is 9"),
     ],
 )
