@@ -9,6 +9,8 @@ Legend: B batch, T = 9 frames, C latent channels, H, W photo size, h, w latent s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ from diffusers import (
     EulerDiscreteScheduler,
     UNetSpatioTemporalConditionModel,
 )
+from diffusers.utils import logging as diffusers_log
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
+from transformers.utils import logging as transformers_log
 
 from pocketfocus.autoencoder import CompactAutoencoder
 from pocketfocus.errors import UserError
@@ -37,6 +41,7 @@ STEPS = 25
 GUIDANCE = 1.5
 FPS_ID, MOTION_BUCKET, NOISE_AUGMENTATION = 6.0, 0.0, 0.0  # fps - 1, as SVD was trained
 DECODE_CHUNK = 8
+BUFFER = "position_ids"  # a constant that older versions of transformers saved with the weights
 CLIP_SIZE = 224
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -194,7 +199,8 @@ def load_reference(spec: str = "default") -> ReferencePipeline:
 
     `spec` is `default` (shipped), `learn2refocus` (the published model), a local folder in the
     diffusers layout (unet/, vae/, image_encoder/, scheduler/), or a Hub id of that layout.
-    Raises UserError for missing components, pickled weights, or no network.
+    Raises UserError for missing components, weights that are pickled or do not fit their config, or
+    no network.
     """
     if spec in ("learn2refocus", LEARN2REFOCUS):
         return _load(BASE, (LEARN2REFOCUS, LEARN2REFOCUS_UNET), "learn2refocus")
@@ -244,24 +250,60 @@ def _component(cls: Any, root: str, subfolder: str) -> Any:
             f"{folder} holds no .safetensors: pickled checkpoints are refused, convert it with "
             "`save_pretrained(..., safe_serialization=True)`"
         )
-    options: dict[str, Any] = {"use_safetensors": True, "variant": "fp16" if only_fp16 else None}
-    if cls is CLIPVisionModelWithProjection:
-        options |= {"dtype": torch.float32}
-    else:
-        options |= {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}  # needs accelerate
-    model = _try(cls, root, subfolder, **options)
+    options: dict[str, Any] = {
+        "use_safetensors": True,
+        "variant": "fp16" if only_fp16 else None,
+        "dtype" if cls is CLIPVisionModelWithProjection else "torch_dtype": torch.float32,
+    }
+    model, info = _try(cls, root, subfolder, output_loading_info=True, **options)
+    _check_weights(info, f"{subfolder} of {root}")
     return model.eval().requires_grad_(False)
+
+
+def _check_weights(info: dict[str, Any], where: str) -> None:
+    """UserError when the files do not hold exactly the weights that the config asks for.
+
+    The libraries only warn, and leave what is missing at random values.
+    """
+    wrong = {
+        "lacks {} of the weights its config.json asks for": info["missing_keys"],
+        "has {} weights its config.json does not ask for": [
+            name for name in info["unexpected_keys"] if not name.endswith(BUFFER)
+        ],
+        "has {} weights of other shapes than its config.json asks for": info["mismatched_keys"],
+    }
+    for what, names in wrong.items():
+        if names:
+            first = min(name if isinstance(name, str) else name[0] for name in names)
+            raise UserError(
+                f"{where} {what.format(len(names))}, such as {first}: take weights and config.json "
+                "from one model"
+            )
 
 
 def _try(cls: Any, root: str, subfolder: str, **options: Any) -> Any:
     try:
-        return cls.from_pretrained(root, subfolder=subfolder, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+        with _without_warnings():
+            return cls.from_pretrained(root, subfolder=subfolder, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else repr(error)
         raise UserError(
             f"cannot load {subfolder} of {root} ({reason}): check the folder, or the network and "
             "the Hub id"
         ) from error
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Hush the libraries: what they warn of is an error here, see `_check_weights`."""
+    before = [(library, library.get_verbosity()) for library in (diffusers_log, transformers_log)]
+    for library, _ in before:
+        library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, verbosity in before:
+            library.set_verbosity(verbosity)
 
 
 def _check_fit(pipeline: ReferencePipeline) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
+from safetensors.torch import load_file, save_file
 
 from pocketfocus import reference as module
 from pocketfocus.distill.presets import SMALLEST, build_reference, svd_scheduler
@@ -187,6 +189,39 @@ def test_a_pickle_is_refused(folder: Path, tmp_path: Path) -> None:
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(UserError, match="pickled"):
         load_reference(str(tmp_path / "r"))
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> str:
+    """Apply a change to the tensors of a component's folder; returns the folder's reference."""
+    path = next(folder.glob("*.safetensors"))
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    return str(folder.parent)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "image_encoder"])
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+def test_weights_that_do_not_fit_the_config_are_refused(
+    folder: Path, tmp_path: Path, part: str, change: str
+) -> None:
+    """The libraries would warn, and leave random values."""
+    shutil.copytree(folder, tmp_path / "r")
+    changes: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+        "missing": lambda t: t.popitem(),
+        "unexpected": lambda t: t.update(extra=torch.zeros(2)),
+        "shape": lambda t: t.update({max(t): torch.zeros(3, 5, 7)}),
+    }
+    with pytest.raises(UserError, match=part):
+        load_reference(change_weights(tmp_path / "r" / part, changes[change]))
+
+
+def test_a_buffer_that_older_files_hold_is_no_harm(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "r")
+    name = "vision_model.embeddings.position_ids"
+    encoder = tmp_path / "r" / "image_encoder"
+    spec = change_weights(encoder, lambda t: t.update({name: torch.arange(50)[None]}))
+    assert load_reference(spec).image_encoder
 
 
 def test_a_truncated_checkpoint_is_one_line(folder: Path, tmp_path: Path) -> None:
