@@ -47,12 +47,12 @@ def initialise_denoiser(unet: UNetSpatioTemporalConditionModel) -> None:
 
 
 @torch.no_grad()
-def encode_stacks(pipeline: ReferencePipeline, stacks: np.ndarray) -> np.ndarray:
+def encode_stacks(pipeline: ReferencePipeline, stacks: np.ndarray, bf16: bool = True) -> np.ndarray:
     """Unscaled latents of every frame, computed once: uint8 [N,9,3,H,W] -> float16 [N,9,C,h,w]."""
     encoded, device = [], pipeline.vae.device
     for stack in track(stacks, "encoding stacks", len(stacks)):
         frames = torch.from_numpy(np.ascontiguousarray(stack)).to(device).float() / 127.5 - 1
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             latents = pipeline.encode(frames)
         encoded.append(latents.half().cpu().numpy())
     return np.stack(encoded)

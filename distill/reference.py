@@ -172,12 +172,14 @@ def _train_autoencoder(
     return trainer.step
 
 
-def cached_latents(pipeline: ReferencePipeline, stacks: np.ndarray, path: Path) -> np.ndarray:
+def cached_latents(
+    pipeline: ReferencePipeline, stacks: np.ndarray, path: Path, bf16: bool = True
+) -> np.ndarray:
     """The unscaled latents of every frame, float16 [N,9,C,h,w], encoded once and kept in `path`."""
     with main_process_first():
         if not path.exists():
             pipeline.vae.to(process_state().device)
-            latents = encode_stacks(pipeline, stacks)
+            latents = encode_stacks(pipeline, stacks, bf16)
             with write_atomic(path) as scratch:
                 np.save(scratch, latents)
     return np.load(path, mmap_mode="r")
