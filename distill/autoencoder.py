@@ -33,7 +33,7 @@ def random_crops(stacks: Stacks, batch: int, size: int, generator: torch.Generat
             int(torch.randint(0, limit, (), generator=generator))
             for limit in (len(stacks), height - size + 1, width - size + 1, 2)
         )
-        crop = torch.from_numpy(np.ascontiguousarray(stacks[n, :, :, y : y + size, x : x + size]))
+        crop = torch.from_numpy(np.array(stacks[n, :, :, y : y + size, x : x + size]))
         crops.append(crop.flip(-1) if flip else crop)
     return torch.stack(crops).float() / 127.5 - 1
 
@@ -135,7 +135,7 @@ def reconstruction_picture(vae: CompactAutoencoder, stacks: Stacks, size: int) -
 def middle(stack: np.ndarray, size: int) -> Tensor:
     """The middle of a stack, uint8 [9,3,H,W] -> [9,3,size,size] in [-1,1]."""
     y, x = ((side - size) // 2 for side in stack.shape[-2:])
-    window = np.ascontiguousarray(stack[..., y : y + size, x : x + size])
+    window = np.array(stack[..., y : y + size, x : x + size])
     return torch.from_numpy(window).float() / 127.5 - 1
 
 

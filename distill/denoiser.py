@@ -51,7 +51,7 @@ def encode_stacks(pipeline: ReferencePipeline, stacks: np.ndarray, bf16: bool = 
     """Unscaled latents of every frame, computed once: uint8 [N,9,3,H,W] -> float16 [N,9,C,h,w]."""
     encoded, device = [], pipeline.vae.device
     for stack in track(stacks, "encoding stacks", len(stacks)):
-        frames = torch.from_numpy(np.ascontiguousarray(stack)).to(device).float() / 127.5 - 1
+        frames = torch.from_numpy(np.array(stack)).to(device).float() / 127.5 - 1
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             latents = pipeline.encode(frames)
         encoded.append(latents.half().cpu().numpy())

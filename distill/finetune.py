@@ -41,13 +41,21 @@ def load_start(spec: str) -> ReferencePipeline:
     return load_reference(BASE if spec == SVD else spec)
 
 
+def check_request(size: int, train: str) -> None:
+    """UserError for a size that is no multiple of 64, and a `train` that is not one of TRAINED."""
+    if size % SIDES:
+        raise UserError(
+            f"a full-size model takes sides in multiples of {SIDES}, not {size}: change --size"
+        )
+    if train not in TRAINED:
+        raise UserError(f"unknown part '{train}' to train: choose from {', '.join(TRAINED)}")
+
+
 def choose_trained(unet: UNetSpatioTemporalConditionModel, train: str) -> int:
     """Let only the parameters that `train` names learn; returns how many there are.
 
-    UserError when `train` is not one of TRAINED, or the UNet has no such parameters.
+    UserError when the UNet has none of them.
     """
-    if train not in TRAINED:
-        raise UserError(f"unknown part '{train}' to train: choose from {', '.join(TRAINED)}")
     for name, parameter in unet.named_parameters():
         parameter.requires_grad_(TRAINED[train] in name)
     chosen = sum(p.numel() for p in unet.parameters() if p.requires_grad)
@@ -75,9 +83,8 @@ def fine_tune(
     checkpoints in `out` that were made with other settings, stacks, weights or `config`.
     """
     crops = (Crops(1.0, batch, size),)
-    if size % SIDES:
-        raise UserError(f"crops of {size} pixels are no multiple of {SIDES}: change --size")
-    check_size(stacks, crops)
+    check_request(size, train)
+    check_size(stacks.shape, crops)
     trained = choose_trained(pipeline.unet, train)
     config = {
         "init": pipeline.name,

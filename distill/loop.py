@@ -167,11 +167,13 @@ class Trainer:
         return self.schedule.learning_rate * warmup * (0.01 + 0.99 * cosine)
 
     def run(self, task: Task, description: str) -> None:
-        """Step until the budget is spent, then save.
+        """Step until the budget is spent, then save; nothing when it is spent already.
 
         Raises UserError when the loss is not finite; the last checkpoint stays. Ctrl-C or a request
         to terminate ends the step, saves, and raises KeyboardInterrupt.
         """
+        if self.progress >= 1.0:
+            return
         self.objective.compute = task.losses
         began = time.monotonic() - 60 * self.minutes
         saved = pictured = reported = logged = time.monotonic()

@@ -71,11 +71,10 @@ def check_run(out: Path, config: Config) -> None:
         check_config(out / phase / FILE, config)
 
 
-def check_size(stacks: np.ndarray, crops: Sequence[Crops]) -> None:
-    """UserError unless stacks [N,9,3,H,W] hold every crop."""
-    largest = max(part.size for part in crops)
-    if min(stacks.shape[-2:]) < largest:
-        height, width = stacks.shape[-2:]
+def check_size(sides: tuple[int, ...], crops: Sequence[Crops]) -> None:
+    """UserError unless stacks whose shape ends in height and width hold every crop."""
+    largest, (height, width) = max(part.size for part in crops), sides[-2:]
+    if min(height, width) < largest:
         raise UserError(
             f"stacks are {width}x{height} pixels, crops need {largest}: use larger stacks, with "
             f"--size {largest} or more"
@@ -110,7 +109,7 @@ def train_reference(
     """
     if wants_sharding():
         raise UserError("the small reference is not sharded: launch without --use_fsdp")
-    check_size(stacks, (*autoencoder_crops, *denoiser_crops))
+    check_size(stacks.shape, (*autoencoder_crops, *denoiser_crops))
     config = {
         **(config or {}),
         "init": None,

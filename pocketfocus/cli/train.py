@@ -7,12 +7,9 @@ from typing import Annotated
 import typer
 
 from pocketfocus.cli import arguments
+from pocketfocus.errors import UserError
 
 commands = typer.Typer()
-
-AUTOENCODER_SHARE = 0.5  # of the minutes of train-reference; the denoiser has the rest
-AUTOENCODER_RATE, DENOISER_RATE = 1.5e-3, 6e-4
-TEXTURE_SIDE = 900  # photos are scaled down to this for textures: scenes are 256 pixels wide
 
 
 @commands.command(epilog="Example: pocketfocus distill --distill-minutes 30 --out build/mine")
@@ -41,45 +38,97 @@ def distill(
 
 @commands.command(
     "train-reference",
-    epilog="Example: pocketfocus train-reference --minutes 120 --out build/reference",
+    epilog="Example: pocketfocus train-reference --minutes 120 --out build/reference\n\n"
+    "Fine-tune as the paper does: pocketfocus train-reference --init svd --stacks my/stacks "
+    "--size 512 --steps 200000 --out build/refocus",
 )
 def train_reference(
     out: arguments.Out,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init",
+            metavar="svd|learn2refocus|DIR",
+            help="fine-tune this full-size model; else a small one is trained from nothing",
+        ),
+    ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            "--train",
+            metavar="temporal|all",
+            help="what of --init learns: its temporal transformer blocks (as in the paper; the "
+            "default), or all of its UNet",
+        ),
+    ] = None,
     minutes: Annotated[
-        float, typer.Option("--minutes", metavar="M", help="how long to train in all")
-    ] = 120.0,
+        float | None,
+        typer.Option("--minutes", metavar="M", help="how long to train in all (default 120)"),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps",
+            metavar="N",
+            min=2,
+            help="how many optimizer steps in all, instead of or beside --minutes: a training "
+            "interrupted and gone on with then ends bit for bit as one that was not",
+        ),
+    ] = None,
     scenes: Annotated[
         int, typer.Option("--scenes", min=8, help="how many synthetic focal stacks to render")
     ] = 400,
-    size: Annotated[
-        int, typer.Option("--size", min=128, help="of the rendered stacks, in pixels")
-    ] = 256,
+    size: Annotated[int, typer.Option("--size", min=64, help="of the stacks, in pixels")] = 256,
     photos: arguments.Photos = None,
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", min=1, help="crops of stacks at a time, in each process"),
+    ] = None,
+    accumulate: Annotated[
+        int, typer.Option("--accumulate", metavar="N", min=1, help="batches of a step, added up")
+    ] = 1,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--learning-rate",
+            metavar="R",
+            help="of the denoiser (default 0.001; with --init 0.00001)",
+        ),
+    ] = None,
     seed: arguments.Seed = 0,
 ) -> None:
-    """Train a small reference on synthetic focal stacks; run it again to go on.
+    """Train a reference on focal stacks, or fine-tune a full-size one; run it again to go on.
 
-    With --photos, their pictures are textures of the scenes beside the bundled ones.
+    Ctrl-C saves, and the same command goes on where it stopped. DIR gets the reference in the
+    layout of diffusers, and for each training a folder with its checkpoint, train.jsonl and
+    TensorBoard's files. With --photos, their pictures are textures of the rendered scenes beside
+    the bundled ones. On several GPUs, put `accelerate launch --multi_gpu --num_processes N -m`
+    before the command, or --use_fsdp in place of --multi_gpu to shard a full-size UNet.
     """
     arguments.output_folder(out)
-    total = arguments.minutes(minutes)
+    if train is not None and init is None:
+        raise UserError(
+            f"--train {train} says what of a full-size model learns, and there is none: name it "
+            "with --init"
+        )
+    if init is not None and init != "svd":
+        arguments.reference(init)
     files = arguments.photo_files(photos)
 
-    import numpy as np
+    from pocketfocus.distill.training import Training, run_training
 
-    from pocketfocus.distill.loop import Schedule
-    from pocketfocus.distill.reference import train_reference
-    from pocketfocus.images import load_photo
-    from pocketfocus.scenes import train_photos
-    from pocketfocus.stacks import cache_stacks
-
-    textures = train_photos()
-    for file in files or ():
-        picture = load_photo(file)
-        picture.thumbnail((TEXTURE_SIDE, TEXTURE_SIDE))
-        textures.append(np.asarray(picture))
-    stacks = cache_stacks(out / "stacks", range(scenes), (size, size), textures)
-    autoencoder = Schedule(total * AUTOENCODER_SHARE, learning_rate=AUTOENCODER_RATE)
-    denoiser = Schedule(total * (1 - AUTOENCODER_SHARE), learning_rate=DENOISER_RATE)
-    train_reference(stacks.pixels, out, autoencoder, denoiser, seed=seed)
+    training = Training(
+        minutes=None if minutes is None else arguments.minutes(minutes),
+        steps=steps,
+        init=init,
+        train=train or "temporal",
+        scenes=scenes,
+        size=size,
+        photos=tuple(files or ()),
+        batch=batch,
+        accumulate=accumulate,
+        learning_rate=rate,
+        seed=seed,
+    )
+    run_training(training, out)
     typer.echo(f"reference: {out}")

@@ -172,7 +172,11 @@ def test_bad_requests_are_one_line(svd: Path, stacks: np.ndarray, tmp_path: Path
     with pytest.raises(UserError, match="64x64 pixels, crops need 128"):
         fine_tune(start, stacks, out, SCHEDULE, size=128)
     with pytest.raises(UserError, match="choose from temporal, all"):
-        choose_trained(start.unet, "spatial")
+        fine_tune(start, stacks, out, SCHEDULE, "spatial", size=64)
+    for name, _ in list(start.unet.named_children()):
+        setattr(start.unet, name, None)
+    with pytest.raises(UserError, match="no temporal_transformer_block"):
+        choose_trained(start.unet, "temporal")
     assert not out.exists()
 
 
