@@ -1,8 +1,7 @@
 """Train the reference's denoiser and image encoder as Learn2Refocus does (design: EDM, v-form).
 
 Targets are scaled VAE latents of true focal stacks, for the small default reference relative to
-the input's; the condition is the latent of one slightly noisy frame at its own position, zeros
-elsewhere.
+the input's; the condition is the latent of one slightly noisy frame.
 """
 
 from __future__ import annotations
@@ -130,9 +129,7 @@ def denoiser_losses(
     noisy = clean + sigma.reshape(-1, 1, 1, 1, 1) * noise
     with torch.no_grad():
         latent = pipeline.encode(grainy).float()
-    condition = torch.zeros_like(clean)
-    order = torch.arange(batch, device=clean.device)
-    condition[order, positions] = latent * keep_latent.reshape(-1, 1, 1, 1)
+    condition = pipeline.condition(latent, positions) * keep_latent.reshape(-1, 1, 1, 1, 1)
     embedding = pipeline.embed(photos) * keep_embedding.reshape(-1, 1, 1)
     velocity = pipeline.denoise(
         edm.scale_input(noisy, sigma),

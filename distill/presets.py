@@ -42,7 +42,7 @@ def build_reference(preset: ReferencePreset = DEFAULT) -> ReferencePipeline:
     )
     unet = UNetSpatioTemporalConditionModel(
         sample_size=32,
-        in_channels=2 * preset.latent_channels,
+        in_channels=2 * preset.latent_channels + preset.relative_latents,
         out_channels=preset.latent_channels,
         down_block_types=("CrossAttnDownBlockSpatioTemporal",) * (levels - 1)
         + ("DownBlockSpatioTemporal",),

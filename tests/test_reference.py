@@ -60,7 +60,7 @@ def test_sampler_is_diffusers_svd_with_the_latent_at_one_frame(
     replaced by Learn2Refocus's, and compare the sampled latents."""
     image, steps = photo(), 3
     noise = randn_tensor(pipeline.latent_shape(image), generator=torch.Generator().manual_seed(3))
-    condition = place_latent(pipeline.encode(image), position)
+    condition = place_latent(pipeline.encode(image), torch.tensor([position]))
     embedding = pipeline.embed(image)
     theirs = svd(pipeline)
     pair = torch.cat([torch.zeros_like(condition), condition])
@@ -133,7 +133,7 @@ def test_decoding_in_chunks_of_eight(pipeline: ReferencePipeline) -> None:
 
 def test_condition_is_the_unscaled_mode_at_its_frame(pipeline: ReferencePipeline) -> None:
     latent = pipeline.encode(photo())
-    condition = place_latent(latent, 3)
+    condition = place_latent(latent, torch.tensor([3]))
     assert torch.equal(condition[0, 3], latent[0])
     assert condition[0, [0, 1, 2, 4, 5, 6, 7, 8]].abs().max() == 0
     torch.testing.assert_close(latent, pipeline.vae.encode(photo()).latent_dist.mean)

@@ -167,7 +167,7 @@ def test_it_goes_on_and_refuses_another_start(
 
 def test_bad_requests_are_one_line(svd: Path, stacks: np.ndarray, tmp_path: Path) -> None:
     start, out = load_start(str(svd)), tmp_path / "out"
-    with pytest.raises(UserError, match="multiple of 64"):
+    with pytest.raises(UserError, match="multiples of 64"):
         fine_tune(start, stacks, out, SCHEDULE, size=72)
     with pytest.raises(UserError, match="64x64 pixels, crops need 128"):
         fine_tune(start, stacks, out, SCHEDULE, size=128)
