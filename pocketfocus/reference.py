@@ -128,8 +128,9 @@ class ReferencePipeline:
         return latents
 
     def condition(self, latent: Tensor, positions: Tensor) -> Tensor:
-        """What the UNet sees beside the noisy latents, from photos' latents [B,C,h,w] at `positions`
-        [B]: [B,T,C,h,w] as in Learn2Refocus, with `relative` [B,T,C+1,h,w], see `spread_latent`."""
+        """What the UNet sees beside the noisy latents, from photos' latents [B,C,h,w] at
+        `positions` [B]: [B,T,C,h,w] as in Learn2Refocus; [B,T,C+1,h,w], see `spread_latent`, when
+        relative."""
         place = spread_latent if self.relative else place_latent
         return place(latent, positions)
 
