@@ -21,6 +21,10 @@ from pocketfocus.progress import track
 from pocketfocus.reference import ReferencePipeline, added_time_ids
 
 SCALING_STACKS = 64
+# This share of the small reference's samples starts from nothing: one fixed noise level without
+# noise, as E2E-FT (arXiv 2409.11355) trains. They teach the mean of all stacks that fit the photo.
+BLANK_SHARE = 0.7
+LATENT_GAIN, PLANE_GAIN = 3.0, 60.0
 PICTURE_POSITION, PICTURE_STEPS = 4, 10
 
 
@@ -33,9 +37,15 @@ class Denoiser(nn.Module):
 
 
 @torch.no_grad()
-def initialise_denoiser(unet: UNetSpatioTemporalConditionModel) -> None:
+def initialise_denoiser(
+    unet: UNetSpatioTemporalConditionModel, deviation: Tensor | None = None
+) -> None:
     """Residual branches and the output start at zero (Fixup, arXiv 1901.09321): the same loss in
-    about a third fewer of the first hundred steps."""
+    about a third fewer of the first hundred steps.
+
+    deviation: [C] of the unscaled latents, for a relative reference. The channels of its condition
+    then start equally loud, the many of fine detail beside the few of colour.
+    """
     for module in unet.modules():
         if isinstance(module, (ResnetBlock2D, TemporalResnetBlock)):
             nn.init.zeros_(module.conv2.weight)
@@ -43,6 +53,17 @@ def initialise_denoiser(unet: UNetSpatioTemporalConditionModel) -> None:
             nn.init.zeros_(module.proj_out.weight)
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
+    if deviation is not None:
+        channels = len(deviation)
+        unet.conv_in.weight[:, channels : 2 * channels] *= LATENT_GAIN / deviation[:, None, None]
+        unet.conv_in.weight[:, 2 * channels :] *= PLANE_GAIN
+
+
+def channel_deviation(latents: np.ndarray, generator: torch.Generator) -> Tensor:
+    """[C], the standard deviation of each channel of latents [N,9,C,h,w]."""
+    n = torch.randint(0, len(latents), (SCALING_STACKS,), generator=generator).numpy()
+    frames = np.stack([latents[i, FRAMES // 2] for i in n]).astype(np.float32)
+    return torch.from_numpy(frames.std((0, 2, 3)))
 
 
 @torch.no_grad()
@@ -108,6 +129,9 @@ def draw_sample(
         cropped = cropped - cropped[:, int(position)][:, None]
     clean = cropped * pipeline.vae.config.scaling_factor
     noise = torch.randn(clean.shape, generator=generator)
+    if pipeline.relative and float(torch.rand((), generator=generator)) < BLANK_SHARE:
+        sigma = torch.full((1,), float(pipeline.scheduler.config.sigma_max))
+        noise = -clean / sigma
     return photo, grainy, position, keep_embedding, keep_latent, clean, sigma, noise
 
 

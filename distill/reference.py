@@ -27,6 +27,7 @@ from pocketfocus.distill.autoencoder import (
 from pocketfocus.distill.checkpoint import FILE, Config, check_config
 from pocketfocus.distill.denoiser import (
     Denoiser,
+    channel_deviation,
     denoiser_losses,
     draw_sample,
     encode_stacks,
@@ -215,7 +216,10 @@ def _train_denoiser(
     seed: int,
     config: Config,
 ) -> None:
-    initialise_denoiser(pipeline.unet)
+    seeded = torch.Generator().manual_seed(seed)
+    initialise_denoiser(
+        pipeline.unet, channel_deviation(latents, seeded) if pipeline.relative else None
+    )
     trained = Denoiser(pipeline).train().requires_grad_(True)
     trainer = Trainer(trained, schedule, out / "denoiser", seed + 1, config)
     resume(trainer, "denoiser")

@@ -19,7 +19,7 @@ from pocketfocus.distill.presets import SMALLEST, build_reference, svd_scheduler
 from pocketfocus.distill.reference import save_reference
 from pocketfocus.errors import UserError
 from pocketfocus.optics import FRAMES
-from pocketfocus.reference import ReferencePipeline, load_reference, place_latent
+from pocketfocus.reference import ReferencePipeline, load_reference, place_latent, spread_latent
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +129,16 @@ def test_decoding_in_chunks_of_eight(pipeline: ReferencePipeline) -> None:
     first = pipeline.vae.decode(unscaled[:8], num_frames=8).sample
     last = pipeline.vae.decode(unscaled[8:], num_frames=1).sample
     torch.testing.assert_close(pipeline.decode(latents), torch.cat([first, last]))
+
+
+def test_a_relative_reference_sees_the_photo_and_its_distance_at_every_frame() -> None:
+    latents = torch.randn(2, 4, 3, 5)
+    condition = spread_latent(latents, torch.tensor([0, 6]))
+    assert condition.shape == (2, 9, 5, 3, 5)
+    for frame in range(9):
+        assert torch.equal(condition[:, frame, :4], latents)
+    torch.testing.assert_close(condition[0, :, 4, 2, 3], torch.arange(9) / 8)
+    torch.testing.assert_close(condition[1, :, 4, 0, 0], (torch.arange(9) - 6) / 8)
 
 
 def test_condition_is_the_unscaled_mode_at_its_frame(pipeline: ReferencePipeline) -> None:

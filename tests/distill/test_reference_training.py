@@ -12,7 +12,14 @@ from sklearn.decomposition import TruncatedSVD
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from pocketfocus.distill.autoencoder import initialise, random_crops, scaling_factor
-from pocketfocus.distill.denoiser import crop_batch, initialise_denoiser
+from pocketfocus.distill.denoiser import (
+    BLANK_SHARE,
+    LATENT_GAIN,
+    PLANE_GAIN,
+    crop_batch,
+    draw_sample,
+    initialise_denoiser,
+)
 from pocketfocus.distill.loop import Schedule
 from pocketfocus.distill.presets import SMALLEST, build_reference
 from pocketfocus.distill.reference import Crops, train_reference
@@ -77,12 +84,36 @@ def test_an_untrained_denoiser_predicts_zero_velocity(stacks: np.ndarray) -> Non
     torch.manual_seed(0)
     pipeline = build_reference(SMALLEST)
     initialise_denoiser(pipeline.unet)
-    latents = torch.randn(1, 9, 8, 8, 8)
+    latents = torch.randn(1, 9, 2 * 4 + 1, 8, 8)
     ids, token = torch.zeros(1, 3), torch.randn(1, 1, 32)
     with torch.no_grad():
         velocity = pipeline.unet(latents, 0.1, token, ids, return_dict=False)[0]
     assert velocity.shape == (1, 9, 4, 8, 8)
     assert float(velocity.std()) < 1e-6
+
+
+def test_the_condition_starts_equally_loud_in_every_channel() -> None:
+    torch.manual_seed(0)
+    pipeline, deviation = build_reference(SMALLEST), torch.tensor([4.0, 1.0, 0.5, 0.1])
+    before = pipeline.unet.conv_in.weight.detach().clone()
+    initialise_denoiser(pipeline.unet, deviation)
+    gain = (pipeline.unet.conv_in.weight.detach() / before).mean((0, 2, 3))
+    torch.testing.assert_close(gain[:4], torch.ones(4))
+    torch.testing.assert_close(gain[4:8] * deviation, torch.full((4,), LATENT_GAIN))
+    assert float(gain[8]) == pytest.approx(PLANE_GAIN)
+
+
+def test_blank_samples_hold_no_noise_and_the_others_do(stacks: np.ndarray) -> None:
+    torch.manual_seed(0)
+    pipeline, generator = build_reference(SMALLEST), torch.Generator().manual_seed(0)
+    latents = np.random.default_rng(0).normal(size=(3, 9, 4, 8, 8)).astype(np.float32)
+    blank = []
+    for _ in range(200):
+        *_, clean, sigma, noise = draw_sample(pipeline, stacks, latents, 32, generator)
+        start = clean + sigma.reshape(-1, 1, 1, 1, 1) * noise
+        blank.append(float(start.abs().max()) < 1e-3)
+        assert blank[-1] == (float(sigma) == 700.0)
+    assert sum(blank) / len(blank) == pytest.approx(BLANK_SHARE, abs=0.1)
 
 
 def test_scaling_factor_gives_unit_latents(stacks: np.ndarray) -> None:
