@@ -156,7 +156,11 @@ class _Blur:
         return images[..., self.pad : self.pad + self.height, self.pad : self.pad + self.width]
 
     def kernel(self, dioptre_difference: float) -> Tensor:
-        """Spectrum of the disc of confusion; real, because the disc is symmetric and centred."""
+        """Spectrum of the disc of confusion of what is so much nearer than the focus.
+
+        Real, where the aperture is symmetric. One with an odd number of blades is seen turned by
+        180° on one side of the focus, where rays have crossed: the conjugate spectrum.
+        """
         key = round(abs(dioptre_difference), 3)
         if key not in self._kernels:
             radius = self.camera.coc_radius_px(key, self.width)
@@ -166,7 +170,8 @@ class _Blur:
             canvas[: disc.shape[0], : disc.shape[1]] = disc
             spectrum = torch.fft.rfft2(canvas.roll((-half, -half), (0, 1)))
             self._kernels[key] = spectrum if self.camera.blades % 2 else spectrum.real
-        return self._kernels[key]
+        found = self._kernels[key]
+        return found.conj() if dioptre_difference < 0 and found.is_complex() else found
 
 
 def _fast_size(size: int) -> int:

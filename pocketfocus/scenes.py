@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from pocketfocus.textures import (
 
 VALIDATION_SEED = 1_000_000
 SENSOR_NOISE = 0.5 / 255
+JPEG_QUALITY = (88, 98)
 PHOTO_FILES = {
     "astronaut": ("skimage", "data/astronaut.png"),
     "chelsea": ("skimage", "data/chelsea.png"),
@@ -215,6 +217,21 @@ def _floating(rng: Generator, near: float, far: float, aspect: float, half: floa
     )
 
 
+def _foliage(rng: Generator, plan: _Plan, aspect: float) -> list[_Thing]:
+    """In a third of the scenes that ask: small leaves at all depths, in loose bunches."""
+    if rng.random() > 1 / 3:
+        return []
+    leaves = []
+    for _ in range(int(rng.integers(3, 7))):
+        x, y, middle = rng.uniform(0, aspect), rng.uniform(0, 1), rng.uniform(plan.far, plan.near)
+        for _ in range(int(rng.integers(4, 11))):
+            tall = rng.uniform(0.02, 0.06) * (0.7 + 0.06 * middle)
+            at = (float(np.clip(middle + rng.normal(0, 0.7), 0, 20)), "leaf")
+            right, down = rng.normal(0, 0.1, 2)
+            leaves.append(_Thing(x + right, y + down, rng.uniform(0.3, 0.6) * tall, tall, *at))
+    return leaves
+
+
 def _place(canvas: _Canvas, rng: Generator, thing: _Thing, photos: Photos, turn: float) -> None:
     """Paint one object with its texture, shading from one light, a highlight and a curved depth."""
     size = canvas.alpha.shape
@@ -288,6 +305,7 @@ def make_scene(seed: int, size: Size = (256, 256), photos: Photos = ()) -> list[
         count = int(rng.integers(4, 16))
         half = rng.uniform(0.15, 0.45)
         things = [_floating(rng, plan.near, plan.far, aspect, half) for _ in range(count)]
+        things += _foliage(np.random.default_rng([seed, 3]), plan, aspect)
         if rng.random() < 0.4:  # a portrait: one large subject, low in the frame
             at = rng.uniform(0.3, 0.7) * aspect
             tall = rng.uniform(0.3, 0.5)
@@ -325,10 +343,24 @@ def _groups(things: list[_Thing], count: int) -> list[list[_Thing]]:
 def render_scene(seed: int, size: Size = (256, 256), photos: Photos = ()) -> Tensor:
     """The focal stack of a seed's scene, [9, 3, H, W] sRGB in [-1, 1].
 
-    The camera's aperture varies by ±40 % between seeds; every frame has its own sensor noise.
+    Between seeds the aperture varies by ±40 %, a third of them have 5 to 8 blades, and JPEG quality
+    varies; every frame has its own sensor noise.
     """
-    rng = np.random.default_rng([seed, 1])
-    camera = Camera(aperture_mm=Camera.aperture_mm * rng.uniform(0.6, 1.4))
+    rng, body = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
+    aperture = Camera.aperture_mm * rng.uniform(0.6, 1.4)
+    blades = int(body.integers(5, 9)) if body.random() < 1 / 3 else 0
+    camera = Camera(aperture_mm=aperture, blades=blades)
     stack = linear_to_srgb(render_stack(make_scene(seed, size, photos), camera))
     grain = rng.standard_normal(tuple(stack.shape), dtype=np.float32) * np.float32(SENSOR_NOISE)
-    return (stack + torch.from_numpy(grain)).clamp(0, 1) * 2 - 1
+    pixels = ((stack + torch.from_numpy(grain)).clamp(0, 1) * 255).round().to(torch.uint8)
+    quality = int(body.integers(*JPEG_QUALITY, endpoint=True))
+    frames = [_through_jpeg(frame, quality) for frame in pixels.permute(0, 2, 3, 1).numpy()]
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _through_jpeg(frame: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    """What is left of a frame [H, W, 3] in a JPEG file."""
+    file = BytesIO()
+    Image.fromarray(frame).save(file, "JPEG", quality=quality)
+    with Image.open(file) as image:
+        return np.asarray(image)

@@ -32,7 +32,7 @@ LAYOUT = (
     f"expected a folder per scene with {FRAMES} images named in order near to far, or 2 or more "
     f"and a {POSITIONS_FILE} with a number 0..{FRAMES - 1} a line, or SCENE/{RIG_PATTERN}/"
 )
-CACHE_VERSION = 1  # to be raised when rendering changes: older caches are then rendered anew
+CACHE_VERSION = 2  # to be raised when rendering changes: older caches are then rendered anew
 
 Size = tuple[int, int]
 Photos = Sequence[NDArray[np.uint8]]

@@ -1,6 +1,7 @@
 """Optics against formulas: blur radii, energy, occlusion, the sRGB curve."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -160,6 +161,20 @@ def test_a_blurred_background_never_bleeds_over_a_sharp_near_edge() -> None:
     frame = render_stack([plane(1.0, 0.0), near], CAMERA, [2])[0, 0]
     assert float(frame[:, : SIZE // 2].abs().max()) < 1e-4
     assert float((frame[:, SIZE // 2 :] - 1).abs().max()) < 1e-4
+
+
+def test_a_triangular_aperture_is_turned_on_the_other_side_of_the_focus() -> None:
+    camera = replace(CAMERA, blades=3)
+
+    def point(depth: float) -> torch.Tensor:
+        layer = plane(0.0, depth)
+        layer.rgb[:, SIZE // 2, SIZE // 2] = 1.0
+        spread = render_stack([layer], camera, [4])[0, 0]
+        return spread[SIZE // 2 - 10 : SIZE // 2 + 11, SIZE // 2 - 10 : SIZE // 2 + 11]
+
+    near, far = (point(dioptres(4) + side) for side in (6.25, -6.25))
+    assert torch.allclose(near, far.flip(0, 1), atol=1e-5)
+    assert float((near - far).abs().sum()) > 0.2
 
 
 def test_srgb_round_trip_and_known_values() -> None:

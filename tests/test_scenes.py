@@ -1,15 +1,20 @@
 """Procedural scenes: determinism, ranges, depth layout, the split of photos and seeds."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
 
-from pocketfocus.optics import NEAREST_DIOPTRES
+from pocketfocus.optics import NEAREST_DIOPTRES, Camera, Layer
 from pocketfocus.scenes import (
     HELD_OUT_PHOTOS,
+    JPEG_QUALITY,
     PHOTO_FILES,
     SENSOR_NOISE,
     TRAIN_PHOTOS,
+    _foliage,
+    _Plan,
     bundled_photos,
     held_out_photos,
     make_scene,
@@ -64,14 +69,59 @@ def test_most_scenes_have_something_near_and_something_far() -> None:
 def test_sensor_noise_is_small_and_independent_between_frames(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("pocketfocus.scenes._through_jpeg", lambda frame, quality: frame)
     noisy = render_scene(3, SIZE)
     monkeypatch.setattr("pocketfocus.scenes.SENSOR_NOISE", 0.0)
     clean = render_scene(3, SIZE)
-    grain = (noisy - clean)[:, :, :, :]
+    grain = noisy - clean
     middle = (clean.abs() < 0.9).all(0)
     samples = grain[:, middle].numpy()
-    assert samples.std() == pytest.approx(2 * SENSOR_NOISE, rel=0.1)
+    rounding = 2 / 255 / 12**0.5
+    wanted = np.hypot(2 * SENSOR_NOISE, rounding)
+    assert samples.std() == pytest.approx(wanted, rel=0.15)
     assert abs(np.corrcoef(samples)[0, 1]) < 0.1
+
+
+def test_frames_went_through_mild_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    qualities: set[int] = set()
+    size = (96, 96)
+    for seed in range(12):
+        saved = render_scene(seed, size)
+        calls = Mock(side_effect=lambda frame, quality: frame)
+        with monkeypatch.context() as patch:
+            patch.setattr("pocketfocus.scenes._through_jpeg", calls)
+            raw = render_scene(seed, size)
+        used = {call.args[1] for call in calls.call_args_list}
+        assert len(used) == 1
+        qualities |= used
+        assert 28 < 10 * float(torch.log10(4 / ((saved - raw) ** 2).mean())) < 60
+    assert min(qualities) >= JPEG_QUALITY[0]
+    assert max(qualities) <= JPEG_QUALITY[1]
+    assert len(qualities) > 3
+
+
+def test_some_apertures_have_blades(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def render_stack(layers: list[Layer], camera: Camera) -> torch.Tensor:
+        seen.append(camera.blades)
+        return torch.zeros(9, 3, *SIZE)
+
+    monkeypatch.setattr("pocketfocus.scenes.render_stack", render_stack)
+    for seed in range(40):
+        render_scene(seed, SIZE)
+    assert set(seen) == {0, 5, 6, 7, 8}
+    assert 6 <= sum(blades > 0 for blades in seen) <= 22
+
+
+def test_foliage_is_many_small_leaves_at_many_depths() -> None:
+    plan = _Plan(2.0, 16.0, 0.3, False)
+    scenes = [_foliage(np.random.default_rng(seed), plan, 1.0) for seed in range(60)]
+    leafy = [leaves for leaves in scenes if leaves]
+    assert 10 <= len(leafy) <= 30
+    assert min(len(leaves) for leaves in leafy) >= 12
+    assert max(leaf.half_height for leaves in leafy for leaf in leaves) < 0.11
+    assert np.median([np.ptp([leaf.dioptres for leaf in leaves]) for leaves in leafy]) > 5
 
 
 def test_photos_change_a_scene() -> None:
