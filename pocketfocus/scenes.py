@@ -222,12 +222,12 @@ def _foliage(rng: Generator, plan: _Plan, aspect: float) -> list[_Thing]:
     if rng.random() > 1 / 3:
         return []
     leaves = []
-    for _ in range(int(rng.integers(3, 7))):
+    for _ in range(int(rng.integers(4, 8))):
         x, y, middle = rng.uniform(0, aspect), rng.uniform(0, 1), rng.uniform(plan.far, plan.near)
-        for _ in range(int(rng.integers(4, 11))):
-            tall = rng.uniform(0.02, 0.06) * (0.7 + 0.06 * middle)
+        for _ in range(int(rng.integers(6, 13))):
+            tall = rng.uniform(0.04, 0.1) * (0.7 + 0.06 * middle)
             at = (float(np.clip(middle + rng.normal(0, 0.7), 0, 20)), "leaf")
-            right, down = rng.normal(0, 0.1, 2)
+            right, down = rng.normal(0, 0.12, 2)
             leaves.append(_Thing(x + right, y + down, rng.uniform(0.3, 0.6) * tall, tall, *at))
     return leaves
 

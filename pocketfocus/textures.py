@@ -194,9 +194,8 @@ def shape(rng: Generator, u: Array, v: Array, kind: str) -> Array:
         return np.asarray(np.max([u * np.cos(a) + v * np.sin(a) for a in angles], axis=0) - 0.8)
     if kind == "leaf":
         bend = u + 0.3 * rng.uniform(-1, 1) * v * v
-        return np.asarray(
-            np.abs(bend) - 0.6 * np.sqrt(np.clip(1 - v * v, 0, None)) * (1 - 0.4 * v) - 0.001
-        )
+        outline = 0.6 * np.sqrt(np.clip(1 - v * v, 0, None)) * (1 - 0.4 * v)
+        return np.asarray(np.maximum(np.abs(bend) - outline, np.abs(v) - 1))
     if kind == "figure":
         head = np.hypot(u / 0.36, (v + 0.66) / 0.34) - 1
         body = np.hypot(u / rng.uniform(0.6, 0.95), (v - 0.45) / 0.8) - 1

@@ -21,6 +21,7 @@ from pocketfocus.scenes import (
     render_scene,
     train_photos,
 )
+from pocketfocus.textures import shape
 
 SIZE = (48, 64)
 SEEDS = range(40)
@@ -114,13 +115,20 @@ def test_some_apertures_have_blades(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 6 <= sum(blades > 0 for blades in seen) <= 22
 
 
+def test_a_leaf_ends_at_its_tips() -> None:
+    v, u = np.mgrid[-2:2:401j, -2:2:401j]
+    leaf = shape(np.random.default_rng(0), u, v, "leaf")
+    assert (leaf[np.abs(v) > 1.02] > 0).all()
+    assert 0.1 < (leaf < 0).mean() * 16 / 4 < 0.8
+
+
 def test_foliage_is_many_small_leaves_at_many_depths() -> None:
     plan = _Plan(2.0, 16.0, 0.3, False)
     scenes = [_foliage(np.random.default_rng(seed), plan, 1.0) for seed in range(60)]
     leafy = [leaves for leaves in scenes if leaves]
     assert 10 <= len(leafy) <= 30
-    assert min(len(leaves) for leaves in leafy) >= 12
-    assert max(leaf.half_height for leaves in leafy for leaf in leaves) < 0.11
+    assert min(len(leaves) for leaves in leafy) >= 24
+    assert max(leaf.half_height for leaves in leafy for leaf in leaves) < 0.2
     assert np.median([np.ptp([leaf.dioptres for leaf in leaves]) for leaves in leafy]) > 5
 
 
