@@ -4,12 +4,13 @@ The blur table is fitted on training scenes and shipped. To fit it anew:
 
     python -m pocketfocus.benchmarks.baselines --scenes 40
 
-Legend: P 9 focal positions, K candidate filters, N values of an image, H, W.
+Legend: P 9 focal positions, K candidate filters, H, W.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,37 +33,47 @@ from pocketfocus.stacks import FocalStack, synthetic_stacks
 TABLE_FILE = Path(pocketfocus.__file__).parent / "weights" / "blur_baseline.json"
 FIT_SCENES, FIT_SEED = 40, 0
 FIT_WIDTH = 256  # the width in pixels that `sigma_px` refers to
-SHARPEN_SIGMA_PX = 1.0
 
 
 @dataclass(frozen=True)
 class Filter:
-    """A Gaussian blur (`sigma_px` > 0) or an unsharp mask (`amount` > 0); both 0: the photo as is.
+    """A Gaussian blur of `sigma_px`, or with `amount` > 0 the unsharp mask of that blur.
 
-    sigma_px holds for photos 256 pixels wide and grows in proportion, as circles of confusion do.
+    Both 0: the photo as is. sigma_px holds for photos 256 pixels wide and grows in proportion, as
+    circles of confusion do. ValueError when a value is negative or not finite, or when an amount
+    has no sigma.
     """
 
     sigma_px: float = 0.0
     amount: float = 0.0
 
+    def __post_init__(self) -> None:
+        values = (self.sigma_px, self.amount)
+        if not all(math.isfinite(value) and value >= 0 for value in values):
+            raise ValueError(f"sigma_px and amount are {values}, not finite and at least 0")
+        if self.amount and not self.sigma_px:
+            raise ValueError(f"amount is {self.amount}, but sigma_px is 0")
+
     def __call__(self, photo: Tensor) -> Tensor:
         """Filter a photo [1, 3, H, W] in [-1, 1], edges repeated, to the same shape and range."""
-        if self.sigma_px:
-            return _blurred(photo, self.sigma_px)
+        return self.of(photo, _blurred(photo, self.sigma_px)) if self.sigma_px else photo
+
+    def of(self, photo: Tensor, blurred: Tensor) -> Tensor:
+        """The result, from the photo and its blur by `sigma_px` (the photo itself for 0)."""
         if self.amount:
-            detail = photo - _blurred(photo, SHARPEN_SIGMA_PX)
-            return (photo + self.amount * detail).clamp(-1, 1)
-        return photo
+            return (photo + self.amount * (photo - blurred)).clamp(-1, 1)
+        return blurred
 
 
 Table = Mapping[tuple[int, int], Filter]  # (input position, output position) to its filter
 
 SIGMAS_PX = tuple(round(float(s), 3) for s in np.geomspace(0.3, 8.0, 24))
-AMOUNTS = tuple(round(0.1 * n, 1) for n in range(1, 21))
+MASK_SIGMAS_PX = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
+AMOUNTS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0)
 CANDIDATES = (
     Filter(),
     *(Filter(sigma_px=sigma) for sigma in SIGMAS_PX),
-    *(Filter(amount=amount) for amount in AMOUNTS),
+    *(Filter(sigma, amount) for sigma in MASK_SIGMAS_PX for amount in AMOUNTS),
 )
 
 
@@ -130,14 +141,19 @@ def fit_blur(
 def _errors(frames: Tensor, position: int, candidates: Sequence[Filter]) -> NDArray[np.float64]:
     """Mean squared errors [P, K] of the filtered frame at `position` to every frame [P, 3, H, W].
 
-    |c - f|² = |c|² - 2 c·f + |f|² as one matrix product; c and f are taken relative to the photo,
-    so that no large terms cancel.
+    |c - f|² = |c|² - 2 c·f + |f|²; c and f are taken relative to the photo, so that no large terms
+    cancel. Each blur is made once, for all the amounts that use it.
     """
     photo = frames[position : position + 1]
-    made = torch.cat([candidate(photo) for candidate in candidates])
-    c, f = (made - photo).flatten(1).double(), (frames - photo).flatten(1).double()
-    squares = (c * c).sum(1)[None] - 2 * f @ c.T + (f * f).sum(1)[:, None]
-    return np.asarray((squares / c.shape[1]).numpy())
+    blurs = {sigma: _blurred(photo, sigma) for sigma in {c.sigma_px for c in candidates} if sigma}
+    f = (frames - photo).flatten(1).double()
+    ff = (f * f).sum(1)
+    columns = []
+    for candidate in candidates:
+        made = candidate.of(photo, blurs.get(candidate.sigma_px, photo))
+        c = (made - photo).flatten().double()
+        columns.append((c @ c - 2 * f @ c + ff) / len(c))
+    return np.asarray(torch.stack(columns, dim=-1).numpy())
 
 
 def save_table(path: Path, table: Table, made: Mapping[str, Any]) -> None:
@@ -187,7 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "command": f"{_HOW} --scenes {options.scenes} --size {options.size}",
         "seeds": [FIT_SEED, FIT_SEED + options.scenes - 1],
         "photos": list(TRAIN_PHOTOS),
-        "sharpen_sigma_px": SHARPEN_SIGMA_PX,
+        "sigmas_px": list(SIGMAS_PX),
+        "mask_sigmas_px": list(MASK_SIGMAS_PX),
+        "amounts": list(AMOUNTS),
         "width_px": FIT_WIDTH,
     }
     save_table(options.out, table, made)

@@ -123,6 +123,7 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
             lambda: {
                 "files": hashes(out / "manifest.json"),
                 "reference": reference_key(settings.reference),
+                "blur": hashes(WEIGHTS / "blur_baseline.json"),
             },
             ("export", "benchmarks"),
             ("evaluate.json",),

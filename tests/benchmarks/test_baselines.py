@@ -13,6 +13,7 @@ from torch import Tensor
 from pocketfocus.benchmarks.baselines import (
     AMOUNTS,
     CANDIDATES,
+    MASK_SIGMAS_PX,
     SIGMAS_PX,
     Blur,
     Copy,
@@ -26,8 +27,8 @@ from pocketfocus.benchmarks.baselines import (
 )
 from pocketfocus.errors import UserError
 from pocketfocus.metrics import psnr
-from pocketfocus.scenes import VALIDATION_SEED, held_out_photos, render_scene
-from pocketfocus.stacks import FocalStack
+from pocketfocus.scenes import VALIDATION_SEED, held_out_photos, render_scene, train_photos
+from pocketfocus.stacks import FocalStack, synthetic_stacks
 
 WHOLE = tuple(map(float, range(9)))
 
@@ -65,8 +66,17 @@ def test_a_blur_grows_with_the_photo() -> None:
 
 def test_an_unsharp_mask_adds_what_a_blur_takes_away() -> None:
     photo = noise_photo() * 0.3
-    blurred = Filter(sigma_px=1.0)(photo)
-    torch.testing.assert_close(Filter(amount=0.7)(photo), photo + 0.7 * (photo - blurred))
+    for sigma in (1.0, 4.0):
+        blurred = Filter(sigma)(photo)
+        torch.testing.assert_close(Filter(sigma, 0.7)(photo), photo + 0.7 * (photo - blurred))
+
+
+@pytest.mark.parametrize(
+    "values", [(-1.0, 0.0), (1.0, -0.1), (float("nan"), 0.0), (1.0, float("inf")), (0.0, 0.5)]
+)
+def test_filters_that_make_no_sense_are_refused(values: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="sigma_px"):
+        Filter(*values)
 
 
 @settings(max_examples=20, deadline=None)
@@ -93,15 +103,33 @@ def test_the_fit_finds_the_filters_that_made_a_stack() -> None:
 
 
 def test_the_fit_finds_an_unsharp_mask() -> None:
-    soft = Filter(sigma_px=1.442)(noise_photo(height=48))
-    frames = torch.cat([soft, *(Filter(amount=AMOUNTS[2 * n])(soft) for n in range(8))])
+    """Both its sigma and its amount."""
+    soft = Filter(1.442)(noise_photo(height=48))
+    masks = [Filter(MASK_SIGMAS_PX[1 + n % 4], AMOUNTS[2 + n]) for n in range(8)]
+    frames = torch.cat([soft, *(mask(soft) for mask in masks)])
     table = fit_blur([FocalStack("made", frames, WHOLE)])
-    assert [table[0, n + 1] for n in range(8)] == [Filter(amount=AMOUNTS[2 * n]) for n in range(8)]
+    assert [table[0, n + 1] for n in range(8)] == masks
+
+
+def test_on_its_training_stacks_no_pair_is_worse_than_copy() -> None:
+    """By what is fitted, the squared error pooled over stacks; measured through the model."""
+    stacks = list(synthetic_stacks(2, 0, (64, 64), train_photos()))
+    models = Copy(), Blur(fit_blur(stacks))
+    errors: dict[str, np.ndarray] = {model.name: np.zeros((9, 9)) for model in models}
+    for stack in stacks:
+        for position in range(9):
+            for model in models:
+                made = model(stack.frames[position : position + 1], position)
+                squares = ((made - stack.frames).double() ** 2).mean((1, 2, 3))
+                errors[model.name][position] += squares.numpy()
+    assert (errors["blur"] <= errors["copy"] * (1 + 1e-9)).all()
+    far = np.abs(np.subtract.outer(range(9), range(9))) >= 3
+    assert (errors["blur"] < 0.9 * errors["copy"])[far].mean() > 0.5
 
 
 def test_errors_are_mean_squares() -> None:
     frames = torch.cat([noise_photo(seed, 32) for seed in range(9)])
-    tried = (Filter(), Filter(sigma_px=4.0), Filter(amount=1.5))
+    tried = (Filter(), Filter(4.0), Filter(1.0, 1.5), Filter(4.0, 0.3))
     found = _errors(frames, 2, tried)
     expected = [
         [float(((candidate(frames[2:3])[0] - frame).double() ** 2).mean()) for candidate in tried]
@@ -141,6 +169,9 @@ def test_the_shipped_table_says_how_it_was_made(root: Path) -> None:
     assert about["schema_version"] == 1
     assert about["made"]["seeds"][1] < VALIDATION_SEED
     assert about["made"]["command"].startswith("python -m pocketfocus.benchmarks.baselines")
+    table = load_table()
+    assert set(table.values()) <= set(CANDIDATES), "fitted with another grid: fit it anew"
+    assert all(found.sigma_px < max(MASK_SIGMAS_PX) for found in table.values()), "grid too small"
 
 
 def test_a_table_survives_its_file(tmp_path: Path) -> None:
@@ -155,6 +186,11 @@ def test_a_table_survives_its_file(tmp_path: Path) -> None:
         ('{"schema_version": 1}', "no blur table"),
         ('{"schema_version": 1, "rows": [{"input_position": 0}]}', "no blur table"),
         ('{"schema_version": 1, "rows": []}', "81 are needed"),
+        (
+            '{"schema_version": 1, "rows": [{"input_position": 0, "output_position": 1, '
+            '"sigma_px": 0.0, "amount": 0.5}]}',
+            "but sigma_px is 0",
+        ),
         ("{", "cannot be read"),
     ],
 )

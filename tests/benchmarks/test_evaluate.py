@@ -27,7 +27,7 @@ from pocketfocus.errors import UserError
 from pocketfocus.files import Row, read_rows, write_rows
 from pocketfocus.metrics import ssim
 from pocketfocus.scenes import VALIDATION_SEED, held_out_photos, render_scene
-from pocketfocus.stacks import FocalStack
+from pocketfocus.stacks import FocalStack, read_stacks
 
 WHOLE = tuple(map(float, range(9)))
 
@@ -143,6 +143,21 @@ def test_only_frames_near_a_whole_position_are_truth() -> None:
     rows = evaluate_models([Copy()], [stack], "sparse")
     assert {key[1:] for key in cells(rows)} == {(i, o) for i in (0, 3, 8) for o in (0, 3, 8)}
     assert sorted(means(rows)["copy"]["psnr_db_by_distance"]) == ["3", "5", "8"]
+
+
+def test_two_photos_with_positions_in_a_folder_are_scored_where_truth_exists(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "desk").mkdir()
+    for name, grey in (("a.png", 100), ("b.png", 151)):
+        Image.new("RGB", (16, 16), (grey,) * 3).save(tmp_path / "desk" / name)
+    (tmp_path / "desk" / "positions.txt").write_text("0.2\n6.9\n")
+    found = cells(evaluate_models([Copy()], read_stacks(tmp_path), "desk"))
+    assert {key[1:] for key in found} == {(0, 0), (0, 7), (7, 0), (7, 7)}
+    assert found["copy", 0, 7]["psnr_db"] == pytest.approx(decibels(2 * 51 / 255), abs=1e-4)
+    (tmp_path / "desk" / "positions.txt").write_text("0.2\n6.5\n")
+    alone = cells(evaluate_models([Copy()], read_stacks(tmp_path), "desk"))
+    assert {key[1:] for key in alone} == {(0, 0)}
 
 
 def test_scenes_with_other_truth_fill_other_cells() -> None:
