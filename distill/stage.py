@@ -51,7 +51,6 @@ class Distillation:
     crop: int = 128
     batch: int = 4
     max_targets: int = 100_000
-    steps: int = 25
     learning_rate: float | None = None
     seed: int = 0
 
@@ -114,7 +113,6 @@ def _train(
         settings.minutes * TEACHER_SHARE,
         settings.crop,
         settings.seed,
-        settings.steps,
     )
     samples = [load_target(path) for path in files]
     held_out = max(1, int(HELD_OUT_SHARE * len(samples)))
@@ -177,7 +175,6 @@ def _targets_key(reference: str, photos: Sequence[Path] | None, settings: Distil
         reference=sha256(folder) if folder.is_dir() else reference,
         photos=None if photos is None else [sha256(path) for path in photos],
         crop=settings.crop,
-        steps=settings.steps,
         seed=settings.seed,
     )
 

@@ -23,7 +23,7 @@ from pocketfocus.files import write_atomic
 from pocketfocus.images import to_uint8
 from pocketfocus.optics import FRAMES
 from pocketfocus.progress import progress_bar
-from pocketfocus.reference import ReferencePipeline
+from pocketfocus.reference import ReferencePipeline, Sampling
 
 Pixels = NDArray[np.uint8]
 
@@ -62,7 +62,7 @@ def teacher_targets(
     minutes: float,
     size: int = 128,
     seed: int = 0,
-    steps: int = 25,
+    sampling: Sampling | None = None,
 ) -> list[Path]:
     """Sample the reference on photo crops until `count` files exist or `minutes` have passed.
 
@@ -80,7 +80,7 @@ def teacher_targets(
                     break
                 generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
                 photo = random_photo_crop(photos, size, generator)
-                stack = reference(photo, i % FRAMES, steps=steps, seed=seed * 1_000_003 + i)
+                stack = reference(photo, i % FRAMES, sampling, seed * 1_000_003 + i)
                 save_target(path, photo, i % FRAMES, stack)
             files.append(path)
             bar.update(task, completed=i + 1)

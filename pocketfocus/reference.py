@@ -37,14 +37,27 @@ LEARN2REFOCUS = "tedlasai/learn2refocus"
 LEARN2REFOCUS_UNET = "checkpoint-200000/unet"
 BASE = "stabilityai/stable-video-diffusion-img2vid"
 
-STEPS = 25
-GUIDANCE = 1.5
 FPS_ID, MOTION_BUCKET, NOISE_AUGMENTATION = 6.0, 0.0, 0.0  # fps - 1, as SVD was trained
 DECODE_CHUNK = 8
 BUFFER = "position_ids"  # a constant that older versions of transformers saved with the weights
 CLIP_SIZE = 224
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How stacks are drawn: Euler steps, classifier-free guidance (1.0: none), and the temperature,
+    the factor of the initial noise. At 0 one step gives the mean of all stacks that fit the photo,
+    which has the least squared error."""
+
+    steps: int = 25
+    guidance: float = 1.5
+    temperature: float = 1.0
+
+
+PUBLISHED = Sampling()
+MEAN = Sampling(steps=1, guidance=1.0, temperature=0.0)
 
 
 @dataclass
@@ -65,17 +78,16 @@ class ReferencePipeline:
         self,
         photo: Tensor,
         position: int,
-        steps: int = STEPS,
-        guidance: float = GUIDANCE,
+        sampling: Sampling | None = None,
         seed: int = 0,
         progress: bool = False,
     ) -> Tensor:
-        """Sample a focal stack; `guidance` 1.0 turns classifier-free guidance off."""
+        """Sample a focal stack, by default in the way of this reference, `self.sampling`."""
         check_photo(photo, position)
         noise = torch.randn(
             self.latent_shape(photo), generator=torch.Generator().manual_seed(seed)
         ).to(photo)
-        latents = self.sample(photo, position, noise, steps, guidance, progress)
+        latents = self.sample(photo, position, noise, sampling, progress)
         stack = self.decode(latents)
         if self.relative:
             stack = stack + self.lost_detail(photo)
@@ -85,6 +97,11 @@ class ReferencePipeline:
     def relative(self) -> bool:
         """Whether latents are denoised as differences to the photo's; the published model: no."""
         return bool(self.vae.config.get("relative_latents", False))
+
+    @property
+    def sampling(self) -> Sampling:
+        """The default way: as published, and the mean where latents are `relative`."""
+        return MEAN if self.relative else PUBLISHED
 
     def latent_shape(self, photo: Tensor) -> tuple[int, int, int, int, int]:
         """(1, T, C, h, w) of the latents of `photo` [1,3,H,W]."""
@@ -98,8 +115,7 @@ class ReferencePipeline:
         photo: Tensor,
         position: int,
         noise: Tensor,
-        steps: int = STEPS,
-        guidance: float = GUIDANCE,
+        sampling: Sampling | None = None,
         progress: bool = False,
     ) -> Tensor:
         """Euler steps from `noise` [1,T,C,h,w] (unit variance) to scaled latents, same shape.
@@ -107,21 +123,22 @@ class ReferencePipeline:
         With `relative`, what is denoised is the difference to the photo's own scaled latent, which
         is added at the end (cf. ResShift, arXiv 2307.12348, for super-resolution).
         """
+        how = sampling or self.sampling
         scheduler = EulerDiscreteScheduler.from_config(self.scheduler.config)
-        scheduler.set_timesteps(steps, device=noise.device)
+        scheduler.set_timesteps(how.steps, device=noise.device)
         latent = self.encode(photo)
         condition = self.condition(latent, torch.tensor([position]))
         embedding = self.embed(photo)
         ids = added_time_ids(1, noise)
-        latents = noise * scheduler.init_noise_sigma
+        latents = how.temperature * noise * scheduler.init_noise_sigma
         timesteps = scheduler.timesteps
         for t in track(timesteps, "denoising", len(timesteps)) if progress else timesteps:
             scaled = scheduler.scale_model_input(latents, t)
             velocity = self.denoise(scaled, t, condition, embedding, ids)
-            if guidance != 1.0:
+            if how.guidance != 1.0:
                 zero = (torch.zeros_like(condition), torch.zeros_like(embedding))
                 unconditional = self.denoise(scaled, t, *zero, ids)
-                velocity = unconditional + guidance * (velocity - unconditional)
+                velocity = unconditional + how.guidance * (velocity - unconditional)
             latents = scheduler.step(velocity, t, latents).prev_sample
         if self.relative:
             latents = latents + self.vae.config.scaling_factor * latent[:, None]

@@ -19,7 +19,13 @@ from pocketfocus.distill.presets import SMALLEST, build_reference, svd_scheduler
 from pocketfocus.distill.reference import save_reference
 from pocketfocus.errors import UserError
 from pocketfocus.optics import FRAMES
-from pocketfocus.reference import ReferencePipeline, load_reference, place_latent, spread_latent
+from pocketfocus.reference import (
+    ReferencePipeline,
+    Sampling,
+    load_reference,
+    place_latent,
+    spread_latent,
+)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +105,7 @@ def test_sampler_is_diffusers_svd_with_the_latent_at_one_frame(
         else noise.clone(),
         output_type="latent",
     ).frames
-    ours = pipeline.sample(image, position, noise, steps=steps, guidance=1.5)
+    ours = pipeline.sample(image, position, noise, Sampling(steps))
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -160,9 +166,9 @@ def test_guidance_one_needs_no_unconditional_pass(pipeline: ReferencePipeline) -
 
     pipeline.unet.forward = counted
     try:
-        pipeline(photo(), 4, steps=2, guidance=1.0)
+        pipeline(photo(), 4, Sampling(2, 1.0))
         assert calls == 2
-        pipeline(photo(), 4, steps=2)
+        pipeline(photo(), 4, Sampling(2))
         assert calls == 6
     finally:
         pipeline.unet.forward = original
@@ -172,15 +178,15 @@ def test_loading_returns_what_was_saved(pipeline: ReferencePipeline, folder: Pat
     loaded = load_reference(str(folder))
     assert loaded.unet.dtype == torch.float32
     torch.testing.assert_close(
-        loaded.sample(photo(), 2, torch.zeros(loaded.latent_shape(photo())), steps=1),
-        pipeline.sample(photo(), 2, torch.zeros(pipeline.latent_shape(photo())), steps=1),
+        loaded.sample(photo(), 2, torch.zeros(loaded.latent_shape(photo())), Sampling(1)),
+        pipeline.sample(photo(), 2, torch.zeros(pipeline.latent_shape(photo())), Sampling(1)),
         rtol=2e-2,
         atol=2e-2,
     )
 
 
 def test_the_shipped_reference_loads_and_refocuses() -> None:
-    made = load_reference()(photo(), 4, steps=1)
+    made = load_reference()(photo(), 4, Sampling(1))
     assert made.shape == (FRAMES, 3, 64, 64)
     assert made.isfinite().all() and made.abs().max() <= 1
 

@@ -25,7 +25,7 @@ from pocketfocus.distill.finetune import choose_trained, fine_tune, load_start
 from pocketfocus.distill.loop import Schedule
 from pocketfocus.distill.presets import SMALLEST, build_reference
 from pocketfocus.errors import UserError
-from pocketfocus.reference import load_reference
+from pocketfocus.reference import Sampling, load_reference
 
 SCHEDULE = Schedule(steps=2, learning_rate=1e-2, warmup_steps=1, log_every=1)
 
@@ -114,7 +114,7 @@ def test_trains_what_is_asked_for_and_is_read_back(
     assert learnt <= changed  # over one token, queries and keys of cross-attention do not matter
     assert (changed <= temporal) == (train == "temporal")
     loaded = load_reference(str(tmp_path))
-    assert loaded(torch.zeros(1, 3, 64, 64), 4, steps=1).shape == (9, 3, 64, 64)
+    assert loaded(torch.zeros(1, 3, 64, 64), 4, Sampling(1)).shape == (9, 3, 64, 64)
     for name, tensor in loaded.unet.state_dict().items():
         assert torch.equal(tensor, made.unet.state_dict()[name])
     for part in ("vae", "image_encoder"):

@@ -24,7 +24,7 @@ from pocketfocus.distill.loop import Schedule
 from pocketfocus.distill.presets import SMALLEST, build_reference
 from pocketfocus.distill.reference import Crops, train_reference
 from pocketfocus.errors import UserError
-from pocketfocus.reference import load_reference
+from pocketfocus.reference import Sampling, load_reference
 
 CROPS = (Crops(0.5, 2, 16), Crops(1.0, 1, 32))
 WHOLE = (Crops(1.0, 1, 64),)
@@ -45,7 +45,7 @@ def test_trains_saves_and_loads(stacks: np.ndarray, tmp_path: Path) -> None:
     scale = made.vae.config.scaling_factor
     assert loaded.vae.config.scaling_factor == pytest.approx(scale)
     photo = torch.from_numpy(stacks[:1, 4].copy()).float() / 127.5 - 1
-    assert loaded(photo, 4, steps=2).shape == (9, 3, 64, 64)
+    assert loaded(photo, 4, Sampling(2)).shape == (9, 3, 64, 64)
     for phase in ("autoencoder", "denoiser"):
         rows = (tmp_path / phase / "train.jsonl").read_text().splitlines()
         assert [json.loads(r)["step"] for r in rows] == [1, 2, 3]

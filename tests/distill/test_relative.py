@@ -19,7 +19,7 @@ from pocketfocus.distill.denoiser import (
 )
 from pocketfocus.distill.presets import SMALLEST, build_reference
 from pocketfocus.optics import FRAMES
-from pocketfocus.reference import ReferencePipeline, load_reference
+from pocketfocus.reference import ReferencePipeline, Sampling, load_reference
 
 
 def untrained(relative: bool) -> ReferencePipeline:
@@ -35,10 +35,10 @@ def untrained(relative: bool) -> ReferencePipeline:
 @pytest.mark.parametrize("position", [0, 5])
 def test_untrained_it_returns_the_photo_at_all_nine_positions(position: int) -> None:
     pipeline, photo = untrained(relative=True), torch.rand(1, 3, 64, 64) * 2 - 1
-    stack = pipeline(photo, position, steps=1)
+    stack = pipeline(photo, position, Sampling(1))
     copied = photo.expand(FRAMES, -1, -1, -1)
     assert torch.allclose(stack, copied, atol=0.02)
-    absolute = untrained(relative=False)(photo, position, steps=1)
+    absolute = untrained(relative=False)(photo, position, Sampling(1))
     assert not torch.allclose(absolute, copied, atol=0.1)
 
 

@@ -25,7 +25,7 @@ from pocketfocus.distill.targets import (
 )
 from pocketfocus.errors import UserError
 from pocketfocus.files import sha256
-from pocketfocus.reference import ReferencePipeline, load_reference
+from pocketfocus.reference import ReferencePipeline, Sampling, load_reference
 from pocketfocus.scenes import held_out_photos
 from pocketfocus.student import RefocusStudent, load_student
 
@@ -49,7 +49,7 @@ def stacks() -> np.ndarray:
 
 
 def settings(**changes: object) -> Distillation:
-    options = {"minutes": 0.1, "crop": 64, "batch": 2, "max_targets": 3, "steps": 1, **changes}
+    options = {"minutes": 0.1, "crop": 64, "batch": 2, "max_targets": 3, **changes}
     return Distillation(**options)  # type: ignore[arg-type]
 
 
@@ -57,18 +57,20 @@ def test_targets_are_the_references_own_stacks_and_resume(
     reference: ReferencePipeline, tmp_path: Path
 ) -> None:
     arguments = (reference, held_out_photos(), tmp_path)
-    first = teacher_targets(*arguments, count=2, minutes=9, size=64, steps=1)
+    first = teacher_targets(*arguments, count=2, minutes=9, size=64, sampling=Sampling(1))
     before = [sha256(path) for path in first]
-    files = teacher_targets(*arguments, count=3, minutes=9, size=64, steps=1)
+    files = teacher_targets(*arguments, count=3, minutes=9, size=64, sampling=Sampling(1))
     assert [sha256(path) for path in files[:2]] == before and len(files) == 3
     sample = load_target(files[2])
     assert sample.position == 2
-    expected = reference(sample.photo, 2, steps=1, seed=2)
+    expected = reference(sample.photo, 2, Sampling(1), 2)
     assert (sample.stack - expected).abs().max() < 0.05  # the photo was stored in 8 bits
 
 
 def test_no_minutes_still_make_one_target(reference: ReferencePipeline, tmp_path: Path) -> None:
-    made = teacher_targets(reference, held_out_photos(), tmp_path, 9, minutes=0, size=64, steps=1)
+    made = teacher_targets(
+        reference, held_out_photos(), tmp_path, 9, minutes=0, size=64, sampling=Sampling(1)
+    )
     assert len(made) == 1
 
 
