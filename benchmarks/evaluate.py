@@ -13,10 +13,10 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
-from statistics import fmean
-from typing import Any, Protocol
+from statistics import fmean, stdev
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from pocketfocus.benchmarks.scores import Call, Ledger, Scores
 from pocketfocus.errors import UserError
 from pocketfocus.files import Row, write_atomic
 from pocketfocus.images import MULTIPLE
@@ -37,8 +38,7 @@ from pocketfocus.stacks import FocalStack, StackCache, cache_stacks
 TOLERANCE = 0.25  # a frame this far from a whole position still is the truth for it
 ROUNDING_DB = 10 * math.log10(12 * 255**2)  # 58.9 dB: uniform error of half a step of 8 bits
 COPY = "copy"
-Cell = tuple[str, int, int]  # model, input position, output position
-Score = tuple[float, float]  # PSNR in dB, SSIM
+NO_GAIN: Row = {"gain_db": None, "gain_error_db": None}
 
 
 class Refocuser(Protocol):
@@ -60,42 +60,100 @@ class Refocuser(Protocol):
         """The focal stack."""
 
 
+@runtime_checkable
+class Reconstructor(Protocol):
+    """A model that is given the true stack itself: an autoencoder, the bound of what uses it."""
+
+    def reconstruct(self, stack: Tensor) -> Tensor:
+        """Frames [N, 3, H, W] in [-1, 1] as they come out again."""
+
+
 def evaluate_models(
     models: Sequence[Refocuser],
     stacks: Iterable[FocalStack],
     stacks_name: str,
     inputs: Iterable[int] = range(FRAMES),
+    per_scene: int | None = None,
+    ledger: Ledger | None = None,
 ) -> list[Row]:
-    """Score every model on every stack, from every input position that the stack has a frame for.
+    """Score every model on every stack, from the input positions that the stack has a frame for.
+
+    per_scene: how many of `inputs` a scene, in turn over the scenes; None for all.
+    ledger: calls found there are not made again; new ones are added.
 
     Returns a row a cell, {model, stacks, input_position, output_position, psnr_db, ssim}, then a
     row a model, {model, stacks, mean_psnr_db, mean_ssim, mean_psnr_db_off_diagonal,
-    mean_ssim_off_diagonal, psnr_db_by_distance: {"1": dB, ...}, scenes}; a mean over no cell is
+    mean_ssim_off_diagonal, psnr_db_by_distance: {"1": dB, ...}, gain_db: over `copy` off the
+    diagonal, gain_error_db: its standard error over the scenes, scenes}; a mean over no cell is
     None. UserError when two models share a name, when no frame can be scored, or when a model makes
     a stack of another shape or values that are not finite.
     """
     names = [model.name for model in models]
     if len(set(names)) < len(names):
         raise UserError(f"two models share a name in {', '.join(names)}: name each one once")
-    wanted = tuple(inputs)
-    scores: dict[Cell, list[Score]] = defaultdict(list)
-    scenes: set[int] = set()
-    total = len(stacks) * len(models) * len(wanted) if isinstance(stacks, Sized) else None
-    for index, stack, truth, model, position in track(
-        _tasks(models, stacks, wanted), f"evaluating on {stacks_name}", total
+    wanted, kept = tuple(inputs), Ledger() if ledger is None else ledger
+    count = len(wanted) if per_scene is None else min(per_scene, len(wanted))
+    total = len(stacks) * len(models) * count if isinstance(stacks, Sized) else None
+    for scene, stack, truth, model, position in track(
+        _tasks(models, stacks, wanted, count), f"evaluating on {stacks_name}", total
     ):
-        scenes.add(index)
-        made = refocus(model, truth[position], position, stack.name)
-        for output, frame in truth.items():
-            pair = made[output : output + 1], frame
-            score = min(ROUNDING_DB, psnr(*pair)), ssim(*pair)
-            scores[model.name, position, output].append(score)
-    if not scores:
+        if (scene, model.name, position) not in kept:
+            kept.add(Call(scene, model.name, position, _score(model, stack, truth, position)))
+    calls = list(kept)
+    if not calls:
         raise UserError(
             f"{stacks_name} has no frame within {TOLERANCE} of an input position in "
             f"{', '.join(map(str, wanted))}: choose other inputs or give other stacks"
         )
-    cells = [
+    cells = _cells(calls, names, stacks_name)
+    scenes = len({call.scene for call in calls})
+    gains = _gains(calls)
+    return cells + [
+        {**_summary(cells, name, stacks_name, scenes), **gains.get(name, NO_GAIN)} for name in names
+    ]
+
+
+def _tasks(
+    models: Sequence[Refocuser],
+    stacks: Iterable[FocalStack],
+    inputs: Sequence[int],
+    count: int,
+) -> Iterator[tuple[int, FocalStack, dict[int, Tensor], Refocuser, int]]:
+    """Every call to make: scene number, stack, its truth, model, input position."""
+    turn = 0
+    for index, stack in enumerate(stacks):
+        truth = frames_by_position(stack)
+        usable = [position for position in inputs if position in truth]
+        chosen = [usable[(turn + n) % len(usable)] for n in range(min(count, len(usable)))]
+        turn += len(chosen)
+        for model in models:
+            for position in sorted(chosen):
+                yield index, stack, truth, model, position
+
+
+def _score(
+    model: Refocuser, stack: FocalStack, truth: Mapping[int, Tensor], position: int
+) -> Scores:
+    """PSNR and SSIM by output position."""
+    if isinstance(model, Reconstructor):
+        made = model.reconstruct(torch.cat(list(truth.values()))).clamp(-1, 1)
+        images = {output: made[n : n + 1] for n, output in enumerate(truth)}
+    else:
+        made = refocus(model, truth[position], position, stack.name)
+        images = {output: made[output : output + 1] for output in truth}
+    return {
+        output: (min(ROUNDING_DB, psnr(images[output], frame)), ssim(images[output], frame))
+        for output, frame in truth.items()
+    }
+
+
+def _cells(calls: Sequence[Call], names: Sequence[str], stacks_name: str) -> list[Row]:
+    """A row a model, input and output position, in this order."""
+    scores: dict[tuple[str, int, int], list[tuple[float, float]]] = defaultdict(list)
+    for call in calls:
+        for output, score in call.scores.items():
+            scores[call.model, call.position, output].append(score)
+    return [
         {
             "model": model,
             "stacks": stacks_name,
@@ -108,19 +166,26 @@ def evaluate_models(
         for (model, position, output), found in sorted(scores.items())
         if model == name
     ]
-    return cells + [_summary(cells, name, stacks_name, len(scenes)) for name in names]
 
 
-def _tasks(
-    models: Sequence[Refocuser], stacks: Iterable[FocalStack], inputs: Sequence[int]
-) -> Iterator[tuple[int, FocalStack, dict[int, Tensor], Refocuser, int]]:
-    """Every call to make: scene number, stack, its truth, model, input position."""
-    for index, stack in enumerate(stacks):
-        truth = frames_by_position(stack)
-        for model in models:
-            for position in inputs:
-                if position in truth:
-                    yield index, stack, truth, model, position
+def _gains(calls: Sequence[Call]) -> dict[str, Row]:
+    """Gain over `copy` off the diagonal by model: the mean of the scenes and its standard error."""
+    scenes: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for call in calls:
+        off = [psnr for output, (psnr, _) in call.scores.items() if output != call.position]
+        scenes[call.model, call.scene] += off
+    gains: dict[str, list[float]] = defaultdict(list)
+    for (model, scene), values in scenes.items():
+        copied = scenes.get((COPY, scene))
+        if copied and len(copied) == len(values):
+            gains[model].append(fmean(values) - fmean(copied))
+    return {
+        model: {
+            "gain_db": fmean(values),
+            "gain_error_db": stdev(values) / len(values) ** 0.5 if len(values) > 1 else None,
+        }
+        for model, values in gains.items()
+    }
 
 
 def frames_by_position(stack: FocalStack) -> dict[int, Tensor]:
@@ -211,13 +276,10 @@ def _mean(cells: Sequence[Row], key: str) -> float | None:
 def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
     """Print the mean rows: off the diagonal, its difference to copy, the mean, and by distance."""
     means = [row for row in rows if "mean_psnr_db" in row]
-    copies = {
-        row["stacks"]: row["mean_psnr_db_off_diagonal"] for row in means if row["model"] == COPY
-    }
     distances = sorted({int(d) for row in means for d in row["psnr_db_by_distance"]})
     table = Table(
         title="PSNR in dB against true focal stacks",
-        caption="Δ copy: gain over repeating the photo, off the diagonal. "
+        caption="Δ copy: gain over repeating the photo, off the diagonal, and its standard error. "
         f"d: positions between input and output. Per image at most {ROUNDING_DB:.1f} dB.",
     )
     table.add_column("model", overflow="fold")
@@ -227,15 +289,13 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for row in means:
-        off, copied = row["mean_psnr_db_off_diagonal"], copies.get(row["stacks"])
-        gain = None if off is None or copied is None else off - copied
         by_distance = [row["psnr_db_by_distance"].get(str(d)) for d in distances]
         table.add_row(
             row["model"],
             row["stacks"],
             str(row["scenes"]),
-            _figure(off, ".2f"),
-            _figure(gain, "+.2f"),
+            _figure(row["mean_psnr_db_off_diagonal"], ".2f"),
+            _gain(row),
             _figure(row["mean_ssim_off_diagonal"], ".3f"),
             _figure(row["mean_psnr_db"], ".2f"),
             *(_figure(value, ".1f") for value in by_distance),
@@ -245,6 +305,14 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
         if not console.is_terminal:
             console = Console(highlight=False, width=160)
     console.print(table)
+
+
+def _gain(row: Row) -> str:
+    """The gain over copy with its standard error; neither for copy itself."""
+    if row["model"] == COPY:
+        return "–"
+    error = row["gain_error_db"]
+    return _figure(row["gain_db"], "+.2f") + ("" if error is None else f" ± {error:.2f}")
 
 
 def _figure(value: float | None, form: str) -> str:

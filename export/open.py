@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,7 +15,10 @@ from pocketfocus.export.targets import TARGETS, Target, get_target
 from pocketfocus.manifest import MANIFEST_FILE, check_artifact, load_manifest
 from pocketfocus.optics import one_hot
 
-REFERENCE = "reference"
+if TYPE_CHECKING:
+    from pocketfocus.reference import ReferencePipeline
+
+REFERENCE, AUTOENCODER = "reference", "autoencoder"
 ANY_MULTIPLE = 64
 
 
@@ -51,16 +55,47 @@ class Model:
             return self.call(photo.float(), position)
 
 
-def open_model(spec: str, threads: int | None = None) -> Model:
-    """Open `reference`, `reference:DIR_or_HUB_ID`, a student folder, or an exported file.
+@dataclass(frozen=True)
+class Autoencoder:
+    """A reference's autoencoder alone, scored on stacks that it encodes and decodes."""
 
-    A file that a manifest lists is used only if its hash is as recorded. `threads` limits an
-    exported file's runtime, or PyTorch in this process. UserError when there is no such model, it
-    cannot be read, or this machine cannot execute it.
-    """
+    pipeline: ReferencePipeline
+    name: str = AUTOENCODER
+    size: int | None = None
+
+    def __call__(self, photo: Tensor, position: int) -> Tensor:
+        """UserError: it has no focal stack to give."""
+        raise UserError(f"{self.name} refocuses nothing: it can be evaluated only")
+
+    @torch.inference_mode()
+    def reconstruct(self, stack: Tensor) -> Tensor:
+        """Frames [9,3,H,W] in [-1,1] encoded and decoded; H and W are multiples of 64."""
+        latents = self.pipeline.encode(stack) * self.pipeline.vae.config.scaling_factor
+        return self.pipeline.decode(latents[None]).clamp(-1, 1)
+
+
+def open_any(spec: str) -> Model | Autoencoder:
+    """As `open_model`, and `autoencoder[:DIR_or_HUB_ID]`; for evaluations."""
     kind, _, rest = spec.partition(":")
+    if kind == AUTOENCODER and not Path(spec).exists():
+        from pocketfocus.reference import load_reference
+
+        return Autoencoder(load_reference(rest or "default"), spec)
+    return open_model(spec)
+
+
+def open_model(spec: str, threads: int | None = None) -> Model:
+    """Open `reference[:DIR_or_HUB_ID][@SAMPLING]`, a student folder, or an exported file.
+
+    SAMPLING is STEPS[/GUIDANCE[/TEMPERATURE]], else the reference's own. A file that a manifest
+    lists is used only if its hash is as recorded. `threads` limits an exported file's runtime, or
+    PyTorch in this process. UserError when there is no such model, it cannot be read, or this
+    machine cannot execute it.
+    """
+    named, _, sampling = spec.partition("@")
+    kind, _, rest = named.partition(":")
     if kind == REFERENCE and not Path(spec).exists():
-        return _eager(threads, lambda: _reference(spec, rest))
+        return _eager(threads, lambda: _reference(spec, rest, sampling))
     path = Path(spec)
     target = next((t for t in map(get_target, TARGETS) if t.suffix == path.suffix), None)
     if target is not None:
@@ -69,8 +104,8 @@ def open_model(spec: str, threads: int | None = None) -> Model:
         return _eager(threads, lambda: _student(path))
     suffixes = ", ".join(get_target(name).suffix for name in TARGETS)
     raise UserError(
-        f"no model at {spec}: name `{REFERENCE}`, `{REFERENCE}:DIR`, a student folder, or a file "
-        f"ending in {suffixes}"
+        f"no model at {spec}: name `{REFERENCE}`, `{REFERENCE}:DIR@STEPS`, a student folder, or a "
+        f"file ending in {suffixes}"
     )
 
 
@@ -80,11 +115,14 @@ def _eager(threads: int | None, load: Callable[[], Model]) -> Model:
     return load()
 
 
-def _reference(name: str, spec: str) -> Model:
+def _reference(name: str, spec: str, sampling: str) -> Model:
     from pocketfocus.reference import load_reference
 
     pipeline = load_reference(spec or "default")
-    return Model(name, None, lambda photo, position: pipeline(photo, position))
+    if not sampling:
+        return Model(name, None, lambda photo, position: pipeline(photo, position))
+    how = pipeline.sampling.changed(sampling)
+    return Model(name, None, lambda photo, position: pipeline(photo, position, how))
 
 
 def _student(path: Path) -> Model:

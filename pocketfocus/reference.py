@@ -9,9 +9,10 @@ Legend: B batch, T = 9 frames, C latent channels, H, W photo size, h, w latent s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ LEARN2REFOCUS = "tedlasai/learn2refocus"
 LEARN2REFOCUS_UNET = "checkpoint-200000/unet"
 BASE = "stabilityai/stable-video-diffusion-img2vid"
 
+MOST_STEPS = 1000
 FPS_ID, MOTION_BUCKET, NOISE_AUGMENTATION = 6.0, 0.0, 0.0  # fps - 1, as SVD was trained
 DECODE_CHUNK = 8
 BUFFER = "position_ids"  # a constant that older versions of transformers saved with the weights
@@ -54,6 +56,22 @@ class Sampling:
     steps: int = 25
     guidance: float = 1.5
     temperature: float = 1.0
+
+    def changed(self, text: str) -> Sampling:
+        """With what a text STEPS[/GUIDANCE[/TEMPERATURE]] says; UserError when it is not one."""
+        parts = text.split("/")
+        try:
+            steps, *rest = int(parts[0]), *map(float, parts[1:])
+        except ValueError:
+            steps, rest = 0, []
+        finite = all(math.isfinite(value) and value >= 0 for value in rest)
+        if not 1 <= steps <= MOST_STEPS or len(rest) > 2 or not finite:
+            raise UserError(
+                f"'{text}' is no way to sample: write STEPS[/GUIDANCE[/TEMPERATURE]], 1 to "
+                f"{MOST_STEPS} steps and numbers from 0 up, such as 25/1.5/1"
+            )
+        names = ("guidance", "temperature")
+        return replace(self, steps=steps, **dict(zip(names, rest, strict=False)))
 
 
 PUBLISHED = Sampling()

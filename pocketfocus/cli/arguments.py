@@ -191,9 +191,13 @@ def reference(spec: str) -> str:
 
 
 def model(spec: str | None) -> None:
-    """Check the reference in `reference:SPEC`; other models are checked when they are opened."""
-    if spec is not None and spec.startswith("reference:") and not Path(spec).exists():
-        reference(spec.removeprefix("reference:"))
+    """Check the reference in `reference:SPEC` and `autoencoder:SPEC`; other models are checked when
+    they are opened."""
+    if spec is None or Path(spec).exists():
+        return
+    kind, _, named = spec.partition("@")[0].partition(":")
+    if named and kind in ("reference", "autoencoder"):
+        reference(named)
 
 
 def exit_by_gates(rows: Sequence[Row]) -> None:

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
-MODEL = "`reference`, `reference:DIR`, a student folder, a .pte, an .onnx or an .mlpackage"
-SYNTHETIC, SYNTHETIC_SCENES = "synthetic", 64
+MODEL = (
+    "`reference`, `reference:DIR`, either with @STEPS/GUIDANCE, a student folder, a .pte, an .onnx "
+    "or an .mlpackage"
+)
+SCORED = f"{MODEL}, `autoencoder`; `copy` and `blur` are always there"
+SYNTHETIC, SCENES = "synthetic", 64
 
 
 @commands.command(
@@ -62,7 +66,7 @@ def refocus(
     epilog="Example: pocketfocus evaluate build/mine/student reference --scenes 4 --inputs 0,4,8"
 )
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL)],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=SCORED)],
     stacks: Annotated[
         str,
         typer.Option(
@@ -72,14 +76,28 @@ def evaluate(
         ),
     ] = SYNTHETIC,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="write the rows there, as JSON")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="write the rows there, as JSON; interrupted, the same command goes on",
+        ),
     ] = None,
     scenes: Annotated[
-        int | None, typer.Option("--scenes", min=1, help="how many scenes at most")
-    ] = None,
+        int, typer.Option("--scenes", min=1, help="how many scenes at most")
+    ] = SCENES,
     inputs: Annotated[
         str, typer.Option("--inputs", metavar="P,P", help="only from these input positions")
     ] = "0,1,2,3,4,5,6,7,8",
+    inputs_per_scene: Annotated[
+        int | None,
+        typer.Option(
+            "--inputs-per-scene",
+            metavar="K",
+            min=1,
+            help="from K of the input positions a scene, in turn: all of them at less cost",
+        ),
+    ] = None,
     size: Annotated[
         int | None, typer.Option("--size", min=64, help="scale a folder's images to this square")
     ] = None,
@@ -95,16 +113,43 @@ def evaluate(
 
     from pocketfocus.benchmarks.baselines import baselines
     from pocketfocus.benchmarks.evaluate import evaluate_models, print_table
-    from pocketfocus.export.open import open_model
+    from pocketfocus.benchmarks.scores import Ledger
+    from pocketfocus.export.open import open_any
     from pocketfocus.files import write_rows
 
-    opened = [replace(open_model(spec), name=spec) for spec in models]
+    always = baselines()
+    specs = [spec for spec in models if spec not in {model.name for model in always}]
+    opened = [replace(open_any(spec), name=spec) for spec in specs]
     truth = true_stacks(stacks, scenes, size)
     name = stacks if stacks == SYNTHETIC else Path(stacks).resolve().name
-    rows = evaluate_models([*opened, *baselines()], truth, name, positions)
+    ledger = Ledger()
+    if out is not None:
+        how = {"scenes": scenes, "inputs": positions, "turns": inputs_per_scene, "size": size}
+        key = _key(specs, stacks, how)
+        ledger = Ledger(out.with_name(f"{out.name}.scores"), key)
+        if len(ledger):
+            typer.echo(f"going on after {len(ledger)} calls kept in {out.name}.scores", err=True)
+    rows = evaluate_models([*opened, *always], truth, name, positions, inputs_per_scene, ledger)
     if out is not None:
         write_rows(out, rows)
+    ledger.remove()
     print_table(rows)
+
+
+def _key(specs: list[str], stacks: str, how: dict[str, object]) -> str:
+    """Hash of all that the scores depend on, weights and true stacks included."""
+    from pocketfocus.cli.build import WEIGHTS
+    from pocketfocus.files import key_of, sha256
+    from pocketfocus.stacks import CACHE_VERSION
+
+    def content(spec: str) -> str:
+        path = Path(spec) if Path(spec).exists() else Path(spec.partition("@")[0].partition(":")[2])
+        return sha256(path) if path.parts and path.exists() else ""
+
+    shipped = {name: sha256(WEIGHTS / name) for name in ("reference", "blur_baseline.json")}
+    true = CACHE_VERSION if stacks == SYNTHETIC else sha256(Path(stacks))
+    models = {spec: content(spec) for spec in specs}
+    return key_of(models=models, shipped=shipped, stacks=true, **how)
 
 
 def true_stacks(stacks: str, scenes: int | None, size: int | None) -> Iterable[FocalStack]:
@@ -112,7 +157,7 @@ def true_stacks(stacks: str, scenes: int | None, size: int | None) -> Iterable[F
     if stacks == SYNTHETIC:
         from pocketfocus.benchmarks.evaluate import validation_stacks
 
-        return validation_stacks(scenes or SYNTHETIC_SCENES)
+        return validation_stacks(scenes or SCENES)
     from pocketfocus.stacks import read_stacks
 
     found = read_stacks(Path(stacks), (size, size) if size else None)

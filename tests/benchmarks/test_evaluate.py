@@ -23,6 +23,7 @@ from pocketfocus.benchmarks.evaluate import (
     refocus,
     validation_stacks,
 )
+from pocketfocus.benchmarks.scores import Ledger
 from pocketfocus.errors import UserError
 from pocketfocus.files import Row, read_rows, write_rows
 from pocketfocus.metrics import ssim
@@ -257,7 +258,80 @@ def test_the_table_shows_the_gain_over_copy(tmp_path: Path) -> None:
     (line,) = [line for line in lines if "constant" in line]
     assert f"{gain:+.2f}" in line
     assert f"{summary['constant']['psnr_db_by_distance']['8']:.1f}" in line
-    assert "+0.00" in next(line for line in lines if " copy " in line and "ramp" in line)
+    assert "+0.00" not in next(line for line in lines if " copy " in line and "ramp" in line)
+
+
+@dataclass
+class Truth:
+    """Is given the stack and gives it back, a little darker."""
+
+    name: str = "truth"
+    size: int | None = None
+
+    def __call__(self, photo: Tensor, position: int) -> Tensor:
+        raise AssertionError("it is given stacks, not photos")
+
+    def reconstruct(self, stack: Tensor) -> Tensor:
+        return stack - 0.02
+
+
+def test_a_reconstructor_is_given_the_true_stack() -> None:
+    rows = evaluate_models([Truth(), Copy()], [textured(0)], "noise", [0, 4])
+    found = cells(rows)
+    for output in range(9):
+        assert found["truth", 4, output]["psnr_db"] == pytest.approx(decibels(0.02), abs=1e-3)
+
+
+def test_inputs_take_turns_over_the_scenes() -> None:
+    stacks = [textured(seed) for seed in range(3)]
+    model = Constant()
+    rows = evaluate_models([model], stacks, "noise", per_scene=3)
+    assert len(model.seen) == 9
+    assert {(row["input_position"]) for row in rows if "input_position" in row} == set(range(9))
+    assert means(rows)["constant"]["scenes"] == 3
+
+
+def test_the_gain_has_the_standard_error_over_scenes() -> None:
+    stacks = [greys([0.1 * n - 0.4 for n in range(9)]), greys([0.05 * n for n in range(9)])]
+    pairs = [evaluate_models([Constant(), Copy()], [stack], "one") for stack in stacks]
+    gains = [means(rows)["constant"]["gain_db"] for rows in pairs]
+    assert means(pairs[0])["constant"]["gain_error_db"] is None
+    both = means(evaluate_models([Constant(), Copy()], stacks, "two"))
+    assert both["constant"]["gain_db"] == pytest.approx(sum(gains) / 2)
+    assert both["constant"]["gain_error_db"] == pytest.approx(abs(gains[0] - gains[1]) / 2)
+    assert both["copy"]["gain_db"] == 0
+    assert means(evaluate_models([Constant()], stacks, "two"))["constant"]["gain_db"] is None
+
+
+def test_an_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
+    stacks, path = [textured(seed) for seed in range(2)], tmp_path / "new" / "scores.jsonl"
+    whole = evaluate_models([Constant(), Copy()], stacks, "noise", [0, 4])
+
+    class Killed(Constant):
+        def __call__(self, photo: Tensor, position: int) -> Tensor:
+            if len(self.seen) == 3:
+                raise KeyboardInterrupt
+            return super().__call__(photo, position)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_models([Killed(), Copy()], stacks, "noise", [0, 4], ledger=Ledger(path, "key"))
+    with path.open("a") as file:
+        file.write('{"scene": 1, "model": "cons')  # a line that was being written
+    model = Constant()
+    ledger = Ledger(path, "key")
+    assert len(ledger) == 5
+    assert evaluate_models([model, Copy()], stacks, "noise", [0, 4], ledger=ledger) == whole
+    assert len(model.seen) == 1
+    assert len(Ledger(path, "key")) == 8
+    ledger.remove()
+    assert not path.exists()
+
+
+def test_scores_of_another_evaluation_are_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    evaluate_models([Copy()], [textured(0)], "noise", [0], ledger=Ledger(path, "key"))
+    assert len(Ledger(path, "key")) == 1
+    assert len(Ledger(path, "other")) == 0
 
 
 def test_grids_are_drawn_beside_each_other(tmp_path: Path) -> None:

@@ -98,6 +98,18 @@ def test_evaluate_scores_a_folder_beside_the_baselines(
     means = {row["model"]: row["scenes"] for row in rows if "mean_psnr_db" in row}
     assert means == {str(small_student): 1, "copy": 1, "blur": 1}
     assert "copy" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.glob("scores*")] == ["scores.json"]
+
+
+def test_evaluate_takes_baselines_by_name_and_inputs_in_turn(
+    stacks: Path, small_student: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "scores.json"
+    words = ["--stacks", str(stacks), "--inputs-per-scene", "2", "--out", str(out)]
+    assert main(["evaluate", str(small_student), "copy", "blur", *words]) == 0
+    rows = read_rows(out)
+    means = [row["model"] for row in rows if "mean_psnr_db" in row]
+    assert means == [str(small_student), "copy", "blur"]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from pocketfocus import reference
+from pocketfocus.distill.presets import SMALLEST, build_reference
+from pocketfocus.distill.reference import save_reference
 from pocketfocus.errors import UserError
-from pocketfocus.export.open import open_model
+from pocketfocus.export.open import Autoencoder, open_any, open_model
+from pocketfocus.reference import Sampling
 
 
 def test_a_student_folder(student_dir: Path, pairs: list[tuple[Tensor, int]]) -> None:
@@ -34,6 +37,54 @@ def test_the_reference_gets_its_spec(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(model(torch.ones(1, 3, 64, 64), 3), torch.full((9, 3, 64, 64), 3.0))
     open_model("reference:some/model")
     assert asked == ["default", "some/model"]
+
+
+def test_the_reference_samples_as_its_spec_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pipeline = build_reference(SMALLEST)
+    asked: list[str] = []
+    ways: list[Sampling | None] = []
+
+    class Spy:
+        sampling = pipeline.sampling
+
+        def __call__(
+            self, photo: torch.Tensor, position: int, sampling: Sampling | None = None
+        ) -> torch.Tensor:
+            ways.append(sampling)
+            return photo.repeat(9, 1, 1, 1)
+
+    def load(spec: str) -> Spy:
+        asked.append(spec)
+        return Spy()
+
+    monkeypatch.setattr(reference, "load_reference", load)
+    for spec in ("reference", "reference@4", "reference@25/1.5/1", "reference:some/model@2/1"):
+        open_model(spec)(torch.zeros(1, 3, 64, 64), 0)
+    assert asked == ["default", "default", "default", "some/model"]
+    assert ways == [None, Sampling(4, 1.0, 0.0), Sampling(25, 1.5, 1.0), Sampling(2, 1.0, 0.0)]
+    for text in ("0", "x", "4/", "4/1/1/1", "4/-1", "4/nan", "2000", "1.5"):
+        with pytest.raises(UserError, match="no way to sample"):
+            open_model(f"reference@{text}")
+
+
+def test_the_autoencoder_alone_reconstructs_stacks(tmp_path: Path) -> None:
+    pipeline = build_reference(SMALLEST)
+    save_reference(pipeline, tmp_path, {})
+    spec = f"autoencoder:{tmp_path}"
+    model = open_any(spec)
+    assert isinstance(model, Autoencoder)
+    assert model.name == spec
+    stack = torch.rand(9, 3, 64, 64) * 2 - 1
+    loaded = reference.load_reference(str(tmp_path))
+    with torch.no_grad():
+        latents = loaded.vae.encode(stack).latent_dist.mean
+        parts = (loaded.vae.decode(x, num_frames=len(x)).sample for x in latents.split(8))
+        expected = torch.cat(list(parts)).clamp(-1, 1)
+    torch.testing.assert_close(model.reconstruct(stack), expected, atol=1e-4, rtol=0)
+    with pytest.raises(UserError, match="evaluated only"):
+        model(stack[:1], 0)
 
 
 @pytest.mark.parametrize("name", ["executorch/student-fp32.pte", "onnx/student-fp32.onnx"])
