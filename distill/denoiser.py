@@ -102,7 +102,7 @@ def crop_batch(
             for limit in (len(stacks), *(s - small + 1 for s in latents.shape[-2:]))
         )
         window = stacks[n, :, :, y * factor : y * factor + size, x * factor : x * factor + size]
-        frames.append(torch.from_numpy(np.ascontiguousarray(window)))
+        frames.append(torch.from_numpy(np.array(window)))
         cropped.append(torch.from_numpy(latents[n, :, :, y : y + small, x : x + small].copy()))
     return torch.stack(frames).float() / 127.5 - 1, torch.stack(cropped).float()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pocketfocus.datasets import SYNTHETIC, Request, open_source
 from pocketfocus.distill.distributed import main_process_first
 from pocketfocus.distill.finetune import LEARNING_RATE, check_request, fine_tune, load_start
 from pocketfocus.distill.loop import Schedule
@@ -21,21 +23,19 @@ from pocketfocus.distill.reference import (
 )
 from pocketfocus.errors import UserError
 from pocketfocus.files import key_of, sha256
-from pocketfocus.images import load_photo
-from pocketfocus.scenes import train_photos
-from pocketfocus.stacks import cache_stacks
+from pocketfocus.stacks import Source, cache_sources
 
 DEFAULT_MINUTES = 120.0
 # The autoencoder starts at principal components and has little left to learn.
 AUTOENCODER_SHARE = 0.1
 RATE = 1e-3
-TEXTURE_SIDE = 900  # photos are scaled down to this for textures: scenes are 256 pixels wide
 
 
 @dataclass(frozen=True)
 class Training:
     """The options of `train-reference`; `size` in pixels, `photos` are textures of the scenes.
 
+    `stacks` are sources by name (`datasets`); of each that is rendered there are `scenes`.
     `init` None trains the small reference, otherwise `svd`, `learn2refocus`, a folder or a Hub id
     is fine-tuned, the part of its UNet that `train` names. The budget ends at `minutes` or `steps`,
     whichever first; None and None are 120 minutes.
@@ -45,6 +45,7 @@ class Training:
     steps: int | None = None
     init: str | None = None
     train: str = "temporal"
+    stacks: tuple[str, ...] = (SYNTHETIC,)
     scenes: int = 400
     size: int = 256
     photos: tuple[Path, ...] = ()
@@ -58,6 +59,7 @@ class Training:
         """What a checkpoint has to agree with, before any stack is rendered."""
         return {
             "init": self.init,
+            "stacks": list(self.stacks),
             "scenes": self.scenes,
             "size": self.size,
             "photos": key_of(photos=[sha256(path) for path in self.photos]),
@@ -97,13 +99,14 @@ def run_training(training: Training, out: Path) -> None:
     """
     schedule, config = training.schedule(), training.config
     check_run(out, config)
+    sources = _sources(training)
     if training.init is None:
         denoiser_crops = tuple(
             replace(part, batch=training.batch or part.batch) for part in DENOISER_CROPS
         )
         check_size((training.size, training.size), (*AUTOENCODER_CROPS, *denoiser_crops))
         train_reference(
-            _stacks(training, out),
+            _gathered(sources, training, out),
             out,
             training.schedule(AUTOENCODER_SHARE, RATE),
             training.schedule(1 - AUTOENCODER_SHARE),
@@ -116,7 +119,7 @@ def run_training(training: Training, out: Path) -> None:
     start = load_start(training.init)
     fine_tune(
         start,
-        _stacks(training, out),
+        _gathered(sources, training, out),
         out,
         schedule,
         training.train,
@@ -127,13 +130,13 @@ def run_training(training: Training, out: Path) -> None:
     )
 
 
-def _stacks(training: Training, out: Path) -> np.ndarray:
+def _sources(training: Training) -> list[Source]:
+    """UserError for a source that is not there, or that has no usable stack."""
+    request = Request(training.scenes, (training.size, training.size), photos=training.photos)
+    return [open_source(spec, request) for spec in training.stacks]
+
+
+def _gathered(sources: Sequence[Source], training: Training, out: Path) -> np.ndarray:
     """uint8 [N,9,3,size,size], made by the main process."""
-    textures = train_photos()
-    for file in training.photos:
-        picture = load_photo(file)
-        picture.thumbnail((TEXTURE_SIDE, TEXTURE_SIDE))
-        textures.append(np.asarray(picture))
     with main_process_first():
-        size = (training.size, training.size)
-        return cache_stacks(out / "stacks", range(training.scenes), size, textures).pixels
+        return cache_sources(out / "stacks", sources, (training.size, training.size)).pixels

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 import torch
@@ -71,43 +71,72 @@ def _warn(message: str) -> None:
     console.print(f"warning: {message}", markup=False, soft_wrap=True)
 
 
+def say_skipped(scene: str, reason: str) -> None:
+    """Tell on standard error that a scene is not used."""
+    _warn(f"scene {scene} skipped: {reason}")
+
+
 class StackFolder:
     """The usable stacks of a folder, opened one at a time; `skipped` maps a scene to the reason.
 
     `len` counts scenes whose files are listed in order; one whose images turn out to be broken is
-    skipped, with a message, when it is reached, and is then no longer counted.
+    skipped, with a message, when it is reached, and is then no longer counted. `names` are those
+    listed at first, in natural order, and `load(index)` is the stack of one, None if it is broken.
     """
 
     def __init__(
-        self, folder: Path, size: Size | None, say: Callable[[str], None] | None = None
+        self,
+        folder: Path,
+        size: Size | None,
+        say: Callable[[str], None] | None = None,
+        only: Collection[str] | None = None,
+        crop: bool = False,
     ) -> None:
-        self.folder, self.size = Path(folder), size
+        self.folder, self.size, self.crop = Path(folder), size, crop
         self.skipped: dict[str, str] = {}
         self._say = say or _warn
         self._scenes: list[_Scene] = []
         if not self.folder.is_dir():
             raise UserError(f"{self.folder} is not a folder: {LAYOUT}")
         for scene in sorted((p for p in self.folder.iterdir() if p.is_dir()), key=natural_key):
+            if only is not None and scene.name not in only:
+                continue
             try:
                 self._scenes.append(_list_scene(scene))
             except _SceneError as reason:
                 self._skip(scene.name, str(reason))
         self._demand_some()
+        self.names = tuple(scene.name for scene in self._scenes)
+
+    @property
+    def key(self) -> str:
+        """Hash of the names and sizes of all images, and of how they are read."""
+        files = [
+            [image.relative_to(self.folder).as_posix(), image.stat().st_size]
+            for scene in self._scenes
+            for image in scene.images
+        ]
+        return key_of(files=files, size=list(self.size or ()), crop=self.crop)
 
     def __len__(self) -> int:
         return sum(scene.name not in self.skipped for scene in self._scenes)
 
     def __iter__(self) -> Iterator[FocalStack]:
-        for scene in self._scenes:
-            if scene.name in self.skipped:
-                continue
-            try:
-                frames = _read_frames(scene.images, self.size)
-            except _SceneError as reason:
-                self._skip(scene.name, str(reason))
-                continue
-            yield FocalStack(scene.name, frames, scene.positions)
+        stacks = (self.load(index) for index in range(len(self.names)))
+        yield from (stack for stack in stacks if stack is not None)
         self._demand_some()
+
+    def load(self, index: int) -> FocalStack | None:
+        """Read one stack; a broken one is said to be skipped, once, and is None."""
+        scene = self._scenes[index]
+        if scene.name in self.skipped:
+            return None
+        try:
+            frames = _read_frames(scene.images, self.size, self.crop)
+        except _SceneError as reason:
+            self._skip(scene.name, str(reason))
+            return None
+        return FocalStack(scene.name, frames, scene.positions)
 
     def _skip(self, name: str, reason: str) -> None:
         self.skipped[name] = reason
@@ -120,15 +149,21 @@ class StackFolder:
 
 
 def read_stacks(
-    folder: Path, size: Size | None = None, say: Callable[[str], None] | None = None
+    folder: Path,
+    size: Size | None = None,
+    say: Callable[[str], None] | None = None,
+    only: Collection[str] | None = None,
+    crop: bool = False,
 ) -> StackFolder:
     """The focal stacks of a folder: 9 images a scene, images and positions.txt, or a RigCenter.
 
     size: (height, width) to resize to with Pillow's Lanczos filter, None to leave as it is.
     say: is given one line per scene that is skipped; by default it goes to standard error.
+    only: names of the scenes to use, None for all.
+    crop: keep proportions, cutting off what the size does not hold.
     UserError, naming the folder and the layout, when nothing in it is usable.
     """
-    return StackFolder(folder, size, say)
+    return StackFolder(folder, size, say, only, crop)
 
 
 def read_photos(folder: Path) -> list[Path]:
@@ -188,7 +223,7 @@ def _read_positions(path: Path) -> tuple[float, ...]:
     return positions
 
 
-def _read_frames(images: Sequence[Path], size: Size | None) -> Tensor:
+def _read_frames(images: Sequence[Path], size: Size | None, crop: bool) -> Tensor:
     """[N, 3, H, W] in [-1, 1]; _SceneError when one is broken or they differ in size."""
     frames: list[NDArray[np.uint8]] = []
     for path in images:
@@ -197,7 +232,8 @@ def _read_frames(images: Sequence[Path], size: Size | None) -> Tensor:
         except (UserError, OSError, ValueError, SyntaxError) as error:
             raise _SceneError(f"{path.name} cannot be read ({error})") from error
         if size is not None:
-            image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+            sides, filter_ = (size[1], size[0]), Image.Resampling.LANCZOS
+            image = ImageOps.fit(image, sides, filter_) if crop else image.resize(sides, filter_)
         pixels = np.asarray(image)
         if frames and pixels.shape != frames[0].shape:
             raise _SceneError(
@@ -223,19 +259,51 @@ def _to_float(pixels: Tensor) -> Tensor:
     return pixels.to(torch.float32) / 127.5 - 1
 
 
-def _to_bytes(frames: Tensor) -> NDArray[np.uint8]:
-    pixels = ((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return np.asarray(pixels.cpu().numpy())
+class Source(Protocol):
+    """Numbered focal stacks that a cache is filled from; `key` changes with their pixels.
+
+    `load(index)` is None for a stack that turns out to be broken, which was said.
+    """
+
+    @property
+    def names(self) -> Sequence[str]:
+        """One a stack."""
+
+    @property
+    def key(self) -> str:
+        """Hash of all that the pixels depend on."""
+
+    def load(self, index: int) -> FocalStack | None:
+        """One stack."""
+
+
+class RenderedScenes:
+    """The scenes of seeds, as a source."""
+
+    def __init__(self, seeds: Sequence[int], size: Size, photos: Photos = ()) -> None:
+        self.seeds, self.size, self.photos = [int(seed) for seed in seeds], size, photos
+        self.names = tuple(f"synthetic-{seed}" for seed in self.seeds)
+
+    @property
+    def key(self) -> str:
+        """Of the renderer's version, seeds, size and photos."""
+        photos = [[*p.shape, hashlib.sha256(p.tobytes()).hexdigest()] for p in self.photos]
+        return key_of(version=CACHE_VERSION, seeds=self.seeds, size=list(self.size), photos=photos)
+
+    def load(self, index: int) -> FocalStack:
+        """Render one."""
+        frames = render_scene(self.seeds[index], self.size, self.photos)
+        return FocalStack(self.names[index], frames, tuple(map(float, range(FRAMES))))
 
 
 class StackCache(Sequence[FocalStack]):
-    """Rendered stacks on disk: `pixels` is a read-only memory map, uint8 [S, 9, 3, H, W]."""
+    """Stacks on disk: `pixels` is a read-only memory map, uint8 [S, 9, 3, H, W]."""
 
-    def __init__(self, pixels: NDArray[np.uint8], seeds: Sequence[int]) -> None:
-        self.pixels, self.seeds = pixels, tuple(seeds)
+    def __init__(self, pixels: NDArray[np.uint8], names: Sequence[str]) -> None:
+        self.pixels, self.names = pixels, tuple(names)
 
     def __len__(self) -> int:
-        return len(self.seeds)
+        return len(self.names)
 
     @overload
     def __getitem__(self, index: int) -> FocalStack: ...
@@ -246,25 +314,36 @@ class StackCache(Sequence[FocalStack]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         frames = _to_float(torch.from_numpy(self.pixels[index].copy()))
-        positions = tuple(map(float, range(FRAMES)))
-        return FocalStack(f"synthetic-{self.seeds[index]}", frames, positions)
+        return FocalStack(self.names[index], frames, tuple(map(float, range(FRAMES))))
 
 
 def cache_stacks(
     folder: Path, seeds: Sequence[int], size: Size = (256, 256), photos: Photos = ()
 ) -> StackCache:
-    """Render the scenes of `seeds` into a folder, or reuse what is already there.
+    """Render the scenes of `seeds` into a folder, or reuse what is already there."""
+    return cache_sources(folder, [RenderedScenes(seeds, size, photos)], size)
 
-    Writes stacks.npy, uint8 [S, 9, 3, H, W], and stacks.json with seeds, size, the key of all that
-    the pixels depend on and how many are done. An interrupted run goes on where it stopped; another
-    key starts anew. UserError when the folder cannot be written.
+
+def cache_sources(folder: Path, sources: Sequence[Source], size: Size) -> StackCache:
+    """Gather the stacks of all sources in a folder, or reuse what is already there.
+
+    Writes stacks.npy, uint8 [S, 9, 3, H, W], and stacks.json with size, the sources' key, and how
+    many of their stacks were taken; of those that are broken or lack a position there is none. An
+    interrupted run goes on where it stopped; another key starts anew. UserError when the folder
+    cannot be written, or nothing is usable.
     """
-    folder, seeds = Path(folder), [int(seed) for seed in seeds]
-    key = _cache_key(seeds, size, photos)
-    done = _stacks_done(folder, key, (len(seeds), FRAMES, 3, *size))
-    if done < len(seeds):
+    folder, total = Path(folder), sum(len(source.names) for source in sources)
+    about: dict[str, Any] = {
+        "key": key_of(sources=[source.key for source in sources]),
+        "size": list(size),
+        "total": total,
+        "taken": 0,
+        "names": [],
+    }
+    found = _begun(folder, about["key"], (total, FRAMES, 3, *size)) or about
+    if found["taken"] < total:
         try:
-            _render_into(folder, key, seeds, size, photos, done)
+            _gather(folder, sources, found, (total, FRAMES, 3, *size))
         except OSError as error:
             raise writing_failed(folder, error) from error
     return load_cache(folder)
@@ -274,10 +353,12 @@ def load_cache(folder: Path) -> StackCache:
     """Open a finished cache; UserError when it is missing, unfinished or does not fit its JSON."""
     folder = Path(folder)
     about = read_json(folder / "stacks.json")
-    seeds, done = about.get("seeds", []), about.get("done", 0)
-    if done != len(seeds):
-        raise UserError(f"{folder} holds {done} of {len(seeds)} stacks: run the caching to its end")
-    wanted = (len(seeds), FRAMES, 3, *about.get("size", ()))
+    names, total, taken = (about.get(name) for name in ("names", "total", "taken"))
+    if not isinstance(names, list) or taken != total:
+        raise UserError(f"{folder} holds {taken} of {total} stacks: run the caching to its end")
+    if not names:
+        raise UserError(f"{folder} holds no usable focal stack: {LAYOUT}")
+    wanted = (total, FRAMES, 3, *about.get("size", ()))
     try:
         pixels = np.load(folder / "stacks.npy", mmap_mode="r")
     except (OSError, ValueError) as error:
@@ -287,36 +368,45 @@ def load_cache(folder: Path) -> StackCache:
             f"{folder}/stacks.npy is {pixels.dtype} {pixels.shape}, its stacks.json says uint8 "
             f"{wanted}: delete {folder}"
         )
-    return StackCache(pixels, seeds)
+    return StackCache(pixels[: len(names)], names)
 
 
-def _cache_key(seeds: Sequence[int], size: Size, photos: Photos) -> str:
-    hashes = [[*photo.shape, hashlib.sha256(photo.tobytes()).hexdigest()] for photo in photos]
-    return key_of(version=CACHE_VERSION, seeds=list(seeds), size=list(size), photos=hashes)
-
-
-def _stacks_done(folder: Path, key: str, shape: tuple[int, ...]) -> int:
-    """How many stacks of this very cache are finished; 0 when it is absent, broken or another."""
+def _begun(folder: Path, key: str, shape: tuple[int, ...]) -> dict[str, Any] | None:
+    """What is there of this very cache; None when it is absent, broken or another."""
     try:
         about = read_json(folder / "stacks.json")
         fits = np.load(folder / "stacks.npy", mmap_mode="r").shape == shape
     except (UserError, OSError, ValueError):
-        return 0
-    return int(about.get("done", 0)) if fits and about.get("key") == key else 0
+        return None
+    return about if fits and about.get("key") == key and "taken" in about else None
 
 
-def _render_into(
-    folder: Path, key: str, seeds: Sequence[int], size: Size, photos: Photos, done: int
+def _gather(
+    folder: Path, sources: Sequence[Source], about: dict[str, Any], shape: tuple[int, ...]
 ) -> None:
-    about = {"key": key, "seeds": list(seeds), "size": list(size)}
-    if done == 0:
+    if about["taken"] == 0:
         with write_atomic(folder / "stacks.npy") as scratch:
-            shape = (len(seeds), FRAMES, 3, *size)
             np.lib.format.open_memmap(scratch, mode="w+", dtype=np.uint8, shape=shape).flush()
-        write_json(folder / "stacks.json", {**about, "done": 0})
+        write_json(folder / "stacks.json", about)
     pixels = np.lib.format.open_memmap(folder / "stacks.npy", mode="r+")
-    for index in track(range(done, len(seeds)), "rendering stacks", len(seeds) - done):
-        pixels[index] = _to_bytes(render_scene(seeds[index], size, photos))
-        if (index + 1) % 32 == 0 or index + 1 == len(seeds):
+    places = [(source, n) for source in sources for n in range(len(source.names))]
+    left = places[about["taken"] :]
+    for source, index in track(left, "gathering stacks", len(left)):
+        stack = source.load(index)
+        if stack is not None and stack.positions != tuple(range(FRAMES)):
+            _warn(f"scene {stack.name} skipped: training needs frames at 0 to {FRAMES - 1}")
+        elif stack is not None:
+            pixels[len(about["names"])] = _to_bytes(stack.frames)
+            about["names"].append(stack.name)
+        about["taken"] += 1
+        if about["taken"] % 32 == 0 or about["taken"] == shape[0]:
             pixels.flush()
-            write_json(folder / "stacks.json", {**about, "done": index + 1})
+            write_json(folder / "stacks.json", about)
+    skipped = shape[0] - len(about["names"])
+    if skipped:
+        _warn(f"{skipped} of {shape[0]} scenes skipped")
+
+
+def _to_bytes(frames: Tensor) -> NDArray[np.uint8]:
+    pixels = ((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return np.asarray(pixels.cpu().numpy())

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketfocus.cli import arguments
-from pocketfocus.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from pocketfocus.stacks import FocalStack
 
@@ -71,8 +70,9 @@ def evaluate(
         str,
         typer.Option(
             "--stacks",
-            metavar="synthetic|DIR",
-            help="rendered scenes, or a folder per scene with images sorted near to far",
+            metavar="SOURCE",
+            help="`synthetic`, rendered scenes; DIR, a folder per scene with images sorted near to "
+            "far; `rgbd:DIR`, photos with depth maps",
         ),
     ] = SYNTHETIC,
     out: Annotated[
@@ -108,24 +108,24 @@ def evaluate(
         arguments.model(spec)
     if out is not None:
         arguments.output_file(out)
-    if stacks != SYNTHETIC and not Path(stacks).is_dir():
-        raise UserError(f"{stacks} is not a folder: give --stacks a folder, or `{SYNTHETIC}`")
 
     from pocketfocus.benchmarks.baselines import baselines
     from pocketfocus.benchmarks.evaluate import evaluate_models, print_table
     from pocketfocus.benchmarks.scores import Ledger
+    from pocketfocus.datasets import check_source
     from pocketfocus.export.open import open_any
     from pocketfocus.files import write_rows
 
+    check_source(stacks)
     always = baselines()
     specs = [spec for spec in models if spec not in {model.name for model in always}]
     opened = [replace(open_any(spec), name=spec) for spec in specs]
-    truth = true_stacks(stacks, scenes, size)
-    name = stacks if stacks == SYNTHETIC else Path(stacks).resolve().name
+    truth, shown = true_stacks(stacks, scenes, size)
+    name = Path(stacks).resolve().name if Path(stacks).is_dir() else stacks
     ledger = Ledger()
     if out is not None:
         how = {"scenes": scenes, "inputs": positions, "turns": inputs_per_scene, "size": size}
-        key = _key(specs, stacks, how)
+        key = _key(specs, shown, how)
         ledger = Ledger(out.with_name(f"{out.name}.scores"), key)
         if len(ledger):
             typer.echo(f"going on after {len(ledger)} calls kept in {out.name}.scores", err=True)
@@ -140,25 +140,29 @@ def _key(specs: list[str], stacks: str, how: dict[str, object]) -> str:
     """Hash of all that the scores depend on, weights and true stacks included."""
     from pocketfocus.cli.build import WEIGHTS
     from pocketfocus.files import key_of, sha256
-    from pocketfocus.stacks import CACHE_VERSION
 
     def content(spec: str) -> str:
         path = Path(spec) if Path(spec).exists() else Path(spec.partition("@")[0].partition(":")[2])
         return sha256(path) if path.parts and path.exists() else ""
 
     shipped = {name: sha256(WEIGHTS / name) for name in ("reference", "blur_baseline.json")}
-    true = CACHE_VERSION if stacks == SYNTHETIC else sha256(Path(stacks))
     models = {spec: content(spec) for spec in specs}
-    return key_of(models=models, shipped=shipped, stacks=true, **how)
+    return key_of(models=models, shipped=shipped, stacks=stacks, **how)
 
 
-def true_stacks(stacks: str, scenes: int | None, size: int | None) -> Iterable[FocalStack]:
-    """The rendered validation scenes, or a folder's; at most `scenes` of them."""
+def true_stacks(
+    stacks: str, scenes: int | None, size: int | None
+) -> tuple[Sequence[FocalStack], str]:
+    """The test stacks of a source, at most `scenes` of them, and the hash they are known by.
+
+    A folder's images keep their size unless one is given; the others are 256 by 256.
+    """
+    from pocketfocus.benchmarks.evaluate import validation_stacks
+    from pocketfocus.datasets import TEST, Request, open_source
+
+    request = Request(scenes or SCENES, (size, size) if size else None, TEST, crop=False)
+    source = open_source(stacks, request)
     if stacks == SYNTHETIC:
-        from pocketfocus.benchmarks.evaluate import validation_stacks
-
-        return validation_stacks(scenes or SCENES)
-    from pocketfocus.stacks import read_stacks
-
-    found = read_stacks(Path(stacks), (size, size) if size else None)
-    return found if scenes is None else list(islice(found, scenes))
+        return validation_stacks(scenes or SCENES), source.key
+    opened = (source.load(index) for index in range(len(source.names)))
+    return list(islice((stack for stack in opened if stack is not None), scenes)), source.key

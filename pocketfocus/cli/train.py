@@ -75,8 +75,18 @@ def train_reference(
             "interrupted and gone on with then ends bit for bit as one that was not",
         ),
     ] = None,
+    stacks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--stacks",
+            metavar="SOURCE",
+            help="what to train on: `synthetic` (the default), `photos:DIR` (scenes with textures "
+            "from there), `rgbd:DIR` (photos with depth maps), or DIR, a folder of focal stacks; "
+            "can be given several times",
+        ),
+    ] = None,
     scenes: Annotated[
-        int, typer.Option("--scenes", min=8, help="how many synthetic focal stacks to render")
+        int, typer.Option("--scenes", min=8, help="how many focal stacks to render of each source")
     ] = 400,
     size: Annotated[int, typer.Option("--size", min=64, help="of the stacks, in pixels")] = 256,
     photos: arguments.Photos = None,
@@ -101,9 +111,11 @@ def train_reference(
 
     Ctrl-C saves, and the same command goes on where it stopped. DIR gets the reference in the
     layout of diffusers, and for each training a folder with its checkpoint, train.jsonl and
-    TensorBoard's files. With --photos, their pictures are textures of the rendered scenes beside
-    the bundled ones. On several GPUs, put `accelerate launch --multi_gpu --num_processes N -m`
-    before the command, or --use_fsdp in place of --multi_gpu to shard a full-size UNet.
+    TensorBoard's files. A folder of stacks has a folder per scene with nine images sorted near to
+    far, or Learn2Refocus's layout; of those in its train_scenes.txt only, where it has one. With
+    --photos, their pictures are textures of the rendered scenes beside the bundled ones. On several
+    GPUs, put `accelerate launch --multi_gpu --num_processes N -m` before the command, or --use_fsdp
+    in place of --multi_gpu to shard a full-size UNet.
     """
     arguments.output_folder(out)
     if train is not None and init is None:
@@ -115,6 +127,7 @@ def train_reference(
         arguments.reference(init)
     files = arguments.photo_files(photos)
 
+    from pocketfocus.datasets import SYNTHETIC
     from pocketfocus.distill.training import Training, run_training
 
     training = Training(
@@ -122,6 +135,7 @@ def train_reference(
         steps=steps,
         init=init,
         train=train or "temporal",
+        stacks=tuple(stacks or [SYNTHETIC]),
         scenes=scenes,
         size=size,
         photos=tuple(files or ()),

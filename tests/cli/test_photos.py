@@ -115,7 +115,7 @@ def test_evaluate_takes_baselines_by_name_and_inputs_in_turn(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("--stacks nowhere", "nowhere is not a folder"),
+        ("--stacks nowhere", "no focal stacks at nowhere"),
         ("--inputs 0,9", "position '9'"),
         ("--inputs ,", "no input position"),
         ("--scenes 0", "--scenes"),

@@ -1,0 +1,61 @@
+"""`train-reference` from the command line, on sources of several kinds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pocketfocus.cli import main
+
+SIDE = 128
+
+
+@pytest.fixture
+def stacks(tmp_path: Path) -> Path:
+    """A usable scene of nine noise images, and one of eight."""
+    rng = np.random.default_rng(0)
+    for name, count in (("desk", 9), ("short", 8)):
+        folder = tmp_path / "stacks" / name
+        folder.mkdir(parents=True)
+        for index in range(count):
+            pixels = rng.integers(0, 255, (SIDE, SIDE + 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "stacks"
+
+
+def test_trains_on_a_folder_and_rendered_scenes(
+    stacks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["train-reference", "--scenes", "8", "--size", str(SIDE), "--steps", "2"]
+    words += ["--out", str(out), "--stacks", str(stacks)]
+    assert main([*words, "--stacks", "synthetic"]) == 0
+    assert "short skipped: 8 images instead of 9" in " ".join(capsys.readouterr().err.split())
+    about = json.loads((out / "stacks" / "stacks.json").read_text(encoding="utf-8"))
+    assert about["names"] == ["desk", *(f"synthetic-{seed}" for seed in range(8))]
+    assert (out / "unet" / "config.json").exists()
+    assert main(words) == 2
+    assert "stacks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("nowhere", "no focal stacks at nowhere"),
+        ("rgbd:nowhere", "nowhere is not a folder"),
+        ("photos:nowhere", "nowhere is not a folder"),
+    ],
+)
+def test_a_missing_source_is_refused_before_anything_is_made(
+    source: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["train-reference", "--stacks", source, "--out", str(out)]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1
+    assert expected in err[0]
+    assert not list(out.rglob("*"))
