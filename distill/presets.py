@@ -14,11 +14,16 @@ from pocketfocus.reference import ReferencePipeline
 
 @dataclass(frozen=True)
 class ReferencePreset:
-    """Widths and depths of the three networks; channel counts are multiples of 32 (GroupNorm)."""
+    """Widths and depths of the three networks; channel counts are multiples of 32 (GroupNorm).
+
+    attention_levels: the first levels of the UNet that have attention, beside its middle. None by
+    default: at the top it takes most of the time and none of the error away (docs/training.md).
+    """
 
     vae_channels: tuple[int, ...] = (32, 32, 64, 64)
     latent_channels: int = 96
-    unet_channels: tuple[int, ...] = (64, 128)
+    unet_channels: tuple[int, ...] = (128, 128)
+    attention_levels: int = 0
     layers: int = 1
     embedding: int = 64
     clip_hidden: int = 64
@@ -27,12 +32,12 @@ class ReferencePreset:
 
 
 DEFAULT = ReferencePreset()
-SMALLEST = ReferencePreset((32, 32, 32, 32), 4, (32, 32), 1, 32, 32, 1)  # for tests
+SMALLEST = ReferencePreset((32, 32, 32, 32), 4, (32, 32), 1, 1, 32, 32, 1)  # for tests
 
 
 def build_reference(preset: ReferencePreset = DEFAULT) -> ReferencePipeline:
     """An untrained reference of this size."""
-    levels = len(preset.unet_channels)
+    attentive = [n < preset.attention_levels for n in range(len(preset.unet_channels))]
     vae = CompactAutoencoder(
         down_block_types=("DownEncoderBlock2D",) * len(preset.vae_channels),
         block_out_channels=preset.vae_channels,
@@ -44,10 +49,10 @@ def build_reference(preset: ReferencePreset = DEFAULT) -> ReferencePipeline:
         sample_size=32,
         in_channels=2 * preset.latent_channels + preset.relative_latents,
         out_channels=preset.latent_channels,
-        down_block_types=("CrossAttnDownBlockSpatioTemporal",) * (levels - 1)
-        + ("DownBlockSpatioTemporal",),
-        up_block_types=("UpBlockSpatioTemporal",)
-        + ("CrossAttnUpBlockSpatioTemporal",) * (levels - 1),
+        down_block_types=tuple(f"{'CrossAttn' * has}DownBlockSpatioTemporal" for has in attentive),
+        up_block_types=tuple(
+            f"{'CrossAttn' * has}UpBlockSpatioTemporal" for has in reversed(attentive)
+        ),
         block_out_channels=preset.unet_channels,
         addition_time_embed_dim=32,
         projection_class_embeddings_input_dim=96,

@@ -28,7 +28,7 @@ from pocketfocus.stacks import Source, cache_sources
 DEFAULT_MINUTES = 120.0
 # The autoencoder starts at principal components and has little left to learn.
 AUTOENCODER_SHARE = 0.1
-RATE = 1e-3
+AUTOENCODER_RATE, DENOISER_RATE = 1e-3, 2e-3
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Training:
         """The peak learning rate, of the denoiser."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return RATE if self.init is None else LEARNING_RATE
+        return DENOISER_RATE if self.init is None else LEARNING_RATE
 
     def schedule(self, share: float = 1.0, rate: float | None = None) -> Schedule:
         """A schedule with a share of the budget; UserError for a budget or rate of nothing."""
@@ -84,7 +84,7 @@ class Training:
         if minutes <= 0:
             raise UserError(f"{minutes:g} minutes train nothing: give more with --minutes")
         if not 0 < rate < 1:
-            raise UserError(f"--learning-rate {rate} is not between 0 and 1: try {RATE}")
+            raise UserError(f"--learning-rate {rate} is not between 0 and 1: try {DENOISER_RATE}")
         budget = Schedule(minutes * share, learning_rate=rate, accumulate=self.accumulate)
         if self.steps is None:
             return budget
@@ -108,7 +108,7 @@ def run_training(training: Training, out: Path) -> None:
         train_reference(
             _gathered(sources, training, out),
             out,
-            training.schedule(AUTOENCODER_SHARE, RATE),
+            training.schedule(AUTOENCODER_SHARE, AUTOENCODER_RATE),
             training.schedule(1 - AUTOENCODER_SHARE),
             denoiser_crops=denoiser_crops,
             seed=training.seed,

@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from pocketfocus.errors import UserError
-from pocketfocus.optics import Camera, Layer, linear_to_srgb, render_stack, srgb_to_linear
+from pocketfocus.focusmap import box
+from pocketfocus.optics import FRAMES, Camera, Layer, linear_to_srgb, render_stack, srgb_to_linear
 from pocketfocus.textures import (
     SHAPES,
     Array,
@@ -36,6 +37,11 @@ from pocketfocus.textures import (
 VALIDATION_SEED = 1_000_000
 SENSOR_NOISE = 0.5 / 255
 JPEG_QUALITY = (88, 98)
+APERTURES = (0.7, 1.3)  # of the default camera's
+# The nearer a lens focuses, the farther it is from the sensor and the less light falls there: on
+# real phone stacks infinity is up to 15 % brighter than 5 cm (docs/realism.md).
+EXTENSION = (0.0, 0.15)
+LOCAL_CONTRAST = (0.0, 0.5)  # what tone mapping adds to detail below a sixteenth of the frame
 PHOTO_FILES = {
     "astronaut": ("skimage", "data/astronaut.png"),
     "chelsea": ("skimage", "data/chelsea.png"),
@@ -58,7 +64,7 @@ class Realism:
     layout: ground planes, perspective, things that stand and shrink with distance; without it,
     shapes float at depths that nothing in the picture tells.
     aperture: a factor on the radii of all blur; 1 is a phone's.
-    body: grain, JPEG, bladed apertures, apertures that differ between scenes.
+    body: grain, JPEG, tone mapping, bladed apertures, apertures and exposures that differ.
     """
 
     layout: bool = True
@@ -326,9 +332,9 @@ def make_scene(
     things: list[_Thing] = []
     if plan.table:
         canvases.append(_table(rng, size, plan, photos))
-        things = [_standing(rng, plan, aspect) for _ in range(rng.integers(3, 11))]
+        things = [_standing(rng, plan, aspect) for _ in range(rng.integers(4, 17))]
     else:
-        count = int(rng.integers(4, 16))
+        count = int(rng.integers(5, 19))
         half = rng.uniform(0.15, 0.45)
         things = [_floating(rng, plan.near, plan.far, aspect, half) for _ in range(count)]
         if realism.foliage:
@@ -377,20 +383,24 @@ def render_scene(
 def photograph(layers: Sequence[Layer], seed: int, realism: Realism = FULL) -> Tensor:
     """The focal stack of layers as some phone takes it, [9, 3, H, W] sRGB in [-1, 1].
 
-    Between seeds the aperture varies by ±40 %, a third of them have 5 to 8 blades, and JPEG quality
-    varies; every frame has its own sensor noise.
+    Between seeds the aperture varies by ±30 %, a third of them have 5 to 8 blades, JPEG quality and
+    what near focus costs in light vary; every frame has its own sensor noise.
     """
     rng, body = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
     aperture = Camera.aperture_mm * realism.aperture
     if not realism.body:
         camera = Camera(aperture_mm=aperture)
         return linear_to_srgb(render_stack(layers, camera)).clamp(0, 1) * 2 - 1
-    aperture *= rng.uniform(0.6, 1.4)
+    aperture *= rng.uniform(*APERTURES)
     blades = int(body.integers(5, 9)) if body.random() < 1 / 3 else 0
-    stack = linear_to_srgb(render_stack(layers, Camera(aperture_mm=aperture, blades=blades)))
+    quality = int(body.integers(*JPEG_QUALITY, endpoint=True))
+    linear = render_stack(layers, Camera(aperture_mm=aperture, blades=blades))
+    gain = torch.linspace(0, 1, FRAMES) * body.uniform(*EXTENSION)
+    stack = linear_to_srgb(linear * ((1 + gain) / (1 + gain.mean())).reshape(-1, 1, 1, 1))
+    surroundings = box(stack, min(stack.shape[-2:]) // 16)
+    stack = stack + body.uniform(*LOCAL_CONTRAST) * (stack - surroundings)
     grain = rng.standard_normal(tuple(stack.shape), dtype=np.float32) * np.float32(SENSOR_NOISE)
     pixels = ((stack + torch.from_numpy(grain)).clamp(0, 1) * 255).round().to(torch.uint8)
-    quality = int(body.integers(*JPEG_QUALITY, endpoint=True))
     frames = [_through_jpeg(frame, quality) for frame in pixels.permute(0, 2, 3, 1).numpy()]
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
 

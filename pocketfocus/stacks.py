@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, overload
@@ -23,7 +23,7 @@ from pocketfocus.errors import UserError
 from pocketfocus.files import key_of, read_json, write_atomic, write_json, writing_failed
 from pocketfocus.optics import FRAMES
 from pocketfocus.progress import console, track
-from pocketfocus.scenes import render_scene
+from pocketfocus.scenes import FULL, Realism, render_scene
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 POSITIONS_FILE = "positions.txt"
@@ -32,7 +32,7 @@ LAYOUT = (
     f"expected a folder per scene with {FRAMES} images named in order near to far, or 2 or more "
     f"and a {POSITIONS_FILE} with a number 0..{FRAMES - 1} a line, or SCENE/{RIG_PATTERN}/"
 )
-CACHE_VERSION = 2  # to be raised when rendering changes: older caches are then rendered anew
+CACHE_VERSION = 3  # to be raised when rendering changes: older caches are then rendered anew
 
 Size = tuple[int, int]
 Photos = Sequence[NDArray[np.uint8]]
@@ -280,19 +280,25 @@ class Source(Protocol):
 class RenderedScenes:
     """The scenes of seeds, as a source."""
 
-    def __init__(self, seeds: Sequence[int], size: Size, photos: Photos = ()) -> None:
+    def __init__(
+        self, seeds: Sequence[int], size: Size, photos: Photos = (), realism: Realism = FULL
+    ) -> None:
         self.seeds, self.size, self.photos = [int(seed) for seed in seeds], size, photos
+        self.realism = realism
         self.names = tuple(f"synthetic-{seed}" for seed in self.seeds)
 
     @property
     def key(self) -> str:
         """Of the renderer's version, seeds, size and photos."""
         photos = [[*p.shape, hashlib.sha256(p.tobytes()).hexdigest()] for p in self.photos]
-        return key_of(version=CACHE_VERSION, seeds=self.seeds, size=list(self.size), photos=photos)
+        pixels = {"seeds": self.seeds, "size": list(self.size), "photos": photos}
+        if self.realism != FULL:
+            pixels["realism"] = asdict(self.realism)
+        return key_of(version=CACHE_VERSION, **pixels)
 
     def load(self, index: int) -> FocalStack:
         """Render one."""
-        frames = render_scene(self.seeds[index], self.size, self.photos)
+        frames = render_scene(self.seeds[index], self.size, self.photos, self.realism)
         return FocalStack(self.names[index], frames, tuple(map(float, range(FRAMES))))
 
 

@@ -63,7 +63,7 @@ def test_one_hot_marks_its_position_and_refuses_others() -> None:
 
 def test_radius_follows_the_exact_thin_lens() -> None:
     """The lens equation with the sensor at the focused image distance, where f·D is small."""
-    camera, f, aperture = Camera(), 4.2e-3, 2.6e-3
+    camera, f, aperture = Camera(), 4.2e-3, 1.9e-3
     focus, depth = 1.0, 4.0
     sensor = 1 / (1 / f - focus)
     image = 1 / (1 / f - depth)

@@ -102,7 +102,7 @@ def train_reference(
         typer.Option(
             "--learning-rate",
             metavar="R",
-            help="of the denoiser (default 0.001; with --init 0.00001)",
+            help="of the denoiser (default 0.002; with --init 0.00001)",
         ),
     ] = None,
     seed: arguments.Seed = 0,

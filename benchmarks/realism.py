@@ -1,0 +1,278 @@
+"""What of the rendered scenes carries over to real stacks: each step of realism left out in turn.
+
+    python -m pocketfocus.benchmarks.realism REAL_STACKS --photos PHOTOS --out build/realism
+
+trains one small student a variant on its own scenes, all for the same minutes and from the same
+start, and scores it on the real stacks and on rendered validation scenes. It goes on where it was
+interrupted, and ends with the tables of docs/realism.md. The second compares the stacks
+themselves: the radius of the circle of confusion that every focal step adds, how much brighter far
+focus is, and the contrast of detail by size, measured alike in real and rendered stacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pocketfocus.benchmarks.baselines import Copy
+from pocketfocus.benchmarks.evaluate import evaluate_models, validation_stacks
+from pocketfocus.benchmarks.tables import markdown
+from pocketfocus.datasets import RGBD_PAIRS, Request, open_source, textures
+from pocketfocus.distill.loop import Schedule, Task, Trainer
+from pocketfocus.distill.regression import regression_losses
+from pocketfocus.distill.targets import true_batch
+from pocketfocus.errors import UserError
+from pocketfocus.files import Row, key_of, read_json, write_atomic, write_json
+from pocketfocus.focusmap import all_in_focus, best_focus, luma
+from pocketfocus.optics import FRAMES, disc_kernel, srgb_to_linear
+from pocketfocus.progress import console, track
+from pocketfocus.scenes import FULL, Realism, train_photos
+from pocketfocus.stacks import (
+    FocalStack,
+    Photos,
+    RenderedScenes,
+    Source,
+    cache_sources,
+    read_photos,
+    read_stacks,
+)
+from pocketfocus.student import RefocusStudent
+
+SIZE = (256, 256)
+SCENES, VALIDATION_SCENES = 240, 16
+MINUTES, BATCH, CROP, RATE = 4.0, 4, 128, 1e-3
+PAIRS = 8  # of scenes in the variant with RGB-D, one in so many
+SLOPES = tuple(round(0.05 * n, 2) for n in range(1, 41))  # px a focal step
+FAR_STEPS = (2, 4)  # distances between the frames that blur is measured on
+BANDS = (4, 8, 16, 32, 64)  # lowest frequency of each octave, cycles a frame
+SHARP = 0.3  # a pixel belongs to a frame when its best focus is this near
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to render: photos as textures, one scene in `rgbd` from an RGB-D pair (0: none)."""
+
+    realism: Realism = FULL
+    photos: str = "all"  # all, bundled, none
+    rgbd: int = 0
+
+
+VARIANTS = {
+    "everything": Variant(),
+    "without layout": Variant(replace(FULL, layout=False)),
+    "without photos as textures": Variant(photos="none"),
+    "bundled photos only": Variant(photos="bundled"),
+    "without foliage": Variant(replace(FULL, foliage=False)),
+    "without grain, JPEG, other apertures": Variant(replace(FULL, body=False)),
+    "apertures × 0.5": Variant(replace(FULL, aperture=0.5)),
+    "apertures × 2": Variant(replace(FULL, aperture=2.0)),
+    "an eighth from an RGB-D pair": Variant(rgbd=PAIRS),
+}
+WHOLE = "everything"
+
+
+class _Student:
+    """A student as what `evaluate` scores."""
+
+    size = None
+
+    def __init__(self, name: str, network: RefocusStudent) -> None:
+        self.name, self.network = name, network
+
+    def __call__(self, photo: Tensor, position: int) -> Tensor:
+        one_hot = F.one_hot(torch.tensor([position]), FRAMES).float()
+        made: Tensor = self.network(photo, one_hot)
+        return made[0] if made.ndim == 5 else made
+
+
+def sources(variant: Variant, scenes: int, photos: Photos) -> list[Source]:
+    """The stacks of a variant; `photos` are those beside the bundled ones."""
+    taken: Photos = {"all": [*train_photos(), *photos], "bundled": train_photos(), "none": ()}[
+        variant.photos
+    ]
+    pairs = scenes // variant.rgbd if variant.rgbd else 0
+    rendered = RenderedScenes(range(scenes - pairs), SIZE, taken, variant.realism)
+    return [rendered] + ([open_source(RGBD_PAIRS, Request(pairs, SIZE))] if pairs else [])
+
+
+def train(stacks: np.ndarray, folder: Path, minutes: float) -> RefocusStudent:
+    """A student from scratch on true stacks, uint8 [N,9,3,H,W]."""
+    torch.manual_seed(0)
+    student = RefocusStudent()
+    schedule = Schedule(minutes=minutes, learning_rate=RATE)
+    trainer = Trainer(student.train(), schedule, folder, resumable=False)
+    task = Task(
+        lambda generator: true_batch(stacks, 1, CROP, generator),
+        lambda *batch: regression_losses(student, *batch),
+        lambda: BATCH,
+    )
+    trainer.run(task, folder.name)
+    trainer.load_average()
+    return student.cpu().eval()
+
+
+def gains(student: RefocusStudent, stacks: Sequence[FocalStack]) -> dict[str, float]:
+    """By scene, PSNR above that of repeating the photo, off the diagonal, in dB."""
+    found = {}
+    for stack in stacks:
+        rows = evaluate_models([_Student("student", student), Copy()], [stack], stack.name)
+        (gain,) = [row["gain_db"] for row in rows if row["model"] == "student" and "gain_db" in row]
+        found[stack.name] = float(gain)
+    return found
+
+
+def measure(
+    name: str,
+    variant: Variant,
+    out: Path,
+    scenes: int,
+    minutes: float,
+    photos: Photos,
+    tests: Mapping[str, Sequence[FocalStack]],
+) -> Row:
+    """Train and score one variant, or read what was measured before; kept in `out`."""
+    spec = key_of(
+        variant=asdict(variant),
+        scenes=scenes,
+        minutes=minutes,
+        photos=[list(p.shape) for p in photos],
+        tests={kind: [s.name for s in stacks] for kind, stacks in tests.items()},
+    )
+    kept = out / f"{spec}.json"
+    if kept.exists():
+        return read_json(kept)
+    folder = out / name.replace(" ", "-").replace(",", "")
+    pixels = cache_sources(folder / "stacks", sources(variant, scenes, photos), SIZE).pixels
+    student = train(pixels, folder, minutes)
+    row: Row = {"variant": name, **{kind: gains(student, test) for kind, test in tests.items()}}
+    write_json(kept, row)
+    return row
+
+
+def realism_table(rows: Sequence[Row], kinds: Sequence[str]) -> str:
+    """Mean gain of each variant, and its difference to everything with a standard error."""
+    whole = next(row for row in rows if row["variant"] == WHOLE)
+    lines = []
+    for row in rows:
+        cells = [row["variant"]]
+        for kind in kinds:
+            values = list(row[kind].values())
+            cells.append(f"{fmean(values):+.2f}")
+            paired = [row[kind][scene] - whole[kind][scene] for scene in row[kind]]
+            cells.append("–" if row is whole else _with_error(paired))
+        lines.append(cells)
+    heads = [head for kind in kinds for head in (f"{kind}: over copy", "against everything")]
+    return markdown(["scenes", *heads], lines)
+
+
+def _with_error(values: Sequence[float]) -> str:
+    error = f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
+    return f"{fmean(values):+.2f}{error}"
+
+
+def blur_slope(stack: FocalStack) -> float:
+    """Pixels of blur radius a focal step: what turns the areas sharp in one frame into the others.
+
+    One disc radius, in proportion to the distance between frames, has the least squared error in
+    linear light over all pairs `FAR_STEPS` apart and all pixels that are sharp in the first.
+    UserError when no pixel is.
+    """
+    linear = srgb_to_linear((stack.frames + 1) / 2)
+    focus = best_focus(stack.frames)
+    near = [n for n in range(len(linear)) if float(stack.positions[n]).is_integer()]
+    errors = dict.fromkeys(SLOPES, 0.0)
+    count = 0
+    for a in near:
+        mask = ((focus - a).abs() <= SHARP).float()
+        others = [b for b in near if abs(stack.positions[a] - stack.positions[b]) in FAR_STEPS]
+        if not mask.any():
+            continue
+        count += len(others)
+        for b in others:
+            distance = abs(stack.positions[a] - stack.positions[b])
+            for slope in SLOPES:
+                blurred = _disc(linear[a], slope * distance)
+                errors[slope] += float((mask * (blurred - linear[b]) ** 2).sum())
+    if not count:
+        raise UserError(f"{stack.name} has no frames {FAR_STEPS} steps apart to measure blur on")
+    return min(errors, key=errors.__getitem__)
+
+
+def _disc(image: Tensor, radius: float) -> Tensor:
+    """Blur [3, H, W]; edges repeated."""
+    kernel = disc_kernel(radius)[None, None]
+    half = kernel.shape[-1] // 2
+    padded = F.pad(image[:, None], (half,) * 4, mode="replicate")
+    return F.conv2d(padded, kernel)[:, 0]
+
+
+def contrast(stack: FocalStack) -> list[float]:
+    """RMS contrast of the all-in-focus image's luma, as a percentage of white, by octave band."""
+    image = luma(all_in_focus(stack.frames)[None])[0, 0].numpy()
+    window = np.outer(np.hanning(image.shape[0]), np.hanning(image.shape[1]))
+    power = np.abs(np.fft.fft2((image - image.mean()) * window)) ** 2 / (window**2).sum()
+    cycles = [np.fft.fftfreq(side) * side for side in image.shape]
+    radius = np.hypot(cycles[0][:, None], cycles[1])
+    return [
+        100 * float(np.sqrt(power[(radius >= low) & (radius < 2 * low)].sum() / image.size))
+        for low in BANDS
+    ]
+
+
+def brightening(stack: FocalStack) -> float:
+    """Percent more linear light in the farthest frame than in the nearest one."""
+    nearest, farthest = srgb_to_linear((stack.frames[[0, -1]] + 1) / 2).mean((1, 2, 3)).tolist()
+    return 100 * (farthest / nearest - 1)
+
+
+def likeness_table(tests: Mapping[str, Iterable[FocalStack]]) -> str:
+    """How alike sets of stacks are: blur, brightness and contrast, medians over scenes."""
+    lines = []
+    for kind, stacks in tests.items():
+        kept = list(stacks)
+        slopes = [blur_slope(stack) for stack in track(kept, f"blur of {kind}", len(kept))]
+        bands = np.median([contrast(stack) for stack in kept], 0)
+        spread = f"{median(slopes):.2f} ({min(slopes):.2f} to {max(slopes):.2f})"
+        lit = median(brightening(stack) for stack in kept)
+        lines.append([kind, str(len(kept)), spread, f"{lit:+.1f}", *(f"{b:.1f}" for b in bands)])
+    heads = [f"{low}–{2 * low} cycles" for low in BANDS]
+    return markdown(["stacks", "scenes", "blur, px a step", "far/near light, %", *heads], lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print; see the module's docstring."""
+    parser = argparse.ArgumentParser(description="what realism of the scenes is worth")
+    parser.add_argument("real", type=Path, metavar="REAL_STACKS")
+    parser.add_argument("--photos", type=Path, help="textures beside the bundled photos")
+    parser.add_argument("--scenes", type=int, default=SCENES, help="rendered for each variant")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="of training, each variant")
+    parser.add_argument("--out", type=Path, default=Path("build/realism"))
+    options = parser.parse_args(arguments)
+    try:
+        photos = textures(read_photos(options.photos)) if options.photos else []
+        real = list(read_stacks(options.real, SIZE))
+        tests = {"real": real, "rendered": validation_stacks()[:VALIDATION_SCENES]}
+        likeness = likeness_table(tests)
+        rows = [
+            measure(name, variant, options.out, options.scenes, options.minutes, photos, tests)
+            for name, variant in VARIANTS.items()
+        ]
+        text = f"{realism_table(rows, list(tests))}\n\n{likeness}\n"
+        with write_atomic(options.out / "tables.md") as scratch:
+            scratch.write_text(text, encoding="utf-8")
+    except UserError as error:
+        parser.exit(2, f"realism: {error}\n")
+    console.print(f"tables: {options.out / 'tables.md'}")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
