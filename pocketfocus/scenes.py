@@ -406,8 +406,11 @@ def photograph(layers: Sequence[Layer], seed: int, realism: Realism = FULL) -> T
 
 
 def _through_jpeg(frame: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
-    """What is left of a frame [H, W, 3] in a JPEG file."""
+    """What is left of a frame [H, W, 3] in a JPEG file.
+
+    Colour keeps its resolution: a photo is scaled down to a frame, and its JPEG's colour with it.
+    """
     file = BytesIO()
-    Image.fromarray(frame).save(file, "JPEG", quality=quality)
+    Image.fromarray(frame).save(file, "JPEG", quality=quality, subsampling=0)
     with Image.open(file) as image:
         return np.asarray(image)
