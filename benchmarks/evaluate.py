@@ -35,6 +35,7 @@ from pocketfocus.progress import track
 from pocketfocus.scenes import VALIDATION_SEED, held_out_photos
 from pocketfocus.stacks import FocalStack, StackCache, cache_stacks
 
+EVALUATE_FILE = "evaluate.json"
 TOLERANCE = 0.25  # a frame this far from a whole position still is the truth for it
 ROUNDING_DB = 10 * math.log10(12 * 255**2)  # 58.9 dB: uniform error of half a step of 8 bits
 COPY = "copy"

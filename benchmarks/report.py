@@ -19,7 +19,7 @@ from PIL import Image
 
 import pocketfocus
 from pocketfocus.benchmarks.charts import data_uri, latency_chart, size_chart
-from pocketfocus.benchmarks.evaluate import plot_grids
+from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, plot_grids
 from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, ratios
 from pocketfocus.benchmarks.verify import SHOWN, STACKS_FILE, VERIFY_FILE
 from pocketfocus.files import Row, read_json, read_rows, write_atomic
@@ -27,7 +27,6 @@ from pocketfocus.manifest import Manifest, load_manifest
 from pocketfocus.optics import FRAMES, dioptres
 
 REPORT_FILE = "report.html"
-EVALUATE_FILE = "evaluate.json"
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 JPEG_QUALITY = 90
 Pixels = NDArray[np.uint8]

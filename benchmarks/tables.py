@@ -6,12 +6,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pocketfocus.benchmarks.evaluate import EVALUATE_FILE
 from pocketfocus.benchmarks.latency import BENCH_FILE, ratios
 from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.errors import UserError
 from pocketfocus.files import Row, read_rows
-
-EVALUATE_FILE = "evaluate.json"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
