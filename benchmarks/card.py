@@ -28,7 +28,7 @@ from pocketfocus.benchmarks.evaluate import Refocuser, plot_grids, refocus, vali
 from pocketfocus.benchmarks.tables import figure, markdown
 from pocketfocus.errors import UserError
 from pocketfocus.export.open import open_model
-from pocketfocus.files import Row, read_rows, size_bytes, write_atomic
+from pocketfocus.files import Row, read_json, read_rows, size_bytes, write_atomic
 from pocketfocus.focusmap import sharpness
 from pocketfocus.metrics import psnr
 from pocketfocus.optics import FRAMES
@@ -206,7 +206,15 @@ def facts() -> dict[str, Any]:
         for name in ("unet", "vae", "image_encoder")
     }
     sampling = pipeline.sampling
-    return {"parameters": parameters, "mib": size_bytes(DEFAULT_WEIGHTS) / 2**20, "how": sampling}
+    radii = pipeline.vae.config.defocus_radii
+    return {
+        "parameters": parameters,
+        "mib": size_bytes(DEFAULT_WEIGHTS) / 2**20,
+        "how": sampling,
+        "radii": ", ".join(map(str, radii)),
+        "weights": 4 * len(radii),
+        "scenes_trained": read_json(DEFAULT_WEIGHTS / "training.json")["scenes"],
+    }
 
 
 def card(tables: Sequence[Sequence[Row]], found: Sequence[Shot], about: dict[str, Any]) -> str:

@@ -2,11 +2,11 @@
 
     python -m pocketfocus.benchmarks.realism REAL_STACKS --photos PHOTOS --out build/realism
 
-trains one small student a variant on its own scenes, all for the same minutes and from the same
-start, and scores it on the real stacks and on rendered validation scenes. It goes on where it was
-interrupted, and ends with the tables of docs/realism.md. The second compares the stacks
-themselves: the radius of the circle of confusion that every focal step adds, how much brighter far
-focus is, and the contrast of detail by size, measured alike in real and rendered stacks.
+trains one denoiser of the default reference a variant on its own scenes, all for the same minutes
+and from the same start, and scores it on the real stacks and on rendered validation scenes. It goes
+on where it was interrupted, and ends with the tables of docs/realism.md. The second compares the
+stacks themselves: the radius of the circle of confusion that every focal step adds, how much
+brighter far focus is, and the contrast of detail by size, measured alike in real and rendered ones.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ from statistics import fmean, median, stdev
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from pocketfocus.benchmarks.baselines import Copy
-from pocketfocus.benchmarks.evaluate import evaluate_models, validation_stacks
+from pocketfocus.benchmarks.evaluate import Refocuser, refocus, validation_stacks
 from pocketfocus.benchmarks.tables import markdown
 from pocketfocus.datasets import RGBD_PAIRS, Request, open_source, textures
-from pocketfocus.distill.loop import Schedule, Task, Trainer
-from pocketfocus.distill.regression import regression_losses
-from pocketfocus.distill.targets import true_batch
+from pocketfocus.distill.autoencoder import initialise, random_crops
+from pocketfocus.distill.denoiser import encode_stacks
+from pocketfocus.distill.loop import Schedule
+from pocketfocus.distill.presets import build_reference
+from pocketfocus.distill.reference import INITIAL_CROPS, Crops, fingerprint, train_denoiser
 from pocketfocus.errors import UserError
+from pocketfocus.export.open import Model
 from pocketfocus.files import Row, key_of, read_json, write_atomic, write_json
 from pocketfocus.focusmap import all_in_focus, best_focus, luma
-from pocketfocus.optics import FRAMES, disc_kernel, srgb_to_linear
+from pocketfocus.metrics import psnr
+from pocketfocus.optics import blurred, srgb_to_linear
 from pocketfocus.progress import console, track
+from pocketfocus.reference import ReferencePipeline
 from pocketfocus.scenes import FULL, Realism, train_photos
 from pocketfocus.stacks import (
     FocalStack,
@@ -44,11 +46,12 @@ from pocketfocus.stacks import (
     read_photos,
     read_stacks,
 )
-from pocketfocus.student import RefocusStudent
 
 SIZE = (256, 256)
-SCENES, VALIDATION_SCENES = 240, 16
-MINUTES, BATCH, CROP, RATE = 4.0, 4, 128, 1e-3
+SCENES, VALIDATION_SCENES = 96, 12
+MINUTES, RATE = 2.0, 2e-3
+CROPS = (Crops(1.0, 4, 128),)
+INPUTS = (0, 2, 4, 6, 8)
 PAIRS = 8  # of scenes in the variant with RGB-D, one in so many
 SLOPES = tuple(round(0.05 * n, 2) for n in range(1, 41))  # px a focal step
 FAR_STEPS = (2, 4)  # distances between the frames that blur is measured on
@@ -79,20 +82,6 @@ VARIANTS = {
 WHOLE = "everything"
 
 
-class _Student:
-    """A student as what `evaluate` scores."""
-
-    size = None
-
-    def __init__(self, name: str, network: RefocusStudent) -> None:
-        self.name, self.network = name, network
-
-    def __call__(self, photo: Tensor, position: int) -> Tensor:
-        one_hot = F.one_hot(torch.tensor([position]), FRAMES).float()
-        made: Tensor = self.network(photo, one_hot)
-        return made[0] if made.ndim == 5 else made
-
-
 def sources(variant: Variant, scenes: int, photos: Photos) -> list[Source]:
     """The stacks of a variant; `photos` are those beside the bundled ones."""
     taken: Photos = {"all": [*train_photos(), *photos], "bundled": train_photos(), "none": ()}[
@@ -103,29 +92,31 @@ def sources(variant: Variant, scenes: int, photos: Photos) -> list[Source]:
     return [rendered] + ([open_source(RGBD_PAIRS, Request(pairs, SIZE))] if pairs else [])
 
 
-def train(stacks: np.ndarray, folder: Path, minutes: float) -> RefocusStudent:
-    """A student from scratch on true stacks, uint8 [N,9,3,H,W]."""
+def train(stacks: np.ndarray, folder: Path, minutes: float) -> ReferencePipeline:
+    """A reference on true stacks, uint8 [N,9,3,H,W]; its autoencoder stays as it starts, linear."""
     torch.manual_seed(0)
-    student = RefocusStudent()
-    schedule = Schedule(minutes=minutes, learning_rate=RATE)
-    trainer = Trainer(student.train(), schedule, folder, resumable=False)
-    task = Task(
-        lambda generator: true_batch(stacks, 1, CROP, generator),
-        lambda *batch: regression_losses(student, *batch),
-        lambda: BATCH,
-    )
-    trainer.run(task, folder.name)
-    trainer.load_average()
-    return student.cpu().eval()
+    pipeline, generator = build_reference(), torch.Generator().manual_seed(0)
+    crops = random_crops(stacks, INITIAL_CROPS, CROPS[0].size, generator)
+    initialise(pipeline.vae, crops.flatten(0, 1))
+    pipeline.vae.eval().requires_grad_(False)
+    latents = encode_stacks(pipeline, stacks)
+    schedule, spec = Schedule(minutes, learning_rate=RATE), {"pixels": fingerprint(stacks)}
+    train_denoiser(pipeline, stacks, latents, folder, schedule, CROPS, 0, spec)
+    return pipeline
 
 
-def gains(student: RefocusStudent, stacks: Sequence[FocalStack]) -> dict[str, float]:
+def gains(model: Refocuser, stacks: Sequence[FocalStack]) -> dict[str, float]:
     """By scene, PSNR above that of repeating the photo, off the diagonal, in dB."""
     found = {}
-    for stack in stacks:
-        rows = evaluate_models([_Student("student", student), Copy()], [stack], stack.name)
-        (gain,) = [row["gain_db"] for row in rows if row["model"] == "student" and "gain_db" in row]
-        found[stack.name] = float(gain)
+    for stack in track(stacks, "scoring", len(stacks)):
+        gained = []
+        for position in INPUTS:
+            photo = stack.frames[position : position + 1]
+            made = refocus(model, photo, position, stack.name)
+            for frame, truth in zip(made, stack.frames, strict=True):
+                if not torch.equal(truth, photo[0]):
+                    gained.append(psnr(frame[None], truth[None]) - psnr(photo, truth[None]))
+        found[stack.name] = fmean(gained)
     return found
 
 
@@ -151,8 +142,8 @@ def measure(
         return read_json(kept)
     folder = out / name.replace(" ", "-").replace(",", "")
     pixels = cache_sources(folder / "stacks", sources(variant, scenes, photos), SIZE).pixels
-    student = train(pixels, folder, minutes)
-    row: Row = {"variant": name, **{kind: gains(student, test) for kind, test in tests.items()}}
+    model = Model("reference", None, train(pixels, folder, minutes))
+    row: Row = {"variant": name, **{kind: gains(model, test) for kind, test in tests.items()}}
     write_json(kept, row)
     return row
 
@@ -199,19 +190,11 @@ def blur_slope(stack: FocalStack) -> float:
         for b in others:
             distance = abs(stack.positions[a] - stack.positions[b])
             for slope in SLOPES:
-                blurred = _disc(linear[a], slope * distance)
-                errors[slope] += float((mask * (blurred - linear[b]) ** 2).sum())
+                made = blurred(linear[a][None], slope * distance)[0]
+                errors[slope] += float((mask * (made - linear[b]) ** 2).sum())
     if not count:
         raise UserError(f"{stack.name} has no frames {FAR_STEPS} steps apart to measure blur on")
     return min(errors, key=errors.__getitem__)
-
-
-def _disc(image: Tensor, radius: float) -> Tensor:
-    """Blur [3, H, W]; edges repeated."""
-    kernel = disc_kernel(radius)[None, None]
-    half = kernel.shape[-1] // 2
-    padded = F.pad(image[:, None], (half,) * 4, mode="replicate")
-    return F.conv2d(padded, kernel)[:, 0]
 
 
 def contrast(stack: FocalStack) -> list[float]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
 from torch import Tensor, nn
 
-from pocketfocus.autoencoder import CompactAutoencoder
+from pocketfocus.autoencoder import CompactAutoencoder, latent_factor
 from pocketfocus.distill.journal import stack_picture
 from pocketfocus.optics import FRAMES
 from pocketfocus.reference import DECODE_CHUNK
@@ -98,7 +98,7 @@ def draw_group(
         crops = random_crops(stacks, DECODE_CHUNK, size, generator)
         chosen = torch.randint(0, FRAMES, (DECODE_CHUNK,), generator=generator)
         frames = crops[torch.arange(DECODE_CHUNK), chosen]
-    small = size // 2 ** (len(vae.config.block_out_channels) - 1)
+    small = size // latent_factor(vae)
     shape = (1, DECODE_CHUNK, vae.config.latent_channels, small, small)
     return frames[None], together, torch.randn(shape, generator=generator)
 

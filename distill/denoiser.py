@@ -6,6 +6,7 @@ the input's; the condition is the latent of one slightly noisy frame.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from pocketfocus.distill import edm
 from pocketfocus.distill.autoencoder import middle
+from pocketfocus.distill.distributed import computes_in_bf16
 from pocketfocus.distill.journal import stack_picture
 from pocketfocus.optics import FRAMES
 from pocketfocus.progress import track
@@ -25,7 +27,8 @@ from pocketfocus.reference import ReferencePipeline, added_time_ids
 SCALING_STACKS = 64
 # This share of the small reference's samples starts from nothing: one fixed noise level without
 # noise, as E2E-FT (arXiv 2409.11355) trains. They teach the mean of all stacks that fit the photo.
-BLANK_SHARE = 0.7
+BLANK_SHARE = 0.8
+FLOOR = 4e-4  # squared error in [-1,1], 40 dB: better frames need not get better still
 LATENT_GAIN, PLANE_GAIN = 3.0, 60.0
 PICTURE_POSITION, PICTURE_STEPS = 4, 10  # steps where the published way takes 25
 
@@ -69,9 +72,12 @@ def channel_deviation(latents: np.ndarray, generator: torch.Generator) -> Tensor
 
 
 @torch.no_grad()
-def encode_stacks(pipeline: ReferencePipeline, stacks: np.ndarray, bf16: bool = True) -> np.ndarray:
+def encode_stacks(
+    pipeline: ReferencePipeline, stacks: np.ndarray, bf16: bool | None = None
+) -> np.ndarray:
     """Unscaled latents of every frame, computed once: uint8 [N,9,3,H,W] -> float16 [N,9,C,h,w]."""
     encoded, device = [], pipeline.vae.device
+    bf16 = computes_in_bf16(device) if bf16 is None else bf16
     for stack in track(stacks, "encoding stacks", len(stacks)):
         frames = torch.from_numpy(np.array(stack)).to(device).float() / 127.5 - 1
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -148,8 +154,11 @@ def denoiser_losses(
     sigma: Tensor,
     noise: Tensor,
 ) -> dict[str, Tensor]:
-    """The EDM loss: photos, and with condition noise, [B,3,H,W]; positions, keep masks and sigma
-    [B]; scaled latents (differences, where the pipeline is relative) and their noise [B,9,C,h,w].
+    """The EDM loss, where the pipeline is relative `log_error`: photos, and with condition noise,
+    [B,3,H,W]; positions, keep masks and sigma [B]; scaled latents (differences, where the pipeline
+    is relative) and their noise [B,9,C,h,w].
+
+    Returns scalars: loss, mse of the latents and, of a relative one, gain_db over no difference.
     """
     batch = len(photos)
     noisy = clean + sigma.reshape(-1, 1, 1, 1, 1) * noise
@@ -157,16 +166,43 @@ def denoiser_losses(
         latent = pipeline.encode(grainy).float()
     condition = pipeline.condition(latent, positions) * keep_latent.reshape(-1, 1, 1, 1, 1)
     embedding = pipeline.embed(photos) * keep_embedding.reshape(-1, 1, 1)
+    with torch.no_grad():
+        basis = pipeline.basis(photos) * keep_latent.reshape(-1, 1, 1, 1, 1)
     velocity = pipeline.denoise(
         edm.scale_input(noisy, sigma),
         edm.timestep(sigma),
         condition,
         embedding,
         added_time_ids(batch, clean),
+        basis,
     )
     estimate = edm.denoised(velocity.float(), noisy, sigma)
-    loss = edm.weighted_loss(estimate, clean, sigma)
-    return {"loss": loss, "mse": (estimate - clean).detach().pow(2).mean()}
+    mse = (estimate - clean).detach().pow(2).mean()
+    if not pipeline.relative:
+        return {"loss": edm.weighted_loss(estimate, clean, sigma), "mse": mse}
+    energy = pixel_energy(pipeline)
+    loss = log_error(estimate - clean, energy)
+    gain = (log_error(clean, energy) - loss.detach()) * 10 / math.log(10)
+    return {"loss": loss, "mse": mse, "gain_db": gain}
+
+
+def pixel_energy(pipeline: ReferencePipeline) -> Tensor:
+    """[C], the mean squared error in pixels for an error of 1 in a channel of scaled latents, of
+    the linear part of the decoder."""
+    kernels: Tensor = pipeline.vae.decoder_shortcut.weight.detach()  # [C,3,f,f]
+    return (kernels / pipeline.vae.config.scaling_factor).square().mean((1, 2, 3))
+
+
+def log_error(error: Tensor, energy: Tensor) -> Tensor:
+    """Mean over frames of the log of the squared error in pixels, of errors in scaled latents
+    [B,T,C,h,w]: the mean PSNR of the frames, that of noisy samples included.
+
+    Likewise EDM2 (arXiv 2312.02696, section 3.2) learns u of the noise level in L / exp(u) + u,
+    which is smallest, log L + 1, at u = log L. In scaled latents, fine detail that no photo tells
+    of would outweigh all else.
+    """
+    squared = (error.square() * energy[:, None, None]).sum(2).mean((-1, -2))
+    return (squared + FLOOR).log().mean()
 
 
 def refocused_picture(pipeline: ReferencePipeline, stacks: np.ndarray, size: int) -> Tensor:
@@ -178,7 +214,7 @@ def refocused_picture(pipeline: ReferencePipeline, stacks: np.ndarray, size: int
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(pipeline.latent_shape(photo), generator=generator).to(device)
     steps = min(pipeline.sampling.steps, PICTURE_STEPS)
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(device)):
         sampling = replace(pipeline.sampling, steps=steps)
         made = pipeline.decode(pipeline.sample(photo, PICTURE_POSITION, noise, sampling))
         if pipeline.relative:

@@ -29,9 +29,16 @@ from pocketfocus.distill.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from pocketfocus.distill.distributed import make_accelerator, placed_like, reshard, whole
+from pocketfocus.distill.distributed import (
+    computes_in_bf16,
+    make_accelerator,
+    placed_like,
+    reshard,
+    whole,
+)
 from pocketfocus.distill.journal import Journal
 from pocketfocus.errors import UserError
+from pocketfocus.memory import keep_freed_memory
 from pocketfocus.progress import console, progress_bar
 
 LARGEST_SEED = 2**63 - 1
@@ -55,14 +62,18 @@ class Schedule:
     clip_norm: float = 1.0
     ema_decay: float = 0.999
     accumulate: int = 1
-    bf16: bool = True
+    bf16: bool | None = None  # None: where the device has instructions for it
     checkpoint_minutes: float = 5.0
     picture_minutes: float = 10.0
     log_every: int = 10
 
 
-# What may differ between the sittings of one training: how long it is, how often it saves.
-BUDGET = ("minutes", "steps", "checkpoint_minutes", "picture_minutes", "log_every", "accumulate")
+# What may differ between the sittings of one training: how long it is, how often it saves, and
+# the precision, since a checkpoint holds fp32.
+BUDGET = (
+    *("minutes", "steps", "checkpoint_minutes", "picture_minutes", "log_every", "accumulate"),
+    "bf16",
+)
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,8 @@ class Trainer:
             "processes x accumulate": schedule.accumulate * self.accelerator.num_processes,
             **(config or {}),
         }
+        bf16 = schedule.bf16
+        self.bf16 = computes_in_bf16(self.device) if bf16 is None else bf16
         self.objective = _Objective(model)
         optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
@@ -174,6 +187,7 @@ class Trainer:
         """
         if self.progress >= 1.0:
             return
+        keep_freed_memory()
         self.objective.compute = task.losses
         began = time.monotonic() - 60 * self.minutes
         saved = pictured = reported = logged = time.monotonic()
@@ -241,7 +255,7 @@ class Trainer:
         parts = []
         for batch in self._batches(task):
             with self.accelerator.accumulate(self.prepared):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.bf16):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                     terms = self.prepared(*batch)
                 self.accelerator.backward(terms["loss"])
                 parts.append({name: value.detach().float() for name, value in terms.items()})

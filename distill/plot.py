@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-TITLES = {"loss": "loss", "psnr_db": "PSNR (dB)"}
+TITLES = {"loss": "loss", "psnr_db": "PSNR (dB)", "gain_db": "gain over copy (dB)"}
 COLUMNS = 4
 Rows = list[dict[str, float]]
 
@@ -39,7 +39,7 @@ def loss_plot(log: Path, picture: Path) -> None:
 
 
 def training_curves(folder: Path, picture: Path) -> None:
-    """One panel for every NAME.jsonl of a folder: its PSNR where it has one, its loss otherwise.
+    """One panel for every NAME.jsonl of a folder: its gain, its PSNR or else its loss.
 
     UserError when there is no log.
     """
@@ -53,7 +53,7 @@ def training_curves(folder: Path, picture: Path) -> None:
         axis.axis("off")
     for axis, log in zip(axes.flat, logs, strict=False):
         rows = _read(log)
-        name = next(n for n in ("psnr_db", "loss") if all(n in row for row in rows))
+        name = next(n for n in ("gain_db", "psnr_db", "loss") if all(n in row for row in rows))
         _curve(axis, rows, name, f"{log.stem}: {TITLES[name]}")
     _save(figure, picture)
 

@@ -9,46 +9,51 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from pocketfocus.autoencoder import CompactAutoencoder
 from pocketfocus.optics import FRAMES
-from pocketfocus.reference import ReferencePipeline
+from pocketfocus.reference import PLANES, ReferencePipeline
 
 
 @dataclass(frozen=True)
 class ReferencePreset:
     """Widths and depths of the three networks; channel counts are multiples of 32 (GroupNorm).
 
+    defocus_radii: of the discs in `ReferencePipeline.basis`, pixels, if relative.
+
     attention_levels: the first levels of the UNet that have attention, beside its middle. None by
     default: at the top it takes most of the time and none of the error away (docs/training.md).
     """
 
-    vae_channels: tuple[int, ...] = (32, 32, 64, 64)
+    vae_channels: tuple[int, ...] = (64,)
     latent_channels: int = 96
-    unet_channels: tuple[int, ...] = (128, 128)
+    unet_channels: tuple[int, ...] = (64, 96)
     attention_levels: int = 0
     layers: int = 1
     embedding: int = 64
     clip_hidden: int = 64
     clip_layers: int = 2
     relative_latents: bool = True
+    defocus_radii: tuple[float, ...] = (0.5, 1.0, 1.8, 3.0, 4.5)
 
 
 DEFAULT = ReferencePreset()
-SMALLEST = ReferencePreset((32, 32, 32, 32), 4, (32, 32), 1, 1, 32, 32, 1)  # for tests
+SMALLEST = ReferencePreset((32,), 4, (32, 32), 1, 1, 32, 32, 1)  # for tests
 
 
 def build_reference(preset: ReferencePreset = DEFAULT) -> ReferencePipeline:
     """An untrained reference of this size."""
     attentive = [n < preset.attention_levels for n in range(len(preset.unet_channels))]
+    radii = preset.defocus_radii if preset.relative_latents else ()
     vae = CompactAutoencoder(
         down_block_types=("DownEncoderBlock2D",) * len(preset.vae_channels),
         block_out_channels=preset.vae_channels,
         latent_channels=preset.latent_channels,
         layers_per_block=preset.layers,
         relative_latents=preset.relative_latents,
+        defocus_radii=radii,
     )
     unet = UNetSpatioTemporalConditionModel(
         sample_size=32,
-        in_channels=2 * preset.latent_channels + preset.relative_latents,
-        out_channels=preset.latent_channels,
+        in_channels=2 * preset.latent_channels + PLANES * preset.relative_latents,
+        out_channels=preset.latent_channels + 4 * len(radii),
         down_block_types=tuple(f"{'CrossAttn' * has}DownBlockSpatioTemporal" for has in attentive),
         up_block_types=tuple(
             f"{'CrossAttn' * has}UpBlockSpatioTemporal" for has in reversed(attentive)

@@ -55,8 +55,8 @@ class Crops:
 
 INITIAL_CROPS = 200  # stacks whose principal components the autoencoder starts from
 AUTOENCODER_CROPS = (Crops(0.7, 1, 64), Crops(1.0, 1, 96))  # a sample is a group of 8 frames
-# How blur looks is local: small crops first give more scenes a minute.
-DENOISER_CROPS = (Crops(0.5, 8, 64), Crops(1.0, 3, 128))
+# How blur looks is local: smaller crops first show more scenes a minute; larger ones show layout.
+DENOISER_CROPS = (Crops(0.65, 4, 128), Crops(1.0, 2, 192))
 PHASES = ("autoencoder", "denoiser", "finetune")
 HASHED_STACKS = 8
 
@@ -126,10 +126,7 @@ def train_reference(
     latents = cached_latents(
         pipeline, stacks, out / "denoiser" / f"latents-{len(stacks)}-{step}.npy"
     )
-    if pipeline.relative:
-        scale = relative_scaling_factor(latents, torch.Generator().manual_seed(seed))
-        pipeline.vae.register_to_config(scaling_factor=scale)
-    _train_denoiser(pipeline, stacks, latents, out, denoiser, denoiser_crops, seed, config)
+    train_denoiser(pipeline, stacks, latents, out, denoiser, denoiser_crops, seed, config)
     save_reference(pipeline, out, {"preset": asdict(preset), "seed": seed, "scenes": len(stacks)})
     return pipeline
 
@@ -173,7 +170,7 @@ def _train_autoencoder(
 
 
 def cached_latents(
-    pipeline: ReferencePipeline, stacks: np.ndarray, path: Path, bf16: bool = True
+    pipeline: ReferencePipeline, stacks: np.ndarray, path: Path, bf16: bool | None = None
 ) -> np.ndarray:
     """The unscaled latents of every frame, float16 [N,9,C,h,w], encoded once and kept in `path`."""
     with main_process_first():
@@ -206,7 +203,7 @@ def denoiser_task(
     )
 
 
-def _train_denoiser(
+def train_denoiser(
     pipeline: ReferencePipeline,
     stacks: np.ndarray,
     latents: np.ndarray,
@@ -216,7 +213,12 @@ def _train_denoiser(
     seed: int,
     config: Config,
 ) -> None:
+    """Train the denoiser and the image encoder of a small reference on true focal stacks, uint8
+    [N,9,3,H,W], and their unscaled latents [N,9,C,h,w]; goes on from `out`/denoiser."""
     seeded = torch.Generator().manual_seed(seed)
+    if pipeline.relative:
+        scale = relative_scaling_factor(latents, torch.Generator().manual_seed(seed))
+        pipeline.vae.register_to_config(scaling_factor=scale)
     initialise_denoiser(
         pipeline.unet, channel_deviation(latents, seeded) if pipeline.relative else None
     )

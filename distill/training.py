@@ -27,7 +27,7 @@ from pocketfocus.stacks import Source, cache_sources
 
 DEFAULT_MINUTES = 120.0
 # The autoencoder starts at principal components and has little left to learn.
-AUTOENCODER_SHARE = 0.1
+AUTOENCODER_SHARE = 0.03
 AUTOENCODER_RATE, DENOISER_RATE = 1e-3, 2e-3
 
 

@@ -72,6 +72,8 @@ class Request:
 class RGBDScenes:
     """Scenes rendered from RGB-D pairs in turn: each time another crop, scale and camera."""
 
+    rendered = True
+
     def __init__(self, folder: Path | None, request: Request) -> None:
         self.folder, self.size, self.seeds = folder, request.rendered, list(request.seeds)
         self.pairs = None if folder is None else rgbd_pairs(folder)

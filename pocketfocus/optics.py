@@ -98,6 +98,14 @@ def disc_kernel(radius_px: float, blades: int = 0) -> Tensor:
     return torch.from_numpy(_disc_kernel(round(float(radius_px), 4), blades).copy())
 
 
+def blurred(images: Tensor, radius_px: float) -> Tensor:
+    """Linear light [B, C, H, W] under a disc of confusion; edges are repeated."""
+    kernel = disc_kernel(radius_px).to(images)
+    half, channels = kernel.shape[-1] // 2, images.shape[1]
+    padded = F.pad(images, (half,) * 4, mode="replicate")
+    return F.conv2d(padded, kernel.expand(channels, 1, -1, -1), groups=channels)
+
+
 @lru_cache(maxsize=1024)
 def _disc_kernel(radius_px: float, blades: int) -> np.ndarray:
     reach = radius_px * (_TRIANGLE if blades else 1.0)

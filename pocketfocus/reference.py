@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_log
 
-from pocketfocus.autoencoder import CompactAutoencoder
+from pocketfocus.autoencoder import CompactAutoencoder, latent_factor
 from pocketfocus.errors import UserError
 from pocketfocus.optics import FRAMES
 from pocketfocus.progress import track
@@ -41,6 +41,7 @@ BASE = "stabilityai/stable-video-diffusion-img2vid"
 MOST_STEPS = 1000
 FPS_ID, MOTION_BUCKET, NOISE_AUGMENTATION = 6.0, 0.0, 0.0  # fps - 1, as SVD was trained
 DECODE_CHUNK = 8
+PLANES = 2  # channels of `spread_latent` beside the latent
 BUFFER = "position_ids"  # a constant that older versions of transformers saved with the weights
 CLIP_SIZE = 224
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -123,7 +124,7 @@ class ReferencePipeline:
 
     def latent_shape(self, photo: Tensor) -> tuple[int, int, int, int, int]:
         """(1, T, C, h, w) of the latents of `photo` [1,3,H,W]."""
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        factor = latent_factor(self.vae)
         height, width = photo.shape[-2] // factor, photo.shape[-1] // factor
         return (1, FRAMES, self.vae.config.latent_channels, height, width)
 
@@ -144,7 +145,7 @@ class ReferencePipeline:
         how = sampling or self.sampling
         scheduler = EulerDiscreteScheduler.from_config(self.scheduler.config)
         scheduler.set_timesteps(how.steps, device=noise.device)
-        latent = self.encode(photo)
+        latent, basis = self.encode(photo), self.basis(photo)
         condition = self.condition(latent, torch.tensor([position]))
         embedding = self.embed(photo)
         ids = added_time_ids(1, noise)
@@ -152,10 +153,10 @@ class ReferencePipeline:
         timesteps = scheduler.timesteps
         for t in track(timesteps, "denoising", len(timesteps)) if progress else timesteps:
             scaled = scheduler.scale_model_input(latents, t)
-            velocity = self.denoise(scaled, t, condition, embedding, ids)
+            velocity = self.denoise(scaled, t, condition, embedding, ids, basis)
             if how.guidance != 1.0:
                 zero = (torch.zeros_like(condition), torch.zeros_like(embedding))
-                unconditional = self.denoise(scaled, t, *zero, ids)
+                unconditional = self.denoise(scaled, t, *zero, ids, torch.zeros_like(basis))
                 velocity = unconditional + how.guidance * (velocity - unconditional)
             latents = scheduler.step(velocity, t, latents).prev_sample
         if self.relative:
@@ -164,21 +165,45 @@ class ReferencePipeline:
 
     def condition(self, latent: Tensor, positions: Tensor) -> Tensor:
         """What the UNet sees beside the noisy latents, from photos' latents [B,C,h,w] at
-        `positions` [B]: [B,T,C,h,w] as in Learn2Refocus; [B,T,C+1,h,w], see `spread_latent`, when
+        `positions` [B]: [B,T,C,h,w] as in Learn2Refocus; [B,T,C+2,h,w], see `spread_latent`, when
         relative."""
         place = spread_latent if self.relative else place_latent
         return place(latent, positions)
 
     def denoise(
-        self, scaled: Tensor, t: Tensor, condition: Tensor, embedding: Tensor, ids: Tensor
+        self,
+        scaled: Tensor,
+        t: Tensor,
+        condition: Tensor,
+        embedding: Tensor,
+        ids: Tensor,
+        basis: Tensor,
     ) -> Tensor:
         """One UNet evaluation: v-prediction [B,T,C,h,w] from scaled noisy latents [B,T,C,h,w],
-        its condition and CLIP embedding [B,1,E]."""
+        its condition, CLIP embedding [B,1,E], and the photo's `basis` [B,G,C,h,w].
+
+        The UNet's last G channels weigh the directions of the basis.
+        """
         inputs = torch.cat([scaled, condition], dim=2)
         output: Tensor = self.unet(
             inputs, t, encoder_hidden_states=embedding, added_time_ids=ids, return_dict=False
         )[0]
-        return output
+        if not basis.shape[1]:
+            return output
+        velocity, weights = output.split([scaled.shape[2], basis.shape[1]], dim=2)
+        return velocity + torch.einsum("btghw,bgchw->btchw", weights, basis)
+
+    def basis(self, photos: Tensor) -> Tensor:
+        """What defocus does to photos [B,3,H,W], in scaled latents: [B,G,C,h,w].
+
+        A relative reference's denoiser so predicts how much a place gets blurred (or, with a weight
+        below zero, sharpened), as kernel prediction does (arXiv 1712.02327), beside the difference
+        itself. G is 0 for the published model.
+        """
+        if not self.relative:
+            return photos.new_zeros(len(photos), 0, 1, 1, 1)
+        found: Tensor = self.vae.defocus_basis(photos)
+        return self.vae.config.scaling_factor * found
 
     def encode(self, photos: Tensor) -> Tensor:
         """Mode of the VAE posterior, *not* multiplied by the scaling factor: [B,3,H,W] in [-1,1]
@@ -222,19 +247,21 @@ def place_latent(latent: Tensor, positions: Tensor) -> Tensor:
 
 
 def spread_latent(latent: Tensor, positions: Tensor) -> Tensor:
-    """The condition of a relative reference, [B,T,C+1,h,w]: latents [B,C,h,w] of photos at every
-    frame, as in Stable Video Diffusion, and a channel with the frame's distance from the photo's
-    own, (frame - position) / 8 in [-1,1].
+    """The condition of a relative reference, [B,T,C+2,h,w]: latents [B,C,h,w] of photos at every
+    frame, as in Stable Video Diffusion, and two channels in [-1,1]: the frame's distance from the
+    photo's own, (frame - position) / 8, and the photo's position, position / 4 - 1.
 
     With `place_latent` eight frames of nine can learn of the photo through temporal layers only. A
     network that starts at random then denoises without it: after 4000 steps its estimate from pure
     noise was still zero.
     """
-    batch, _, height, width = latent.shape
-    distance = torch.arange(FRAMES, device=latent.device) - positions[:, None].to(latent.device)
-    plane = (distance.to(latent) / (FRAMES - 1))[:, :, None, None, None]
+    height, width = latent.shape[-2:]
+    frame, own = torch.arange(FRAMES).to(latent), positions[:, None].to(latent)
+    distance = (frame - own) / (FRAMES - 1)
+    planes = torch.stack([distance, (2 * own / (FRAMES - 1) - 1).expand_as(distance)], dim=2)
     everywhere = latent[:, None].expand(-1, FRAMES, -1, -1, -1)
-    return torch.cat([everywhere, plane.expand(batch, FRAMES, 1, height, width)], dim=2)
+    planes = planes[..., None, None].expand(-1, -1, -1, height, width)
+    return torch.cat([everywhere, planes], dim=2)
 
 
 def added_time_ids(batch: int, like: Tensor) -> Tensor:
@@ -367,11 +394,12 @@ def _without_warnings() -> Iterator[None]:
 
 def _check_fit(pipeline: ReferencePipeline) -> None:
     latent, unet = pipeline.vae.config.latent_channels, pipeline.unet.config
-    wanted = 2 * latent + pipeline.relative
-    if (unet.in_channels, unet.out_channels) != (wanted, latent):
+    wanted = 2 * latent + PLANES * pipeline.relative
+    made = latent + 4 * len(pipeline.vae.config.get("defocus_radii", ()))
+    if (unet.in_channels, unet.out_channels) != (wanted, made):
         raise UserError(
             f"the UNet has {unet.in_channels} channels in and {unet.out_channels} out, but a VAE "
-            f"with {latent} latent channels needs {wanted} and {latent}: take both from one model"
+            f"with {latent} latent channels needs {wanted} and {made}: take both from one model"
         )
     width, cross = pipeline.image_encoder.config.projection_dim, unet.cross_attention_dim
     if cross != width:

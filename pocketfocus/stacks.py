@@ -6,14 +6,18 @@ Legend: N frames of a stack (9 unless its folder says otherwise), H, W; S stacks
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol, overload
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -33,6 +37,7 @@ LAYOUT = (
     f"and a {POSITIONS_FILE} with a number 0..{FRAMES - 1} a line, or SCENE/{RIG_PATTERN}/"
 )
 CACHE_VERSION = 3  # to be raised when rendering changes: older caches are then rendered anew
+WORTH_SHARING = 24  # rendered stacks: fewer are made before other processes have started
 
 Size = tuple[int, int]
 Photos = Sequence[NDArray[np.uint8]]
@@ -262,7 +267,8 @@ def _to_float(pixels: Tensor) -> Tensor:
 class Source(Protocol):
     """Numbered focal stacks that a cache is filled from; `key` changes with their pixels.
 
-    `load(index)` is None for a stack that turns out to be broken, which was said.
+    `load(index)` is None for a stack that turns out to be broken, which was said. A source with an
+    attribute `rendered` that is true may be copied into other processes to load there.
     """
 
     @property
@@ -279,6 +285,8 @@ class Source(Protocol):
 
 class RenderedScenes:
     """The scenes of seeds, as a source."""
+
+    rendered = True
 
     def __init__(
         self, seeds: Sequence[int], size: Size, photos: Photos = (), realism: Realism = FULL
@@ -397,8 +405,7 @@ def _gather(
     pixels = np.lib.format.open_memmap(folder / "stacks.npy", mode="r+")
     places = [(source, n) for source in sources for n in range(len(source.names))]
     left = places[about["taken"] :]
-    for source, index in track(left, "gathering stacks", len(left)):
-        stack = source.load(index)
+    for stack in track(_loaded(left), "gathering stacks", len(left)):
         if stack is not None and stack.positions != tuple(range(FRAMES)):
             _warn(f"scene {stack.name} skipped: training needs frames at 0 to {FRAMES - 1}")
         elif stack is not None:
@@ -411,6 +418,41 @@ def _gather(
     skipped = shape[0] - len(about["names"])
     if skipped:
         _warn(f"{skipped} of {shape[0]} scenes skipped")
+
+
+def cores() -> int:
+    """How many this process may use."""
+    affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
+    return len(affinity()) if affinity else os.cpu_count() or 1
+
+
+def _loaded(places: Sequence[tuple[Source, int]]) -> Iterator[FocalStack | None]:
+    """The stacks at these places in turn; many rendered ones are shared among the cores."""
+    workers = cores()
+    parallel = all(getattr(source, "rendered", False) for source, _ in places)
+    if not parallel or workers < 2 or len(places) < WORTH_SHARING:
+        for source, index in places:
+            yield source.load(index)
+        return
+    sources = list({id(source): source for source, _ in places}.values())
+    numbers = {id(source): n for n, source in enumerate(sources)}
+    tasks = [(numbers[id(source)], index) for source, index in places]
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=_begin_worker, initargs=(sources,)
+    ) as pool:
+        yield from pool.map(_load_in_worker, tasks)
+
+
+_worker_sources: list[Source] = []
+
+
+def _begin_worker(sources: list[Source]) -> None:
+    torch.set_num_threads(1)
+    _worker_sources[:] = sources
+
+
+def _load_in_worker(place: tuple[int, int]) -> FocalStack | None:
+    return _worker_sources[place[0]].load(place[1])
 
 
 def _to_bytes(frames: Tensor) -> NDArray[np.uint8]:

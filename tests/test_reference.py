@@ -140,11 +140,12 @@ def test_decoding_in_chunks_of_eight(pipeline: ReferencePipeline) -> None:
 def test_a_relative_reference_sees_the_photo_and_its_distance_at_every_frame() -> None:
     latents = torch.randn(2, 4, 3, 5)
     condition = spread_latent(latents, torch.tensor([0, 6]))
-    assert condition.shape == (2, 9, 5, 3, 5)
+    assert condition.shape == (2, 9, 6, 3, 5)
     for frame in range(9):
         assert torch.equal(condition[:, frame, :4], latents)
     torch.testing.assert_close(condition[0, :, 4, 2, 3], torch.arange(9) / 8)
     torch.testing.assert_close(condition[1, :, 4, 0, 0], (torch.arange(9) - 6) / 8)
+    assert (condition[0, :, 5] == -1).all() and (condition[1, :, 5] == 0.5).all()
 
 
 def test_condition_is_the_unscaled_mode_at_its_frame(pipeline: ReferencePipeline) -> None:

@@ -199,3 +199,14 @@ def test_a_damaged_cache_is_reported_by_load_and_mended_by_caching(tmp_path: Pat
     with pytest.raises(UserError, match="delete"):
         load_cache(tmp_path)
     assert len(cache_stacks(tmp_path, [1], SIZE)) == 1
+
+
+def test_many_scenes_are_rendered_by_several_processes_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = cache_stacks(tmp_path / "alone", range(3), SIZE)
+    monkeypatch.setattr(stacks, "WORTH_SHARING", 2)
+    monkeypatch.setattr(stacks, "cores", lambda: 2)
+    shared = cache_stacks(tmp_path / "shared", range(3), SIZE)
+    assert shared.names == alone.names
+    assert np.array_equal(shared.pixels, alone.pixels)

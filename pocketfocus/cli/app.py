@@ -17,6 +17,7 @@ import typer
 import pocketfocus
 from pocketfocus.cli import artifacts, build, machine, photos, quiet, train
 from pocketfocus.errors import UserError
+from pocketfocus.memory import keep_freed_memory
 
 GATE_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 DEBUG = "--debug"
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = DEBUG in arguments
     quiet.hush()
+    keep_freed_memory()
     try:
         code = app(
             [a for a in arguments if a != DEBUG], prog_name="pocketfocus", standalone_mode=False

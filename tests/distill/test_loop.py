@@ -127,7 +127,7 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
 
 
 def test_the_loss_falls_and_the_forward_is_bf16(tmp_path: Path) -> None:
-    net = trainer(tmp_path, steps=200)
+    net = trainer(tmp_path, steps=200, bf16=True)
     inner, types = task(net.model), set()
 
     def losses(x: Tensor) -> dict[str, Tensor]:
