@@ -2,8 +2,8 @@
 
     python -m pocketfocus.benchmarks.realism REAL_STACKS --photos PHOTOS --out build/realism
 
-trains one denoiser of the default reference a variant on its own scenes, all for the same minutes
-and from the same start, and scores it on the real stacks and on rendered validation scenes. It goes
+trains one denoiser of the default reference a variant on its own scenes, all for as many steps and
+from the same start, and scores it on the real stacks and on rendered validation scenes. It goes
 on where it was interrupted, and ends with the tables of docs/realism.md. The second compares the
 stacks themselves: the radius of the circle of confusion that every focal step adds, how much
 brighter far focus is, and the contrast of detail by size, measured alike in real and rendered ones.
@@ -49,7 +49,7 @@ from pocketfocus.stacks import (
 
 SIZE = (256, 256)
 SCENES, VALIDATION_SCENES = 96, 12
-MINUTES, RATE = 2.0, 2e-3
+STEPS, RATE = 150, 2e-3
 CROPS = (Crops(1.0, 4, 128),)
 INPUTS = (0, 2, 4, 6, 8)
 PAIRS = 8  # of scenes in the variant with RGB-D, one in so many
@@ -92,7 +92,7 @@ def sources(variant: Variant, scenes: int, photos: Photos) -> list[Source]:
     return [rendered] + ([open_source(RGBD_PAIRS, Request(pairs, SIZE))] if pairs else [])
 
 
-def train(stacks: np.ndarray, folder: Path, minutes: float) -> ReferencePipeline:
+def train(stacks: np.ndarray, folder: Path, steps: int) -> ReferencePipeline:
     """A reference on true stacks, uint8 [N,9,3,H,W]; its autoencoder stays as it starts, linear."""
     torch.manual_seed(0)
     pipeline, generator = build_reference(), torch.Generator().manual_seed(0)
@@ -100,7 +100,7 @@ def train(stacks: np.ndarray, folder: Path, minutes: float) -> ReferencePipeline
     initialise(pipeline.vae, crops.flatten(0, 1))
     pipeline.vae.eval().requires_grad_(False)
     latents = encode_stacks(pipeline, stacks)
-    schedule, spec = Schedule(minutes, learning_rate=RATE), {"pixels": fingerprint(stacks)}
+    schedule, spec = Schedule(steps=steps, learning_rate=RATE), {"pixels": fingerprint(stacks)}
     train_denoiser(pipeline, stacks, latents, folder, schedule, CROPS, 0, spec)
     return pipeline
 
@@ -125,7 +125,7 @@ def measure(
     variant: Variant,
     out: Path,
     scenes: int,
-    minutes: float,
+    steps: int,
     photos: Photos,
     tests: Mapping[str, Sequence[FocalStack]],
 ) -> Row:
@@ -133,7 +133,7 @@ def measure(
     spec = key_of(
         variant=asdict(variant),
         scenes=scenes,
-        minutes=minutes,
+        steps=steps,
         photos=[list(p.shape) for p in photos],
         tests={kind: [s.name for s in stacks] for kind, stacks in tests.items()},
     )
@@ -142,7 +142,7 @@ def measure(
         return read_json(kept)
     folder = out / name.replace(" ", "-").replace(",", "")
     pixels = cache_sources(folder / "stacks", sources(variant, scenes, photos), SIZE).pixels
-    model = Model("reference", None, train(pixels, folder, minutes))
+    model = Model("reference", None, train(pixels, folder, steps))
     row: Row = {"variant": name, **{kind: gains(model, test) for kind, test in tests.items()}}
     write_json(kept, row)
     return row
@@ -236,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("real", type=Path, metavar="REAL_STACKS")
     parser.add_argument("--photos", type=Path, help="textures beside the bundled photos")
     parser.add_argument("--scenes", type=int, default=SCENES, help="rendered for each variant")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="of training, each variant")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of training, each variant")
     parser.add_argument("--out", type=Path, default=Path("build/realism"))
     options = parser.parse_args(arguments)
     try:
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tests = {"real": real, "rendered": validation_stacks()[:VALIDATION_SCENES]}
         likeness = likeness_table(tests)
         rows = [
-            measure(name, variant, options.out, options.scenes, options.minutes, photos, tests)
+            measure(name, variant, options.out, options.scenes, options.steps, photos, tests)
             for name, variant in VARIANTS.items()
         ]
         text = f"{realism_table(rows, list(tests))}\n\n{likeness}\n"

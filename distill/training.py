@@ -102,7 +102,8 @@ def run_training(training: Training, out: Path) -> None:
     sources = _sources(training)
     if training.init is None:
         denoiser_crops = tuple(
-            replace(part, batch=training.batch or part.batch) for part in DENOISER_CROPS
+            replace(part, batch=training.batch or part.batch, size=min(part.size, training.size))
+            for part in DENOISER_CROPS
         )
         check_size((training.size, training.size), (*AUTOENCODER_CROPS, *denoiser_crops))
         train_reference(

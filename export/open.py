@@ -18,7 +18,7 @@ from pocketfocus.optics import one_hot
 if TYPE_CHECKING:
     from pocketfocus.reference import ReferencePipeline
 
-REFERENCE, AUTOENCODER = "reference", "autoencoder"
+REFERENCE, AUTOENCODER, STUDENT = "reference", "autoencoder", "student"
 ANY_MULTIPLE = 64
 
 
@@ -85,7 +85,8 @@ def open_any(spec: str) -> Model | Autoencoder:
 
 
 def open_model(spec: str, threads: int | None = None) -> Model:
-    """Open `reference[:DIR_or_HUB_ID][@SAMPLING]`, a student folder, or an exported file.
+    """Open `reference[:DIR_or_HUB_ID][@SAMPLING]`, `student` (the shipped one), a student folder,
+    or an exported file.
 
     SAMPLING is STEPS[/GUIDANCE[/TEMPERATURE]], else the reference's own. A file that a manifest
     lists is used only if its hash is as recorded. `threads` limits an exported file's runtime, or
@@ -97,6 +98,8 @@ def open_model(spec: str, threads: int | None = None) -> Model:
     if kind == REFERENCE and not Path(spec).exists():
         return _eager(threads, lambda: _reference(spec, rest, sampling))
     path = Path(spec)
+    if spec == STUDENT and not path.exists():
+        return _eager(threads, _student)
     target = next((t for t in map(get_target, TARGETS) if t.suffix == path.suffix), None)
     if target is not None:
         return _file(path, target, threads)
@@ -125,11 +128,12 @@ def _reference(name: str, spec: str, sampling: str) -> Model:
     return Model(name, None, lambda photo, position: pipeline(photo, position, how))
 
 
-def _student(path: Path) -> Model:
+def _student(path: Path | None = None) -> Model:
     from pocketfocus.student import load_student
 
     student = load_student(path)
-    return Model(path.name, None, lambda photo, position: student(photo, one_hot(position)))
+    name = path.name if path else STUDENT
+    return Model(name, None, lambda photo, position: student(photo, one_hot(position)))
 
 
 def _file(path: Path, target: Target, threads: int | None) -> Model:

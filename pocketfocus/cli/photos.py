@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 MODEL = (
-    "`reference`, `reference:DIR`, either with @STEPS/GUIDANCE, a student folder, a .pte, an .onnx "
-    "or an .mlpackage"
+    "`reference`, `reference:DIR`, either with @STEPS/GUIDANCE, `student`, a student folder, a "
+    ".pte, an .onnx or an .mlpackage"
 )
 SCORED = f"{MODEL}, `autoencoder`; `copy` and `blur` are always there"
 SYNTHETIC, SCENES = "synthetic", 64

@@ -98,7 +98,7 @@ def test_it_measures_once_and_goes_on(
     for n, frame in enumerate(RenderedScenes([9], size).load(0).frames):
         pixels = ((frame + 1) * 127.5).byte().permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(scene / f"{n}.png")
-    command = [str(tmp_path / "real"), "--scenes", "2", "--minutes", "0.01"]
+    command = [str(tmp_path / "real"), "--scenes", "2", "--steps", "1"]
     command += ["--out", str(tmp_path / "out")]
     main(command)
     first = (tmp_path / "out" / "tables.md").read_text(encoding="utf-8")

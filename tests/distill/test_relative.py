@@ -118,12 +118,13 @@ def test_a_weight_of_one_blurs_the_photo_by_its_disc() -> None:
     """The UNet's weights come out as optics, in sign and size, at every position."""
     pipeline, photo = untrained(relative=True), torch.rand(1, 3, 64, 64) - 0.5
     latents, radius = pipeline.vae.config.latent_channels, 2
+    channels = pipeline.unet.config.out_channels
 
     class Blurs(torch.nn.Module):
         dtype = torch.float32
 
         def forward(self, sample: Tensor, *_: object, **__: object) -> tuple[Tensor]:
-            out = sample.new_zeros(1, FRAMES, pipeline.unet.config.out_channels, 8, 8)
+            out = sample.new_zeros(1, FRAMES, channels, 8, 8)
             out[:, :, latents + 4 * radius : latents + 4 * radius + 4] = -1  # estimate = -velocity
             return (out,)
 

@@ -98,6 +98,10 @@ def test_a_damaged_file_is_a_user_error(name: str, run_dir: Path, tmp_path: Path
         open_model(str(run / name))
 
 
+def test_the_shipped_student_goes_by_its_name() -> None:
+    assert open_model("student").name == "student"
+
+
 @pytest.mark.parametrize("spec", ["nowhere", "nowhere.pte", "nowhere.onnx", "photo.jpg"])
 def test_what_is_no_model_is_a_user_error(spec: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no model at|does not exist"):
