@@ -71,9 +71,8 @@ class CompactAutoencoder(AutoencoderKLTemporalDecoder):  # type: ignore[misc]
             if isinstance(module, nn.GroupNorm):
                 module.num_groups = norm_num_groups
         factor = latent_factor(self)
-        whole = {"kernel_size": factor, "stride": factor}
-        self.encoder_shortcut = nn.Conv2d(in_channels, latent_channels, **whole)
-        self.decoder_shortcut = nn.ConvTranspose2d(latent_channels, out_channels, **whole)
+        self.encoder_shortcut = nn.Conv2d(in_channels, latent_channels, factor, factor)
+        self.decoder_shortcut = nn.ConvTranspose2d(latent_channels, out_channels, factor, factor)
 
     def defocus_basis(self, photos: Tensor) -> Tensor:
         """What defocus does to photos [B,3,H,W] in [-1,1], as directions of latents: the (linear)
@@ -88,7 +87,8 @@ class CompactAutoencoder(AutoencoderKLTemporalDecoder):  # type: ignore[misc]
             change = 2 * linear_to_srgb(blurred(linear, radius)) - 1 - photos
             tiles = quarters.tile(1, *(side // factor for side in change.shape[-2:]))
             masked = (change[:, None] * tiles[:, None]).flatten(0, 1)
-            found.append(F.conv2d(masked, weight, stride=factor).unflatten(0, (-1, len(quarters))))
+            directions = F.conv2d(masked, weight, stride=factor)
+            found.append(directions.reshape(len(photos), len(quarters), *directions.shape[1:]))
         return torch.cat(found, dim=1)
 
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:

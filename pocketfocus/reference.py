@@ -190,7 +190,8 @@ class ReferencePipeline:
         )[0]
         if not basis.shape[1]:
             return output
-        velocity, weights = output.split([scaled.shape[2], basis.shape[1]], dim=2)
+        channels = scaled.shape[2]
+        velocity, weights = output[:, :, :channels], output[:, :, channels:]
         return velocity + torch.einsum("btghw,bgchw->btchw", weights, basis)
 
     def basis(self, photos: Tensor) -> Tensor:

@@ -76,11 +76,10 @@ def test_the_gain_is_over_copying() -> None:
     pipeline = untrained(relative=True)
     stacks = np.random.default_rng(0).integers(0, 256, (1, FRAMES, 3, 32, 32), np.uint8)
     latents = np.random.default_rng(0).normal(size=(1, FRAMES, 4, 4, 4)).astype(np.float16)
-    *sample, clean, _, _ = draw_sample(
-        pipeline, stacks, latents, 32, torch.Generator().manual_seed(0)
-    )
-    sigma = torch.full((1,), 700.0)
-    losses = denoiser_losses(pipeline, *sample, clean, sigma, -clean / sigma)
+    generator, sigma = torch.Generator().manual_seed(0), torch.full((1,), 700.0)
+    batch = list(draw_sample(pipeline, stacks, latents, 32, generator))
+    batch[-2:] = sigma, -batch[-3] / sigma
+    losses = denoiser_losses(pipeline, *batch)
     assert losses["gain_db"] == pytest.approx(0, abs=0.01)
 
 
