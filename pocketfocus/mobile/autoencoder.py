@@ -9,9 +9,12 @@ Legend: N photos, T frames, C latent channels, H, W photo size, h, w latent size
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
 
 from pocketfocus.errors import UserError
@@ -214,12 +217,34 @@ class MobileDecoder(Rewritten):
         return gather(found)
 
 
+@dataclass(frozen=True)
+class Mode:
+    """A posterior of which only the mode [N,C,h,w] is known."""
+
+    value: Tensor
+
+    def mode(self) -> Tensor:
+        """The mode."""
+        return self.value
+
+
 class MobileAutoencoder(nn.Module):
-    """Both networks with the config of the diffusers module they replace."""
+    """Both networks, called as AutoencoderKLTemporalDecoder is."""
 
     def __init__(self, config: Any, encoder: MobileEncoder, decoder: MobileDecoder) -> None:
         super().__init__()
         self.config, self.encoder, self.decoder = config, encoder, decoder
+
+    def encode(self, x: Tensor) -> AutoencoderKLOutput:
+        """Posterior of photos [N,3,H,W] in [-1,1]; it has a mode only."""
+        return AutoencoderKLOutput(latent_dist=Mode(self.encoder(x)))
+
+    def decode(self, z: Tensor, num_frames: int) -> DecoderOutput:
+        """Frames [T,3,H,W] from unscaled latents [T,C,h,w] that belong together; ValueError when
+        `num_frames` is not T."""
+        if num_frames != len(z):
+            raise ValueError(f"this decoder takes one stack at a time, got {len(z)} / {num_frames}")
+        return DecoderOutput(sample=self.decoder(z))
 
 
 def mobile_autoencoder(config: Any, tensors: Mapping[str, Tensor]) -> MobileAutoencoder:

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from pocketfocus.checkpoints import DIFFUSERS_STEM, Checkpoint, find_weights
-from pocketfocus.mobile.pipeline import MobilePipeline, rewritten
+from pocketfocus.mobile.pipeline import rewritten
 from pocketfocus.reference import (
+    ReferencePipeline,
     assemble,
     attempt,
     check_weights,
@@ -40,7 +41,7 @@ class Opened:
         return self.tensors
 
 
-def load_mobile(spec: str = "default") -> MobilePipeline:
+def load_mobile(spec: str = "default") -> ReferencePipeline:
     """Load a reference rewritten, in fp32.
 
     Takes what `load_reference` takes and raises the same UserErrors; local UNets and autoencoders

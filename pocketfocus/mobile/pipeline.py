@@ -1,64 +1,73 @@
 """The reference's pipeline through the rewritten networks: same inputs, same sampler, same output.
 
-Legend: T = 9 frames, C latent channels, H, W photo size, h, w latent size, E CLIP features.
+The rewritten networks answer the same calls as diffusers', so `ReferencePipeline` drives either.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pocketfocus.mobile.autoencoder import mobile_autoencoder
 from pocketfocus.mobile.conditioning import Conditioning, run
 from pocketfocus.mobile.unet import mobile_unet
-from pocketfocus.reference import DECODE_CHUNK, ReferencePipeline
+from pocketfocus.reference import ReferencePipeline
 
 
-@dataclass
-class MobilePipeline(ReferencePipeline):
-    """`ReferencePipeline` with `vae` a MobileAutoencoder and `unet` a MobileUNet.
+class MobileDenoiser(nn.Module):
+    """A rewritten UNet that is called as UNetSpatioTemporalConditionModel is, one stack at a time.
 
-    One photo at a time, for the networks hold no batch but the frames.
+    Args:
+        config: of the diffusers UNet.
+        tensors: of the diffusers UNet; they are not copied.
     """
 
-    conditioning: Conditioning | None = None
+    def __init__(self, config: Any, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.config = config
+        self.network = mobile_unet(config, tensors)
+        self.conditioning = Conditioning.of(self.network, tensors)
 
-    def denoise(
-        self, scaled: Tensor, t: Tensor, condition: Tensor, embedding: Tensor, ids: Tensor
-    ) -> Tensor:
-        """One UNet evaluation: v-prediction [1,T,C,h,w] from scaled noisy latents [1,T,C,h,w], its
-        condition [1,T,C',h,w], CLIP embedding [1,1,E] and added time ids [1,3]."""
-        if self.conditioning is None:
-            raise ValueError("a MobilePipeline needs the conditioning of its UNet: see `rewritten`")
-        if len(scaled) != 1:
-            raise ValueError(f"a MobilePipeline denoises one stack at a time, got {len(scaled)}")
-        biases = self.conditioning.step(t, ids[0]) | self.conditioning.photo(embedding[0, 0])
-        return run(self.unet, biases, torch.cat([scaled, condition], dim=2)[0])[None]
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        added_time_ids: Tensor,
+        return_dict: bool = False,
+    ) -> tuple[Tensor]:
+        """The output [1,T,C,h,w], in a tuple.
 
-    def encode(self, photos: Tensor) -> Tensor:
-        """Mode of the latents, *not* multiplied by the scaling factor: [N,3,H,W] in [-1,1] ->
-        [N,C,h,w]."""
-        mode: Tensor = self.vae.encoder(photos)
-        return mode
+        Args:
+            sample: scaled noisy latents and condition [1,T,I,h,w].
+            timestep: a scalar.
+            encoder_hidden_states: the CLIP embedding, a single token [1,1,E].
+            added_time_ids: [1,3].
+            return_dict: False is the only form there is.
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents [1,T,C,h,w] -> stack [T,3,H,W], in chunks of 8 frames."""
-        unscaled = latents[0] / self.vae.config.scaling_factor
-        return torch.cat([self.vae.decoder(chunk) for chunk in unscaled.split(DECODE_CHUNK)])
+        Raises:
+            ValueError: more than one stack or token, or the other form is asked for.
+        """
+        if return_dict or len(sample) != 1 or encoder_hidden_states.shape[:2] != (1, 1):
+            raise ValueError(
+                "this UNet takes one stack [1,T,I,h,w] and one token [1,1,E] and returns a tuple, "
+                f"got {list(sample.shape)}, {list(encoder_hidden_states.shape)}, "
+                f"return_dict={return_dict}"
+            )
+        step = self.conditioning.step(timestep, added_time_ids[0])
+        photo = self.conditioning.photo(encoder_hidden_states[0, 0])
+        return (run(self.network, step | photo, sample[0])[None],)
 
 
-def rewritten(reference: ReferencePipeline) -> MobilePipeline:
-    """A loaded reference, rewritten; the weights stay where they are."""
-    tensors = reference.unet.state_dict()
-    unet = mobile_unet(reference.unet.config, tensors)
-    return MobilePipeline(
-        vae=mobile_autoencoder(reference.vae.config, reference.vae.state_dict()),
-        unet=unet,
-        image_encoder=reference.image_encoder,
-        scheduler=reference.scheduler,
-        name=reference.name,
-        conditioning=Conditioning.of(unet, tensors),
-    )
+def rewritten(reference: ReferencePipeline) -> ReferencePipeline:
+    """A loaded reference with its networks rewritten; the weights stay where they are."""
+    with torch.no_grad():
+        return replace(
+            reference,
+            vae=mobile_autoencoder(reference.vae.config, reference.vae.state_dict()),
+            unet=MobileDenoiser(reference.unet.config, reference.unet.state_dict()),
+        )

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pocketfocus.distill.presets import SMALLEST, build_reference
-from pocketfocus.mobile.pipeline import MobilePipeline, rewritten
+from pocketfocus.mobile.pipeline import rewritten
 from pocketfocus.reference import ReferencePipeline
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -45,6 +45,6 @@ def reference(request: pytest.FixtureRequest) -> ReferencePipeline:
 
 
 @pytest.fixture(scope="session")
-def mobile(reference: ReferencePipeline) -> MobilePipeline:
+def mobile(reference: ReferencePipeline) -> ReferencePipeline:
     """The same, rewritten."""
     return rewritten(reference)

@@ -13,8 +13,7 @@ from torch.export import ExportedProgram
 
 from pocketfocus.metrics import psnr
 from pocketfocus.mobile.conditioning import baked
-from pocketfocus.mobile.pipeline import MobilePipeline
-from pocketfocus.reference import added_time_ids
+from pocketfocus.reference import ReferencePipeline, added_time_ids
 
 RANK = 4
 GATE_DB = 90.0
@@ -65,30 +64,29 @@ def check(network: nn.Module, x: Tensor) -> tuple[int, Counter[str]]:
 
 
 @pytest.fixture
-def denoiser(mobile: MobilePipeline) -> nn.Module:
+def denoiser(mobile: ReferencePipeline) -> nn.Module:
     """The UNet of one step and photo."""
-    assert mobile.conditioning is not None
-    ids = added_time_ids(1, torch.zeros(1))[0]
-    biases = mobile.conditioning.step(torch.tensor(1.6), ids)
-    biases |= mobile.conditioning.photo(torch.randn(mobile.unet.config.cross_attention_dim))
-    return baked(mobile.unet, biases)
+    conditioning, ids = mobile.unet.conditioning, added_time_ids(1, torch.zeros(1))[0]
+    biases = conditioning.step(torch.tensor(1.6), ids)
+    biases |= conditioning.photo(torch.randn(mobile.unet.config.cross_attention_dim))
+    return baked(mobile.unet.network, biases)
 
 
 @one_reference
-def test_denoiser(denoiser: nn.Module, mobile: MobilePipeline) -> None:
+def test_denoiser(denoiser: nn.Module, mobile: ReferencePipeline) -> None:
     rank, operators = check(denoiser, torch.randn(9, mobile.unet.config.in_channels, 4, 8))
     assert rank == RANK
     assert not [name for name in operators if "sin" in name or "cos" in name], "no embedding left"
 
 
 @one_reference
-def test_decoder(mobile: MobilePipeline) -> None:
+def test_decoder(mobile: ReferencePipeline) -> None:
     rank, _ = check(mobile.vae.decoder, torch.randn(8, mobile.vae.config.latent_channels, 2, 4))
     assert rank == RANK
 
 
 @one_reference
-def test_encoder(mobile: MobilePipeline) -> None:
+def test_encoder(mobile: ReferencePipeline) -> None:
     rank, _ = check(mobile.vae.encoder, torch.randn(1, 3, 16, 32))
     assert rank == RANK
 

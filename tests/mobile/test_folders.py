@@ -120,15 +120,15 @@ def test_both_loaders_read_every_way_of_storing(written: str) -> None:
     theirs, ours = load_reference(written), load_mobile(written)
     how = Sampling(2)
     assert psnr(ours(photo(), 6, how), theirs(photo(), 6, how)) >= GATE_DB
-    assert ours.unet.conv_in.weight.dtype == torch.float32
+    assert ours.unet.network.conv_in.weight.dtype == torch.float32
     assert ours.name == theirs.name == written
 
 
 def test_the_fine_tuned_unet_is_taken_not_the_bases(full: Path) -> None:
     expected = published().unet.conv_in.weight
-    assert torch.equal(load_mobile(spec_of(full)).unet.conv_in.weight, expected)
+    assert torch.equal(load_mobile(spec_of(full)).unet.network.conv_in.weight, expected)
     assert torch.equal(load_reference(spec_of(full)).unet.conv_in.weight, expected)
-    base = load_mobile(str(full / BASE)).unet.conv_in.weight
+    base = load_mobile(str(full / BASE)).unet.network.conv_in.weight
     assert not torch.equal(base, expected)
 
 
@@ -138,7 +138,7 @@ def test_the_last_checkpoint_is_taken(full: Path) -> None:
     assert find_places(spec_of(full)).unet[1] == "checkpoint-300000/unet"
     own = full / TUNED / "checkpoint-5/unet"
     assert find_places(f"{own}+{full / BASE}").unet == (str(own), "")
-    assert load_mobile(f"{own}+{full / BASE}").unet.conv_in.weight.isfinite().all()
+    assert load_mobile(f"{own}+{full / BASE}").unet.network.conv_in.weight.isfinite().all()
 
 
 def test_full_weights_stay_on_disk(full: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pocketfocus.metrics import psnr
 from pocketfocus.mobile import autoencoder, blocks, layers
-from pocketfocus.mobile.pipeline import MobilePipeline, rewritten
+from pocketfocus.mobile.pipeline import rewritten
 from pocketfocus.optics import FRAMES
 from pocketfocus.reference import ReferencePipeline, Sampling, load_reference
 
@@ -25,14 +25,14 @@ def photo(height: int = 64, width: int = 64) -> Tensor:
 
 @pytest.mark.parametrize("position", range(FRAMES))
 def test_stack_of_every_position(
-    reference: ReferencePipeline, mobile: MobilePipeline, position: int
+    reference: ReferencePipeline, mobile: ReferencePipeline, position: int
 ) -> None:
     expected = reference(photo(), position, GUIDED)
     assert psnr(mobile(photo(), position, GUIDED), expected) >= GATE_DB
     assert expected.std() > 0.05, "a stack with something in it"
 
 
-def test_every_step_of_the_sampler(reference: ReferencePipeline, mobile: MobilePipeline) -> None:
+def test_every_step_of_the_sampler(reference: ReferencePipeline, mobile: ReferencePipeline) -> None:
     """Every UNet evaluation of four guided steps, on photos that are not square."""
     image = photo(64, 128)
     noise = torch.randn(reference.latent_shape(image), generator=torch.Generator().manual_seed(2))
@@ -58,7 +58,7 @@ def evaluations(pipeline: ReferencePipeline, image: Tensor, noise: Tensor) -> li
     return outputs
 
 
-def test_autoencoder_alone(reference: ReferencePipeline, mobile: MobilePipeline) -> None:
+def test_autoencoder_alone(reference: ReferencePipeline, mobile: ReferencePipeline) -> None:
     image = photo(128, 64)
     assert psnr(mobile.encode(image), reference.encode(image)) >= GATE_DB
     latents = torch.randn(reference.latent_shape(image))
@@ -71,17 +71,19 @@ def test_the_shipped_reference_in_its_own_way() -> None:
     assert psnr(ours, theirs) >= GATE_DB
 
 
-def test_more_than_one_stack_is_refused(mobile: MobilePipeline) -> None:
-    two = torch.zeros(2, FRAMES, 4, 8, 8)
+@pytest.mark.parametrize(
+    ("stacks", "tokens", "return_dict"), [(2, 1, False), (1, 2, False), (1, 1, True)]
+)
+def test_what_the_rewrite_does_not_do_is_refused(
+    mobile: ReferencePipeline, stacks: int, tokens: int, return_dict: bool
+) -> None:
+    config = mobile.unet.config
+    sample = torch.zeros(stacks, FRAMES, config.in_channels, 8, 8)
+    embedding = torch.zeros(1, tokens, config.cross_attention_dim)
     with pytest.raises(ValueError, match="one stack"):
-        mobile.denoise(two, torch.tensor(0.0), two, torch.zeros(2, 1, 32), torch.zeros(2, 3))
-
-
-def test_a_pipeline_without_conditioning_is_refused(mobile: MobilePipeline) -> None:
-    bare = MobilePipeline(mobile.vae, mobile.unet, mobile.image_encoder, mobile.scheduler)
-    one = torch.zeros(1, FRAMES, 4, 8, 8)
-    with pytest.raises(ValueError, match="rewritten"):
-        bare.denoise(one, torch.tensor(0.0), one, torch.zeros(1, 1, 32), torch.zeros(1, 3))
+        mobile.unet(sample, torch.tensor(0.0), embedding, torch.zeros(1, 3), return_dict)
+    with pytest.raises(ValueError, match="one stack"):
+        mobile.vae.decode(torch.zeros(4, 4, 2, 2), num_frames=2)
 
 
 right = (layers.to_columns, layers.to_frames, layers.Attention.split)
@@ -142,7 +144,7 @@ SWAPS: list[Callable[[pytest.MonkeyPatch], None]] = [
 def test_the_gate_fails_where_two_axes_are_swapped(
     swap: Callable[[pytest.MonkeyPatch], None],
     reference: ReferencePipeline,
-    mobile: MobilePipeline,
+    mobile: ReferencePipeline,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On a square photo, where no shape would tell."""
