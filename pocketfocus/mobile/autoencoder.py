@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from pocketfocus.errors import UserError
 from pocketfocus.mobile.blocks import ResBlock, SpatialResBlock
-from pocketfocus.mobile.folds import fold_mode
+from pocketfocus.mobile.folds import fold_mode, fold_unshuffle
 from pocketfocus.mobile.layers import (
     Attention,
     Downsample,
     GroupNorm,
     Upsample,
+    shuffled,
     to_columns,
     to_frames,
     to_tokens,
@@ -96,7 +97,8 @@ class MobileEncoder(Rewritten):
                 f"{DOWN_BLOCK}: take a Stable Video Diffusion autoencoder"
             )
         widths, groups = tuple(config.block_out_channels), groups_of(config)
-        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        patch = self.patch = patch_of(config)
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3 * patch, patch, patch)
         self.down_blocks = nn.ModuleList(
             EncoderLevel(
                 (widths[max(n - 1, 0)], widths[n]),
@@ -111,7 +113,7 @@ class MobileEncoder(Rewritten):
         self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
         self.shortcut = None
         if is_compact(config):
-            factor = 2 ** (len(widths) - 1)
+            factor = 2 ** (len(widths) - 1) * patch
             self.shortcut = nn.Conv2d(config.in_channels, config.latent_channels, factor, factor)
 
     def forward(self, photos: Tensor) -> Tensor:
@@ -129,6 +131,8 @@ class MobileEncoder(Rewritten):
         mode = dict(zip(("weight", "bias"), fold_mode(*weights), strict=True))
         parts = ("conv_in", "down_blocks", "mid_block", "conv_norm_out")
         found = {name: take(self.get_submodule(name), encoder.at(name)) for name in parts}
+        if self.patch > 1:
+            found["conv_in"]["weight"] = fold_unshuffle(found["conv_in"]["weight"], self.patch)
         if self.shortcut is not None:
             found["shortcut"] = take(self.shortcut, source.at("encoder_shortcut"))
         return gather({**found, "conv_out": mode})
@@ -177,7 +181,8 @@ class MobileDecoder(Rewritten):
     def __init__(self, config: Any) -> None:
         super().__init__()
         widths, groups = tuple(reversed(config.block_out_channels)), groups_of(config)
-        colours = config.out_channels
+        patch = self.patch = patch_of(config)
+        colours, made = config.out_channels, config.out_channels * patch**2
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = DecoderMiddle(widths[0], config.layers_per_block, groups)
         self.up_blocks = nn.ModuleList(
@@ -190,11 +195,11 @@ class MobileDecoder(Rewritten):
             for n in range(len(widths))
         )
         self.conv_norm_out = GroupNorm(widths[-1], groups, EPS)
-        self.conv_out = nn.Conv2d(widths[-1], colours, 3, padding=1)
-        self.time_conv_out = nn.Conv2d(colours, colours, (3, 1), padding=(1, 0))
+        self.conv_out = nn.Conv2d(widths[-1], made, 3, padding=1)
+        self.time_conv_out = nn.Conv2d(made, made, (3, 1), padding=(1, 0))
         self.shortcut = None
         if is_compact(config):
-            factor = 2 ** (len(widths) - 1)
+            factor = 2 ** (len(widths) - 1) * patch
             self.shortcut = nn.ConvTranspose2d(config.latent_channels, colours, factor, factor)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -203,6 +208,7 @@ class MobileDecoder(Rewritten):
             x = level(x)
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
         x = to_frames(self.time_conv_out(to_columns(x)), x.shape[2], x.shape[3])
+        x = shuffled(x, self.patch) if self.patch > 1 else x
         return x if self.shortcut is None else x + self.shortcut(latents)
 
     def take(self, source: Source) -> Tensors:
@@ -263,6 +269,11 @@ def decoder_block(channels: tuple[int, int], groups: int) -> ResBlock:
 def groups_of(config: Any) -> int:
     """Groups of all norms."""
     return int(config.get("norm_num_groups", GROUPS))
+
+
+def patch_of(config: Any) -> int:
+    """Pixels of a side that are channels of one pixel to the networks; 1: none."""
+    return int(config.get("patch", 1))
 
 
 def is_compact(config: Any) -> bool:

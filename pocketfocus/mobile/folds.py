@@ -129,6 +129,17 @@ def fold_conv3d(weight: Tensor) -> Tensor:
     return weight.squeeze(-1)
 
 
+def fold_unshuffle(weight: Tensor, patch: int) -> Tensor:
+    """pixel_unshuffle and a 3x3 convolution (padding 1) as one convolution of the pixels (kernel
+    3 p, stride p, padding p): weights [O, C p p, 3, 3] -> [O, C, 3 p, 3 p].
+
+    Saves no parameters or FLOPs, but a tensor of rank 6.
+    """
+    out, channels = weight.shape[0], weight.shape[1] // patch**2
+    taps = weight.reshape(out, channels, patch, patch, 3, 3).permute(0, 1, 4, 2, 5, 3)
+    return taps.reshape(out, channels, 3 * patch, 3 * patch)
+
+
 def fold_attention_scale(weight: Tensor, head_size: int) -> Tensor:
     """The factor 1 / sqrt(head_size) of the scores, in the weight (or bias) of the queries.
 

@@ -40,6 +40,16 @@ def to_tokens(x: Tensor) -> Tensor:
     return tokens.contiguous()
 
 
+def shuffled(x: Tensor, patch: int) -> Tensor:
+    """pixel_shuffle, [T,C*p*p,h,w] -> [T,C,h*p,w*p], in two transpositions at rank 4: columns, then
+    rows."""
+    frames, channels, height, width = x.shape
+    images = frames * channels // patch**2
+    x = x.reshape(images * patch, patch, height, width).permute(0, 2, 3, 1)
+    x = x.reshape(images, patch, height, width * patch).permute(0, 2, 1, 3)
+    return x.reshape(frames, channels // patch**2, height * patch, width * patch)
+
+
 def standardise(x: Tensor, eps: float) -> Tensor:
     """Zero mean and unit variance over the last two dimensions, [N,M,P,Q] -> same.
 

@@ -23,6 +23,7 @@ from pocketfocus.mobile.folds import (
     fold_mode,
     fold_residual_blend,
     fold_time_embedding,
+    fold_unshuffle,
     fold_upsample,
     sinusoid,
     two_layers,
@@ -169,6 +170,19 @@ def test_temporal_convolution_is_two_dimensional(
     ours = F.conv2d(x.flatten(3), weight, theirs.bias, padding=(1, 0))
     close(ours.reshape(theirs(x).shape), theirs(x))
     assert weight.data_ptr() == theirs.weight.data_ptr()
+
+
+@few
+@given(seeds, st.integers(1, 3), st.integers(1, 4), sizes, sizes)
+def test_unshuffled_pixels_are_seen_by_a_larger_kernel(
+    seed: int, channels: int, patch: int, height: int, width: int
+) -> None:
+    torch.manual_seed(seed)
+    theirs = nn.Conv2d(channels * patch**2, 3, 3, padding=1).requires_grad_(False)
+    x = torch.randn(2, channels, height * patch, width * patch)
+    weight = fold_unshuffle(theirs.weight, patch)
+    ours = F.conv2d(x, weight, theirs.bias, stride=patch, padding=patch)
+    close(ours, theirs(F.pixel_unshuffle(x, patch)))
 
 
 @few

@@ -24,6 +24,7 @@ from pocketfocus.mobile.layers import (
     GroupNorm,
     LayerNorm,
     Upsample,
+    shuffled,
     to_columns,
     to_frames,
 )
@@ -78,6 +79,13 @@ def test_columns_are_frames_by_their_pixels() -> None:
     assert columns.shape == (1, 3, 4, 10)
     assert columns[0, 2, 3, 1 * 5 + 4] == x[3, 2, 1, 4]
     assert torch.equal(to_frames(columns, 2, 5), x)
+
+
+@few
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), sizes, sizes)
+def test_pixel_shuffle(frames: int, channels: int, patch: int, height: int, width: int) -> None:
+    x = torch.randn(frames, channels * patch**2, height, width)
+    assert torch.equal(shuffled(x, patch), nn.functional.pixel_shuffle(x, patch))
 
 
 @few
