@@ -74,23 +74,6 @@ class CompactAutoencoder(AutoencoderKLTemporalDecoder):  # type: ignore[misc]
         self.encoder_shortcut = nn.Conv2d(in_channels, latent_channels, factor, factor)
         self.decoder_shortcut = nn.ConvTranspose2d(latent_channels, out_channels, factor, factor)
 
-    def defocus_basis(self, photos: Tensor) -> Tensor:
-        """What defocus does to photos [B,3,H,W] in [-1,1], as directions of latents: the (linear)
-        latent of a quarter of each patch blurred by a radius, minus that of the photo; for each of
-        `defocus_radii` and each quarter, [B,4R,C,h,w].
-        """
-        linear = srgb_to_linear((photos + 1) / 2)
-        weight, factor = self.encoder_shortcut.weight, latent_factor(self)
-        quarters = _quarters(factor).to(weight)
-        found = []
-        for radius in self.config.defocus_radii:
-            change = 2 * linear_to_srgb(blurred(linear, radius)) - 1 - photos
-            tiles = quarters.tile(1, *(side // factor for side in change.shape[-2:]))
-            masked = (change[:, None] * tiles[:, None]).flatten(0, 1)
-            directions = F.conv2d(masked, weight, stride=factor)
-            found.append(directions.reshape(len(photos), len(quarters), *directions.shape[1:]))
-        return torch.cat(found, dim=1)
-
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
         """Posterior of frames [B,3,H,W] in [-1,1]: network plus shortcut."""
         patches = F.pixel_unshuffle(x, self.config.patch)
@@ -106,7 +89,25 @@ class CompactAutoencoder(AutoencoderKLTemporalDecoder):  # type: ignore[misc]
         return DecoderOutput(sample=decoded) if return_dict else (decoded,)
 
 
-def latent_factor(vae: AutoencoderKLTemporalDecoder) -> int:
+def defocus_basis(vae: Any, photos: Tensor) -> Tensor:
+    """What defocus does to photos [B,3,H,W] in [-1,1], as directions of unscaled latents: the
+    (linear) latent of a quarter of each patch blurred by a radius, minus that of the photo; for
+    each of the compact autoencoder's `defocus_radii` (R) and each quarter, [B,4R,C,h,w].
+    """
+    linear = srgb_to_linear((photos + 1) / 2)
+    weight, factor = vae.encoder_shortcut.weight, latent_factor(vae)
+    quarters = _quarters(factor).to(weight)
+    found = []
+    for radius in vae.config.defocus_radii:
+        change = 2 * linear_to_srgb(blurred(linear, radius)) - 1 - photos
+        tiles = quarters.tile(1, *(side // factor for side in change.shape[-2:]))
+        masked = (change[:, None] * tiles[:, None]).flatten(0, 1)
+        directions = F.conv2d(masked, weight, stride=factor)
+        found.append(directions.reshape(len(photos), len(quarters), *directions.shape[1:]))
+    return torch.cat(found, dim=1)
+
+
+def latent_factor(vae: Any) -> int:
     """Pixels of a side to one of the latent."""
     factor: int = 2 ** (len(vae.config.block_out_channels) - 1) * vae.config.get("patch", 1)
     return factor

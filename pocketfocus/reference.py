@@ -10,7 +10,7 @@ Legend: B batch, T = 9 frames, C latent channels, H, W photo size, h, w latent s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,11 +24,13 @@ from diffusers import (
     UNetSpatioTemporalConditionModel,
 )
 from diffusers.utils import logging as diffusers_log
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_log
 
-from pocketfocus.autoencoder import CompactAutoencoder, latent_factor
+from pocketfocus.autoencoder import CompactAutoencoder, defocus_basis, latent_factor
+from pocketfocus.checkpoints import DIFFUSERS_STEM, TRANSFORMERS_STEM, find_weights
 from pocketfocus.errors import UserError
 from pocketfocus.optics import FRAMES
 from pocketfocus.progress import track
@@ -203,8 +205,8 @@ class ReferencePipeline:
         """
         if not self.relative:
             return photos.new_zeros(len(photos), 0, 1, 1, 1)
-        found: Tensor = self.vae.defocus_basis(photos)
-        return self.vae.config.scaling_factor * found
+        factor: float = self.vae.config.scaling_factor
+        return factor * defocus_basis(self.vae, photos)
 
     def encode(self, photos: Tensor) -> Tensor:
         """Mode of the VAE posterior, *not* multiplied by the scaling factor: [B,3,H,W] in [-1,1]
@@ -281,32 +283,75 @@ def check_photo(photo: Tensor, position: int) -> None:
         raise UserError(f"position {position} is outside 0 (near) … {FRAMES - 1} (infinity)")
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where a reference lies: local folders in the diffusers layout, or Hub ids.
+
+    Attributes:
+        base: holds vae/, image_encoder/ and scheduler/.
+        unet: what holds the UNet, and its folder there.
+        name: the reference's.
+    """
+
+    base: str
+    unet: tuple[str, str]
+    name: str
+
+
+def find_places(spec: str) -> Places:
+    """The places that `spec` names, see `load_reference`; UserError when it names none."""
+    if spec in ("learn2refocus", LEARN2REFOCUS):
+        return Places(BASE, (LEARN2REFOCUS, LEARN2REFOCUS_UNET), "learn2refocus")
+    root = str(DEFAULT_WEIGHTS) if spec == "default" else spec
+    finetuned, plus, base = root.partition("+")
+    if not plus or Path(root).is_dir():
+        finetuned = base = root
+    for place in (finetuned, base):
+        hub_id = place.count("/") == 1 and not place.startswith((".", "/"))
+        if not place or not (hub_id or Path(place).is_dir()):
+            raise UserError(
+                f"no reference at {place or spec}: name `default`, `learn2refocus`, a local folder "
+                "in the diffusers layout, a Hub id such as owner/model, or the folders of a "
+                "fine-tuned UNet and of its base, UNET_DIR+BASE_DIR"
+            )
+    return Places(base, (finetuned, _unet_folder(finetuned)), spec)
+
+
+def _unet_folder(root: str) -> str:
+    """Where below `root` the UNet lies: unet/, the last of checkpoint-*/unet/, or root itself."""
+    if root == LEARN2REFOCUS:
+        return LEARN2REFOCUS_UNET
+    if (Path(root) / "unet").is_dir() or not Path(root).is_dir():
+        return "unet"
+    steps = [p.parent.name for p in Path(root).glob("checkpoint-*/unet") if p.is_dir()]
+    if steps:
+        return f"{max(steps, key=lambda name: (len(name), name))}/unet"
+    return "" if (Path(root) / "config.json").is_file() else "unet"
+
+
 def load_reference(spec: str = "default") -> ReferencePipeline:
     """Load a reference in fp32 evaluation mode.
 
     `spec` is `default` (shipped), `learn2refocus` (the published model), a local folder in the
-    diffusers layout (unet/, vae/, image_encoder/, scheduler/), or a Hub id of that layout.
+    diffusers layout (unet/, vae/, image_encoder/, scheduler/), a Hub id of that layout, or
+    UNET+BASE, two of these: a fine-tuned UNet (unet/, checkpoint-*/unet/ as Learn2Refocus has it,
+    or the UNet's own folder) and what it was tuned from.
     Raises UserError for missing components, weights that are pickled or do not fit their config, or
     no network.
     """
-    if spec in ("learn2refocus", LEARN2REFOCUS):
-        return _load(BASE, (LEARN2REFOCUS, LEARN2REFOCUS_UNET), "learn2refocus")
-    root = str(DEFAULT_WEIGHTS) if spec == "default" else spec
-    if not Path(root).is_dir() and (root.count("/") != 1 or root.startswith((".", "/"))):
-        raise UserError(
-            f"no reference at {spec}: name `default`, `learn2refocus`, a local folder in the "
-            "diffusers layout, or a Hub id such as owner/model"
-        )
-    return _load(root, (root, "unet"), spec)
+    return assemble(find_places(spec), load_component)
 
 
-def _load(root: str, unet: tuple[str, str], name: str) -> ReferencePipeline:
+def assemble(places: Places, load: Callable[[Any, str, str], Any]) -> ReferencePipeline:
+    """The pipeline of four components, each from `load(class, root, folder)`; UserError when they
+    do not fit each other."""
+    root = places.base
     pipeline = ReferencePipeline(
-        vae=_component(_autoencoder_class(root), root, "vae"),
-        unet=_component(UNetSpatioTemporalConditionModel, *unet),
-        image_encoder=_component(CLIPVisionModelWithProjection, root, "image_encoder"),
-        scheduler=_component(EulerDiscreteScheduler, root, "scheduler"),
-        name=name,
+        vae=load(_autoencoder_class(root), root, "vae"),
+        unet=load(UNetSpatioTemporalConditionModel, *places.unet),
+        image_encoder=load(CLIPVisionModelWithProjection, root, "image_encoder"),
+        scheduler=load(EulerDiscreteScheduler, root, "scheduler"),
+        name=places.name,
     )
     _check_fit(pipeline)
     return pipeline
@@ -320,34 +365,45 @@ def _autoencoder_class(root: str) -> Any:
     return AutoencoderKLTemporalDecoder
 
 
-def _component(cls: Any, root: str, subfolder: str) -> Any:
+def load_component(cls: Any, root: str, subfolder: str) -> Any:
     """One component, fp32; safetensors only, the fp16 variant where that is all there is."""
-    folder = Path(root) / subfolder
-    if Path(root).is_dir() and not folder.is_dir():
-        raise UserError(
-            f"{root} has no {subfolder}/: a reference needs unet/, vae/, image_encoder/, scheduler/"
-        )
+    folder = component_folder(root, subfolder)
     if cls is EulerDiscreteScheduler:
-        return _try(cls, root, subfolder)
-    only_fp16 = folder.is_dir() and not any(
-        ".fp16." not in p.name for p in folder.glob("*.safetensors")
-    )
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        raise UserError(
-            f"{folder} holds no .safetensors: pickled checkpoints are refused, convert it with "
-            "`save_pretrained(..., safe_serialization=True)`"
-        )
+        return attempt(lambda: cls.from_pretrained(root, subfolder=subfolder), root, subfolder)
+    clip = cls is CLIPVisionModelWithProjection
+    stem = TRANSFORMERS_STEM if clip else DIFFUSERS_STEM
     options: dict[str, Any] = {
         "use_safetensors": True,
-        "variant": "fp16" if only_fp16 else None,
-        "dtype" if cls is CLIPVisionModelWithProjection else "torch_dtype": torch.float32,
+        "variant": find_weights(folder, stem).variant if folder else None,
+        "dtype" if clip else "torch_dtype": torch.float32,
     }
-    model, info = _try(cls, root, subfolder, output_loading_info=True, **options)
-    _check_weights(info, f"{subfolder} of {root}")
+    model, info = attempt(
+        lambda: cls.from_pretrained(root, subfolder=subfolder, output_loading_info=True, **options),
+        root,
+        subfolder,
+    )
+    check_weights(info, place_of(root, subfolder))
     return model.eval().requires_grad_(False)
 
 
-def _check_weights(info: dict[str, Any], where: str) -> None:
+def component_folder(root: str, subfolder: str) -> Path | None:
+    """A component's folder, None on the Hub; UserError when a local root has none."""
+    folder = Path(root) / subfolder
+    if not Path(root).is_dir():
+        return None
+    if not folder.is_dir():
+        raise UserError(
+            f"{root} has no {subfolder}/: a reference needs unet/, vae/, image_encoder/, scheduler/"
+        )
+    return folder
+
+
+def place_of(root: str, subfolder: str) -> str:
+    """A component in words."""
+    return f"{subfolder} of {root}" if subfolder else root
+
+
+def check_weights(info: dict[str, Any], where: str) -> None:
     """UserError when the files do not hold exactly the weights that the config asks for.
 
     The libraries only warn, and leave what is missing at random values.
@@ -368,21 +424,24 @@ def _check_weights(info: dict[str, Any], where: str) -> None:
             )
 
 
-def _try(cls: Any, root: str, subfolder: str, **options: Any) -> Any:
+def attempt(load: Callable[[], Any], root: str, subfolder: str) -> Any:
+    """What a library's `load` returns, its warnings hushed and its errors one-line UserErrors."""
     try:
         with _without_warnings():
-            return cls.from_pretrained(root, subfolder=subfolder, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            return load()
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else repr(error)
-        raise UserError(
-            f"cannot load {subfolder} of {root} ({reason}): check the folder, or the network and "
-            "the Hub id"
-        ) from error
+        way_out = (
+            "check the folder"
+            if Path(root).is_dir()
+            else "check the network and the Hub id, or download it and name its folder"
+        )
+        raise UserError(f"cannot load {place_of(root, subfolder)} ({reason}): {way_out}") from error
 
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Hush the libraries: what they warn of is an error here, see `_check_weights`."""
+    """Hush the libraries: what they warn of is an error here, see `check_weights`."""
     before = [(library, library.get_verbosity()) for library in (diffusers_log, transformers_log)]
     for library, _ in before:
         library.set_verbosity_error()

@@ -16,6 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 
 FOLDERS = ("distill", "quantize", "export", "benchmarks", "mobile_harness")
+INNER = ("cli", "mobile")
 MODELS = {"core", "distill", "quantize", "export"}
 MAY_IMPORT = {
     "core": {"core"},
@@ -31,9 +32,9 @@ TEXT = {".py", ".md", ".toml", ".yaml", ".json", ".jsonl", ".j2", ".html", ".js"
 
 def modules(root: Path) -> list[Path]:
     """Every Python file of the package, by its place in the repository."""
-    found = list((root / "pocketfocus").glob("*.py")) + list(
-        (root / "pocketfocus/cli").glob("*.py")
-    )
+    found = list((root / "pocketfocus").glob("*.py"))
+    for folder in INNER:
+        found += (root / "pocketfocus" / folder).glob("*.py")
     for folder in FOLDERS:
         found += (root / folder).rglob("*.py")
     return sorted(p for p in found if "__pycache__" not in p.parts)
