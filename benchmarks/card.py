@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pocketfocus.autoencoder import QUARTERS
 from pocketfocus.benchmarks.evaluate import Refocuser, plot_grids, refocus, validation_stacks
 from pocketfocus.benchmarks.tables import figure, markdown
 from pocketfocus.errors import UserError
@@ -212,7 +213,7 @@ def facts() -> dict[str, Any]:
         "mib": size_bytes(DEFAULT_WEIGHTS) / 2**20,
         "how": sampling,
         "radii": ", ".join(map(str, radii)),
-        "weights": 4 * len(radii),
+        "weights": QUARTERS * len(radii),
         "scenes_trained": read_json(DEFAULT_WEIGHTS / "training.json")["scenes"],
     }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from diffusers import EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from pocketfocus.autoencoder import CompactAutoencoder
+from pocketfocus.autoencoder import QUARTERS, CompactAutoencoder
 from pocketfocus.optics import FRAMES
 from pocketfocus.reference import PLANES, ReferencePipeline
 
@@ -53,7 +53,7 @@ def build_reference(preset: ReferencePreset = DEFAULT) -> ReferencePipeline:
     unet = UNetSpatioTemporalConditionModel(
         sample_size=32,
         in_channels=2 * preset.latent_channels + PLANES * preset.relative_latents,
-        out_channels=preset.latent_channels + 4 * len(radii),
+        out_channels=preset.latent_channels + QUARTERS * len(radii),
         down_block_types=tuple(f"{'CrossAttn' * has}DownBlockSpatioTemporal" for has in attentive),
         up_block_types=tuple(
             f"{'CrossAttn' * has}UpBlockSpatioTemporal" for has in reversed(attentive)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from pocketfocus.optics import blurred, linear_to_srgb, srgb_to_linear
 
 DOWN = "DownEncoderBlock2D"
+QUARTERS = 4  # of a patch, each with its own weights in `defocus_basis`
 
 
 class CompactAutoencoder(AutoencoderKLTemporalDecoder):  # type: ignore[misc]
@@ -115,5 +116,5 @@ def latent_factor(vae: Any) -> int:
 
 def _quarters(patch: int) -> Tensor:
     """The four quarters of a patch as masks, [4,patch,patch] of 0 and 1."""
-    half = patch // 2
-    return torch.eye(4).reshape(4, 2, 2).repeat_interleave(half, 1).repeat_interleave(half, 2)
+    half, single = patch // 2, torch.eye(QUARTERS).reshape(QUARTERS, 2, 2)
+    return single.repeat_interleave(half, 1).repeat_interleave(half, 2)

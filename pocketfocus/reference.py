@@ -29,7 +29,12 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_log
 
-from pocketfocus.autoencoder import CompactAutoencoder, defocus_basis, latent_factor
+from pocketfocus.autoencoder import (
+    QUARTERS,
+    CompactAutoencoder,
+    defocus_basis,
+    latent_factor,
+)
 from pocketfocus.checkpoints import DIFFUSERS_STEM, TRANSFORMERS_STEM, find_weights
 from pocketfocus.errors import UserError
 from pocketfocus.optics import FRAMES
@@ -455,7 +460,7 @@ def _without_warnings() -> Iterator[None]:
 def _check_fit(pipeline: ReferencePipeline) -> None:
     latent, unet = pipeline.vae.config.latent_channels, pipeline.unet.config
     wanted = 2 * latent + PLANES * pipeline.relative
-    made = latent + 4 * len(pipeline.vae.config.get("defocus_radii", ()))
+    made = latent + QUARTERS * len(pipeline.vae.config.get("defocus_radii", ()))
     if (unet.in_channels, unet.out_channels) != (wanted, made):
         raise UserError(
             f"the UNet has {unet.in_channels} channels in and {unet.out_channels} out, but a VAE "
