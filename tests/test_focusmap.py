@@ -106,7 +106,9 @@ def test_focus_grid() -> None:
     assert torch.equal(focus_grid(torch.tensor([[1.0, 5.0]])), torch.tensor([[1, 5]]))
 
 
-@pytest.mark.parametrize("seed", [2, 3, 6])  # of the first ten, those with the widest spread of depth
+@pytest.mark.parametrize(
+    "seed", [2, 3, 6]
+)  # of the first ten, those with the widest spread of depth
 def test_focus_of_a_rendered_scene_is_its_depth(seed: int) -> None:
     """Thin lens and sensor noise: the true position is 8 (1 - D / 20), the truth a pinhole's."""
     layers = make_scene(seed, (128, 128), [bundled_photos()["coffee"]])
