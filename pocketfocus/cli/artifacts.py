@@ -63,10 +63,18 @@ def verify(
         Path | None,
         typer.Option("--replay", metavar="DIR", help="execute a golden bundle here instead"),
     ] = None,
+    locate: Annotated[
+        str | None,
+        typer.Option(
+            "--locate",
+            metavar="ARTIFACT",
+            help="name the first layer of a Core ML file whose output leaves its tolerance",
+        ),
+    ] = None,
 ) -> None:
     """Execute every file of a run on real photos and gate it against its parent."""
-    if golden is not None and replay is not None:
-        raise UserError("--golden and --replay are two tasks: give one of them")
+    if sum(value is not None for value in (golden, replay, locate)) > 1:
+        raise UserError("--golden, --replay and --locate are three tasks: give one of them")
     if (run is None) == (replay is None):
         raise UserError("name the folder of a run, or a golden bundle with --replay, not both")
     folder = arguments.run_folder(run) if run else None
@@ -85,6 +93,13 @@ def verify(
         from pocketfocus.benchmarks.golden import write_golden
 
         typer.echo(f"golden bundle: {write_golden(folder, golden, devices, files)}")
+        return
+    elif locate is not None:
+        from pocketfocus.benchmarks.locate import locate_fault
+
+        found = locate_fault(folder, locate, files)
+        print_rows(found.rows, ("layer", "operator", "psnr_db", "tolerance_db", "status"))
+        typer.echo(found.summary)
         return
     else:
         from pocketfocus.benchmarks.verify import verify_run

@@ -110,7 +110,7 @@ def test_a_file_that_misses_its_gate_makes_no_bundle(
     [
         ([], "name the folder of a run, or a golden bundle"),
         (["run", "--replay", "x"], "name the folder of a run, or a golden bundle"),
-        (["run", "--golden", "x", "--replay", "y"], "two tasks"),
+        (["run", "--golden", "x", "--replay", "y"], "three tasks"),
         (["--replay", "absent"], "golden.json is missing"),
     ],
 )
