@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pocketfocus.benchmarks.device import PYTORCH
+from pocketfocus.benchmarks.device import MIL_CHECK, PYTORCH
 from pocketfocus.errors import UserError
 
 Runner = Callable[[Tensor, Tensor], Tensor]
@@ -77,6 +77,10 @@ def prepare(target: str) -> Opener:
     """Import what opens files of `target`, so that the clock does not see it."""
     if target == PYTORCH:
         return _eager()
+    if target == MIL_CHECK:
+        from pocketfocus.export.mil.program import open_file
+
+        return lambda artifact, threads: open_file(Path(artifact))
     from pocketfocus.export.targets import get_target
 
     chosen = get_target(target)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pocketfocus.cli import arguments
 from pocketfocus.cli.stages import say
+from pocketfocus.errors import UserError
 from pocketfocus.files import Row
 
 commands = typer.Typer()
@@ -37,16 +39,72 @@ def export(
         typer.echo(f"{artifact.status:8} {artifact.name}  {artifact.why or ''}".rstrip())
 
 
-@commands.command(epilog="Example: pocketfocus verify build/mine")
-def verify(run: arguments.Run, photos: arguments.Photos = None, device: Device = "host") -> None:
+@commands.command(
+    epilog="Examples: pocketfocus verify build/mine; "
+    "pocketfocus verify build/mine --golden build/golden; "
+    "pocketfocus verify --replay build/golden"
+)
+def verify(
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="DIR", help="the folder of a run, made by `build` or `export`"),
+    ] = None,
+    photos: arguments.Photos = None,
+    device: Device = "host",
+    golden: Annotated[
+        Path | None,
+        typer.Option(
+            "--golden",
+            metavar="DIR",
+            help="write a bundle of files, inputs, expected outputs and tolerances there",
+        ),
+    ] = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option("--replay", metavar="DIR", help="execute a golden bundle here instead"),
+    ] = None,
+    locate: Annotated[
+        str | None,
+        typer.Option(
+            "--locate",
+            metavar="ARTIFACT",
+            help="name the first layer of a Core ML file whose output leaves its tolerance",
+        ),
+    ] = None,
+) -> None:
     """Execute every file of a run on real photos and gate it against its parent."""
-    folder = arguments.run_folder(run)
+    if sum(value is not None for value in (golden, replay, locate)) > 1:
+        raise UserError("--golden, --replay and --locate are three tasks: give one of them")
+    if (run is None) == (replay is None):
+        raise UserError("name the folder of a run, or a golden bundle with --replay, not both")
+    folder = arguments.run_folder(run) if run else None
     files = arguments.photo_files(photos)
+    if golden is not None:
+        arguments.output_folder(golden)
 
-    from pocketfocus.benchmarks.verify import verify_run
-    from pocketfocus.mobile_harness.devices import get_device
+    from pocketfocus.mobile_harness.devices import get_device, stand_ins
 
-    rows = verify_run(folder, get_device(device), files)
+    devices = (get_device(device), *stand_ins(device))
+    if replay is not None or folder is None:
+        from pocketfocus.benchmarks.golden import replay as replay_bundle
+
+        rows = replay_bundle(Path(replay or ""), devices)
+    elif golden is not None:
+        from pocketfocus.benchmarks.golden import write_golden
+
+        typer.echo(f"golden bundle: {write_golden(folder, golden, devices, files)}")
+        return
+    elif locate is not None:
+        from pocketfocus.benchmarks.locate import locate_fault
+
+        found = locate_fault(folder, locate, files)
+        print_rows(found.rows, ("layer", "operator", "psnr_db", "tolerance_db", "status"))
+        typer.echo(found.summary)
+        return
+    else:
+        from pocketfocus.benchmarks.verify import verify_run
+
+        rows = verify_run(folder, devices[0], files, devices[1:])
     print_rows(rows, ("artifact", "gate", "psnr_db", "threshold_db", "status", "why"))
     arguments.exit_by_gates(rows)
 
@@ -68,9 +126,9 @@ def bench(
     files = arguments.photo_files(photos)
 
     from pocketfocus.benchmarks.latency import MEASURED, bench_run
-    from pocketfocus.mobile_harness.devices import get_device
+    from pocketfocus.mobile_harness.devices import timed_device
 
-    rows = bench_run(folder, get_device(device), spec, runs, threads=threads, photos=files)
+    rows = bench_run(folder, timed_device(device), spec, runs, threads=threads, photos=files)
     print_rows(rows, ("artifact", *MEASURED, "bytes"))
 
 

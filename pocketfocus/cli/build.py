@@ -167,9 +167,9 @@ def _export(settings: Settings) -> None:
 
 def _verify(settings: Settings) -> None:
     from pocketfocus.benchmarks.verify import verify_run
-    from pocketfocus.mobile_harness.devices import get_device
+    from pocketfocus.mobile_harness.devices import get_device, stand_ins
 
-    verify_run(settings.out, get_device(DEVICE), settings.photos)
+    verify_run(settings.out, get_device(DEVICE), settings.photos, stand_ins(DEVICE))
 
 
 def _bench(settings: Settings) -> None:

@@ -1,0 +1,122 @@
+"""Golden bundles: written, carried elsewhere, replayed; and what a replay must not let pass."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from pocketfocus.benchmarks.device import Job, Result
+from pocketfocus.benchmarks.golden import replay, write_golden
+from pocketfocus.errors import UserError
+from pocketfocus.files import read_rows
+from pocketfocus.optics import one_hot
+from pocketfocus.student import load_student
+
+PTE, PACKAGE = "executorch/student-int8.pte", "coreml/student-fp16.mlpackage"
+
+
+class Runs:
+    """A device that runs the student, a little off, in place of every file but Core ML's."""
+
+    name = "runs"
+
+    def __init__(self, student: Path, off: float = 0.0) -> None:
+        self.student, self.off = load_student(student), off
+
+    def describe(self) -> dict[str, str]:
+        return {}
+
+    def why_not(self, target: str) -> str | None:
+        return "Core ML needs macOS" if target == "coreml" else None
+
+    def run(self, job: Job) -> Result:
+        def stack(index: int, position: int) -> Tensor:
+            photo = torch.from_numpy(job.photos[index : index + 1])
+            return self.student(photo, one_hot(position)) + self.off
+
+        with torch.inference_mode():
+            stacks = np.stack([stack(*call).numpy() for call in job.calls])
+        return Result(stacks, 1.0, 1.0, (), 1.0, 1)
+
+
+@pytest.fixture
+def bundle(small_student: Path, tmp_path: Path, make_run: object) -> Path:
+    """Of one file that was executed and one that could not be, moved after it was written."""
+    make_run(tmp_path / "run", small_student, [PTE, PACKAGE])  # type: ignore[operator]
+    written = write_golden(tmp_path / "run", tmp_path / "made", [Runs(small_student)])
+    assert written == tmp_path / "made" / "golden.json"
+    return Path(shutil.move(tmp_path / "made", tmp_path / "elsewhere"))
+
+
+def test_a_replay_where_all_is_well(bundle: Path, small_student: Path) -> None:
+    rows = replay(bundle, [Runs(small_student)])
+    assert read_rows(bundle / "replay.json") == rows
+    found = [(r["artifact"], r["gate"], r["threshold_db"], r["status"]) for r in rows]
+    assert found == [
+        (PTE, "int8 file, executed", 40.0, "pass"),
+        (PTE, "same file, replayed", 45.0, "pass"),
+        (PACKAGE, "fp16 file, executed", 50.0, "not-run"),
+    ]
+    assert 65 < rows[1]["psnr_db"] < 200  # float16 keeps this much
+
+
+@pytest.mark.parametrize(("db", "statuses"), [(44.0, ["pass", "fail"]), (39.0, ["fail", "fail"])])
+def test_a_replay_that_differs(
+    db: float, statuses: list[str], bundle: Path, small_student: Path
+) -> None:
+    rows = replay(bundle, [Runs(small_student, off=2 / 10 ** (db / 20))])
+    assert [row["status"] for row in rows[:2]] == statuses
+
+
+def test_tensors_are_raw_and_described(bundle: Path, small_student: Path) -> None:
+    golden = json.loads((bundle / "golden.json").read_text())
+    pair, student = golden["inputs"][1], golden["student"]
+    photo = np.fromfile(bundle / pair["photo"]["file"], "<f4").reshape(pair["photo"]["shape"])
+    position = np.fromfile(bundle / pair["position"]["file"], "<f4")
+    assert position.tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 0]
+    stacks = np.fromfile(bundle / student["file"], "<f2").reshape(student["shape"])
+    with torch.inference_mode():
+        truth = load_student(small_student)(torch.from_numpy(photo), one_hot(4)).numpy()
+    np.testing.assert_allclose(stacks[1], truth, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", [PTE, "student.f16", "photo.f32"])
+def test_damage_is_named_and_never_used(name: str, bundle: Path, small_student: Path) -> None:
+    with open(bundle / name, "r+b") as handle:
+        handle.write(b"\xff\xff")
+    with pytest.raises(UserError, match=rf"{Path(name).name} is not the file"):
+        replay(bundle, [Runs(small_student)])
+    assert not (bundle / "replay.json").exists()
+
+
+def test_a_file_that_misses_its_gate_makes_no_bundle(
+    small_student: Path, tmp_path: Path, make_run: object
+) -> None:
+    make_run(tmp_path / "run", small_student, [PTE])  # type: ignore[operator]
+    with pytest.raises(UserError, match="misses its own gate"):
+        write_golden(tmp_path / "run", tmp_path / "made", [Runs(small_student, off=0.1)])
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name the folder of a run, or a golden bundle"),
+        (["run", "--replay", "x"], "name the folder of a run, or a golden bundle"),
+        (["run", "--golden", "x", "--replay", "y"], "three tasks"),
+        (["--replay", "absent"], "golden.json is missing"),
+    ],
+)
+def test_command_lines(arguments: list[str], message: str) -> None:
+    from pocketfocus.cli.app import app
+
+    result = CliRunner().invoke(app, ["verify", *arguments])
+    assert isinstance(result.exception, UserError)
+    assert message in str(result.exception)
