@@ -87,7 +87,7 @@ def prepare(target: str) -> Opener:
 
 
 def _eager() -> Opener:
-    from pocketfocus.reference import load_reference
+    from pocketfocus.loading import load_reference
     from pocketfocus.student import load_student
 
     def open_eager(artifact: str, threads: int) -> Runner:
