@@ -86,8 +86,8 @@ def verify_run(folder: Path, device: Device, photos: Sequence[Path] | None = Non
 
     kept = {"photo": to_bytes(inputs[SHOWN[0]]), "student": shown(parents["student"], calls)}
     verdict = judge(parents["captured graph"], parents["student"], CAPTURE_GATE.threshold_db)
-    about = ("student", PYTORCH, "fp32", BUILD_HOST, CAPTURE_GATE.name, CAPTURED_DB)
-    rows = [gate_row(*about, verdict)]
+    capture = ("student", PYTORCH, "fp32", BUILD_HOST, CAPTURE_GATE.name, CAPTURED_DB)
+    rows = [gate_row(*capture, verdict)]
     for artifact in track(manifest.artifacts, "verifying", len(manifest.artifacts)):
         gate = gate_of(artifact.precision)
         why = why_not(artifact, device)
