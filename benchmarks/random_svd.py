@@ -53,7 +53,8 @@ def write_random(
         folder: gets the four components.
         width: factor of all channel counts; 1 is the published model.
         layers: residual blocks a level; 2 is the published model.
-        levels: resolutions of both networks, the first ones; 4 is the published model.
+        levels: resolutions, the first ones (two at least of the autoencoder); 4 is the published
+            model.
         shard_bytes: of a file of the UNet, at most (one tensor at least).
     """
     widths = scaled(UNET_WIDTHS, width)[:levels]
@@ -69,8 +70,8 @@ def write_random(
             num_frames=9,
         )
         vae = AutoencoderKLTemporalDecoder(
-            block_out_channels=scaled(VAE_WIDTHS, width)[:levels],
-            down_block_types=("DownEncoderBlock2D",) * levels,
+            block_out_channels=scaled(VAE_WIDTHS, width)[: max(2, levels)],
+            down_block_types=("DownEncoderBlock2D",) * max(2, levels),
             layers_per_block=layers,
         )
     for name, part, seed in (("unet", unet, 0), ("vae", vae, 1)):

