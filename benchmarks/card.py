@@ -31,10 +31,10 @@ from pocketfocus.errors import UserError
 from pocketfocus.export.open import open_model
 from pocketfocus.files import Row, read_json, read_rows, size_bytes, write_atomic
 from pocketfocus.focusmap import sharpness
+from pocketfocus.loading import DEFAULT_WEIGHTS, load_reference
 from pocketfocus.metrics import psnr
 from pocketfocus.optics import FRAMES
 from pocketfocus.progress import track
-from pocketfocus.reference import DEFAULT_WEIGHTS, load_reference
 from pocketfocus.stacks import FocalStack
 
 CARD, PICTURES = Path("MODEL_CARD.md"), Path("docs/reference")

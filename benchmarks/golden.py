@@ -24,11 +24,11 @@ from pocketfocus.benchmarks.verify import (
     execute,
     first_able,
     gate_of,
+    gate_row,
     is_written,
     judge,
     load_parent,
     parent_stacks,
-    row_of,
     square_photos,
 )
 from pocketfocus.errors import UserError
@@ -157,12 +157,13 @@ def replayed(
     else:
         job = Job(str(path), target, inputs, calls, want_outputs=True)
         stacks, verdict = execute(device, job, student, gate)
-    rows = [row_of(name, target, entry["precision"], device.name, gate, verdict)]
+    about = (name, target, entry["precision"], device.name)
+    rows = [gate_row(*about, gate.name, gate.threshold_db, verdict)]
     if "expected" in entry:
         same = Gate(SAME_FILE, f"on {entry['made_by']}", entry["same_file_db"])
         if stacks is not None:
             verdict = judge(stacks, load(bundle, entry["expected"]), same.threshold_db)
-        rows.append(row_of(name, target, entry["precision"], device.name, same, verdict))
+        rows.append(gate_row(*about, same.name, same.threshold_db, verdict))
     return rows
 
 

@@ -146,7 +146,7 @@ def list_entries(folder: Path) -> list[Entry]:
 
 def reference_entry(spec: str) -> Entry:
     """The full pipeline; its size is known when its weights lie in a local folder."""
-    from pocketfocus.reference import DEFAULT_WEIGHTS
+    from pocketfocus.loading import DEFAULT_WEIGHTS
 
     weights = DEFAULT_WEIGHTS if spec == "default" else Path(spec)
     size = sum(size_bytes(path) for path in weights.glob("*/*.safetensors"))

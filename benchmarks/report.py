@@ -21,7 +21,7 @@ import pocketfocus
 from pocketfocus.benchmarks.charts import data_uri, latency_chart, size_chart
 from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, plot_grids
 from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, ratios
-from pocketfocus.benchmarks.verify import SHOWN, STACKS_FILE, VERIFY_FILE
+from pocketfocus.benchmarks.verify import SHOWN, STACKS_FILE, VERIFY_FILE, parity_rows
 from pocketfocus.files import Row, read_json, read_rows, write_atomic
 from pocketfocus.manifest import Manifest, load_manifest
 from pocketfocus.optics import FRAMES, dioptres
@@ -97,7 +97,7 @@ def distance(position: int) -> str:
 
 def headline(bench: Sequence[Row], verify: Sequence[Row]) -> list[tuple[str, str]]:
     """The three figures a reader wants first, as (figure, what it is)."""
-    passed = {(r["artifact"], r["device"]) for r in verify if r["status"] == "pass"}
+    passed = {(r["artifact"], r["device"]) for r in parity_rows(verify) if r["status"] == "pass"}
     timed = [
         r for r in ratios(bench) if (r.artifact, r.device) in passed and r.artifact != "student"
     ]

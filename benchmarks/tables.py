@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pocketfocus.benchmarks.evaluate import EVALUATE_FILE
 from pocketfocus.benchmarks.latency import BENCH_FILE, ratios
-from pocketfocus.benchmarks.verify import VERIFY_FILE
+from pocketfocus.benchmarks.verify import VERIFY_FILE, parity_rows
 from pocketfocus.errors import UserError
 from pocketfocus.files import Row, read_rows
 
@@ -27,7 +27,7 @@ def figure(value: float | None, digits: int = 1) -> str:
 def files_table(bench: Sequence[Row], verify: Sequence[Row]) -> str:
     """Size, latency, speed-ups and parity, one line an artifact."""
     faster = {r.artifact: r for r in ratios(bench)}
-    gates = {r["artifact"]: r for r in verify}
+    gates = {r["artifact"]: r for r in parity_rows(verify)}
 
     def line(row: Row) -> list[str]:
         name, ratio = row["artifact"], faster.get(row["artifact"])

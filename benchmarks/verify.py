@@ -8,6 +8,7 @@ of photo and focal position. Legend: P photos, N = 9 P pairs, T = 9 frames, S th
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ class Gate:
     threshold_db: float
 
 
+COVERAGE = "delegate coverage"
 CAPTURE_GATE = Gate("captured graph", "student", CAPTURED_DB)
 
 
@@ -93,7 +95,8 @@ def verify_run(
 
     kept = {"photo": to_bytes(inputs[SHOWN[0]]), "student": shown(parents["student"], calls)}
     verdict = judge(parents["captured graph"], parents["student"], CAPTURE_GATE.threshold_db)
-    rows = [row_of("student", PYTORCH, "fp32", BUILD_HOST, CAPTURE_GATE, verdict)]
+    capture = ("student", PYTORCH, "fp32", BUILD_HOST, CAPTURE_GATE.name, CAPTURED_DB)
+    rows = [gate_row(*capture, verdict)]
     for artifact in track(manifest.artifacts, "verifying", len(manifest.artifacts)):
         by = first_able((device, *stand_ins), artifact.target)
         gate = gate_of(artifact.precision, by.name)
@@ -106,12 +109,38 @@ def verify_run(
                 kept[artifact.name] = shown(stacks, calls)
         else:
             verdict = Verdict(None, "not-run", why)
-        rows.append(
-            row_of(artifact.name, artifact.target, artifact.precision, by.name, gate, verdict)
-        )
+        about = (artifact.name, artifact.target, artifact.precision, by.name)
+        rows.append(gate_row(*about, gate.name, gate.threshold_db, verdict))
+        rows += coverage_rows(artifact, by.name)
     save_stacks(folder / STACKS_FILE, kept)
     write_rows(folder / VERIFY_FILE, rows)
     return rows
+
+
+def coverage_rows(artifact: Artifact, device: str) -> list[Row]:
+    """The gate of what runs inside the backend, for files whose manifest says how much does.
+
+    Its floor is the recipe's `min_delegated`; `why` says what was found, and what fell out.
+    """
+    found = artifact.delegation
+    if found is None or not is_written(artifact):
+        return []
+    floor = get_recipe(artifact.precision).min_delegated
+    why = (
+        f"{100 * found.share:.1f} % of {found.total_ops} operators are delegated in {found.calls} "
+        f"call{'s' * (found.calls != 1)}, {100 * floor:g} % are needed"
+    )
+    if found.fallen_out:
+        counts = Counter(found.fallen_out).most_common()
+        why += "; fallen out: " + ", ".join(f"{count} {name}" for name, count in counts)
+    verdict = Verdict(None, "pass" if found.share >= floor else "fail", why)
+    about = (artifact.name, artifact.target, artifact.precision, device)
+    return [gate_row(*about, COVERAGE, None, verdict)]
+
+
+def parity_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows that compare outputs: all but those of delegate coverage."""
+    return [row for row in rows if row["gate"] != COVERAGE]
 
 
 def failed(rows: Sequence[Row]) -> list[Row]:
@@ -219,18 +248,24 @@ def is_written(artifact: Artifact) -> bool:
     return artifact.status == "written"
 
 
-def row_of(
-    artifact: str, target: str, precision: str, device: str, gate: Gate, verdict: Verdict
+def gate_row(
+    artifact: str,
+    target: str,
+    precision: str,
+    device: str,
+    gate: str,
+    threshold_db: float | None,
+    verdict: Verdict,
 ) -> Row:
-    """One row of verify.json: what was held against which gate, and how it ended."""
+    """A row of verify.json; `threshold_db` is None where the gate has no figure in dB."""
     return {
         "artifact": artifact,
         "target": target,
         "precision": precision,
         "device": device,
-        "gate": gate.name,
+        "gate": gate,
         "psnr_db": verdict.psnr_db,
-        "threshold_db": gate.threshold_db,
+        "threshold_db": threshold_db,
         "status": verdict.status,
         "why": verdict.why,
     }

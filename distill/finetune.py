@@ -28,7 +28,8 @@ from pocketfocus.distill.reference import (
     save_reference,
 )
 from pocketfocus.errors import UserError
-from pocketfocus.reference import BASE, ReferencePipeline, load_reference
+from pocketfocus.loading import BASE, load_reference
+from pocketfocus.reference import ReferencePipeline
 
 SVD = "svd"
 LEARNING_RATE = 1e-5

@@ -27,10 +27,10 @@ from pocketfocus.distill.targets import (
 from pocketfocus.errors import UserError
 from pocketfocus.files import key_of, sha256, write_atomic, write_json
 from pocketfocus.images import load_photo
+from pocketfocus.loading import DEFAULT_WEIGHTS, load_reference
 from pocketfocus.metrics import psnr
 from pocketfocus.optics import FRAMES
 from pocketfocus.progress import console
-from pocketfocus.reference import DEFAULT_WEIGHTS, load_reference
 from pocketfocus.scenes import train_photos
 from pocketfocus.stacks import cache_stacks
 from pocketfocus.student import SHIPPED_WEIGHTS, RefocusStudent, load_student

@@ -1,9 +1,10 @@
-"""Core ML: .mlpackage folders (ML programs for iOS 18), written anywhere, executed on macOS."""
+"""Core ML: .mlpackage folders (ML programs for iOS 17 or 18), written anywhere, run on macOS."""
 
 from __future__ import annotations
 
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,58 +25,70 @@ from pocketfocus.export.targets import (
     input_specs,
     never,
 )
+from pocketfocus.manifest import TensorSpec
 from pocketfocus.quantize.calibration import Calibration
-from pocketfocus.quantize.coreml import PALETTE_GROUP, SMALLEST_WEIGHT, palettized, program
+from pocketfocus.quantize.coreml import PALETTE_GROUP, SMALLEST_WEIGHT, compressed, program
 from pocketfocus.quantize.recipes import Recipe
 from pocketfocus.student import RefocusStudent
 
-DEPLOYMENT = "iOS18"
 WEIGHTED = ("conv", "conv_transpose", "linear")
 WRITER_FAILED = "[MIL FileWriter]"  # how its RuntimeError begins when the disk is full
 COMPRESSED = {
     "constexpr_lut_to_dense": "4-bit palettes",
-    "constexpr_blockwise_shift_scale": "int8 weights",
+    "constexpr_blockwise_shift_scale": "int{bits} weights",
+    "constexpr_affine_dequantize": "int8 weights",  # of iOS 17
+}
+FORM_NOTES = {
+    ("palettes", 18): f"16-entry palettes for every {PALETTE_GROUP} channels",
+    ("palettes", 17): "one 16-entry palette a weight: iOS 17 has no others",
+    ("blocks", 18): "integers, one scale a block of 32",
 }
 NOTES = {
     32: "float32 throughout, on CPU or GPU: the Neural Engine computes in float16",
     16: "float16 weights and operators, inputs and output stay float32",
     8: "int8 weights, one scale a channel, and int8 activations, one scale a tensor, from a PT2E "
     "graph; the operators between quantize and dequantize in float16",
-    4: f"weights only: 16-entry palettes for every {PALETTE_GROUP} channels; weights under "
-    f"{SMALLEST_WEIGHT} elements or whose output channels are no multiple of {PALETTE_GROUP} (the "
-    "last layer, 27), activations and all operators stay float16",
+    4: f"weights only; those under {SMALLEST_WEIGHT} elements or whose channels are no whole "
+    "groups (the last layer, 27), activations and all operators stay float16",
 }
 
 
 def write(student: RefocusStudent, recipe: Recipe, inputs: Calibration, path: Path) -> Written:
     """Capture, convert, compress and save."""
+    with quiet():
+        captured = program(student, recipe, inputs)
+        specs = input_specs(student.config["size"])
+        model = converted(captured, recipe, specs, OUTPUT_NAME)
+        if recipe.weight_bits == 4:
+            model = compressed(model, recipe)
+        save(model, path)
+    return Written(facts(model.get_spec(), recipe))
+
+
+def save(model: Any, path: Path) -> None:
+    """Write a model; OSError when the disk is full."""
     try:
-        with quiet():
-            captured = program(student, recipe, inputs)
-            model = converted(captured, student.config["size"], recipe.weight_bits)
-            if recipe.weight_bits == 4:
-                model = palettized(model)
-            model.save(str(path))
+        model.save(str(path))
     except RuntimeError as error:
         if str(error).startswith(WRITER_FAILED):
             raise OSError(f"{error} (a full disk, here or in the temporary folder)") from error
         raise
-    return Written(facts(model.get_spec(), recipe))
 
 
-def converted(captured: ExportedProgram, size: int, weight_bits: int) -> Any:
-    """An ML program with named float32 inputs and output."""
+def converted(
+    captured: ExportedProgram, recipe: Recipe, inputs: Sequence[TensorSpec], output: str
+) -> Any:
+    """An ML program with float32 inputs and output of these names."""
     import coremltools as ct
 
-    precision = ct.precision.FLOAT32 if weight_bits == 32 else ct.precision.FLOAT16
+    precision = ct.precision.FLOAT32 if recipe.weight_bits == 32 else ct.precision.FLOAT16
     return ct.convert(
         captured,
         inputs=[
-            ct.TensorType(name=spec.name, shape=spec.shape, dtype=np.float32)
-            for spec in input_specs(size)
+            ct.TensorType(name=spec.name, shape=spec.shape, dtype=np.float32) for spec in inputs
         ],
-        outputs=[ct.TensorType(name=OUTPUT_NAME, dtype=np.float32)],
-        minimum_deployment_target=ct.target[DEPLOYMENT],
+        outputs=[ct.TensorType(name=output, dtype=np.float32)],
+        minimum_deployment_target=ct.target[f"iOS{recipe.ios}"],
         compute_precision=precision,
         convert_to="mlprogram",
         skip_model_load=True,
@@ -92,15 +105,23 @@ def facts(spec: Any, recipe: Recipe) -> dict[str, Any]:
         if operation.type != "const"
     )
     return {
-        "deployment_target": DEPLOYMENT,
+        "deployment_target": f"iOS{recipe.ios}",
         "operators": dict(sorted(operators.items())),
         "compressed_weights": {
-            meaning: operators[name] for name, meaning in COMPRESSED.items() if operators[name]
+            meaning.format(bits=recipe.weight_bits): operators[name]
+            for name, meaning in COMPRESSED.items()
+            if operators[name]
         },
         "float_weights": sum(operators[name] for name in WEIGHTED)
         - sum(operators[name] for name in COMPRESSED),
-        "note": NOTES[recipe.weight_bits],
+        "note": note_of(recipe),
     }
+
+
+def note_of(recipe: Recipe) -> str:
+    """What was taken of the recipe, in a sentence."""
+    note = NOTES[recipe.weight_bits]
+    return f"{FORM_NOTES[recipe.form, recipe.ios]}; {note}" if recipe.weight_bits == 4 else note
 
 
 def open_file(path: Path, threads: int | None = None) -> Runner:

@@ -18,6 +18,8 @@ from pocketfocus.export.targets import Runner, Target, Written, never
 from pocketfocus.manifest import Delegation
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from pocketfocus.quantize.calibration import Calibration
     from pocketfocus.quantize.recipes import Recipe
     from pocketfocus.student import RefocusStudent
@@ -38,17 +40,11 @@ NOTES = {
 
 def write(student: RefocusStudent, recipe: Recipe, inputs: Calibration, path: Path) -> Written:
     """Quantize, capture, lower to XNNPACK and save."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-
     from pocketfocus.quantize.executorch import capture, quantized
 
     with quiet():
         model, four_bit = quantized(student, recipe, inputs)
-        captured = capture(model, inputs)
-        edge = to_edge_transform_and_lower(captured, partitioner=[XnnpackPartitioner()])
-        delegation = delegated(edge.exported_program().graph_module)
-        path.write_bytes(edge.to_executorch().buffer)
+        delegation = lower(capture(model, inputs), path)
     return Written(
         {
             "backend": "XNNPACK",
@@ -57,6 +53,19 @@ def write(student: RefocusStudent, recipe: Recipe, inputs: Calibration, path: Pa
         },
         delegation,
     )
+
+
+def lower(captured: ExportedProgram, path: Path) -> Delegation:
+    """Write what XNNPACK makes of a captured graph."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    edge = to_edge_transform_and_lower(captured, partitioner=[XnnpackPartitioner()])
+    del captured  # its weights are in `edge`
+    delegation = delegated(edge.exported_program().graph_module)
+    with path.open("wb") as handle:
+        edge.to_executorch().write_to_file(handle)
+    return delegation
 
 
 def delegated(graph: torch.fx.GraphModule) -> Delegation:

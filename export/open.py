@@ -78,7 +78,7 @@ def open_any(spec: str) -> Model | Autoencoder:
     """As `open_model`, and `autoencoder[:DIR_or_HUB_ID]`; for evaluations."""
     kind, _, rest = spec.partition(":")
     if kind == AUTOENCODER and not Path(spec).exists():
-        from pocketfocus.reference import load_reference
+        from pocketfocus.loading import load_reference
 
         return Autoencoder(load_reference(rest or "default"), spec)
     return open_model(spec)
@@ -119,7 +119,7 @@ def _eager(threads: int | None, load: Callable[[], Model]) -> Model:
 
 
 def _reference(name: str, spec: str, sampling: str) -> Model:
-    from pocketfocus.reference import load_reference
+    from pocketfocus.loading import load_reference
 
     pipeline = load_reference(spec or "default")
     if not sampling:

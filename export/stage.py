@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import metadata
@@ -22,7 +22,7 @@ from pocketfocus.export.targets import TARGETS, Target, get_target, input_specs,
 from pocketfocus.files import key_of, sha256, size_bytes, write_atomic
 from pocketfocus.manifest import MANIFEST_FILE, Artifact, Manifest, load_manifest
 from pocketfocus.quantize.calibration import Calibration, calibration
-from pocketfocus.quantize.recipes import RECIPES, Recipe, get_recipe
+from pocketfocus.quantize.recipes import RECIPES, Recipe, for_ios, get_recipe
 from pocketfocus.student import SHIPPED_WEIGHTS, RefocusStudent, load_student
 
 STUDENT = "student"
@@ -51,19 +51,21 @@ def export_run(
     precisions: Sequence[str],
     photos: Sequence[Path] | None = None,
     log: Log = print,
+    ios: int = 18,
+    form: str = "palettes",
 ) -> Manifest:
     """Write every target × precision into `out`, skipping what is there already; the manifest.
 
     `student_dir` None takes the run's own student when `out` has one, else the shipped one.
-    `photos` calibrate the integer files; None for the bundled ones. Files of the same student that
-    this call does not ask for stay, those of another student go. UserError for unknown names, a
-    student or photos that cannot be read, a missing toolchain, or a folder that cannot be written.
+    `photos` calibrate the integer files; None for the bundled ones. `ios` is the oldest one that
+    has to read Core ML files, `form` that of 4-bit weights in them (see `recipes.FORMS`). Files of
+    the same student that this call does not ask for stay, those of another student go. UserError
+    for unknown names, a form that the iOS does not read, a student or photos that cannot be read, a
+    missing toolchain, or a folder that cannot be written.
     """
-    chosen = [(get_target(t), get_recipe(p)) for t in targets for p in precisions]
-    for target in {target.name: target for target, _ in chosen}.values():
-        reason = target.cannot_write()
-        if reason is not None:
-            raise UserError(f"{target.name} files cannot be written here: {reason}")
+    recipes = [for_ios(get_recipe(name), ios, form) for name in precisions]
+    chosen = [(get_target(name), recipe) for name in targets for recipe in recipes]
+    check_writable(target for target, _ in chosen)
     run = prepare(student_dir, Path(out), photos, log)
     known = previous(run)
     for target, recipe in chosen:
@@ -71,6 +73,14 @@ def export_run(
         known = {**previous(run), **known, artifact.name: artifact}
         assemble(run, known).save(run.out)
     return assemble(run, known)
+
+
+def check_writable(targets: Iterable[Target]) -> None:
+    """UserError when the files of one of the targets cannot be written on this machine."""
+    for target in {target.name: target for target in targets}.values():
+        reason = target.cannot_write()
+        if reason is not None:
+            raise UserError(f"{target.name} files cannot be written here: {reason}")
 
 
 def prepare(student_dir: Path | None, out: Path, photos: Sequence[Path] | None, log: Log) -> Export:

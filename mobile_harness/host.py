@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,11 +20,11 @@ from typing import Any
 import numpy as np
 import psutil
 
-import pocketfocus
 from pocketfocus.benchmarks.device import PYTORCH, Job, JobError, Result
 from pocketfocus.doctor import processor
 from pocketfocus.errors import UserError
 from pocketfocus.export.targets import get_target
+from pocketfocus.processes import death, own_environment
 
 WORKER = "pocketfocus.mobile_harness.worker"
 RUNTIMES = ("torch", "executorch", "onnxruntime", "coremltools")
@@ -64,7 +63,7 @@ class Host:
             try:
                 ended = subprocess.run(
                     [sys.executable, "-P", "-m", WORKER, scratch],
-                    env=_environment(),
+                    env=own_environment(),
                     stdin=subprocess.DEVNULL,
                     capture_output=True,
                     text=True,
@@ -82,14 +81,6 @@ class Host:
 def device() -> Host:
     """The entry of the registry."""
     return Host()
-
-
-def _environment() -> dict[str, str]:
-    """The worker finds this very package first, and nothing in the current folder (`-P`)."""
-    root = str(Path(pocketfocus.__file__).parent.parent)
-    inherited = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join([root, inherited]) if inherited else root
-    return {**os.environ, "PYTHONPATH": path}
 
 
 def _write_job(folder: Path, job: Job) -> None:
@@ -110,7 +101,7 @@ def _write_job(folder: Path, job: Job) -> None:
 def _read_result(folder: Path, job: Job, ended: subprocess.CompletedProcess[str]) -> Result:
     report = folder / "result.json"
     if ended.returncode != 0 or not report.is_file():
-        raise JobError(f"{job.artifact}: the process that ran it {_death(ended)}")
+        raise JobError(f"{job.artifact}: the process that ran it {death(ended)}")
     fields: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
     if "mistake" in fields:
         raise UserError(fields["mistake"])
@@ -125,13 +116,3 @@ def _read_result(folder: Path, job: Job, ended: subprocess.CompletedProcess[str]
         peak_rss_mib=fields["peak_rss_mib"],
         threads=fields["threads"],
     )
-
-
-def _death(ended: subprocess.CompletedProcess[str]) -> str:
-    """How a worker ended that left no result, in one phrase."""
-    if ended.returncode < 0:
-        name = signal.Signals(-ended.returncode).name
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return f"died of {name}{hint}"
-    lines = ended.stderr.strip().splitlines()
-    return f"ended with code {ended.returncode}: {lines[-1] if lines else 'it said nothing'}"

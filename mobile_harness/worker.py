@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -22,13 +21,12 @@ from torch import Tensor
 
 from pocketfocus.benchmarks.device import MIL_CHECK, PYTORCH
 from pocketfocus.errors import UserError
+from pocketfocus.memory import peak_mib
 
 Runner = Callable[[Tensor, Tensor], Tensor]
 """(photo [1,3,H,W], position one-hot [1,9]) -> stack [9,3,H,W], all in [-1, 1] or {0, 1}."""
 Opener = Callable[[str, int], Runner]
 """(artifact, threads) -> what calls it."""
-
-MIB = 1024**2
 
 
 def main(folder: Path) -> None:
@@ -61,7 +59,7 @@ def work(folder: Path) -> dict[str, Any]:
         times: list[float] = []
         while len(times) < job["runs"] and (not times or sum(times) < 1000 * job["budget_s"]):
             times.append(timed(lambda: run(*next(endless)))[1])
-        peak = peak_rss_mib()
+        peak = peak_mib()
         if job["want_outputs"]:
             save_outputs(folder / "outputs.npy", run, inputs, first)
     return {
@@ -91,7 +89,7 @@ def prepare(target: str) -> Opener:
 
 
 def _eager() -> Opener:
-    from pocketfocus.reference import load_reference
+    from pocketfocus.loading import load_reference
     from pocketfocus.student import load_student
 
     def open_eager(artifact: str, threads: int) -> Runner:
@@ -130,20 +128,6 @@ def save_outputs(
         if stack.shape != stacks.shape[1:]:
             raise ValueError(f"outputs differ in shape: {stacks.shape[1:]}, then {stack.shape}")
         stacks[index] = stack
-
-
-def peak_rss_mib() -> float:
-    """Peak resident memory of this process since it started (MiB), interpreter included.
-
-    On Linux from VmHWM: ru_maxrss also counts the parent's memory at the moment of the fork.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / MIB if sys.platform == "darwin" else peak / 1024
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Freed memory kept for reuse, where getting it anew from the system is slow."""
+"""This process's memory: how much it took at most, and freed memory kept for reuse."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
 import sys
+from pathlib import Path
 
 # mallopt's parameters and values: nothing by mmap, never trimmed, grown by 256 MiB at a time
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -20,3 +22,31 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(*setting) == 1 for setting in _KEPT)
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process since it started (MiB), interpreter and the mapped pages
+    of files included.
+
+    On Linux from VmHWM: ru_maxrss also counts the parent's memory at the moment of the fork.
+    """
+    found = _status("VmHWM")
+    if found is not None:
+        return found
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1024**2 if sys.platform == "darwin" else peak / 1024
+
+
+def swapped_mib() -> float:
+    """Memory of this process that is swapped out (MiB); 0 where the system does not say."""
+    return _status("VmSwap") or 0.0
+
+
+def _status(field: str) -> float | None:
+    """A figure of /proc/self/status in MiB, None where there is none."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) / 1024
+    return None

@@ -8,13 +8,13 @@ quantized to int8 at run time; convolutions stay at static int8, in the same gra
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from pocketfocus.quantize.calibration import Calibration
 from pocketfocus.quantize.recipes import Recipe
 
 INT4: torch.dtype = getattr(torch, "int4")  # noqa: B009 - missing from torch's type stubs
@@ -45,9 +45,18 @@ class Rows(nn.Module):
         return y.reshape(*shape, -1)
 
 
-def quantized(student: nn.Module, recipe: Recipe, inputs: Calibration) -> tuple[Any, int]:
+Inputs = Iterable[tuple[Tensor, ...]]
+"""What a network is called with, each time; the first one also fixes the shapes."""
+
+
+def quantized(student: nn.Module, recipe: Recipe, inputs: Inputs) -> tuple[Any, int]:
     """A module that torch.export and XNNPACK take, and its number of 4-bit linear layers."""
-    model, four_bit = copy.deepcopy(student).eval(), 0
+    return quantized_in_place(copy.deepcopy(student).eval(), recipe, inputs)
+
+
+def quantized_in_place(model: nn.Module, recipe: Recipe, inputs: Inputs) -> tuple[Any, int]:
+    """The same for a model that nobody needs afterwards: its weights are in memory once."""
+    four_bit = 0
     if recipe.weight_bits == 16:
         return Half(model).eval(), 0
     if recipe.weight_bits == 4:
@@ -58,13 +67,13 @@ def quantized(student: nn.Module, recipe: Recipe, inputs: Calibration) -> tuple[
     return model, four_bit
 
 
-def capture(model: nn.Module, inputs: Calibration) -> ExportedProgram:
+def capture(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     """The torch.export program at the static shapes of the calibration inputs."""
     with torch.no_grad():
         return torch.export.export(model, next(iter(inputs)))
 
 
-def static_int8(program: ExportedProgram, inputs: Calibration, only_convolutions: bool) -> Any:
+def static_int8(program: ExportedProgram, inputs: Inputs, only_convolutions: bool) -> Any:
     """Observe the inputs, then fix every scale (torchao PT2E, XNNPACK's quantizer)."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
@@ -82,8 +91,8 @@ def static_int8(program: ExportedProgram, inputs: Calibration, only_convolutions
         quantizer.set_global(config)
     observed = prepare_pt2e(program.module(), quantizer)
     with torch.no_grad():
-        for pair in inputs:
-            observed(*pair)
+        for arguments in inputs:
+            observed(*arguments)
     return convert_pt2e(observed)
 
 

@@ -14,18 +14,13 @@ from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file, save_file
 
-from pocketfocus import reference as module
+from pocketfocus import loading as module
 from pocketfocus.distill.presets import SMALLEST, build_reference, svd_scheduler
 from pocketfocus.distill.reference import save_reference
 from pocketfocus.errors import UserError
+from pocketfocus.loading import load_reference
 from pocketfocus.optics import FRAMES
-from pocketfocus.reference import (
-    ReferencePipeline,
-    Sampling,
-    load_reference,
-    place_latent,
-    spread_latent,
-)
+from pocketfocus.reference import ReferencePipeline, Sampling, place_latent, spread_latent
 
 
 @pytest.fixture(scope="module")

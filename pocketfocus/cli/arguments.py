@@ -53,6 +53,18 @@ FromScratch = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="of every random number")]
 
+Ios = Annotated[
+    int, typer.Option("--ios", metavar="17|18", help="the oldest iOS that reads the Core ML files")
+]
+FourBit = Annotated[
+    str | None,
+    typer.Option(
+        "--four-bit",
+        metavar="palettes|blocks",
+        help="how Core ML keeps 4-bit weights; blocks need iOS 18",
+    ),
+]
+
 ALL = "all"
 
 
@@ -84,6 +96,21 @@ def targets_and_precisions(
     from pocketfocus.export.targets import TARGETS  # imports torch
 
     return names(targets, TARGETS, "target"), chosen
+
+
+def core_ml(ios: int, four_bit: str | None) -> None:
+    """UserError when this iOS does not read 4-bit weights of this form."""
+    from pocketfocus.quantize.recipes import RECIPES, for_ios
+
+    for_ios(RECIPES["int4"], ios, four_bit or "palettes")
+
+
+def pixels(text: str) -> tuple[int, int]:
+    """A size WxH such as 896x640, as (W, H)."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise UserError(f"'{text}' is no size: write WIDTHxHEIGHT in pixels, such as 896x640")
+    return int(width), int(height)
 
 
 def position(text: str) -> int:

@@ -15,6 +15,7 @@ from pocketfocus.files import Row
 
 commands = typer.Typer()
 
+ROW_COLUMNS = ("artifact", "gate", "psnr_db", "threshold_db", "status", "why")
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="where the files run")]
 
 
@@ -25,18 +26,78 @@ def export(
     photos: arguments.Photos = None,
     targets: arguments.Targets = arguments.ALL,
     precisions: arguments.Precisions = arguments.ALL,
+    ios: arguments.Ios = 18,
+    four_bit: arguments.FourBit = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="the networks of --reference itself, no student")
+    ] = False,
+    reference: arguments.Reference = "default",
+    size: Annotated[
+        str, typer.Option("--size", metavar="WxH", help="with --full: of the photo, in pixels")
+    ] = "64x64",
+    parts: Annotated[
+        str,
+        typer.Option("--parts", metavar="A,B", help="with --full: some of encoder, decoder, unet"),
+    ] = arguments.ALL,
 ) -> None:
-    """Quantize a student and write .pte, .mlpackage and .onnx files with a manifest."""
+    """Quantize a student and write .pte, .mlpackage and .onnx files with a manifest.
+
+    With --full, write the networks of a reference instead: UNet, decoder and encoder.
+    """
     arguments.output_folder(out)
+    arguments.core_ml(ios, four_bit)
+    if full:
+        if student is not None or photos is not None:
+            raise UserError("--full exports a reference: leave --student and --photos out")
+        export_full(out, reference, size, parts, targets, precisions, ios, four_bit)
+        return
     start = arguments.student_folder(student)
     chosen = arguments.targets_and_precisions(targets, precisions)
     files = arguments.photo_files(photos)
 
     from pocketfocus.export.stage import export_run
 
-    manifest = export_run(start, out, *chosen, files, say)
+    manifest = export_run(start, out, *chosen, files, say, ios, four_bit or "palettes")
     for artifact in manifest.artifacts:
         typer.echo(f"{artifact.status:8} {artifact.name}  {artifact.why or ''}".rstrip())
+
+
+def export_full(
+    out: Path,
+    reference: str,
+    size: str,
+    parts: str,
+    targets: str,
+    precisions: str,
+    ios: int,
+    four_bit: str | None,
+) -> None:
+    """Write a reference's networks, then execute and gate them."""
+    from pocketfocus.quantize.recipes import RECIPES
+
+    width_height = arguments.pixels(size)
+
+    from pocketfocus.benchmarks.full import verify_full
+    from pocketfocus.export.full.parts import PARTS
+    from pocketfocus.export.full.stage import FORM, PRECISIONS, TARGETS, FullExport, export_full
+
+    everything = arguments.ALL
+    asked = FullExport(
+        reference,
+        out,
+        arguments.names(parts, sorted(PARTS), "part"),
+        arguments.names(targets, TARGETS, "target"),
+        PRECISIONS
+        if precisions == everything
+        else arguments.names(precisions, RECIPES, "precision"),
+        width_height[::-1],
+        ios,
+        four_bit or FORM,
+    )
+    export_full(asked, say)
+    rows = verify_full(out)
+    print_rows(rows, ROW_COLUMNS)
+    arguments.exit_by_gates(rows)
 
 
 @commands.command(
@@ -102,10 +163,15 @@ def verify(
         typer.echo(found.summary)
         return
     else:
+        from pocketfocus.benchmarks.full import is_full, verify_full
         from pocketfocus.benchmarks.verify import verify_run
+        from pocketfocus.manifest import load_manifest
 
-        rows = verify_run(folder, devices[0], files, devices[1:])
-    print_rows(rows, ("artifact", "gate", "psnr_db", "threshold_db", "status", "why"))
+        if is_full(load_manifest(folder)):
+            rows = verify_full(folder)
+        else:
+            rows = verify_run(folder, devices[0], files, devices[1:])
+    print_rows(rows, ROW_COLUMNS)
     arguments.exit_by_gates(rows)
 
 

@@ -16,9 +16,7 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from pocketfocus.checkpoints import DIFFUSERS_STEM, Checkpoint, find_weights
-from pocketfocus.mobile.pipeline import rewritten
-from pocketfocus.reference import (
-    ReferencePipeline,
+from pocketfocus.loading import (
     assemble,
     attempt,
     check_weights,
@@ -27,6 +25,8 @@ from pocketfocus.reference import (
     load_component,
     place_of,
 )
+from pocketfocus.mobile.pipeline import rewritten
+from pocketfocus.reference import ReferencePipeline
 
 
 @dataclass(frozen=True)

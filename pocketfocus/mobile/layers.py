@@ -53,12 +53,17 @@ def shuffled(x: Tensor, patch: int) -> Tensor:
 def standardise(x: Tensor, eps: float) -> Tensor:
     """Zero mean and unit variance over the last two dimensions, [N,M,P,Q] -> same.
 
-    In four elementary steps: XNNPACK has no normalisation, but means over the last two of four
-    dimensions.
+    In elementary steps: XNNPACK has no normalisation, but means over the last two of four
+    dimensions. What is squared is first divided by its mean magnitude (1 / s as rsqrt(s)^2, which
+    XNNPACK has): squares of the autoencoder's activations exceed float16, those of small ones
+    vanish in it. Equal to x / sqrt(variance + eps) but for rounding.
     """
     centred = x - x.mean((2, 3), keepdim=True)
-    variance = (centred * centred).mean((2, 3), keepdim=True)
-    return centred * torch.rsqrt(variance + eps)
+    root = torch.rsqrt(centred.abs().mean((2, 3), keepdim=True) + eps**0.5)
+    inverse = root * root
+    scaled, least = centred * inverse, inverse * eps**0.5
+    variance = (scaled * scaled).mean((2, 3), keepdim=True)
+    return scaled * torch.rsqrt(variance + least * least)
 
 
 class GroupNorm(Rewritten):

@@ -19,13 +19,14 @@ from diffusers import (
 from safetensors.torch import load_file
 from transformers import CLIPImageProcessor
 
-from pocketfocus import reference as published
+from pocketfocus import loading as published
 from pocketfocus.distill import denoiser, finetune
 from pocketfocus.distill.finetune import choose_trained, fine_tune, load_start
 from pocketfocus.distill.loop import Schedule
 from pocketfocus.distill.presets import SMALLEST, build_reference
 from pocketfocus.errors import UserError
-from pocketfocus.reference import Sampling, load_reference
+from pocketfocus.loading import load_reference
+from pocketfocus.reference import Sampling
 
 SCHEDULE = Schedule(steps=2, learning_rate=1e-2, warmup_steps=1, log_every=1)
 

@@ -24,7 +24,8 @@ from pocketfocus.distill.loop import Schedule
 from pocketfocus.distill.presets import SMALLEST, build_reference
 from pocketfocus.distill.reference import Crops, train_reference
 from pocketfocus.errors import UserError
-from pocketfocus.reference import Sampling, load_reference
+from pocketfocus.loading import load_reference
+from pocketfocus.reference import Sampling
 
 CROPS = (Crops(0.5, 2, 16), Crops(1.0, 1, 32))
 WHOLE = (Crops(1.0, 1, 64),)

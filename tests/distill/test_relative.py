@@ -23,8 +23,9 @@ from pocketfocus.distill.denoiser import (
     relative_scaling_factor,
 )
 from pocketfocus.distill.presets import SMALLEST, build_reference
+from pocketfocus.loading import load_reference
 from pocketfocus.optics import FRAMES, disc_kernel, linear_to_srgb, srgb_to_linear
-from pocketfocus.reference import ReferencePipeline, Sampling, load_reference
+from pocketfocus.reference import ReferencePipeline, Sampling
 
 
 def untrained(relative: bool) -> ReferencePipeline:

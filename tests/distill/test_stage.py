@@ -25,7 +25,8 @@ from pocketfocus.distill.targets import (
 )
 from pocketfocus.errors import UserError
 from pocketfocus.files import sha256
-from pocketfocus.reference import ReferencePipeline, Sampling, load_reference
+from pocketfocus.loading import load_reference
+from pocketfocus.reference import ReferencePipeline, Sampling
 from pocketfocus.scenes import held_out_photos
 from pocketfocus.student import RefocusStudent, load_student
 

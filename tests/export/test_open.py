@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pocketfocus import reference
+from pocketfocus import loading
 from pocketfocus.distill.presets import SMALLEST, build_reference
 from pocketfocus.distill.reference import save_reference
 from pocketfocus.errors import UserError
@@ -32,7 +32,7 @@ def test_the_reference_gets_its_spec(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(spec)
         return lambda photo, position: photo.repeat(9, 1, 1, 1) * position
 
-    monkeypatch.setattr(reference, "load_reference", load)
+    monkeypatch.setattr(loading, "load_reference", load)
     model = open_model("reference")
     assert torch.equal(model(torch.ones(1, 3, 64, 64), 3), torch.full((9, 3, 64, 64), 3.0))
     open_model("reference:some/model")
@@ -59,7 +59,7 @@ def test_the_reference_samples_as_its_spec_says(
         asked.append(spec)
         return Spy()
 
-    monkeypatch.setattr(reference, "load_reference", load)
+    monkeypatch.setattr(loading, "load_reference", load)
     for spec in ("reference", "reference@4", "reference@25/1.5/1", "reference:some/model@2/1"):
         open_model(spec)(torch.zeros(1, 3, 64, 64), 0)
     assert asked == ["default", "default", "default", "some/model"]
@@ -77,7 +77,7 @@ def test_the_autoencoder_alone_reconstructs_stacks(tmp_path: Path) -> None:
     assert isinstance(model, Autoencoder)
     assert model.name == spec
     stack = torch.rand(9, 3, 64, 64) * 2 - 1
-    loaded = reference.load_reference(str(tmp_path))
+    loaded = loading.load_reference(str(tmp_path))
     with torch.no_grad():
         latents = loaded.vae.encode(stack).latent_dist.mean
         parts = (loaded.vae.decode(x, num_frames=len(x)).sample for x in latents.split(8))

@@ -13,19 +13,14 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from safetensors.torch import load_file, save_file
 
-from pocketfocus import reference
+from pocketfocus import loading
 from pocketfocus.distill.presets import SMALLEST, build_reference
 from pocketfocus.errors import UserError
+from pocketfocus.loading import LEARN2REFOCUS_UNET, find_places, load_reference
 from pocketfocus.metrics import psnr
 from pocketfocus.mobile.folders import Opened, load_mobile, open_component
 from pocketfocus.mobile.unet import mobile_unet
-from pocketfocus.reference import (
-    LEARN2REFOCUS_UNET,
-    ReferencePipeline,
-    Sampling,
-    find_places,
-    load_reference,
-)
+from pocketfocus.reference import ReferencePipeline, Sampling
 
 GATE_DB = 90.0
 SHARD = "60KB"
@@ -232,7 +227,7 @@ def test_without_a_network_the_error_says_so(
     load: Callable[[str], object], spec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """tests/conftest.py keeps all tests off the network; the names are none that a cache holds."""
-    monkeypatch.setattr(reference, "BASE", "pocketfocus-tests/absent-base")
+    monkeypatch.setattr(loading, "BASE", "pocketfocus-tests/absent-base")
     with pytest.raises(UserError, match="check the network and the Hub id, or download") as raised:
         load(spec)
     assert "\n" not in str(raised.value)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pocketfocus.metrics import psnr
 from pocketfocus.mobile import layers
 from pocketfocus.mobile.blocks import ResBlock
 from pocketfocus.mobile.layers import (
@@ -25,10 +26,13 @@ from pocketfocus.mobile.layers import (
     LayerNorm,
     Upsample,
     shuffled,
+    standardise,
     to_columns,
     to_frames,
 )
 from pocketfocus.mobile.source import Network, Source, build, take
+
+HALF_DB = 50.0
 
 few = settings(max_examples=10, deadline=None)
 seeds = st.integers(0, 2**31)
@@ -71,6 +75,21 @@ def test_layer_norm(seed: int, channels: int, length: int) -> None:
     nn.init.normal_(theirs.bias)
     x = 3 + torch.randn(2, length, channels)
     close(copied(lambda: LayerNorm(channels), theirs)(x), theirs(x))
+
+
+@few
+@given(seeds, st.sampled_from([1e-3, 0.1, 1.0, 300.0, 10_000.0]), st.booleans())
+def test_norms_stay_within_float16(seed: int, scale: float, outlier: bool) -> None:
+    """Activations of 10,000 have squares of 1e8 (float16 ends at 65,504), of 1e-3 none at all."""
+    torch.manual_seed(seed)
+    x = scale * (torch.randn(2, 3, 5, 40) + 0.5)
+    if outlier:
+        x[0, 0, 0, 0] = 5 * scale
+    half = standardise(x.half(), 1e-6)
+    assert half.isfinite().all()
+    exact = torch.nn.functional.layer_norm(x.half().double(), (5, 40), eps=1e-6)
+    assert psnr(half.double(), exact, float(exact.max() - exact.min())) >= HALF_DB
+    close(standardise(x, 1e-6), torch.nn.functional.layer_norm(x, (5, 40), eps=1e-6))
 
 
 def test_columns_are_frames_by_their_pixels() -> None:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from pocketfocus.loading import load_reference
 from pocketfocus.metrics import psnr
 from pocketfocus.mobile import autoencoder, blocks, layers
 from pocketfocus.mobile.pipeline import rewritten
 from pocketfocus.optics import FRAMES
-from pocketfocus.reference import ReferencePipeline, Sampling, load_reference
+from pocketfocus.reference import ReferencePipeline, Sampling
 
 GATE_DB = 90.0
 GUIDED = Sampling(2, 1.5, 1.0)

@@ -1,0 +1,183 @@
+"""The path of the full size, a tenth as wide and with one of its four levels: the time that
+toolchains take grows with the square of the number of operators."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from pocketfocus.benchmarks import full
+from pocketfocus.benchmarks.random_svd import write_random
+from pocketfocus.benchmarks.verify import COVERAGE
+from pocketfocus.cli.app import main
+from pocketfocus.errors import UserError
+from pocketfocus.export.full.parts import PARTS, calibration_stacks, check_stack, open_reference
+from pocketfocus.export.full.stage import FullExport, export_full
+from pocketfocus.files import Row, read_rows
+from pocketfocus.loading import load_reference
+from pocketfocus.manifest import Artifact, load_manifest
+
+WIDTH, LAYERS, LEVELS, SHARD = 0.1, 1, 1, 2**18
+UNET, UNET_ML, DECODER = (
+    "executorch/unet-int4.pte",
+    "coreml/unet-int4.mlpackage",
+    "executorch/decoder-int4.pte",
+)
+
+
+class Lines(list[str]):
+    """A log that can be asked."""
+
+    def __call__(self, line: str) -> None:
+        self.append(line)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("svd")
+    write_random(folder, WIDTH, LAYERS, LEVELS, SHARD)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The three files; tests must not change them."""
+    out = tmp_path_factory.mktemp("full")
+    both = FullExport(str(reference), out, ("unet",), threads=1)
+    export_full(both, Lines())
+    export_full(FullExport(str(reference), out, ("decoder",), ("executorch",), threads=1), Lines())
+    full.verify_full(out)
+    return out
+
+
+def artifact(run: Path, name: str) -> Artifact:
+    return next(a for a in load_manifest(run).artifacts if a.name == name)
+
+
+def row(run: Path, name: str, coverage: bool = False) -> Row:
+    rows = read_rows(run / "verify.json")
+    return next(r for r in rows if r["artifact"] == name and (r["gate"] == COVERAGE) == coverage)
+
+
+def test_the_random_reference_has_the_layout_of_the_hub(reference: Path) -> None:
+    shards = sorted((reference / "unet").glob("*.fp16-*-of-*.safetensors"))
+    assert len(shards) > 1
+    with safe_open(shards[0], "pt") as opened:
+        assert opened.get_tensor(next(iter(opened.keys()))).dtype == torch.float16
+    loaded = load_reference(str(reference))
+    assert loaded.unet.config.block_out_channels == [32]
+
+
+def test_every_file_runs_within_its_gate(run: Path) -> None:
+    for name in (UNET, DECODER):
+        found = row(run, name)
+        assert (found["status"], found["threshold_db"]) == ("pass", 35.0), found
+        assert found["run_ms"] > 0 < found["peak_rss_mib"]
+    on_a_mac = sys.platform == "darwin"
+    assert on_a_mac or row(run, UNET_ML)["status"] == "not-run"
+    assert on_a_mac or "macOS" in row(run, UNET_ML)["why"]
+
+
+def test_the_manifest_has_the_coverage_and_what_it_took(run: Path) -> None:
+    for name in (UNET, DECODER):
+        delegation = artifact(run, name).delegation
+        assert delegation is not None
+        assert row(run, name, coverage=True)["status"] == "pass", delegation
+        assert delegation.total_ops > 100
+    taken = artifact(run, UNET).taken
+    assert taken["linear_layers_at_4_bits"] == 19
+    assert list(taken["seconds"]) == ["read and fold", "quantize", "capture", "lower"]
+    assert taken["peak_mib"] >= max(taken["peak_mib_after"].values()) > 100
+    assert artifact(run, UNET).inputs[0].shape == (9, 8, 32, 32)
+    assert artifact(run, DECODER).outputs[0].shape == (9, 3, 64, 64)
+
+
+def test_core_ml_has_blocks_for_ios_18(run: Path) -> None:
+    taken = artifact(run, UNET_ML).taken
+    assert taken["deployment_target"] == "iOS18"
+    assert taken["compressed_weights"]["int4 weights"] > 20
+
+
+def test_convolutions_and_linear_layers_are_small(run: Path) -> None:
+    """Half a byte for weights of linear layers, one for those of convolutions, and the graph."""
+    for name in (UNET, UNET_ML):
+        found = artifact(run, name)
+        assert found.bytes < 3 * found.taken["parameters"]
+
+
+def test_finished_files_are_kept(run: Path, reference: Path) -> None:
+    log = Lines()
+    before = load_manifest(run)
+    export_full(FullExport(str(reference), run, ("unet",), ("executorch",)), log)
+    assert log == [f"{UNET}: unchanged, kept"]
+    assert load_manifest(run) == before
+
+
+def test_another_input_is_another_output(run: Path, tmp_path: Path) -> None:
+    """The gate fails for an output that is not that of the input."""
+    check = tmp_path / "unet.safetensors"
+    tensors = load_file(run / "checks/unet.safetensors")
+    save_file({**tensors, "input": tensors["input"].flip(0).contiguous()}, check)
+    verdict, _ = full.execute(run / UNET, check, 35.0)
+    assert verdict.status == "fail"
+
+
+def test_the_command_line_verifies_and_prints(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(copied / "checks")
+    assert main(["verify", str(copied)]) == 2
+    assert "run export --full again" in capsys.readouterr().err
+    print(full.table(load_manifest(run), read_rows(run / "verify.json")))
+    assert f"`{UNET}`" in capsys.readouterr().out
+
+
+def test_inputs_are_those_of_the_reference(reference: Path) -> None:
+    """The UNet's from a photo at each position; none of the check's photos calibrates."""
+    opened = open_reference(str(reference))
+    stacks = calibration_stacks((32, 32))
+    calls = PARTS["unet"].inputs(opened, stacks)
+    latents = PARTS["decoder"].inputs(opened, stacks)
+    assert [position for _, position in stacks] == list(range(9))
+    for (call,), (latent,), (_, position) in zip(calls, latents, stacks, strict=True):
+        condition = call[:, 4:]
+        assert torch.equal(condition[position], latent[position])
+        assert condition.abs().sum((1, 2, 3)).count_nonzero() == 1
+        assert 0.8 < call[:, :4].std() < 1.2
+    photo, position = check_stack((32, 32))
+    assert not any(torch.equal(photo[position], s[p]) for s, p in stacks)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ios", "17", "--four-bit", "blocks"], "choose --four-bit palettes, or --ios 18"),
+        (["--full", "--ios", "17"], "choose --four-bit palettes, or --ios 18"),
+        (["--ios", "16"], "choose from 17, 18"),
+        (["--four-bit", "half"], "choose from palettes, blocks"),
+        (["--full", "--targets", "onnx"], "choose from executorch, coreml"),
+        (["--full", "--parts", "clip"], "choose from decoder, encoder, unet"),
+        (["--full", "--size", "64"], "WIDTHxHEIGHT"),
+        (["--full", "--student", "."], "leave --student"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_at_once(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "--out", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_size_that_does_not_fit_is_refused(reference: Path, tmp_path: Path) -> None:
+    asked = FullExport(str(reference), tmp_path / "out", size=(64, 100))
+    with pytest.raises(UserError, match=r"100x64 do not fit .* multiples of 64"):
+        export_full(asked, Lines())
+    assert not (tmp_path / "out").exists()
