@@ -115,7 +115,7 @@ def test_the_module_is_the_command() -> None:
     [
         ("bogus", "No such command 'bogus'"),
         ("build --bogus", "No such option"),
-        ("verify", "Missing argument"),
+        ("verify", "name the folder of a run, or a golden bundle with --replay"),
         ("build --targets vulkan", "unknown target 'vulkan': choose from executorch, coreml, onnx"),
         ("build --precisions fp8", "unknown precision 'fp8': choose from fp32, fp16, int8, int4"),
         ("export --out OUT --precisions ,", "no precision given"),

@@ -101,8 +101,8 @@ def export_full(
 
 
 @commands.command(
-    epilog="Examples: pocketfocus verify build/mine; "
-    "pocketfocus verify build/mine --golden build/golden; "
+    epilog="Example: pocketfocus verify build/mine\n\n"
+    "Another machine: pocketfocus verify build/mine --golden build/golden, then there: "
     "pocketfocus verify --replay build/golden"
 )
 def verify(
