@@ -23,6 +23,8 @@ from pocketfocus.files import Row, read_rows
 from pocketfocus.loading import load_reference
 from pocketfocus.manifest import Artifact, load_manifest
 
+pytestmark = pytest.mark.timeout(1200)  # lowering the UNet takes minutes on a busy machine
+
 WIDTH, LAYERS, LEVELS, SHARD = 0.1, 1, 1, 2**18
 UNET, UNET_ML, DECODER = (
     "executorch/unet-int4.pte",
