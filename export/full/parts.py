@@ -28,7 +28,7 @@ from pocketfocus.optics import FRAMES
 from pocketfocus.reference import ReferencePipeline, added_time_ids
 from pocketfocus.scenes import held_out_photos, train_photos
 
-MULTIPLE = 64  # of the sides of a photo, in pixels
+SMALLEST = 64  # side of a photo that the published model takes, in pixels
 BLUR_STEP = 1  # pixels of radius that a frame is blurred for each position it is away
 Calls = list[tuple[Tensor]]
 
@@ -184,7 +184,7 @@ def blurred(photo: Tensor, position: int) -> Tensor:
 def check_size(reference: ReferencePipeline, size: tuple[int, int]) -> None:
     """UserError unless (H, W) are multiples of what all networks divide by."""
     widths = len(reference.unet.config.block_out_channels)
-    multiple = max(MULTIPLE, latent_factor(reference.vae) * 2 ** (widths - 1))
+    multiple = latent_factor(reference.vae) * 2 ** (widths - 1)
     if size[0] % multiple or size[1] % multiple or min(size) < multiple:
         raise UserError(
             f"photos of {size[1]}x{size[0]} do not fit this reference: choose a --size with both "

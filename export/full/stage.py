@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketfocus.errors import UserError
-from pocketfocus.export.full.parts import MULTIPLE, check_size, named_parts, open_reference
+from pocketfocus.export.full.parts import SMALLEST, check_size, named_parts, open_reference
 from pocketfocus.export.stage import TOOLS, Log, check_writable, code_hash
 from pocketfocus.export.targets import Target, get_target
 from pocketfocus.files import key_of, sha256, size_bytes, write_atomic
@@ -64,7 +64,7 @@ class FullExport:
     parts: Sequence[str] = ("encoder", "decoder", "unet")
     targets: Sequence[str] = TARGETS
     precisions: Sequence[str] = PRECISIONS
-    size: tuple[int, int] = (MULTIPLE, MULTIPLE)
+    size: tuple[int, int] = (SMALLEST, SMALLEST)
     ios: int = 18
     form: str = FORM
     threads: int = THREADS

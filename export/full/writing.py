@@ -46,7 +46,8 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         network = part.make(reference)
         parameters = sum(p.numel() for p in network.parameters())
         expected = network(*calls[0])
-        save_file({"input": calls[0][0], "expected": expected}, job["check"])
+        check = {"input": calls[0][0], "expected": expected}
+        save_file({name: t.contiguous() for name, t in check.items()}, job["check"])
     del reference
     write = {"executorch": write_executorch, "coreml": write_coreml}[job["target"]]
     box = [network]  # taken out by the writer, which alone then holds the weights

@@ -18,7 +18,7 @@ from pocketfocus.benchmarks.verify import COVERAGE
 from pocketfocus.cli.app import main
 from pocketfocus.errors import UserError
 from pocketfocus.export.full.parts import PARTS, calibration_stacks, check_stack, open_reference
-from pocketfocus.export.full.stage import FullExport, export_full
+from pocketfocus.export.full.stage import TARGETS, FullExport, export_full
 from pocketfocus.files import Row, read_rows
 from pocketfocus.loading import load_reference
 from pocketfocus.manifest import Artifact, load_manifest
@@ -26,6 +26,7 @@ from pocketfocus.manifest import Artifact, load_manifest
 pytestmark = pytest.mark.timeout(1200)  # lowering the UNet takes minutes on a busy machine
 
 WIDTH, LAYERS, LEVELS, SHARD = 0.1, 1, 1, 2**18
+SIZE = (16, 16)
 UNET, UNET_ML, DECODER = (
     "executorch/unet-int4.pte",
     "coreml/unet-int4.mlpackage",
@@ -51,9 +52,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The three files; tests must not change them."""
     out = tmp_path_factory.mktemp("full")
-    both = FullExport(str(reference), out, ("unet",), threads=1)
-    export_full(both, Lines())
-    export_full(FullExport(str(reference), out, ("decoder",), ("executorch",), threads=1), Lines())
+    for part, targets in (("unet", TARGETS), ("decoder", TARGETS[:1])):
+        export_full(FullExport(str(reference), out, (part,), targets, size=SIZE), Lines())
     full.verify_full(out)
     return out
 
@@ -96,8 +96,8 @@ def test_the_manifest_has_the_coverage_and_what_it_took(run: Path) -> None:
     assert taken["linear_layers_at_4_bits"] == 19
     assert list(taken["seconds"]) == ["read and fold", "quantize", "capture", "lower"]
     assert taken["peak_mib"] >= max(taken["peak_mib_after"].values()) > 100
-    assert artifact(run, UNET).inputs[0].shape == (9, 8, 32, 32)
-    assert artifact(run, DECODER).outputs[0].shape == (9, 3, 64, 64)
+    assert artifact(run, UNET).inputs[0].shape == (9, 8, 8, 8)
+    assert artifact(run, DECODER).outputs[0].shape == (9, 3, 16, 16)
 
 
 def test_core_ml_has_blocks_for_ios_18(run: Path) -> None:
@@ -116,7 +116,7 @@ def test_convolutions_and_linear_layers_are_small(run: Path) -> None:
 def test_finished_files_are_kept(run: Path, reference: Path) -> None:
     log = Lines()
     before = load_manifest(run)
-    export_full(FullExport(str(reference), run, ("unet",), ("executorch",)), log)
+    export_full(FullExport(str(reference), run, ("unet",), TARGETS[:1], size=SIZE), log)
     assert log == [f"{UNET}: unchanged, kept"]
     assert load_manifest(run) == before
 
@@ -179,7 +179,7 @@ def test_what_cannot_be_written_is_refused_at_once(
 
 
 def test_a_size_that_does_not_fit_is_refused(reference: Path, tmp_path: Path) -> None:
-    asked = FullExport(str(reference), tmp_path / "out", size=(64, 100))
-    with pytest.raises(UserError, match=r"100x64 do not fit .* multiples of 64"):
+    asked = FullExport(str(reference), tmp_path / "out", size=(64, 101))
+    with pytest.raises(UserError, match=r"101x64 do not fit .* multiples of 2"):
         export_full(asked, Lines())
     assert not (tmp_path / "out").exists()
