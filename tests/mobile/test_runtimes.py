@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from diffusers.models.resnet import SpatioTemporalResBlock
 from torch import Tensor, nn
 
 from pocketfocus.export import executorch
+from pocketfocus.export.mil.program import load_program
 from pocketfocus.export.quiet import quiet
 from pocketfocus.metrics import psnr
 from pocketfocus.mobile.autoencoder import FrameAttention
@@ -18,6 +20,7 @@ from pocketfocus.mobile.layers import Downsample, Upsample
 
 FRAMES, CHANNELS, HEIGHT, WIDTH = 3, 32, 4, 6
 FILE_DB = 80.0
+MIL_DB = {"FLOAT32": 120.0, "FLOAT16": 60.0}
 
 
 @pytest.fixture(scope="module")
@@ -81,26 +84,41 @@ def test_xnnpack_stops_at_what_is_not_rewritten() -> None:
         lowered(Block().eval(), torch.randn(FRAMES, 32, 2, 2))
 
 
-@pytest.mark.parametrize("precision", ["FLOAT16", "FLOAT32"])
-def test_core_ml_converts_at_rank_4_for_ios_17(
-    precision: str, network: nn.Module, x: Tensor
-) -> None:
+@pytest.fixture(scope="module", params=["FLOAT16", "FLOAT32"])
+def program(request: pytest.FixtureRequest, network: nn.Module, x: Tensor) -> tuple[str, Any]:
+    """A precision, and the network as Core ML's program in it."""
     ct = pytest.importorskip("coremltools")
     with quiet():
         model = ct.convert(
             torch.export.export(network, (x,)).run_decompositions({}),
             inputs=[ct.TensorType(name="x", shape=tuple(x.shape))],
             minimum_deployment_target=ct.target.iOS17,
-            compute_precision=ct.precision[precision],
+            compute_precision=ct.precision[request.param],
             convert_to="mlprogram",
             skip_model_load=True,
         )
+    return request.param, model
+
+
+def test_core_ml_converts_at_rank_4_for_ios_17(program: tuple[str, Any]) -> None:
     operations = [
         operation
-        for function in model.get_spec().mlProgram.functions.values()
+        for function in program[1].get_spec().mlProgram.functions.values()
         for block in function.block_specializations.values()
         for operation in block.operations
     ]
     assert {"conv", "conv_transpose", "linear", "matmul", "softmax"} <= {o.type for o in operations}
     outputs = [output for operation in operations for output in operation.outputs]
     assert max(len(output.type.tensorType.dimensions) for output in outputs) == 4
+
+
+def test_core_mls_program_is_the_network(
+    program: tuple[str, Any], network: nn.Module, x: Tensor, tmp_path: Path
+) -> None:
+    """By the MIL check of the saved package."""
+    precision, model = program
+    with quiet():
+        model.save(str(tmp_path / "blocks.mlpackage"))
+    (found,) = load_program(tmp_path / "blocks.mlpackage")({"x": x}).values()
+    truth = network(x)
+    assert psnr(found, truth, float(truth.max() - truth.min())) >= MIL_DB[precision]

@@ -19,9 +19,6 @@ from pocketfocus.export import coreml
 from pocketfocus.export.mil.program import Program, load_program, open_file
 from pocketfocus.export.quiet import quiet
 from pocketfocus.metrics import psnr
-from pocketfocus.mobile.autoencoder import FrameAttention
-from pocketfocus.mobile.blocks import ResBlock, Transformer
-from pocketfocus.mobile.layers import Downsample, Upsample
 from pocketfocus.mobile_harness.devices import get_device, stand_ins
 from pocketfocus.optics import one_hot
 from pocketfocus.quantize.calibration import calibration, square
@@ -131,42 +128,6 @@ def test_a_wrong_palette_in_the_file_fails_the_gate(
         truth = student(*pair())
     assert psnr(open_file(broken)(*pair()), truth) < gate_of("int4").threshold_db
     assert psnr(open_file(packages["int4"])(*pair()), truth) >= gate_of("int4").threshold_db
-
-
-@pytest.fixture(scope="module")
-def network() -> nn.Sequential:
-    """A stage of each kind of the mobile rewrite, small, with random weights."""
-    torch.manual_seed(0)
-    made = nn.Sequential(
-        ResBlock((32, 64), 32, (1e-6, 1e-5)),
-        Downsample(64, centred=False),
-        Transformer(64, heads=2, layers=1, frames=3),
-        FrameAttention(64, groups=8),
-        Upsample(64),
-    )
-    for tensor in (*made.parameters(), *made.buffers()):
-        nn.init.normal_(tensor, std=0.1)
-    return made.eval().requires_grad_(False)
-
-
-@pytest.mark.parametrize(("precision", "least"), [("FLOAT32", 120.0), ("FLOAT16", 60.0)])
-def test_blocks_of_the_mobile_rewrite(
-    precision: str, least: float, network: nn.Sequential, tmp_path: Path
-) -> None:
-    x = torch.randn(3, 32, 4, 6, generator=torch.Generator().manual_seed(1))
-    with quiet():
-        model = ct.convert(
-            torch.export.export(network, (x,)).run_decompositions({}),
-            inputs=[ct.TensorType(name="x", shape=tuple(x.shape))],
-            minimum_deployment_target=ct.target.iOS17,
-            compute_precision=ct.precision[precision],
-            convert_to="mlprogram",
-            skip_model_load=True,
-        )
-        model.save(str(tmp_path / "blocks.mlpackage"))
-    (found,) = load_program(tmp_path / "blocks.mlpackage")({"x": x}).values()
-    truth = network(x)
-    assert psnr(found, truth, float(truth.max() - truth.min())) >= least
 
 
 def test_what_is_no_program_is_one_line(tmp_path: Path) -> None:
