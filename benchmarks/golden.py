@@ -41,6 +41,7 @@ GOLDEN_FILE = "golden.json"
 REPLAY_FILE = "replay.json"
 POSITIONS = (0, 4, 8)  # of the first photo: every stack is 3.5 MB at 256 pixels
 SAME_FILE = "same file, replayed"
+HALF_DB = 65.0  # the most that stacks kept in float16 can prove (rounding alone is about 77 dB)
 KINDS: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 
 
@@ -110,10 +111,6 @@ def described(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-HALF_DB = 65.0
-"""The most that stacks kept in float16 can prove (rounding alone is about 77 dB)."""
-
-
 def replay(bundle: Path, devices: Sequence[Device]) -> list[Row]:
     """Execute a bundle's files here and hold them against what it expects; writes replay.json.
 
@@ -147,8 +144,7 @@ def replayed(
 ) -> list[Row]:
     """The rows of one file."""
     path, name, target = bundle / entry["name"], entry["name"], entry["target"]
-    if not path.exists() or sha256(path) != entry["sha256"]:
-        raise UserError(f"{path} is not the file that {GOLDEN_FILE} lists: write the bundle again")
+    check_hash(path, entry["sha256"])
     device = first_able(devices, target)
     gate = Gate(gate_of(entry["precision"], device.name).name, "student", entry["student_db"])
     why = device.why_not(target)
@@ -167,6 +163,12 @@ def replayed(
     return rows
 
 
+def check_hash(path: Path, expected: str) -> None:
+    """UserError unless what a bundle lists is there, with its hash."""
+    if not path.exists() or sha256(path) != expected:
+        raise UserError(f"{path} is not the file that {GOLDEN_FILE} lists: write the bundle again")
+
+
 def save(folder: Path, name: str, values: NDArray[Any], kind: str) -> dict[str, Any]:
     """Write a tensor's raw values; its file, shape, dtype and hash."""
     path = folder / name
@@ -177,7 +179,6 @@ def save(folder: Path, name: str, values: NDArray[Any], kind: str) -> dict[str, 
 def load(folder: Path, entry: dict[str, Any]) -> Stacks:
     """A tensor that `save` wrote, as float32; UserError when its hash is another."""
     path = folder / entry["file"]
-    if not path.is_file() or sha256(path) != entry["sha256"]:
-        raise UserError(f"{path} is not the file that {GOLDEN_FILE} lists: write the bundle again")
+    check_hash(path, entry["sha256"])
     values = np.frombuffer(path.read_bytes(), KINDS[entry["dtype"]])
     return values.reshape(entry["shape"]).astype(np.float32)
