@@ -98,13 +98,6 @@ def targets_and_precisions(
     return names(targets, TARGETS, "target"), chosen
 
 
-def core_ml(ios: int, four_bit: str | None) -> None:
-    """UserError when this iOS does not read 4-bit weights of this form."""
-    from pocketfocus.quantize.recipes import RECIPES, for_ios
-
-    for_ios(RECIPES["int4"], ios, four_bit or "palettes")
-
-
 def pixels(text: str) -> tuple[int, int]:
     """A size WxH such as 896x640, as (W, H)."""
     width, _, height = text.partition("x")

@@ -45,7 +45,6 @@ def export(
     With --full, write the networks of a reference instead: UNet, decoder and encoder.
     """
     arguments.output_folder(out)
-    arguments.core_ml(ios, four_bit)
     if full:
         if student is not None or photos is not None:
             raise UserError("--full exports a reference: leave --student and --photos out")
