@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +30,7 @@ from pocketfocus.files import Row, read_rows, write_rows
 from pocketfocus.manifest import Artifact, Manifest, check_artifact, load_manifest
 from pocketfocus.memory import peak_mib
 from pocketfocus.metrics import psnr
-from pocketfocus.processes import death, own_environment
+from pocketfocus.processes import death, run_module
 from pocketfocus.progress import step
 from pocketfocus.quantize.recipes import get_recipe
 
@@ -85,15 +84,7 @@ def execute(path: Path, check: Path, threshold_db: float) -> tuple[Verdict, dict
     """Call a file once, in a process of its own, and judge what it gives."""
     with tempfile.TemporaryDirectory(prefix="pocketfocus-full-") as scratch:
         output = Path(scratch) / "output.safetensors"
-        ended = subprocess.run(
-            [sys.executable, "-P", "-m", MODULE, "--call", str(path), str(check), str(output)],
-            env=own_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        ended = run_module(MODULE, "--call", str(path), str(check), str(output))
         if ended.returncode or not output.is_file():
             return Verdict(None, "fail", f"the process that ran it {death(ended)}"), {}
         found = load_file(output)["output"]
@@ -107,8 +98,7 @@ def judged(found: Tensor, expected: Tensor, threshold_db: float) -> Verdict:
         return Verdict(None, "fail", f"makes {list(found.shape)}, PyTorch {list(expected.shape)}")
     if not bool(found.isfinite().all()):
         return Verdict(None, "fail", "makes values that are not finite (NaN or infinity)")
-    span = float(expected.max() - expected.min())
-    db = math.floor(100 * min(200.0, float(psnr(found, expected, span)))) / 100
+    db = math.floor(100 * ranged(found, expected)) / 100
     if db >= threshold_db:
         return Verdict(db, "pass", "")
     return Verdict(db, "fail", f"{db:.1f} dB, {threshold_db:g} dB are needed")
@@ -157,7 +147,7 @@ def rewritten_db(spec: str, folder: Path) -> dict[str, float]:
 
 def ranged(found: Tensor, expected: Tensor) -> float:
     """PSNR (dB) whose peak is the range of what is expected."""
-    return float(psnr(found, expected, float(expected.max() - expected.min())))
+    return psnr(found, expected, float(expected.max() - expected.min()))
 
 
 def table(manifest: Manifest, rows: Sequence[Row]) -> str:

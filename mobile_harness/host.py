@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,7 +23,7 @@ from pocketfocus.benchmarks.device import PYTORCH, Job, JobError, Result
 from pocketfocus.doctor import processor
 from pocketfocus.errors import UserError
 from pocketfocus.export.targets import get_target
-from pocketfocus.processes import death, own_environment
+from pocketfocus.processes import death, run_module
 
 WORKER = "pocketfocus.mobile_harness.worker"
 RUNTIMES = ("torch", "executorch", "onnxruntime", "coremltools")
@@ -61,16 +60,7 @@ class Host:
             folder = Path(scratch)
             _write_job(folder, job)
             try:
-                ended = subprocess.run(
-                    [sys.executable, "-P", "-m", WORKER, scratch],
-                    env=own_environment(),
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    text=True,
-                    errors="replace",
-                    timeout=job.timeout_s,
-                    check=False,
-                )
+                ended = run_module(WORKER, scratch, timeout_s=job.timeout_s)
             except subprocess.TimeoutExpired:
                 raise JobError(
                     f"{job.artifact} did not finish within {job.timeout_s:g} s and was stopped"

@@ -5,14 +5,33 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pocketfocus
 
 
-def own_environment() -> dict[str, str]:
-    """The environment of a worker started with `python -P`, which finds this very package first and
-    nothing in the current folder."""
+def run_module(
+    module: str, *arguments: str, captured: bool = True, timeout_s: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a module of this very package to its end, its output `captured` or passed on.
+
+    Raises subprocess.TimeoutExpired after `timeout_s`; then, and on Ctrl-C, the process is killed.
+    """
+    return subprocess.run(
+        [sys.executable, "-P", "-m", module, *arguments],
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=captured,
+        text=True,
+        errors="replace",
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def _environment() -> dict[str, str]:
+    """The worker finds this very package first, and nothing in the current folder (`-P`)."""
     root = str(Path(pocketfocus.__file__).parent.parent)
     inherited = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([root, inherited]) if inherited else root

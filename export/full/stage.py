@@ -7,8 +7,6 @@ there already, made from the same weights by the same code, is kept.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,7 +29,7 @@ from pocketfocus.manifest import (
     TensorSpec,
     load_manifest,
 )
-from pocketfocus.processes import death, own_environment
+from pocketfocus.processes import death, run_module
 from pocketfocus.quantize.recipes import Recipe, for_ios, get_recipe
 from pocketfocus.scenes import TRAIN_PHOTOS
 
@@ -196,13 +194,7 @@ def run_worker(job: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="pocketfocus-full-") as folder:
         path, result = Path(folder) / "job.json", Path(folder) / "result.json"
         path.write_text(json.dumps({**job, "result": str(result)}), encoding="utf-8")
-        ended = subprocess.run(
-            [sys.executable, "-P", "-m", WORKER, str(path)],
-            env=own_environment(),
-            stdin=subprocess.DEVNULL,
-            text=True,
-            check=False,
-        )
+        ended = run_module(WORKER, str(path), captured=False)
         if ended.returncode or not result.is_file():
             raise UserError(
                 f"the process that wrote {job['name']} {death(ended)}; see its output above, and "
