@@ -24,10 +24,11 @@ from pocketfocus.benchmarks.evaluate import Refocuser, refocus, validation_stack
 from pocketfocus.benchmarks.tables import markdown
 from pocketfocus.datasets import RGBD_PAIRS, Request, open_source, textures
 from pocketfocus.distill.autoencoder import initialise, random_crops
+from pocketfocus.distill.crops import Crops
 from pocketfocus.distill.denoiser import encode_stacks
 from pocketfocus.distill.loop import Schedule
 from pocketfocus.distill.presets import build_reference
-from pocketfocus.distill.reference import INITIAL_CROPS, Crops, fingerprint, train_denoiser
+from pocketfocus.distill.reference import INITIAL_CROPS, fingerprint, train_denoiser
 from pocketfocus.errors import UserError
 from pocketfocus.export.open import Model
 from pocketfocus.files import Row, key_of, read_json, write_atomic, write_json

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from pocketfocus.distill.autoencoder import (
     scaling_factor,
 )
 from pocketfocus.distill.checkpoint import FILE, Config, check_config
+from pocketfocus.distill.crops import Crops, check_size, current
 from pocketfocus.distill.denoiser import (
     Denoiser,
     channel_deviation,
@@ -43,16 +44,6 @@ from pocketfocus.files import write_atomic, write_json
 from pocketfocus.progress import console
 from pocketfocus.reference import ReferencePipeline
 
-
-@dataclass(frozen=True)
-class Crops:
-    """`batch` samples of `size` pixels a process, until this share of the budget is spent."""
-
-    until: float
-    batch: int
-    size: int
-
-
 INITIAL_CROPS = 200  # stacks whose principal components the autoencoder starts from
 AUTOENCODER_CROPS = (Crops(0.7, 1, 64), Crops(1.0, 1, 96))  # a sample is a group of 8 frames
 # How blur looks is local: smaller crops first show more scenes a minute; larger ones show layout.
@@ -61,25 +52,10 @@ PHASES = ("autoencoder", "denoiser", "finetune")
 HASHED_STACKS = 8
 
 
-def current(crops: Sequence[Crops], progress: float) -> Crops:
-    """The crops to take when this share of the budget is spent."""
-    return next((part for part in crops if progress < part.until), crops[-1])
-
-
 def check_run(out: Path, config: Config) -> None:
     """UserError when a checkpoint of any phase in `out` was made with another config."""
     for phase in PHASES:
         check_config(out / phase / FILE, config)
-
-
-def check_size(sides: tuple[int, ...], crops: Sequence[Crops]) -> None:
-    """UserError unless stacks whose shape ends in height and width hold every crop."""
-    largest, (height, width) = max(part.size for part in crops), sides[-2:]
-    if min(height, width) < largest:
-        raise UserError(
-            f"stacks are {width}x{height} pixels, crops need {largest}: use larger stacks, with "
-            f"--size {largest} or more"
-        )
 
 
 def fingerprint(stacks: np.ndarray) -> str:

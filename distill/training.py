@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pocketfocus.datasets import SYNTHETIC, Request, open_source
+from pocketfocus.distill.crops import check_size
 from pocketfocus.distill.distributed import main_process_first
 from pocketfocus.distill.finetune import LEARNING_RATE, check_request, fine_tune, load_start
 from pocketfocus.distill.loop import Schedule
@@ -18,7 +19,6 @@ from pocketfocus.distill.reference import (
     AUTOENCODER_CROPS,
     DENOISER_CROPS,
     check_run,
-    check_size,
     train_reference,
 )
 from pocketfocus.errors import UserError

@@ -1,11 +1,17 @@
 """The one-step student: photo and focal position in, focal stack out, in one convolutional pass.
 
-Design: the nine frames are channels of one pass, not a batch of nine, so that temporal mixing is
-an ordinary convolution. Only layers that XNNPACK and Core ML take whole are used: Conv2d,
-ConvTranspose2d, Linear, ReLU-family activations and additions; no normalisation, no attention.
-One-step regression at a fixed timestep with zero noise follows E2E-FT (arXiv 2409.11355).
+A U-Net at a quarter of the photo's size says how much of each of a few discs of defocus every frame
+takes at every place (kernel prediction, Bako et al., arXiv 1712.02327), and optics does the rest at
+full size: no decoder has to carry the photo's detail, and a frame with all weights zero is the
+photo itself.
 
-Legend: B batch (1 on a phone), T = 9 frames, C channels, H, W.
+Design: the nine frames are channels of one pass, not a batch of nine, so that temporal mixing is
+an ordinary convolution. Only layers that XNNPACK and Core ML take whole are used: convolutions,
+linear layers, ReLU-family activations, elementwise arithmetic and bilinear interpolation; no
+normalisation, no attention. One-step regression at a fixed timestep with zero noise follows E2E-FT
+(arXiv 2409.11355).
+
+Legend: B batch (1 on a phone), T = 9 frames, K discs, C channels, H, W, h = H / 4, w = W / 4.
 """
 
 from __future__ import annotations
@@ -15,12 +21,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from pocketfocus.errors import UserError
-from pocketfocus.optics import FRAMES
+from pocketfocus.optics import FRAMES, disc_kernel
+
+SCALE = 4  # of the photo to the weights
+DARKEST = 1e-4  # added to light, whose square root then has a slope everywhere
 
 
 class ConvBlock(nn.Module):
@@ -43,33 +53,23 @@ class ConvBlock(nn.Module):
         return x + y.permute(0, 3, 1, 2)
 
 
-class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """A U-Net without normalisation that adds nine learned corrections to the photo.
+class WeightNet(nn.Module):
+    """A U-Net without normalisation: weights of discs of defocus at a quarter of the photo's size.
 
-    `forward(photo [B,3,H,W] in [-1,1], position one-hot [B,9]) -> [B*9,3,H,W] in [-1,1]`; H and W
-    are multiples of `2 ** len(channels)`. The photo itself is added to every frame (design §7), so
-    the untrained network already equals the `copy` baseline.
-
-    Args:
-        channels: width of each level; level i works at 1/2**(i+1) of the photo's size.
-        blocks: number of residual blocks at each level (encoder and decoder each).
-        expansion: width factor of the pointwise MLPs.
-        size: the square photo size (pixels) the exported files take.
+    `forward(photo [B,3,H,W] in [-1,1], position one-hot [B,9]) -> [B,K*9,h,w]`, disc by disc; H and
+    W are multiples of `2 ** (levels + 1)`. Untrained, all weights are zero.
     """
 
-    @register_to_config
     def __init__(
-        self,
-        channels: Sequence[int] = (32, 64, 128, 192),
-        blocks: Sequence[int] = (1, 1, 2, 2),
-        expansion: int = 2,
-        size: int = 256,
+        self, channels: Sequence[int], blocks: Sequence[int], expansion: int, discs: int
     ) -> None:
         super().__init__()
-        levels = len(channels)
-        widths = (3, *channels)
+        first, levels = channels[0], len(channels)
+        self.stem = nn.Conv2d(3, first // 2, 4, stride=2, padding=1)
+        self.act = nn.Hardswish()
         self.down = nn.ModuleList(
-            nn.Conv2d(widths[i], widths[i + 1], 4, stride=2, padding=1) for i in range(levels)
+            nn.Conv2d(channels[i - 1] if i else first // 2, channels[i], 4, stride=2, padding=1)
+            for i in range(levels)
         )
         self.encoder = nn.ModuleList(
             nn.Sequential(*(ConvBlock(c, expansion) for _ in range(n)))
@@ -84,12 +84,12 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
             nn.Sequential(*(ConvBlock(c, expansion) for _ in range(n)))
             for c, n in zip(channels[:-1], blocks[:-1], strict=True)
         )
-        self.head = nn.ConvTranspose2d(channels[0], 3 * FRAMES, 4, stride=2, padding=1)
+        self.head = nn.Conv2d(first, discs * FRAMES, 3, padding=1)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, photo: Tensor, position: Tensor) -> Tensor:
-        x, skips = photo, []
+        x, skips = self.act(self.stem(photo)), []
         for down, embed, blocks in zip(self.down, self.position, self.encoder, strict=True):
             x = down(x) + embed(position)[:, :, None, None]
             x = blocks(x)
@@ -98,16 +98,97 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
             reversed(self.up), reversed(self.decoder), reversed(skips[:-1]), strict=True
         ):
             x = blocks(up(x) + skip)
-        return self.compose(photo, self.head(x))
+        weights: Tensor = self.head(x)
+        return weights
+
+
+class Defocus(nn.Module):
+    """What discs of confusion of fixed `radii` (pixels) change in a photo.
+
+    `forward(photo [B,3,H,W] in [-1,1]) -> K changes [B,3,H,W]`. Light is taken as the square of
+    sRGB, which is close to its curve and one multiplication; edges are repeated.
+    """
+
+    def __init__(self, radii: Sequence[float]) -> None:
+        super().__init__()
+        kernels = [disc_kernel(radius) for radius in radii]
+        self.reach = max(kernel.shape[-1] for kernel in kernels) // 2
+        for n, kernel in enumerate(kernels):
+            self.register_buffer(f"kernel{n}", kernel.repeat(3, 1, 1, 1), persistent=False)
+        self.register_buffer("rows", torch.ones(1, 1, self.reach, 1), persistent=False)
+        self.register_buffer("columns", torch.ones(1, 1, 1, self.reach), persistent=False)
+        self.discs = len(kernels)
+
+    def forward(self, photo: Tensor) -> list[Tensor]:
+        brightness = (photo + 1) / 2
+        light = self.extended(brightness * brightness + DARKEST)
+        changes = []
+        for n in range(self.discs):
+            kernel = self.get_buffer(f"kernel{n}")
+            spare = self.reach - kernel.shape[-1] // 2
+            inner = light
+            if spare:  # a slice that takes everything is an alias, which Core ML refuses
+                inner = light[:, :, spare:-spare, spare:-spare]
+            blurred = F.conv2d(inner, kernel, groups=3)
+            changes.append(2 * blurred.sqrt() - 1 - photo)
+        return changes
+
+    def extended(self, image: Tensor) -> Tensor:
+        """Edges repeated `reach` times on each side, with operators that every delegate takes."""
+        top, bottom = image[:, :, :1] * self.rows, image[:, :, -1:] * self.rows
+        image = torch.cat([top, image, bottom], 2)
+        left, right = image[:, :, :, :1] * self.columns, image[:, :, :, -1:] * self.columns
+        return torch.cat([left, image, right], 3)
+
+
+class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """Photo and position to focal stack: `network` weighs the discs of `defocus`.
+
+    `forward(photo [B,3,H,W] in [-1,1], position one-hot [B,9]) -> [B*9,3,H,W] in [-1,1]`; H and W
+    are multiples of `2 ** (len(channels) + 1)`. The frame at `position` is the photo, exactly; the
+    untrained network gives the photo in all nine, as the `copy` baseline.
+
+    Args:
+        channels: width of each level; level i works at 1/2**(i+2) of the photo's size.
+        blocks: number of residual blocks at each level (encoder and decoder each).
+        expansion: width factor of the pointwise MLPs.
+        radii: of the discs of defocus, in pixels.
+        size: the square photo size (pixels) the exported files take.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        channels: Sequence[int] = (64, 128, 192, 256),
+        blocks: Sequence[int] = (1, 3, 2, 2),
+        expansion: int = 2,
+        radii: Sequence[float] = (0.5, 1.0, 1.8, 3.0, 4.5),
+        size: int = 256,
+    ) -> None:
+        super().__init__()
+        self.network = WeightNet(channels, blocks, expansion, len(radii))
+        self.defocus = Defocus(radii)
+
+    def forward(self, photo: Tensor, position: Tensor) -> Tensor:
+        changes = self.defocus(photo)
+        others = (1 - position)[:, :, None, None]
+        weights = self.network(photo, position) * torch.cat([others] * len(changes), 1)
+        return self.compose(photo, weights, changes)
 
     @staticmethod
-    def compose(photo: Tensor, change: Tensor) -> Tensor:
-        """Add the photo to every frame: [B,3,H,W] + [B,27,H,W] -> [B*9,3,H,W] in [-1,1]."""
+    def compose(photo: Tensor, weights: Tensor, changes: Sequence[Tensor]) -> Tensor:
+        """The photo and so much of every change: [B,3,H,W], [B,K*9,h,w] and K of [B,3,H,W] to
+        [B*9,3,H,W] in [-1,1]. All tensors have four dimensions."""
         batch, _, height, width = photo.shape
-        frames = change.reshape(batch * FRAMES, 3, height, width)
+        full = F.interpolate(weights, scale_factor=SCALE, mode="bilinear", align_corners=False)
+        images = [photo, *changes]
         if batch > 1:
-            photo = photo.repeat_interleave(FRAMES, dim=0)
-        return (photo + frames).clamp(-1.0, 1.0)
+            images = [image.repeat_interleave(FRAMES, dim=0) for image in images]
+        stack, *changes = images
+        for n, change in enumerate(changes):
+            share = full[:, n * FRAMES : (n + 1) * FRAMES]
+            stack = stack + share.reshape(batch * FRAMES, 1, height, width) * change
+        return stack.clamp(-1.0, 1.0)
 
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "student"

@@ -51,6 +51,16 @@ Minutes = Annotated[
 FromScratch = Annotated[
     bool, typer.Option("--from-scratch", help="distil anew instead of from the student")
 ]
+Stacks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stacks",
+        metavar="SOURCE",
+        help="what to train on: `synthetic` (the default), `photos:DIR` (scenes with textures "
+        "from there), `rgbd:DIR` (photos with depth maps), or DIR, a folder of focal stacks; "
+        "can be given several times",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="of every random number")]
 
 Ios = Annotated[

@@ -86,7 +86,7 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
                 "seed": settings.seed,
             },
             ("distill",),
-            ("student", "distill.json", "train.jsonl*", "loss.png*"),
+            ("student", "distill.json", "loss.png*"),
             lambda: _distill(settings),
         ),
         Stage(
@@ -148,8 +148,12 @@ def reference_key(spec: str) -> list[str]:
 def _distill(settings: Settings) -> None:
     from pocketfocus.distill.stage import Distillation, distill_run
 
-    how = Distillation(settings.minutes, settings.from_scratch, seed=settings.seed)
-    distill_run(settings.out, settings.reference, settings.student, settings.photos, settings=how)
+    how = Distillation(settings.minutes, from_scratch=settings.from_scratch, seed=settings.seed)
+    distill_run(
+        *(settings.out, settings.reference, settings.student, settings.photos),
+        settings=how,
+        anew=True,
+    )
 
 
 def _export(settings: Settings) -> None:

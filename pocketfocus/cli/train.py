@@ -19,19 +19,39 @@ def distill(
     student: arguments.Student = None,
     photos: arguments.Photos = None,
     distill_minutes: arguments.Minutes = 1.0,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", min=1, help="of training, at most")
+    ] = None,
     from_scratch: arguments.FromScratch = False,
+    stacks: arguments.Stacks = None,
+    scenes: Annotated[
+        int, typer.Option("--scenes", min=1, help="how many focal stacks to render of each source")
+    ] = 24,
     seed: arguments.Seed = 0,
 ) -> None:
-    """Distil the reference into a one-step student: DIR/student, train.jsonl and loss.png."""
+    """Distil the reference into a one-step student, DIR/student; run it again to go on.
+
+    It learns from the reference's own stacks of --photos and from true stacks. Ctrl-C saves, and
+    the same command goes on where it stopped; a longer --distill-minutes trains it further.
+    DIR/training has the checkpoint, train.jsonl and TensorBoard's files, DIR/loss.png the curve.
+    """
     arguments.output_folder(out)
     spec = arguments.reference(reference)
     start = arguments.student_folder(student)
     length = arguments.minutes(distill_minutes)
     files = arguments.photo_files(photos)
 
+    from pocketfocus.datasets import SYNTHETIC
     from pocketfocus.distill.stage import Distillation, distill_run
 
-    settings = Distillation(minutes=length, from_scratch=from_scratch, seed=seed)
+    settings = Distillation(
+        minutes=length,
+        steps=steps,
+        from_scratch=from_scratch,
+        sources=tuple(stacks or [SYNTHETIC]),
+        scenes=scenes,
+        seed=seed,
+    )
     distill_run(out, spec, start, files, settings=settings)
     typer.echo(f"student: {out / 'student'}")
 
@@ -75,16 +95,7 @@ def train_reference(
             "interrupted and gone on with then ends bit for bit as one that was not",
         ),
     ] = None,
-    stacks: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--stacks",
-            metavar="SOURCE",
-            help="what to train on: `synthetic` (the default), `photos:DIR` (scenes with textures "
-            "from there), `rgbd:DIR` (photos with depth maps), or DIR, a folder of focal stacks; "
-            "can be given several times",
-        ),
-    ] = None,
+    stacks: arguments.Stacks = None,
     scenes: Annotated[
         int, typer.Option("--scenes", min=8, help="how many focal stacks to render of each source")
     ] = 400,

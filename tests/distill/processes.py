@@ -19,11 +19,12 @@ from accelerate import DistributedType, PartialState
 from torch import Tensor
 
 from pocketfocus.distill import denoiser
+from pocketfocus.distill.crops import Crops
 from pocketfocus.distill.denoiser import Denoiser, initialise_denoiser
 from pocketfocus.distill.distributed import process_state
 from pocketfocus.distill.loop import Schedule, Task, Trainer
 from pocketfocus.distill.presets import SMALLEST, build_reference
-from pocketfocus.distill.reference import Crops, denoiser_task, train_reference
+from pocketfocus.distill.reference import denoiser_task, train_reference
 
 STEPS = 4
 REFERENCE_STEPS = 10

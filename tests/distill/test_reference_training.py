@@ -12,6 +12,7 @@ from sklearn.decomposition import TruncatedSVD
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from pocketfocus.distill.autoencoder import initialise, random_crops, scaling_factor
+from pocketfocus.distill.crops import Crops
 from pocketfocus.distill.denoiser import (
     BLANK_SHARE,
     LATENT_GAIN,
@@ -22,7 +23,7 @@ from pocketfocus.distill.denoiser import (
 )
 from pocketfocus.distill.loop import Schedule
 from pocketfocus.distill.presets import SMALLEST, build_reference
-from pocketfocus.distill.reference import Crops, train_reference
+from pocketfocus.distill.reference import train_reference
 from pocketfocus.errors import UserError
 from pocketfocus.loading import load_reference
 from pocketfocus.reference import Sampling
