@@ -89,7 +89,7 @@ class Copy:
     """The photo nine times."""
 
     name: ClassVar[str] = "copy"
-    size: ClassVar[int | None] = None
+    size: ClassVar[tuple[int, int] | None] = None
     multiple: ClassVar[int] = 1
 
     def __call__(self, photo: Tensor, position: int) -> Tensor:
@@ -103,7 +103,7 @@ class Blur:
 
     table: Table
     name: ClassVar[str] = "blur"
-    size: ClassVar[int | None] = None
+    size: ClassVar[tuple[int, int] | None] = None
     multiple: ClassVar[int] = 1
 
     def __call__(self, photo: Tensor, position: int) -> Tensor:

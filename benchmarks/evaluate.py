@@ -45,8 +45,8 @@ NO_GAIN: Row = {"gain_db": None, "gain_error_db": None}
 class Refocuser(Protocol):
     """A model to score: photo [1, 3, H, W] in [-1, 1] at a position to a stack [9, 3, H, W].
 
-    size: the only square photo it takes, None for any whose sides are multiples of `multiple`, an
-    optional attribute, 64 when absent.
+    size: (H, W) of the only photo it takes, None for any whose sides are multiples of `multiple`,
+    an optional attribute, 64 when absent.
     """
 
     @property
@@ -54,7 +54,7 @@ class Refocuser(Protocol):
         """As in the rows."""
 
     @property
-    def size(self) -> int | None:
+    def size(self) -> tuple[int, int] | None:
         """Side of the square photo in pixels, or None."""
 
     def __call__(self, photo: Tensor, position: int) -> Tensor:
@@ -218,7 +218,7 @@ def refocus(model: Refocuser, photo: Tensor, position: int, scene: str = "the ph
         given = F.pad(photo, padding, mode="replicate") if any(padding) else photo
         stack = _checked(model, given, position, scene)[..., :height, :width]
     else:
-        given = _resized(photo, model.size, model.size)
+        given = _resized(photo, *model.size)
         stack = _resized(_checked(model, given, position, scene), height, width)
     return stack.clamp(-1, 1)
 

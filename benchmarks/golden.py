@@ -23,13 +23,13 @@ from pocketfocus.benchmarks.verify import (
     Verdict,
     execute,
     first_able,
+    fitted_photos,
     gate_of,
     gate_row,
     is_written,
     judge,
     load_parent,
     parent_stacks,
-    square_photos,
 )
 from pocketfocus.errors import UserError
 from pocketfocus.files import Row, read_json, sha256, write_atomic, write_json, write_rows
@@ -56,7 +56,7 @@ def write_golden(
     """
     manifest = load_manifest(folder)
     student = load_parent(folder, manifest)
-    inputs = square_photos(photos, manifest.size)[:1]
+    inputs = fitted_photos(photos, manifest.size)[:1]
     calls = [(0, position) for position in POSITIONS]
     parents = parent_stacks(student, inputs, calls)
     files = [(a, check_artifact(folder, a)) for a in manifest.artifacts if is_written(a)]

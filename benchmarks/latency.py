@@ -19,9 +19,9 @@ from pocketfocus.benchmarks.device import PYTORCH, Device, Job, JobError, Result
 from pocketfocus.benchmarks.verify import (
     SHOWN,
     Stacks,
+    fitted_photos,
     is_written,
     save_stacks,
-    square_photos,
     to_bytes,
 )
 from pocketfocus.errors import UserError
@@ -102,7 +102,7 @@ def bench_run(
             "needed, and warmup is 0 or more"
         )
     shown = None if photos is None else [photos[SHOWN[0]]]
-    photo = square_photos(shown, load_manifest(folder).size)[:1]
+    photo = fitted_photos(shown, load_manifest(folder).size)[:1]
     baseline = None if reference is None else reference_entry(reference)
     entries = list_entries(folder)
     runnable = [e for e in entries if device.why_not(e.target) is None]

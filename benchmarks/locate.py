@@ -17,10 +17,10 @@ from torch import Tensor, fx
 
 from pocketfocus.benchmarks.verify import (
     SHOWN,
+    fitted_photos,
     gate_of,
     is_written,
     load_parent,
-    square_photos,
 )
 from pocketfocus.errors import UserError
 from pocketfocus.files import Row
@@ -83,7 +83,7 @@ def locate_fault(folder: Path, name: str, photos: Sequence[Path] | None = None) 
         )
     path = check_artifact(folder, artifact)
     student = load_parent(folder, manifest)
-    photo = torch.from_numpy(square_photos(photos, manifest.size)[SHOWN[0] :][:1])
+    photo = torch.from_numpy(fitted_photos(photos, manifest.size)[SHOWN[0] :][:1])
     feeds = {"photo": photo, "position": one_hot(SHOWN[1])}
     with torch.no_grad():
         captured = torch.export.export(student, tuple(feeds.values())).module()

@@ -2,7 +2,7 @@
 
 Design §6: the captured graph against the eager student, an fp32 file against the captured graph,
 every other precision against the fp32 student. A gate's figure is its *worst* stack over all pairs
-of photo and focal position. Legend: P photos, N = 9 P pairs, T = 9 frames, S the exported size.
+of photo and focal position. Legend: P photos, N = 9 P pairs, T = 9 frames, H, W the exported size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pocketfocus.manifest import Artifact, Manifest, check_artifact, load_manife
 from pocketfocus.metrics import psnr
 from pocketfocus.optics import FRAMES, one_hot
 from pocketfocus.progress import step, track
-from pocketfocus.quantize.calibration import square
+from pocketfocus.quantize.calibration import fitted
 from pocketfocus.quantize.recipes import get_recipe
 from pocketfocus.scenes import held_out_photos
 from pocketfocus.student import RefocusStudent, load_student
@@ -82,13 +82,13 @@ def verify_run(
 
     `photos` default to the bundled held-out ones, which calibration never sees. Rows are
     `{artifact, target, precision, device, gate, psnr_db, threshold_db, status, why}`; `psnr_db` is
-    at most 200 (equal to the bit). stacks.npz holds uint8 `photo` [S,S,3] and a stack [9,S,S,3]
+    at most 200 (equal to the bit). stacks.npz holds uint8 `photo` [H,W,3] and a stack [9,H,W,3]
     for `student` and every executed artifact. Raises UserError for a missing or damaged file.
     """
     manifest = load_manifest(folder)
     files = {a.name: check_artifact(folder, a) for a in manifest.artifacts if is_written(a)}
     student = load_parent(folder, manifest)
-    inputs = square_photos(photos, manifest.size)
+    inputs = fitted_photos(photos, manifest.size)
     calls = [(index, position) for index in range(len(inputs)) for position in range(FRAMES)]
     with step(f"the student and its captured graph on {len(inputs)} photos"):
         parents = parent_stacks(student, inputs, calls)
@@ -149,7 +149,7 @@ def failed(rows: Sequence[Row]) -> list[Row]:
 
 
 def execute(device: Device, job: Job, parent: Stacks, gate: Gate) -> tuple[Stacks | None, Verdict]:
-    """Run a file and judge it; stacks [N,9,3,S,S] only when they are of the right shape."""
+    """Run a file and judge it; stacks [N,9,3,H,W] only when they are of the right shape."""
     try:
         stacks = device.run(job).outputs
     except UserError as error:
@@ -161,7 +161,7 @@ def execute(device: Device, job: Job, parent: Stacks, gate: Gate) -> tuple[Stack
 
 
 def judge(stacks: Stacks, parent: Stacks, threshold_db: float) -> Verdict:
-    """Hold stacks [N,9,3,S,S] against their parent's; the worst of the N decides."""
+    """Hold stacks [N,9,3,H,W] against their parent's; the worst of the N decides."""
     if stacks.shape != parent.shape:
         return Verdict(
             None, "fail", f"makes outputs {list(stacks.shape)}, its parent {list(parent.shape)}"
@@ -193,7 +193,7 @@ def load_parent(folder: Path, manifest: Manifest) -> RefocusStudent:
 def parent_stacks(
     student: RefocusStudent, inputs: Stacks, calls: Sequence[Call]
 ) -> dict[str, Stacks]:
-    """Stacks [N,9,3,S,S] of the eager student and of its `torch.export` program."""
+    """Stacks [N,9,3,H,W] of the eager student and of its `torch.export` program."""
     tensors = [(torch.from_numpy(inputs[i : i + 1]), one_hot(p)) for i, p in calls]
     captured = torch.export.export(student, tensors[0]).module()
     with torch.inference_mode():
@@ -203,19 +203,19 @@ def parent_stacks(
         }
 
 
-def square_photos(paths: Sequence[Path] | None, size: int) -> Stacks:
-    """Photos [P,3,S,S] in [-1,1], their centres cropped square; None for the held-out ones."""
+def fitted_photos(paths: Sequence[Path] | None, size: tuple[int, int]) -> Stacks:
+    """Photos [P,3,H,W] in [-1,1], cut to the files' proportions; None for the held-out ones."""
     if paths is None:
         images = [Image.fromarray(photo) for photo in held_out_photos()]
     elif not paths:
         raise UserError("no photo to verify on: name some, or leave --photos out")
     else:
         images = [load_photo(path) for path in paths]
-    return np.concatenate([square(image, size).numpy() for image in images])
+    return np.concatenate([fitted(image, size).numpy() for image in images])
 
 
 def shown(stacks: Stacks, calls: Sequence[Call]) -> NDArray[np.uint8]:
-    """The stack kept for the report, [9,S,S,3] uint8, of [N,9,3,S,S]."""
+    """The stack kept for the report, [9,H,W,3] uint8, of [N,9,3,H,W]."""
     return to_bytes(stacks[list(calls).index(SHOWN)])
 
 

@@ -39,7 +39,7 @@ from pocketfocus.optics import FRAMES
 from pocketfocus.progress import console
 from pocketfocus.scenes import train_photos
 from pocketfocus.stacks import cache_sources
-from pocketfocus.student import SHIPPED_WEIGHTS, RefocusStudent, load_student
+from pocketfocus.student import SHIPPED_WEIGHTS, RefocusStudent, build_student, load_student
 
 SAMPLING_SHARE = 0.2  # of the minutes go into sampling the reference, at most
 MOST_TARGETS = 600
@@ -50,7 +50,6 @@ TEACHER_POOL, TEACHER_WEIGHT = 4, 0.2  # pixels, and against true stacks; see `d
 # How blur looks is local: small crops first show more scenes a minute; whole pictures show layout.
 CROPS = (Crops(0.55, 4, 128), Crops(0.8, 2, 192), Crops(1.0, 1, 256))
 TRAINING = "training"  # the folder of the checkpoint, train.jsonl and TensorBoard's files
-FULL_SIZE = (256, 256)  # of the true stacks
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,7 @@ class Distillation:
     """How to distil. `minutes` bounds sampling the reference and training together, `steps` the
     training.
 
+    preset: of the student, from scratch.
     sources: of true stacks, by name (`datasets`); of each that is rendered there are `scenes`.
     crops: a sample is one of the reference's stacks, of the first crops' size, and `TRUE_SAMPLES`
     crops of true ones.
@@ -66,6 +66,7 @@ class Distillation:
     minutes: float = 1.0
     steps: int | None = None
     from_scratch: bool = False
+    preset: str = "tiny"
     method: str = "regression"
     sources: tuple[str, ...] = (SYNTHETIC,)
     scenes: int = SCENES
@@ -134,7 +135,7 @@ def _train(
 ) -> dict[str, Any]:
     method = get_method(settings.method)
     torch.manual_seed(settings.seed)
-    student = RefocusStudent() if settings.from_scratch else load_student(start)
+    student = build_student(settings.preset) if settings.from_scratch else load_student(start)
     initial = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     targets = _targets_key(reference, photos, settings)
     config = {
@@ -151,7 +152,7 @@ def _train(
     check_config(out / TRAINING / FILE, config)
     teacher = load_reference(reference)
     if stacks is None:
-        stacks = true_stacks(settings, out)
+        stacks = true_stacks(settings, out, student.photo_size)
     check_size(stacks.shape, settings.crops)
     files = teacher_targets(
         teacher,
@@ -212,10 +213,10 @@ def _train(
     }
 
 
-def true_stacks(settings: Distillation, out: Path) -> Pixels:
-    """uint8 [N,9,3,256,256] of the settings' sources, kept in `out`/targets/true."""
-    sources = [open_source(spec, Request(settings.scenes, FULL_SIZE)) for spec in settings.sources]
-    return cache_sources(out / "targets" / "true", sources, FULL_SIZE).pixels
+def true_stacks(settings: Distillation, out: Path, size: tuple[int, int]) -> Pixels:
+    """uint8 [N,9,3,H,W] of the settings' sources, kept in `out`/targets/true; size is (H, W)."""
+    sources = [open_source(spec, Request(settings.scenes, size)) for spec in settings.sources]
+    return cache_sources(out / "targets" / "true", sources, size).pixels
 
 
 def save_student(student: RefocusStudent, folder: Path) -> None:

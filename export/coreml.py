@@ -57,7 +57,7 @@ def write(student: RefocusStudent, recipe: Recipe, inputs: Calibration, path: Pa
     """Capture, convert, compress and save."""
     with quiet():
         captured = program(student, recipe, inputs)
-        specs = input_specs(student.config["size"])
+        specs = input_specs(student.photo_size)
         model = converted(captured, recipe, specs, OUTPUT_NAME)
         if recipe.weight_bits == 4:
             model = compressed(model, recipe)
@@ -145,11 +145,12 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
     return run
 
 
-def photo_size(path: Path) -> int:
-    """Width of the photo that a file takes."""
+def photo_size(path: Path) -> tuple[int, int]:
+    """(H, W) of the photo that a file takes."""
     from coremltools.models.utils import load_spec
 
-    return int(load_spec(str(path)).description.input[0].type.multiArrayType.shape[-1])
+    _, _, height, width = load_spec(str(path)).description.input[0].type.multiArrayType.shape
+    return int(height), int(width)
 
 
 def cannot_run() -> str | None:

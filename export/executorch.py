@@ -128,9 +128,10 @@ def load(path: Path, threads: int | None = None) -> Any:
         ) from error
 
 
-def photo_size(path: Path) -> int:
-    """Width of the photo that a file takes."""
-    return int(load(path).method_meta(METHOD).input_tensor_meta(0).sizes()[-1])
+def photo_size(path: Path) -> tuple[int, int]:
+    """(H, W) of the photo that a file takes."""
+    _, _, height, width = load(path).method_meta(METHOD).input_tensor_meta(0).sizes()
+    return int(height), int(width)
 
 
 def cannot_run() -> str | None:

@@ -122,10 +122,11 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
     return run
 
 
-def photo_size(path: Path) -> int:
-    """Width of the photo that a file takes."""
+def photo_size(path: Path) -> tuple[int, int]:
+    """(H, W) of the photo that a file takes."""
     model = onnx.load(path, load_external_data=False)
-    return int(model.graph.input[0].type.tensor_type.shape.dim[-1].dim_value)
+    _, _, height, width = model.graph.input[0].type.tensor_type.shape.dim
+    return int(height.dim_value), int(width.dim_value)
 
 
 def cannot_run() -> str | None:

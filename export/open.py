@@ -28,12 +28,12 @@ class Model:
 
     Attributes:
         name: what it is, for tables.
-        size: width and height (pixels) it takes; None for any multiples of 64.
+        size: (H, W) it takes, pixels; None for any multiples of 64.
         call: takes the photo and the position, unchecked.
     """
 
     name: str
-    size: int | None
+    size: tuple[int, int] | None
     call: Callable[[Tensor, int], Tensor]
 
     def __call__(self, photo: Tensor, position: int) -> Tensor:
@@ -41,9 +41,9 @@ class Model:
         shape = list(photo.shape)
         if photo.ndim != 4 or shape[:2] != [1, 3]:
             raise UserError(f"{self.name} takes a photo [1, 3, H, W], this one is {shape}")
-        if self.size is not None and shape[2:] != [self.size, self.size]:
+        if self.size is not None and shape[2:] != list(self.size):
             raise UserError(
-                f"{self.name} takes photos of {self.size}x{self.size} pixels, this one has "
+                f"{self.name} takes photos of {self.size[1]}x{self.size[0]} pixels, this one has "
                 f"{shape[3]}x{shape[2]}: scale it"
             )
         if shape[2] % ANY_MULTIPLE or shape[3] % ANY_MULTIPLE:
@@ -61,7 +61,7 @@ class Autoencoder:
 
     pipeline: ReferencePipeline
     name: str = AUTOENCODER
-    size: int | None = None
+    size: tuple[int, int] | None = None
 
     def __call__(self, photo: Tensor, position: int) -> Tensor:
         """UserError: it has no focal stack to give."""

@@ -87,9 +87,9 @@ def prepare(student_dir: Path | None, out: Path, photos: Sequence[Path] | None, 
     """Bring the student into the run's folder, load it, and read the calibration photos."""
     folder = adopt(student_dir, out, log)
     student = load_student(folder)
-    inputs = calibration(student.config["size"], photos)
+    inputs = calibration(student.photo_size, photos)
     empty = Manifest(
-        size=student.config["size"],
+        size=student.photo_size,
         artifacts=[],
         student_sha256=sha256(folder),
         student_config={k: v for k, v in student.config.items() if not k.startswith("_")},

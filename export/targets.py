@@ -29,7 +29,7 @@ INPUT_NAMES = ("photo", "position")
 OUTPUT_NAME = "stack"
 
 Runner = Callable[[Tensor, Tensor], Tensor]
-"""(photo [1,3,S,S], position one-hot [1,9]) -> stack [9,3,S,S]."""
+"""(photo [1,3,H,W], position one-hot [1,9]) -> stack [9,3,H,W]."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Target:
         write: (student, recipe, calibration, path) writes one file or folder.
         open: (path, threads) gives what calls it; None threads for the runtime's own default.
             UserError when the file cannot be opened here.
-        photo_size: width and height (pixels) of the photo that a file takes.
+        photo_size: (H, W) of the photo that a file takes, pixels.
         cannot_run: why this machine cannot execute its files; None when it can.
         cannot_write: why this machine cannot write its files; None when it can.
         refuses: why there is no file of a recipe for this target; None when there is.
@@ -60,7 +60,7 @@ class Target:
     suffix: str
     write: Callable[[RefocusStudent, Recipe, Calibration, Path], Written]
     open: Callable[[Path, int | None], Runner]
-    photo_size: Callable[[Path], int]
+    photo_size: Callable[[Path], tuple[int, int]]
     cannot_run: Callable[[], str | None]
     cannot_write: Callable[[], str | None]
     refuses: Callable[[Recipe], str | None]
@@ -73,17 +73,17 @@ def get_target(name: str) -> Target:
     return cast(Target, import_module(TARGETS[name]).TARGET)
 
 
-def input_specs(size: int) -> tuple[TensorSpec, ...]:
+def input_specs(size: tuple[int, int]) -> tuple[TensorSpec, ...]:
     """The inputs that every file takes (design §4), in order."""
     return (
-        TensorSpec("photo", (1, 3, size, size), "float32", (-1.0, 1.0)),
+        TensorSpec("photo", (1, 3, *size), "float32", (-1.0, 1.0)),
         TensorSpec("position", (1, FRAMES), "float32", (0.0, 1.0)),
     )
 
 
-def output_specs(size: int) -> tuple[TensorSpec, ...]:
+def output_specs(size: tuple[int, int]) -> tuple[TensorSpec, ...]:
     """The output that every file gives."""
-    return (TensorSpec(OUTPUT_NAME, (FRAMES, 3, size, size), "float32", (-1.0, 1.0)),)
+    return (TensorSpec(OUTPUT_NAME, (FRAMES, 3, *size), "float32", (-1.0, 1.0)),)
 
 
 def never(*_: object) -> None:

@@ -60,12 +60,12 @@ def run_model(
 ) -> Tensor:
     """Refocus a photo of any size: frames [9, 3, H, W] in the photo's own aspect ratio.
 
-    The photo is squashed to the model's square, or else to multiples of 64 with at most
+    The photo is squashed to the model's size, or else to multiples of 64 with at most
     `max_pixels` (`fit_size`); the frames are stretched back (`photo_size`, bicubic). UserError for
     a position outside 0..8 or output that is not finite.
     """
     _check_position(position)
-    working = prepare(photo, (model.size, model.size) if model.size else max_pixels)
+    working = prepare(photo, model.size[::-1] if model.size else max_pixels)
     H, W = working.shape[-2:]
     with torch.inference_mode():
         stack = model(working, position).float().cpu()

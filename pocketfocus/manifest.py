@@ -83,7 +83,7 @@ class Manifest:
     """All of a run's artifacts, and what they were made from.
 
     Attributes:
-        size: width and height (pixels) of the photo that the files take.
+        size: (H, W) of the photo that the files take, pixels.
         artifacts: by target, then precision.
         student_sha256: of the student's folder.
         student_config: its config.json.
@@ -94,7 +94,7 @@ class Manifest:
         tools: version of every package that shaped the files.
     """
 
-    size: int
+    size: tuple[int, int]
     artifacts: Sequence[Artifact]
     student_sha256: str = ""
     student_config: dict[str, Any] = field(default_factory=dict)
@@ -116,7 +116,8 @@ def load_manifest(folder: Path) -> Manifest:
     try:
         artifacts = [_artifact(fields) for fields in content.pop("artifacts")]
         sigmas = tuple(content.pop("sigma_steps", ()))
-        return Manifest(artifacts=artifacts, sigma_steps=sigmas, **content)
+        height, width = content.pop("size")
+        return Manifest((height, width), artifacts, sigma_steps=sigmas, **content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}): run export again") from error
 

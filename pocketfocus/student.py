@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -153,7 +154,7 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
         blocks: number of residual blocks at each level (encoder and decoder each).
         expansion: width factor of the pointwise MLPs.
         radii: of the discs of defocus, in pixels.
-        size: the square photo size (pixels) the exported files take.
+        size: (height, width) of the photo that the exported files take, pixels.
     """
 
     @register_to_config
@@ -163,11 +164,17 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
         blocks: Sequence[int] = (1, 3, 2, 2),
         expansion: int = 2,
         radii: Sequence[float] = (0.5, 1.0, 1.8, 3.0, 4.5),
-        size: int = 256,
+        size: Sequence[int] = (256, 256),
     ) -> None:
         super().__init__()
         self.network = WeightNet(channels, blocks, expansion, len(radii))
         self.defocus = Defocus(radii)
+
+    @property
+    def photo_size(self) -> tuple[int, int]:
+        """(H, W) of the photo that its files take, pixels."""
+        height, width = self.config["size"]
+        return int(height), int(width)
 
     def forward(self, photo: Tensor, position: Tensor) -> Tensor:
         changes = self.defocus(photo)
@@ -189,6 +196,25 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
             share = full[:, n * FRAMES : (n + 1) * FRAMES]
             stack = stack + share.reshape(batch * FRAMES, 1, height, width) * change
         return stack.clamp(-1.0, 1.0)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {},  # shipped, for the default reference
+    "phone": {  # for Learn2Refocus
+        "channels": (128, 256, 384, 512),
+        "blocks": (1, 3, 3, 3),
+        "radii": (1.25, 2.5, 4.5, 7.5, 11.25),
+        "size": (448, 640),
+    },
+}
+"""Sizes of students by name: arguments of `RefocusStudent` that differ from its own."""
+
+
+def build_student(preset: str = "tiny") -> RefocusStudent:
+    """An untrained student; UserError names the presets."""
+    if preset not in PRESETS:
+        raise UserError(f"no student preset '{preset}': choose from {', '.join(PRESETS)}")
+    return RefocusStudent(**PRESETS[preset])
 
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "student"

@@ -1,6 +1,6 @@
 """Calibration inputs: real photos at every focal position, as the exported files will see them.
 
-Legend: S = the student's photo size.
+Legend: H, W the size of the photo that a student takes, pixels.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ INPUTS = 2 * FRAMES  # every position twice, each time with another photo
 
 @dataclass(frozen=True)
 class Calibration:
-    """Named photos [1,3,S,S] in [-1,1], and the (photo index, position) of each input."""
+    """Named photos [1,3,H,W] in [-1,1], and the (photo index, position) of each input."""
 
     names: tuple[str, ...]
     photos: tuple[Tensor, ...]
     calls: tuple[tuple[int, int], ...]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The inputs: photo [1,3,S,S], position one-hot [1,9]."""
+        """The inputs: photo [1,3,H,W], position one-hot [1,9]."""
         for index, position in self.calls:
             yield self.photos[index], one_hot(position)
 
@@ -59,9 +59,9 @@ class Calibration:
 
 
 def calibration(
-    size: int, paths: Sequence[Path] | None = None, inputs: int = INPUTS
+    size: tuple[int, int], paths: Sequence[Path] | None = None, inputs: int = INPUTS
 ) -> Calibration:
-    """Centre squares of photos; None for the bundled ones that training may use.
+    """The middle of photos; None for the bundled ones that training may use.
 
     Positions and photos both go round, so that all nine positions are covered and every photo is
     used (as many as `inputs` at most, spread evenly over `paths`). UserError for unreadable photos
@@ -77,12 +77,13 @@ def calibration(
     count = max(inputs, FRAMES)
     return Calibration(
         names=tuple(name for name, _ in named),
-        photos=tuple(square(image, size) for _, image in named),
+        photos=tuple(fitted(image, size) for _, image in named),
         calls=tuple((i % len(named), i % FRAMES) for i in range(count)),
     )
 
 
-def square(photo: Image.Image, size: int) -> Tensor:
-    """The centre square of an RGB photo, scaled: [1,3,S,S] in [-1,1]."""
-    fitted = ImageOps.fit(photo.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-    return prepare(fitted, (size, size)).to(torch.float32).contiguous()
+def fitted(photo: Image.Image, size: tuple[int, int]) -> Tensor:
+    """The middle of an RGB photo, cut and scaled to `size`: [1,3,H,W] in [-1,1]."""
+    width_height = (size[1], size[0])
+    cut = ImageOps.fit(photo.convert("RGB"), width_height, Image.Resampling.LANCZOS)
+    return prepare(cut, width_height).to(torch.float32).contiguous()

@@ -60,7 +60,7 @@ def stack(photo: Image.Image) -> Tensor:
 class Echo:
     """A model that returns the photo it got, and remembers its shape."""
 
-    def __init__(self, size: int | None, name: str = "echo") -> None:
+    def __init__(self, size: tuple[int, int] | None, name: str = "echo") -> None:
         self.size, self.name = size, name
         self.got: tuple[int, ...] = ()
 
@@ -72,15 +72,15 @@ class Echo:
 
 
 @pytest.mark.parametrize("original", [(451, 300), (300, 451), (160, 160), (480, 30)])
-@pytest.mark.parametrize("size", [None, 128])
+@pytest.mark.parametrize("size", [None, (128, 192)])
 def test_run_model_gives_the_photo_back_in_its_own_shape(
-    size: int | None, original: tuple[int, int]
+    size: tuple[int, int] | None, original: tuple[int, int]
 ) -> None:
     photo = Image.fromarray(bundled_photos()["chelsea"]).crop((0, 0, 451, 300)).resize(original)
     model = Echo(size)
     frames = run_model(model, photo, 4)
     if size:
-        assert model.got == (1, 3, size, size)
+        assert model.got == (1, 3, *size)
     else:
         assert model.got[-1] % 64 == model.got[-2] % 64 == 0
         assert 64 * 64 <= model.got[-1] * model.got[-2] <= 256 * 256

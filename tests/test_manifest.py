@@ -46,7 +46,7 @@ def written(tmp_path: Path) -> Artifact:
 def test_round_trip(tmp_path: Path, written: Artifact) -> None:
     refused = Artifact("coreml/student-int4.mlpackage", "coreml", "int4", "", 0, "refused", "no")
     manifest = Manifest(
-        size=64,
+        size=(64, 64),
         artifacts=[written, refused],
         student_sha256="s",
         student_config={"channels": [8]},

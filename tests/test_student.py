@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from pocketfocus.optics import FRAMES, blurred, one_hot
-from pocketfocus.student import DARKEST, SCALE, Defocus, RefocusStudent
+from pocketfocus.errors import UserError
+from pocketfocus.optics import FRAMES, blurred, disc_kernel, one_hot
+from pocketfocus.student import DARKEST, SCALE, Defocus, RefocusStudent, build_student
 
 RADII = (0.5, 1.8, 3.0)
 
@@ -15,7 +18,7 @@ RADII = (0.5, 1.8, 3.0)
 @pytest.fixture(scope="module")
 def student() -> RefocusStudent:
     torch.manual_seed(0)
-    made = RefocusStudent(channels=(8, 16), blocks=(1, 1), radii=RADII, size=32).eval()
+    made = RefocusStudent(channels=(8, 16), blocks=(1, 1), radii=RADII, size=(32, 32)).eval()
     torch.nn.init.normal_(made.network.head.weight, std=0.3)
     return made
 
@@ -36,7 +39,7 @@ def test_the_photos_own_frame_is_the_photo(student: RefocusStudent) -> None:
 
 def test_untrained_it_copies() -> None:
     photo = photos()
-    stack = RefocusStudent(channels=(8,), blocks=(1,), size=32)(photo, one_hot(3))
+    stack = RefocusStudent(channels=(8,), blocks=(1,), size=(32, 32))(photo, one_hot(3))
     assert torch.equal(stack, photo.expand(FRAMES, -1, -1, -1))
 
 
@@ -81,3 +84,32 @@ def test_no_tensor_has_more_than_four_dimensions(student: RefocusStudent) -> Non
         if isinstance(node.meta.get("val"), torch.Tensor)
     ]
     assert ranks and max(ranks) <= 4
+
+
+TEACHER_GFLOPS = {  # of one evaluation of the published UNet, and of decoding nine frames
+    "unet": 27_883,
+    "decoder": 60_709,
+}  # at 640x896, from tests/mobile/test_savings.py
+
+
+def test_the_phone_preset_is_a_600th_of_its_teacher_and_small() -> None:
+    """The teacher at the student's size, as if all of it were attention, which shrinks fastest."""
+    made = build_student("phone").to("meta")
+    height, width = made.photo_size
+    inputs = (torch.empty(1, 3, height, width), torch.empty(1, 9))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        made.network(*(tensor.to("meta") for tensor in inputs))
+    share = height * width / (640 * 896)
+    teacher = share**2 * (50 * TEACHER_GFLOPS["unet"] + TEACHER_GFLOPS["decoder"]) * 1e9
+    discs = sum(
+        2 * 3 * height * width * disc_kernel(radius).numel() for radius in made.config["radii"]
+    )
+    assert counter.get_total_flops() + discs < teacher / 600
+    linear = sum(m.weight.numel() for m in made.modules() if isinstance(m, nn.Linear))
+    rest = sum(p.numel() for p in made.parameters()) - linear
+    assert linear / 2 + rest < 150e6  # bytes: 4 bits in linear layers, 8 in convolutions
+
+
+def test_an_unknown_preset_names_the_known() -> None:
+    with pytest.raises(UserError, match="tiny, phone"):
+        build_student("huge")

@@ -81,7 +81,7 @@ def export_full(asked: FullExport, log: Log = print) -> Manifest:
     reference = open_reference(asked.reference)
     check_size(reference, asked.size)
     manifest = Manifest(
-        size=max(asked.size),
+        size=asked.size,
         artifacts=[],
         reference=asked.reference,
         sigma_steps=(float(reference.scheduler.config.sigma_max),),

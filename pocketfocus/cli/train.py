@@ -23,6 +23,12 @@ def distill(
         int | None, typer.Option("--steps", metavar="N", min=1, help="of training, at most")
     ] = None,
     from_scratch: arguments.FromScratch = False,
+    preset: Annotated[
+        str,
+        typer.Option(
+            "--preset", metavar="tiny|phone", help="size of a student distilled --from-scratch"
+        ),
+    ] = "tiny",
     stacks: arguments.Stacks = None,
     scenes: Annotated[
         int, typer.Option("--scenes", min=1, help="how many focal stacks to render of each source")
@@ -40,6 +46,11 @@ def distill(
     start = arguments.student_folder(student)
     length = arguments.minutes(distill_minutes)
     files = arguments.photo_files(photos)
+    if preset != "tiny" and not from_scratch:
+        raise UserError(
+            f"--preset {preset} is the size of a new student, and this one starts from "
+            f"{student or 'the shipped one'}: add --from-scratch"
+        )
 
     from pocketfocus.datasets import SYNTHETIC
     from pocketfocus.distill.stage import Distillation, distill_run
@@ -48,6 +59,7 @@ def distill(
         minutes=length,
         steps=steps,
         from_scratch=from_scratch,
+        preset=preset,
         sources=tuple(stacks or [SYNTHETIC]),
         scenes=scenes,
         seed=seed,

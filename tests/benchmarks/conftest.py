@@ -27,7 +27,7 @@ def _make_run(
             path.write_bytes(name.encode() * 100)
     artifacts = [_artifact(name, folder / name, "") for name in names]
     artifacts += [_artifact(name, None, why) for name, why in (refused or {}).items()]
-    Manifest(size=64, artifacts=artifacts, student_sha256=sha256(folder / "student")).save(folder)
+    Manifest((64, 64), artifacts=artifacts, student_sha256=sha256(folder / "student")).save(folder)
 
 
 def _artifact(name: str, path: Path | None, why: str) -> Artifact:

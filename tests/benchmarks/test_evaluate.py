@@ -39,7 +39,7 @@ class Constant:
 
     value: float = 0.0
     name: str = "constant"
-    size: int | None = None
+    size: tuple[int, int] | None = None
     seen: list[tuple[int, ...]] = field(default_factory=list)
 
     def __call__(self, photo: Tensor, position: int) -> Tensor:
@@ -51,7 +51,7 @@ class Constant:
 class Echo:
     """Repeats what it is given, at a static size or at multiples of 64."""
 
-    size: int | None = None
+    size: tuple[int, int] | None = None
     name: str = "echo"
 
     def __call__(self, photo: Tensor, position: int) -> Tensor:
@@ -198,15 +198,17 @@ def test_the_cap_is_the_error_of_rounding_to_bytes() -> None:
 
 
 def test_a_static_model_gets_its_size_and_gives_back_the_photo_s() -> None:
-    model = Constant(size=32)
+    model = Constant(size=(32, 32))
     made = refocus(model, torch.zeros(1, 3, 48, 80), 0)
     assert model.seen == [(1, 3, 32, 32)]
     assert made.shape == (9, 3, 48, 80)
     y, x = torch.meshgrid(torch.linspace(0, 3, 48), torch.linspace(0, 3, 80), indexing="ij")
     smooth = torch.stack([torch.sin(x), torch.cos(y), torch.sin(x - y)])[None] * 0.9
-    back = refocus(Echo(size=32), smooth, 0)
+    back = refocus(Echo(size=(32, 32)), smooth, 0)
     assert float((back - smooth).abs().max()) < 0.05
-    assert torch.equal(refocus(Echo(size=32), smooth[..., :32, :32], 0)[0], smooth[0, :, :32, :32])
+    assert torch.equal(
+        refocus(Echo(size=(32, 32)), smooth[..., :32, :32], 0)[0], smooth[0, :, :32, :32]
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 128), (20, 100), (65, 63)])
@@ -266,7 +268,7 @@ class Truth:
     """Is given the stack and gives it back, a little darker."""
 
     name: str = "truth"
-    size: int | None = None
+    size: tuple[int, int] | None = None
 
     def __call__(self, photo: Tensor, position: int) -> Tensor:
         raise AssertionError("it is given stacks, not photos")

@@ -179,7 +179,7 @@ def test_files_of_another_student_are_refused(
     small_student: Path, tmp_path: Path, make_run: MakeRun
 ) -> None:
     make_run(tmp_path, small_student, [])
-    other = RefocusStudent(channels=(8, 16, 16), blocks=(1, 1, 1), size=64)
+    other = RefocusStudent(channels=(8, 16, 16), blocks=(1, 1, 1), size=(64, 64))
     other.save_pretrained(tmp_path / "student")
     with pytest.raises(UserError, match="student"):
         verify.verify_run(tmp_path, InProcess({}))

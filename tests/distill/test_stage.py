@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pocketfocus.distill import stage
+from pocketfocus.distill.crops import Crops
 from pocketfocus.distill.methods import get_method
 from pocketfocus.distill.presets import SMALLEST, build_reference
 from pocketfocus.distill.reference import save_reference
@@ -50,7 +51,7 @@ def stacks() -> np.ndarray:
 
 
 def settings(**changes: object) -> Distillation:
-    options = {"minutes": 0.1, "crop": 64, "batch": 2, "max_targets": 3, **changes}
+    options = {"minutes": 0.1, "crops": (Crops(1.0, 1, 64),), "max_targets": 3, **changes}
     return Distillation(**options)  # type: ignore[arg-type]
 
 
@@ -100,13 +101,24 @@ def test_flips_keep_photo_and_stack_together(tmp_path: Path) -> None:
 
 
 def test_regression_is_zero_only_for_the_stack_itself() -> None:
-    student = RefocusStudent(channels=(8, 8), blocks=(1, 1), size=32)
+    student = RefocusStudent(channels=(8, 8), blocks=(1, 1), size=(32, 32))
     photo = torch.rand(2, 3, 32, 32) * 1.8 - 0.9
     copies = photo[:, None].expand(2, 9, 3, 32, 32)
     positions = torch.tensor([0, 8])
     same = regression_losses(student, photo, positions, copies)  # untrained: copies its photo
     other = regression_losses(student, photo, positions, copies.roll(1, -1))
-    assert same["loss"] < 0.02 < other["loss"]
+    assert same["loss"] == 0 < other["loss"]
+
+
+def test_gain_is_over_copying_and_leaves_out_the_photos_own_frame() -> None:
+    student = RefocusStudent(channels=(8, 8), blocks=(1, 1), size=(32, 32))  # copies its photo
+    stacks = torch.rand(2, 9, 3, 32, 32) - 0.5
+    positions = torch.tensor([0, 8])
+    photo = stacks[torch.arange(2), positions]
+    found = regression_losses(student, photo, positions, stacks)
+    others = torch.cat([stacks[0, 1:] - photo[0], stacks[1, :8] - photo[1]])
+    assert found["gain_db"] == 0
+    assert found["psnr_db"] == pytest.approx(float(10 * (4 / others.square().mean()).log10()))
 
 
 def test_small_photos_are_refused() -> None:
@@ -121,12 +133,12 @@ def test_distils_and_writes_everything(
         tmp_path, str(reference_folder), small_student, stacks=stacks, settings=settings()
     )
     student = load_student(tmp_path / "student")
-    assert student.config.size == 64
+    assert student.photo_size == (64, 64)
     assert summary["targets"] == 2 and summary["held_out"] == 1 and summary["steps"] > 0
     assert summary["kept"] == (
         "trained" if summary["after_db"] >= summary["before_db"] else "start"
     )
-    rows = [json.loads(r) for r in (tmp_path / "train.jsonl").read_text().splitlines()]
+    rows = [json.loads(r) for r in (tmp_path / "training" / "train.jsonl").read_text().splitlines()]
     assert len(rows) == summary["steps"] and all(np.isfinite(r["loss"]) for r in rows)
     assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
 

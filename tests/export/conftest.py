@@ -12,7 +12,7 @@ from torch import Tensor
 from pocketfocus.export.stage import export_run
 from pocketfocus.export.targets import TARGETS
 from pocketfocus.optics import one_hot
-from pocketfocus.quantize.calibration import square
+from pocketfocus.quantize.calibration import fitted
 from pocketfocus.quantize.recipes import RECIPES
 from pocketfocus.scenes import held_out_photos
 from pocketfocus.student import RefocusStudent, load_student
@@ -25,7 +25,7 @@ POSITIONS = (0, 5, 8)
 def student_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every kind of layer once or twice; frames that differ clearly, unlike at initialisation."""
     torch.manual_seed(0)
-    student = RefocusStudent(channels=(8, 16), blocks=(1, 1), size=SIZE)
+    student = RefocusStudent(channels=(8, 16), blocks=(1, 1), size=(SIZE, SIZE))
     torch.nn.init.normal_(student.network.head.weight, std=0.05)
     torch.nn.init.normal_(student.network.head.bias, std=0.1)
     for embed in student.network.position:
@@ -46,7 +46,7 @@ def run_dir(student_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def pairs() -> list[tuple[Tensor, int]]:
     """Held-out real photos, which calibration never sees, and positions."""
-    photos = [square(Image.fromarray(photo), SIZE) for photo in held_out_photos()]
+    photos = [fitted(Image.fromarray(photo), (SIZE, SIZE)) for photo in held_out_photos()]
     return [(photo, position) for photo in photos for position in POSITIONS]
 
 

@@ -73,7 +73,7 @@ def test_other_photos_make_calibrated_files_again(copied: Path, tmp_path: Path) 
 
 
 def test_files_of_another_student_go(copied: Path, tmp_path: Path) -> None:
-    RefocusStudent(channels=(8,), blocks=(1,), size=64).save_pretrained(tmp_path / "other")
+    RefocusStudent(channels=(8,), blocks=(1,), size=(64, 64)).save_pretrained(tmp_path / "other")
     manifest = export_run(tmp_path / "other", copied, ["onnx"], ["fp32"], log=Lines())
     assert [a.name for a in manifest.artifacts] == ["onnx/student-fp32.onnx"]
     assert not list(copied.glob("*/*.pte"))
@@ -84,7 +84,7 @@ def test_files_of_another_student_go(copied: Path, tmp_path: Path) -> None:
 def test_a_distilled_student_is_never_replaced(copied: Path, tmp_path: Path) -> None:
     (copied / "distill.json").write_text('{"reference": "default"}')
     before = sha256(copied)
-    RefocusStudent(channels=(8,), blocks=(1,), size=64).save_pretrained(tmp_path / "other")
+    RefocusStudent(channels=(8,), blocks=(1,), size=(64, 64)).save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="choose another folder"):
         export_run(tmp_path / "other", copied, ["onnx"], ["fp32"], log=Lines())
     assert sha256(copied) == before

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pocketfocus.metrics import psnr
 from pocketfocus.optics import one_hot
-from pocketfocus.quantize.calibration import calibration, square
+from pocketfocus.quantize.calibration import calibration, fitted
 from pocketfocus.quantize.coreml import program
 from pocketfocus.quantize.recipes import RECIPES
 from pocketfocus.scenes import held_out_photos
@@ -18,13 +18,13 @@ from pocketfocus.student import load_student
 
 def test_the_int8_graph_is_the_student(small_student: Path) -> None:
     student = load_student(small_student)
-    quantized = program(student, RECIPES["int8"], calibration(64))
+    quantized = program(student, RECIPES["int8"], calibration((64, 64)))
     names = {str(node.target) for node in quantized.graph.nodes}
     assert any("quantize_per_tensor" in name for name in names)
     assert any("dequantize_per_channel" in name for name in names)
     with torch.no_grad():
         for photo in held_out_photos():
-            inputs = square(Image.fromarray(photo), 64), one_hot(6)
+            inputs = fitted(Image.fromarray(photo), (64, 64)), one_hot(6)
             found, truth = quantized.module()(*inputs), student(*inputs)
             assert RECIPES["int8"].min_psnr_db <= psnr(found, truth) < 80
             assert psnr(found.flip(0), truth) < psnr(found, truth)

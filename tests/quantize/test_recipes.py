@@ -27,7 +27,7 @@ def test_unknown_precision() -> None:
 
 
 def test_bundled_photos_at_every_position() -> None:
-    inputs = calibration(32)
+    inputs = calibration((32, 32))
     assert len(inputs) == len(list(inputs)) == 18
     described = inputs.describe()
     assert sorted(described["positions"]) == sorted([*range(9)] * 2)
@@ -46,7 +46,7 @@ def test_photos_of_the_user(count: int, tmp_path: Path) -> None:
     for index in range(count):
         paths.append(tmp_path / f"{index}.png")
         Image.new("RGB", (40, 30), (index * 10, 0, 255)).save(paths[-1])
-    inputs = calibration(16, paths)
+    inputs = calibration((16, 16), paths)
     assert set(inputs.describe()["positions"]) == set(range(9))
     used = set(inputs.describe()["photos"])
     assert len(used) == min(count, 18)
@@ -58,16 +58,16 @@ def test_photos_of_the_user(count: int, tmp_path: Path) -> None:
 def test_the_hash_follows_pixels_and_positions(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (32, 32), "red").save(path)
-    red = calibration(32, [path]).sha256
-    assert calibration(32, [path]).sha256 == red
-    assert calibration(32, [path], inputs=9).sha256 != red
+    red = calibration((32, 32), [path]).sha256
+    assert calibration((32, 32), [path]).sha256 == red
+    assert calibration((32, 32), [path], inputs=9).sha256 != red
     Image.new("RGB", (32, 32), "green").save(path)
-    assert calibration(32, [path]).sha256 != red
+    assert calibration((32, 32), [path]).sha256 != red
 
 
 def test_no_photo_or_a_broken_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no photo to calibrate with"):
-        calibration(32, [])
+        calibration((32, 32), [])
     (tmp_path / "a.png").write_text("no")
     with pytest.raises(UserError, match=r"a\.png"):
-        calibration(32, [tmp_path / "a.png"])
+        calibration((32, 32), [tmp_path / "a.png"])

@@ -21,7 +21,7 @@ from pocketfocus.export.quiet import quiet
 from pocketfocus.metrics import psnr
 from pocketfocus.mobile_harness.devices import get_device, stand_ins
 from pocketfocus.optics import one_hot
-from pocketfocus.quantize.calibration import calibration, square
+from pocketfocus.quantize.calibration import calibration, fitted
 from pocketfocus.quantize.recipes import RECIPES
 from pocketfocus.scenes import held_out_photos
 from pocketfocus.student import RefocusStudent, load_student
@@ -35,7 +35,7 @@ def packages(student: RefocusStudent, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("packages")
     paths = {name: folder / f"{name}.mlpackage" for name in RECIPES}
     for name, path in paths.items():
-        coreml.write(student, RECIPES[name], calibration(SIZE), path)
+        coreml.write(student, RECIPES[name], calibration((SIZE, SIZE)), path)
     return paths
 
 
@@ -49,7 +49,7 @@ def student(small_student: Path) -> RefocusStudent:
 
 
 def pair(position: int = 6) -> tuple[Tensor, Tensor]:
-    return square(Image.fromarray(held_out_photos()[0]), SIZE), one_hot(position)
+    return fitted(Image.fromarray(held_out_photos()[0]), (SIZE, SIZE)), one_hot(position)
 
 
 @pytest.mark.parametrize("precision", RECIPES)
