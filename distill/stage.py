@@ -136,7 +136,6 @@ def _train(
     method = get_method(settings.method)
     torch.manual_seed(settings.seed)
     student = build_student(settings.preset) if settings.from_scratch else load_student(start)
-    initial = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     targets = _targets_key(reference, photos, settings)
     config = {
         "student": {k: v for k, v in student.config.items() if not k.startswith("_")},
@@ -192,8 +191,9 @@ def _train(
     after = score(student.cpu().eval(), samples[:held_out])
     kept = "trained" if settings.from_scratch or after >= before else "start"
     if kept == "start":
-        student.load_state_dict(initial)
-    save_student(student, out / "student")
+        _copy(start, out / "student")
+    else:
+        save_student(student, out / "student")
     loss_plot(out / TRAINING / LOG, out / "loss.png")
     console.print(
         f"distilled {trainer.step} steps on {len(teach)} targets of {reference}: "
