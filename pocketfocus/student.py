@@ -110,6 +110,9 @@ class Defocus(nn.Module):
     sRGB, which is close to its curve and one multiplication; edges are repeated.
     """
 
+    rows: Tensor
+    columns: Tensor
+
     def __init__(self, radii: Sequence[float]) -> None:
         super().__init__()
         kernels = [disc_kernel(radius) for radius in radii]
