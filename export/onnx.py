@@ -52,7 +52,9 @@ def write(student: RefocusStudent, recipe: Recipe, inputs: Calibration, path: Pa
 
 
 def converted(student: RefocusStudent, inputs: Calibration) -> onnx.ModelProto:
-    """The float32 model, by PyTorch's exporter from its own captured graph."""
+    """The float32 model, by PyTorch's exporter from its own captured graph; its layers named."""
+    from pocketfocus.quantize.onnx import name_layers
+
     with torch.no_grad():
         program = torch.onnx.export(
             student,
@@ -65,7 +67,9 @@ def converted(student: RefocusStudent, inputs: Calibration) -> onnx.ModelProto:
         )
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")
-    return program.model_proto
+    model: onnx.ModelProto = program.model_proto
+    name_layers(model, student)
+    return model
 
 
 def strip(model: onnx.ModelProto) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from pocketfocus.quantize.layers import quantizable
 from pocketfocus.quantize.recipes import Recipe
 
 INT4: torch.dtype = getattr(torch, "int4")  # noqa: B009 - missing from torch's type stubs
@@ -74,7 +75,10 @@ def capture(model: nn.Module, inputs: Inputs) -> ExportedProgram:
 
 
 def static_int8(program: ExportedProgram, inputs: Inputs, only_convolutions: bool) -> Any:
-    """Observe the inputs, then fix every scale (torchao PT2E, XNNPACK's quantizer)."""
+    """Observe the inputs, then fix every scale (torchao PT2E, XNNPACK's quantizer).
+
+    Layers, and the operators between them; what follows the last layer stays in floating point.
+    """
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
@@ -82,14 +86,15 @@ def static_int8(program: ExportedProgram, inputs: Inputs, only_convolutions: boo
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     config = get_symmetric_quantization_config(is_per_channel=True)
-    quantizer = XNNPACKQuantizer()
+    graph = program.module()
+    quantizer = XNNPACKQuantizer().set_filter_function(quantizable(graph.graph))
     if only_convolutions:
         aten = torch.ops.aten
         for operator in (aten.conv2d.default, aten.conv_transpose2d.input):
             quantizer.set_operator_type(operator, config)
     else:
         quantizer.set_global(config)
-    observed = prepare_pt2e(program.module(), quantizer)
+    observed = prepare_pt2e(graph, quantizer)
     with torch.no_grad():
         for arguments in inputs:
             observed(*arguments)

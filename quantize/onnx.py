@@ -6,6 +6,7 @@ int8 is QDQ: int8 weights, one scale a channel, unsigned int8 activations, one s
 
 from __future__ import annotations
 
+import ast
 import copy
 import tempfile
 from collections.abc import Iterator
@@ -13,11 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from torch import nn
 
 from pocketfocus.quantize.calibration import Calibration
+from pocketfocus.quantize.layers import LAYER_TYPES, layers_of
 from pocketfocus.quantize.recipes import Recipe
 
-QUANTIZED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Add")
+WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+QUANTIZED = (*WEIGHTED, "Add")
+LAYER = "layer/"  # how the name of a layer's operator begins; its path in the network follows
+SCOPES, CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
 INT8_ARITHMETIC = 4  # MatMulNBits' accuracy_level: activations to int8 at run time
 
 
@@ -33,6 +39,25 @@ def quantized(model: onnx.ModelProto, recipe: Recipe, inputs: Calibration) -> on
         if four_bit:
             prepared = four_bit_matmuls(prepared, recipe.group_size)
         return static_int8(prepared, inputs, Path(scratch))
+
+
+def name_layers(model: onnx.ModelProto, network: nn.Module) -> None:
+    """Rename every layer's operator, in place, to `layer/PATH/OPERATOR`, which toolchains keep.
+
+    RuntimeError when PyTorch's exporter left a layer of the network without a trace.
+    """
+    missing = set(layers_of(network))
+    for node in model.graph.node:
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        if node.op_type not in WEIGHTED or SCOPES not in notes:
+            continue
+        *_, path, _ = ast.literal_eval(notes[SCOPES])  # the last one is the operator's own
+        *_, kind, _ = ast.literal_eval(notes[CLASSES])
+        if kind in LAYER_TYPES:
+            node.name = f"{LAYER}{path}/{node.op_type}"
+            missing.discard(path)
+    if missing:
+        raise RuntimeError(f"the ONNX graph has no operator for the layers {sorted(missing)}")
 
 
 def half(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -71,8 +96,29 @@ def four_bit_matmuls(model: onnx.ModelProto, group_size: int) -> onnx.ModelProto
     return result
 
 
+def composing(model: onnx.ModelProto) -> list[str]:
+    """The names of the operators that no layer follows, and of convolutions that are no layers."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for value in node.input:
+            readers.setdefault(value, []).append(node)
+    leading: set[str] = set()
+    names = []
+    for node in reversed(model.graph.node):  # in the order of computation, by the format's rules
+        users = [user for value in node.output for user in readers.get(value, ())]
+        if any(user.name in leading or user.name.startswith(LAYER) for user in users):
+            leading.add(node.name)
+        layer = node.name.startswith(LAYER)
+        if not layer and (node.op_type in WEIGHTED or node.name not in leading):
+            names.append(node.name)
+    return names
+
+
 def static_int8(model: onnx.ModelProto, inputs: Calibration, scratch: Path) -> onnx.ModelProto:
-    """QDQ around what is left in floating point, its ranges from the calibration inputs."""
+    """QDQ around layers and additions between them that are left in floating point.
+
+    Their ranges come from the calibration inputs; what follows the last layer stays.
+    """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     written = scratch / "int8.onnx"
@@ -82,6 +128,7 @@ def static_int8(model: onnx.ModelProto, inputs: Calibration, scratch: Path) -> o
         reader(inputs),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=list(QUANTIZED),
+        nodes_to_exclude=composing(model),
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
