@@ -22,7 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pocketfocus.benchmarks.tables import figure, markdown
-from pocketfocus.benchmarks.verify import VERIFY_FILE, Verdict, coverage_rows, gate_row
+from pocketfocus.benchmarks.verify import (
+    VERIFY_FILE,
+    Verdict,
+    asked_of,
+    coverage_rows,
+    gate_row,
+)
 from pocketfocus.errors import UserError
 from pocketfocus.export.full.stage import CHECKS
 from pocketfocus.export.targets import get_target
@@ -32,7 +38,6 @@ from pocketfocus.memory import peak_mib
 from pocketfocus.metrics import psnr
 from pocketfocus.processes import death, run_module
 from pocketfocus.progress import step
-from pocketfocus.quantize.recipes import get_recipe
 
 MODULE = "pocketfocus.benchmarks.full"
 REWRITTEN_DB = 90.0
@@ -56,7 +61,7 @@ def verify_full(folder: Path) -> list[Row]:
         path = check_artifact(folder, artifact)
         reason = get_target(artifact.target).cannot_run()
         figures: dict[str, Any] = {}
-        gate = get_recipe(artifact.precision).min_psnr_db
+        gate = asked_of(artifact.precision, artifact.recipe).min_psnr_db
         if reason is None:
             with step(f"{artifact.name}: one call in a process of its own"):
                 verdict, figures = execute(path, check_of(folder, artifact), gate)

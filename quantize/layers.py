@@ -7,7 +7,7 @@ stays in floating point, and so does a convolution by a fixed kernel, which is n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import fx, nn
@@ -18,7 +18,7 @@ WEIGHTED_ATEN = ("conv1d", "conv2d", "conv_transpose2d", "convolution", "linear"
 
 
 def layers_of(network: nn.Module) -> dict[str, nn.Module]:
-    """Every layer by its path, in the order of the modules."""
+    """Every layer by its path, in the order of the modules (not always that of execution)."""
     return {name: module for name, module in network.named_modules() if isinstance(module, LAYERS)}
 
 
@@ -47,13 +47,28 @@ def leading_to_layers(graph: fx.Graph) -> set[str]:
     return leading
 
 
-def quantizable(graph: fx.Graph) -> Callable[[fx.Node], bool]:
-    """A filter: layers (of a convolution and a ReLU, both) and the operators that lead to one."""
+def execution_order(graph: fx.Graph) -> list[tuple[str, tuple[int, ...]]]:
+    """Path of the layer ("" for none) and weight shape of every convolution and product."""
+    found = []
+    for node in graph.nodes:
+        if is_weighted(node):
+            weight = node.args[1]
+            found.append((layer_of(node), tuple(weight.meta["val"].shape)))
+    return found
+
+
+def quantizable(
+    graph: fx.Graph, layers: Collection[str], between: bool
+) -> Callable[[fx.Node], bool]:
+    """A filter for these layers (with a ReLU, if one follows) and, if `between`, for the operators
+    that lead to any layer."""
     leading = leading_to_layers(graph)
 
     def chosen(node: fx.Node) -> bool:
         if node.op != "call_function" or "relu" in str(node.target):
             return True
-        return bool(layer_of(node)) if is_weighted(node) else node.name in leading
+        if is_weighted(node):
+            return layer_of(node) in layers
+        return between and node.name in leading
 
     return chosen
