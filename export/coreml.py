@@ -39,7 +39,14 @@ from pocketfocus.quantize.coreml import (
 )
 from pocketfocus.quantize.executorch import capture
 from pocketfocus.quantize.layers import execution_order
-from pocketfocus.quantize.plan import Choice, in_order, statement, summary
+from pocketfocus.quantize.plan import (
+    Choice,
+    Weighted,
+    by_layer,
+    statement,
+    summary,
+    told_apart,
+)
 from pocketfocus.quantize.recipes import Recipe, Scheme
 from pocketfocus.student import RefocusStudent
 
@@ -63,18 +70,19 @@ def write(student: RefocusStudent, recipe: Recipe, inputs: Calibration, path: Pa
     """Capture, convert, compress and save; then read what is in the file."""
     with quiet():
         chosen = choices(recipe, student)
-        order = [name for name, _ in execution_order(capture(student, inputs).graph)]
+        order = execution_order(capture(student, inputs).graph)
         specs = input_specs(student.config["size"])
         model = converted(program(student, recipe, inputs), recipe, specs, OUTPUT_NAME)
         model = compressed(model, configs(student, chosen, order, weight_names(model)))
         save(model, path)
         found = schemes(path)
-    layers = in_order(order, found, "the package")
+    layers = by_layer(order, found, "the package")
+    kept = [scheme for scheme, _ in found]
     taken = {
         "deployment_target": f"iOS{recipe.ios}",
         "operators": operators(model.get_spec()),
-        "compressed_weights": dict(Counter(label(scheme) for scheme in found if scheme.bits < 16)),
-        "float_weights": sum(scheme.bits >= 16 for scheme in found),
+        "compressed_weights": dict(Counter(label(scheme) for scheme in kept if scheme.bits < 16)),
+        "float_weights": sum(scheme.bits >= 16 for scheme in kept),
         "note": f"{summary(layers)}; {NOTES[recipe.weight_bits]}",
         "layers": statement(recipe.asked(CHOSEN_BY, layers), chosen, layers),
     }
@@ -84,15 +92,14 @@ def write(student: RefocusStudent, recipe: Recipe, inputs: Calibration, path: Pa
 def configs(
     student: RefocusStudent,
     chosen: Mapping[str, Choice],
-    order: Sequence[str],
-    weights: Sequence[str],
+    order: Sequence[Weighted],
+    weights: Sequence[Weighted],
 ) -> dict[str, Any]:
     """How each weight of a program is to be compressed, by its name there."""
-    if len(order) != len(weights):
-        raise RuntimeError(f"the program has {len(weights)} weights, its network {len(order)}")
+    names = told_apart(order, [count for _, count in weights], "the program")
     return {
         weight: config_of(chosen[name].scheme, kernel_area(student.get_submodule(name)))
-        for name, weight in zip(order, weights, strict=True)
+        for name, (weight, _) in zip(names, weights, strict=True)
         if name
     }
 

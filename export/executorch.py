@@ -39,13 +39,13 @@ def write(student: RefocusStudent, recipe: Recipe, inputs: Calibration, path: Pa
     from pocketfocus.quantize.executorch import TARGET as CHOSEN_BY
     from pocketfocus.quantize.executorch import capture, choices, quantized
     from pocketfocus.quantize.layers import execution_order
-    from pocketfocus.quantize.plan import in_order, statement, summary
+    from pocketfocus.quantize.plan import by_layer, statement, summary
 
     with quiet():
-        order = [name for name, _ in execution_order(capture(student, inputs).graph)]
+        order = execution_order(capture(student, inputs).graph)
         model, _ = quantized(student, recipe, inputs)
         delegation = lower(capture(model, inputs), path)
-        layers = in_order(order, schemes(path), "XNNPACK's graph")
+        layers = by_layer(order, schemes(path), "XNNPACK's graph")
     taken = {
         "backend": "XNNPACK",
         "linear_layers_at_4_bits": sum(scheme.bits == 4 for scheme in layers.values()),

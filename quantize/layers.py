@@ -47,14 +47,13 @@ def leading_to_layers(graph: fx.Graph) -> set[str]:
     return leading
 
 
-def execution_order(graph: fx.Graph) -> list[tuple[str, tuple[int, ...]]]:
-    """Path of the layer ("" for none) and weight shape of every convolution and product."""
-    found = []
-    for node in graph.nodes:
-        if is_weighted(node):
-            weight = node.args[1]
-            found.append((layer_of(node), tuple(weight.meta["val"].shape)))
-    return found
+def execution_order(graph: fx.Graph) -> list[tuple[str, int]]:
+    """Path of the layer ("" for none) and count of weights of every convolution and product."""
+    return [
+        (layer_of(node), node.args[1].meta["val"].numel())
+        for node in graph.nodes
+        if is_weighted(node)
+    ]
 
 
 def quantizable(

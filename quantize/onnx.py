@@ -79,7 +79,7 @@ def quantized(
         if four_bit or eight_bit:
             model = prepare(model, Path(scratch))
         if four_bit:
-            model = version_converter.convert_version(model, BLOCKED_OPSET)
+            model = raised(model)
             model = four_bit_convolutions(four_bit_matmuls(model, four_bit), four_bit)
         if eight_bit:
             between = not four_bit
@@ -133,6 +133,15 @@ def prepare(model: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
     onnx.save(model, given)
     quant_pre_process(given, prepared, skip_symbolic_shape=True, skip_optimization=True)
     return onnx.load(prepared)
+
+
+def raised(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model at the first opset that has blocks of 4-bit integers, or its own if later."""
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    if opset >= BLOCKED_OPSET:
+        return model
+    found: onnx.ModelProto = version_converter.convert_version(model, BLOCKED_OPSET)
+    return found
 
 
 def four_bit_matmuls(model: onnx.ModelProto, schemes: Mapping[str, Scheme]) -> onnx.ModelProto:

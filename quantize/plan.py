@@ -24,6 +24,9 @@ class Choice:
     why: str = ""
 
 
+Weighted = tuple[str, int]
+"""Path of the layer of a convolution or product ("" for none), and its count of weights."""
+
 Choose = Callable[[Scheme, nn.Module], Choice]
 """(asked, layer) -> what the backend takes."""
 
@@ -72,15 +75,29 @@ def summary(found: Mapping[str, Scheme]) -> str:
     return "; ".join(f"{count} layers: {scheme}" for scheme, count in counts)
 
 
-def in_order(names: Sequence[str], schemes: Sequence[Scheme], what: str) -> dict[str, Scheme]:
-    """The schemes of a file's weighted operators by the layers that are executed in this order.
+def told_apart(network: Sequence[Weighted], found: Sequence[int], what: str) -> list[str]:
+    """Which of the network's operators each operator of a file is: the layer's path, or "".
 
-    An operator without a layer (a convolution by a fixed kernel) has the name "". RuntimeError
-    when the file has other operators than the network.
+    Both lists are in the order of execution; `found` are counts of weights. Toolchains may change
+    the order of operators that do not depend on each other: the first of the same size is taken.
+    RuntimeError when the file has other operators than the network.
     """
-    if len(names) != len(schemes):
-        raise RuntimeError(
-            f"{what} has {len(schemes)} convolutions and products, its network {len(names)}: "
-            "its layers cannot be told apart"
-        )
-    return {name: scheme for name, scheme in zip(names, schemes, strict=True) if name}
+    left = list(network)
+    names = []
+    for count in found:
+        index = next((i for i, (_, size) in enumerate(left) if size == count), None)
+        if index is None:
+            raise RuntimeError(f"{what} has an operator of {count} weights that its network lacks")
+        names.append(left.pop(index)[0])
+    if left:
+        missing = ", ".join(name or f"one of {size} weights" for name, size in left)
+        raise RuntimeError(f"{what} has no operator for {missing}")
+    return names
+
+
+def by_layer(
+    network: Sequence[Weighted], found: Sequence[tuple[Scheme, int]], what: str
+) -> dict[str, Scheme]:
+    """The schemes of a file's weighted operators by the layers that they are; see `told_apart`."""
+    names = told_apart(network, [count for _, count in found], what)
+    return {name: scheme for name, (scheme, _) in zip(names, found, strict=True) if name}

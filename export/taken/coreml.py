@@ -14,17 +14,24 @@ MOVES = ("transpose", "reshape", "expand_dims", "squeeze", "cast")  # keep value
 FLOAT_BITS = {"float32": 32, "float16": 16}
 
 
-def schemes(path: Path) -> list[Scheme]:
-    """Of every convolution and matrix product by a constant, in the order of execution.
+def schemes(path: Path) -> list[tuple[Scheme, int]]:
+    """Of every convolution and product by a constant, in the order of execution: its scheme and
+    its count of weights.
 
     RuntimeError for a form of weights that is not known here.
     """
-    return [scheme_of(op) for op in weighted(load_pymil(path))]
+    return [(scheme_of(op), count(op)) for op in weighted(load_pymil(path))]
 
 
-def weight_names(model: Any) -> list[str]:
-    """By which coremltools knows the weights of those operators, of a model in memory."""
-    return [str(op.weight.op.name) for op in weighted(pymil_of(model))]
+def weight_names(model: Any) -> list[tuple[str, int]]:
+    """By which coremltools knows the weights of those operators in a model in memory, and their
+    counts of weights."""
+    return [(str(op.weight.op.name), count(op)) for op in weighted(pymil_of(model))]
+
+
+def count(op: Any) -> int:
+    """Of the weights of an operator."""
+    return math.prod(op.weight.shape)
 
 
 def weighted(program: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 from collections.abc import Iterator
@@ -33,8 +34,9 @@ ACTIVATIONS = {
 }
 
 
-def schemes(path: Path) -> list[Scheme]:
-    """Of every convolution and matrix product by a constant, in the order of execution.
+def schemes(path: Path) -> list[tuple[Scheme, int]]:
+    """Of every convolution and product by a constant, in the order of execution: its scheme and
+    its count of weights.
 
     RuntimeError for a type of weights or activations that is not known here.
     """
@@ -72,18 +74,19 @@ def decoded(blob: bytes) -> dict[str, Any]:
     return graph
 
 
-def graph_schemes(graph: dict[str, Any]) -> Iterator[Scheme]:
+def graph_schemes(graph: dict[str, Any]) -> Iterator[tuple[Scheme, int]]:
     """Of the weighted nodes of one graph, in order."""
     values = {}
     for value in graph["xvalues"]:
         found = value["xvalue_union"]
         tensor = found.get("tensor_value", found)
-        values[tensor["id_out"]] = (tensor["datatype"], found.get("quant_params", {}))
+        values[tensor["id_out"]] = (tensor, found.get("quant_params", {}))
     for node in graph["xnodes"]:
         if node["xnode_union_type"] in WEIGHTED:
             operands = node["xnode_union"]
-            activations, _ = values[operands["input1_id"]]
-            yield scheme_of(*values[operands["filter_id"]], activations)
+            (given, _), (weight, scales) = (values[operands[k]] for k in ("input1_id", "filter_id"))
+            found = scheme_of(weight["datatype"], scales, given["datatype"])
+            yield found, math.prod(weight["dims"])
 
 
 def scheme_of(datatype: str, scales: dict[str, Any], activations: str) -> Scheme:
