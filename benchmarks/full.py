@@ -23,7 +23,13 @@ from torch import Tensor
 
 from pocketfocus.benchmarks.device import MIL_CHECK
 from pocketfocus.benchmarks.tables import figure, markdown
-from pocketfocus.benchmarks.verify import VERIFY_FILE, Verdict, coverage_rows, gate_of, gate_row
+from pocketfocus.benchmarks.verify import (
+    VERIFY_FILE,
+    Verdict,
+    coverage_rows,
+    gate_of,
+    gate_row,
+)
 from pocketfocus.errors import UserError
 from pocketfocus.export.full.stage import CHECKS
 from pocketfocus.export.targets import get_target
@@ -60,7 +66,7 @@ def verify_full(folder: Path) -> list[Row]:
         if reason is not None and target.name == COREML:
             reason, device = target.cannot_write(), MIL_CHECK
         figures: dict[str, Any] = {}
-        gate = gate_of(artifact.precision, device)
+        gate = gate_of(artifact.precision, device, artifact.recipe)
         if reason is None:
             with step(f"{artifact.name}: {gate.name}, in a process of its own"):
                 verdict, figures = execute(path, check_of(folder, artifact), gate.threshold_db)
