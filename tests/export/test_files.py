@@ -14,7 +14,7 @@ from pocketfocus.export.targets import TARGETS, get_target
 from pocketfocus.files import size_bytes
 from pocketfocus.manifest import Artifact, check_artifact, load_manifest
 from pocketfocus.metrics import psnr
-from pocketfocus.quantize.recipes import RECIPES
+from pocketfocus.quantize.recipes import GROUP, RECIPES
 from pocketfocus.student import load_student
 
 Pairs = list[tuple[Tensor, int]]
@@ -107,7 +107,7 @@ def test_fewer_bits_make_smaller_weights(target: str, run_dir: Path) -> None:
 def test_four_bit_layers_are_counted_from_the_files(run_dir: Path, student_dir: Path) -> None:
     student = load_student(student_dir)
     linears = [m for m in student.modules() if isinstance(m, nn.Linear)]
-    grouped = [m for m in linears if m.in_features % RECIPES["int4"].group_size == 0]
+    grouped = [m for m in linears if m.in_features % GROUP == 0]
     taken = artifact(run_dir, "executorch", "int4").taken
     assert taken["linear_layers_at_4_bits"] == len(grouped) > 0
     taken = artifact(run_dir, "onnx", "int4").taken
