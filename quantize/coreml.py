@@ -61,7 +61,10 @@ def choose(asked: Scheme, layer: nn.Module, ios: int) -> Choice:
             kind = "outputs" if form == "palette" else "inputs"
             why.append(f"{whole} {kind} are no whole groups of {granularity}")
             return Choice(Scheme(16), "; ".join(why))
-        if form == "affine" and kernel_area(layer) > 1:
+        if whole == granularity:
+            why.append(f"{granularity} is all there are")
+            granularity = "tensor" if form == "palette" else "channel"
+        elif form == "affine" and kernel_area(layer) > 1:
             why.append("a block spans the whole kernel")
             granularity *= kernel_area(layer)
     if weight.numel() <= SMALLEST_WEIGHT:

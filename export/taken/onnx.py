@@ -14,7 +14,7 @@ from pocketfocus.quantize.recipes import Granularity, Scheme
 FOUR_BIT = "MatMulNBits"
 INT8_ARITHMETIC = 4  # its accuracy_level: activations to int8 at run time
 MOVES = ("Reshape", "Transpose", "Cast", "Squeeze", "Unsqueeze", "Identity")
-BITS = {
+BITS: dict[int, int] = {
     TensorProto.FLOAT: 32,
     TensorProto.FLOAT16: 16,
     TensorProto.INT8: 8,

@@ -37,7 +37,7 @@ def student_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_dir(student_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with all twelve files; tests must not change it."""
+    """A run with all fifteen files; tests must not change it."""
     out = tmp_path_factory.mktemp("run")
     export_run(student_dir, out, list(TARGETS), list(RECIPES), log=lambda line: None)
     return out

@@ -64,9 +64,14 @@ def test_layers_are_told_apart_by_order_and_size() -> None:
     [
         (INT8, 18, [INT8, INT8]),
         (Scheme(8, "affine", "channel", "dynamic"), 18, [INT8, INT8]),
-        (Scheme(4, "palette", 8), 18, [Scheme(4, "palette", 8)] * 2),
+        (
+            Scheme(4, "palette", 8),
+            18,
+            [Scheme(4, "palette", "tensor"), Scheme(4, "palette", 8)],
+        ),
         (Scheme(4, "palette", 8), 17, [Scheme(4, "palette", "tensor")] * 2),
-        (Scheme(4, "affine", 32), 18, [Scheme(4, "affine", 32 * 9), Scheme(4, "affine", 32)]),
+        (Scheme(4, "affine", 32), 18, [Scheme(4, "affine", "channel"), Scheme(4, "affine", 32)]),
+        (Scheme(4, "affine", 16), 18, [Scheme(4, "affine", 16 * 9), Scheme(4, "affine", 16)]),
         (Scheme(4, "affine", 32), 17, [Scheme(4, "palette", "tensor")] * 2),
         (Scheme(4, "palette", 12), 18, [Scheme(16), Scheme(16)]),
     ],

@@ -139,7 +139,9 @@ def test_bundled_photos_at_every_position() -> None:
     assert len(inputs) == len(list(inputs)) == 18
     described = inputs.describe()
     assert sorted(described["positions"]) == sorted([*range(9)] * 2)
-    assert set(described["photos"]) == set(TRAIN_PHOTOS)
+    assert described["inputs_at_position"] == [2] * 9
+    assert set(described["photos"]) == set(described["photo_sha256"]) == set(TRAIN_PHOTOS)
+    assert len(set(described["photo_sha256"].values())) == len(TRAIN_PHOTOS)
     assert not set(described["photos"]) & set(HELD_OUT_PHOTOS)
     for (photo, position), expected in zip(inputs, described["positions"], strict=True):
         assert photo.shape == (1, 3, 32, 32)
