@@ -21,6 +21,11 @@ from pocketfocus.quantize.recipes import Granularity, Recipe, Scheme
 
 TARGET = "executorch"
 
+# All but concatenations, whose annotator takes every one in the graph, whatever the filter says.
+OPERATORS = (
+    *(torch.ops.aten.conv2d.default, torch.ops.aten.conv_transpose2d.input),
+    *(torch.ops.aten.linear.default, torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor),
+)
 INT4: torch.dtype = getattr(torch, "int4")  # noqa: B009 - missing from torch's type stubs
 
 
@@ -146,9 +151,11 @@ def int8(
             is_per_channel=scheme.granularity == "channel", is_dynamic=dynamic
         )
         filtered = quantizable(graph.graph, names, between and not dynamic)
-        quantizers.append(XNNPACKQuantizer().set_global(config).set_filter_function(filtered))
-    quantizer = quantizers[0] if len(quantizers) == 1 else ComposableQuantizer(quantizers)
-    observed = prepare_pt2e(graph, quantizer)
+        quantizer = XNNPACKQuantizer().set_filter_function(filtered)
+        for operator in OPERATORS:
+            quantizer.set_operator_type(operator, config)
+        quantizers.append(quantizer)
+    observed = prepare_pt2e(graph, ComposableQuantizer(quantizers))
     with torch.no_grad():
         for arguments in inputs:
             observed(*arguments)
