@@ -159,11 +159,8 @@ def unpack_debian(scratch: Path, root: Path) -> None:
     root.mkdir(parents=True)
     apt = apt_command(scratch)
     call([*apt, "update"], "no package lists of Debian for arm64 (is the network there?)")
-    call(
-        [*apt, "download", *DEBIAN],
-        "no arm64 packages of Debian 12 among this system's apt sources",
-        downloads,
-    )
+    missing = "this system's apt sources lack arm64 packages of Debian 12, or the network is down"
+    call([*apt, "download", *DEBIAN], missing, downloads)
     for package in sorted(downloads.glob("*.deb")):
         call(["dpkg-deb", "-x", str(package), str(root)], f"cannot unpack {package.name}")
     (root / "proc").mkdir(exist_ok=True)
