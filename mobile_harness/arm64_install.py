@@ -48,7 +48,7 @@ DEBIAN = (
 WHEELS = ("torch==2.10.0", "executorch==1.1.0", "typing-extensions")
 AS_ON_HOST = ("numpy", "onnxruntime")
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
-NEEDLESS = ("torch/include", "torch/bin", "torch/test")
+NEEDLESS = ("torch/include", "torch/test")
 CORES = 2
 # Without an ARM /proc/cpuinfo, onnxruntime's import ends in a segmentation fault (qemu 7.2).
 CORTEX_A76 = """processor\t: {core}

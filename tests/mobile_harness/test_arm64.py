@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -25,9 +27,9 @@ SIZE = 8
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, on a Linux with qemu."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(arm64_install.platform, "system", lambda: "Linux")
-    monkeypatch.setattr(arm64_install.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(arm64_install.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     return tmp_path / "pocketfocus/arm64"
 
 
@@ -144,7 +146,7 @@ def test_packages_and_wheels_are_asked_for_by_name(
             assert "CPU part\t: 0xd0b" in (Path(arguments[2]) / "proc/cpuinfo").read_text()
         return subprocess.CompletedProcess(arguments, 0, "", "")
 
-    monkeypatch.setattr(arm64_install.subprocess, "run", record)
+    monkeypatch.setattr(subprocess, "run", record)
     said: list[str] = []
     assert arm64_install.install(said.append) == cache
     update, download, pip, check = ran
@@ -167,7 +169,7 @@ def test_a_failed_download_says_so_and_leaves_nothing(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = subprocess.CompletedProcess([], 100, "", "E: Could not resolve 'deb.debian.org'")
-    monkeypatch.setattr(arm64_install.subprocess, "run", lambda *_, **__: ended)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
     with pytest.raises(UserError, match=r"no package lists .* Could not resolve"):
         arm64_install.install(print)
     assert not list(cache.parent.iterdir())
@@ -178,7 +180,7 @@ def test_what_is_missing_is_named(
     missing: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        arm64_install.shutil,
+        shutil,
         "which",
         lambda name: None if name.startswith(missing) else f"/usr/bin/{name}",
     )
@@ -193,8 +195,8 @@ def test_what_is_missing_is_named(
 def test_other_hosts_are_told_why_not(
     system: str, machine: str, why: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arm64_install.platform, "system", lambda: system)
-    monkeypatch.setattr(arm64_install.platform, "machine", lambda: machine)
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     assert why in (get_device("arm64").why_not("executorch") or "")
 
 
