@@ -37,6 +37,7 @@ STACKS_FILE = "stacks.npz"
 BUILD_HOST = "host"  # where the eager student and the captured graph run, whatever the device
 CAPTURED_DB = 90.0
 ARM64_DB = 45.0  # the same file on another processor
+SAME_FILE = "same file on"  # the host, say
 SHOWN = (0, 4)  # the photo and focal position whose stacks are kept for the report
 
 Stacks = NDArray[np.float32]
@@ -93,10 +94,12 @@ def verify_run(
     device: Device,
     photos: Sequence[Path] | None = None,
     stand_ins: Sequence[Device] = (),
+    twin: Device | None = None,
 ) -> list[Row]:
     """Execute every artifact of a run on `device` and write its verify.json and stacks.npz.
 
-    A file that `device` cannot execute goes to the first of `stand_ins` that can.
+    A file that `device` cannot execute goes to the first of `stand_ins` that can. Where a `twin`
+    is given, it executes each executed file too, and both must agree.
 
     `photos` default to the bundled held-out ones, which calibration never sees. Rows are
     `{artifact, target, precision, device, gate, psnr_db, threshold_db, status, why}`; `psnr_db` is
@@ -129,10 +132,21 @@ def verify_run(
             verdict = Verdict(None, "not-run", why)
         about = (artifact.name, artifact.target, artifact.precision, by.name)
         rows.append(gate_row(*about, gate.name, gate.threshold_db, verdict))
+        if twin is not None and why is None:
+            name = f"{SAME_FILE} {twin.name}"
+            rows.append(gate_row(*about, name, ARM64_DB, agreement(twin, job, stacks)))
         rows += coverage_rows(artifact, by.name)
     save_stacks(folder / STACKS_FILE, kept)
     write_rows(folder / VERIFY_FILE, rows)
     return rows
+
+
+def agreement(twin: Device, job: Job, stacks: Stacks | None) -> Verdict:
+    """Hold a file's stacks [N,9,3,S,S] against those that it makes on another device."""
+    why = "the file made no stacks" if stacks is None else twin.why_not(job.target)
+    if stacks is None or why is not None:
+        return Verdict(None, "not-run", why or "")
+    return execute(twin, job, stacks, Gate(SAME_FILE, twin.name, ARM64_DB))[1]
 
 
 def coverage_rows(artifact: Artifact, device: str) -> list[Row]:

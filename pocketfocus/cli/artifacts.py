@@ -145,7 +145,7 @@ def verify(
     if golden is not None:
         arguments.output_folder(golden)
 
-    from pocketfocus.mobile_harness.devices import get_device, stand_ins
+    from pocketfocus.mobile_harness.devices import get_device, stand_ins, twin
 
     devices = (get_device(device), *stand_ins(device))
     if replay is not None or folder is None:
@@ -172,7 +172,7 @@ def verify(
         if is_full(load_manifest(folder)):
             rows = verify_full(folder)
         else:
-            rows = verify_run(folder, devices[0], files, devices[1:])
+            rows = verify_run(folder, devices[0], files, devices[1:], twin(device))
     print_rows(rows, ROW_COLUMNS)
     arguments.exit_by_gates(rows)
 

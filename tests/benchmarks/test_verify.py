@@ -271,3 +271,22 @@ def test_real_onnx_files_on_the_host(
     row = verify.verify_run(tmp_path, get_device("host"))[-1]
     assert row["device"] == "host"
     assert row["status"] == ("pass" if fault == "none" else "fail"), row
+
+
+def test_a_file_must_agree_with_itself_on_the_twin(
+    student: RefocusStudent, small_student: Path, tmp_path: Path, make_run: MakeRun
+) -> None:
+    names = ["executorch/student-int8.pte", "onnx/student-int8.onnx", "coreml/student-int8.x"]
+    make_run(tmp_path, small_student, names)
+    device = InProcess({name: with_noise(student, 60) for name in names})
+    host = InProcess({names[0]: with_noise(student, 50), names[1]: with_noise(student, 42)})
+    rows = verify.verify_run(tmp_path, device, twin=host)
+    same = {r["artifact"]: r for r in rows if str(r["gate"]).startswith(verify.SAME_FILE)}
+    assert {name: row["status"] for name, row in same.items()} == {
+        names[0]: "pass",
+        names[1]: "fail",
+    }
+    for name, db in ((names[0], 50), (names[1], 42)):
+        apart = 20 * math.log10(1 / (10 ** (-db / 20) - 10 ** (-60 / 20)))
+        assert same[name]["psnr_db"] == pytest.approx(apart, abs=0.02)
+        assert same[name]["threshold_db"] == verify.ARM64_DB
