@@ -273,7 +273,7 @@ def _rule(content: Any, where: str) -> Rule:
         except re.error as error:
             raise UserError(f"{where}: '{pattern}' is no regular expression ({error})") from error
     targets = fields.get("targets", ())
-    targets = (targets,) if isinstance(targets, str) else tuple(targets)
+    targets = tuple(targets) if isinstance(targets, list | tuple) else (targets,)
     for target in targets:
         _choice(target, TARGET_NAMES, "target", where)
     return Rule(pattern, _scheme(fields, where), targets)

@@ -91,6 +91,7 @@ def test_a_pattern_that_fits_no_layer() -> None:
         ({"rules": [{"bits": 4, "granularity": 0}]}, "granularity '0' is unknown: choose tensor"),
         ({"rules": [{"bits": 8, "activations": "int8"}]}, "unknown activations 'int8'"),
         ({"rules": [{"bits": 8, "targets": ["tvm"]}]}, "unknown target 'tvm': choose from exec"),
+        ({"rules": [{"bits": 8, "targets": 5}]}, "unknown target '5'"),
         ({"rules": [{"bits": 8, "layers": "regex:("}]}, "no regular expression"),
         ({"rules": [{"bits": 16, "form": "palette"}]}, "no target takes 16-bit weights"),
         (
