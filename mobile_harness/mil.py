@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pocketfocus.benchmarks.device import MIL_CHECK, Job, Result
 from pocketfocus.export.targets import get_target
 from pocketfocus.mobile_harness.host import Host
+from pocketfocus.mobile_harness.options import Options
 
 COREML = "coreml"
 
@@ -30,6 +31,6 @@ class MilCheck(Host):
         return super().run(replace(job, target=target))
 
 
-def device() -> MilCheck:
+def connect(address: str, options: Options) -> tuple[MilCheck, ...]:
     """The entry of the registry."""
-    return MilCheck()
+    return (MilCheck(),)
