@@ -129,5 +129,7 @@ def facts(device: Device | None, target: str) -> dict[str, str]:
 
 def runtime_target(device: Device) -> str:
     """A target that the device executes; its first choice is what an app would call."""
+    if device.name == MIL_CHECK:
+        return "coreml"
     able = (t for t in ("executorch", "coreml", "onnx") if device.why_not(t) is None)
     return next(able, "executorch")

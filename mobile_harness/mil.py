@@ -21,6 +21,11 @@ class MilCheck(Host):
 
     name: str = "mil-check"
 
+    def describe(self) -> dict[str, str]:
+        """The host's facts; PyTorch executes what coremltools only reads."""
+        about = super().describe()
+        return {**about, "coremltools": f"torch {about['torch']} (MIL check)"}
+
     def why_not(self, target: str) -> str | None:
         """Why not: coremltools is missing; other targets are the host's."""
         return get_target(target).cannot_write() if target == COREML else super().why_not(target)
