@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ def read_profile(path: Path) -> Profile:
     from executorch.devtools import Inspector
 
     try:
-        blocks = Inspector(etdump_path=str(path)).event_blocks
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Output Buffer not found")  # tensors are not wanted
+            blocks = Inspector(etdump_path=str(path)).event_blocks
     except (subprocess.CalledProcessError, OSError, ValueError) as error:
         raise JobError(f"{path.name} is no ETDump that ExecuTorch's Inspector reads") from error
     events = [
