@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,16 +68,19 @@ class Result:
         load_ms: from opening the file to a model that can be called; imports excluded.
         first_ms: the first call, one-time preparations of the runtime included.
         times_ms: every timed call in order, after first call and warm-up.
-        peak_rss_mib: peak resident memory (MiB) of the process, its runtime and inputs included.
-        threads: CPU threads that the calls were allowed.
+        peak_rss_mib: peak resident memory (MiB) of the process, its runtime and inputs included;
+            None where the device does not tell.
+        threads: CPU threads that the calls were allowed; None for the device's own choice.
+        notes: what else the device told: battery, profile, compute plan.
     """
 
     outputs: NDArray[np.float32] | None
     load_ms: float
     first_ms: float
     times_ms: tuple[float, ...]
-    peak_rss_mib: float
-    threads: int
+    peak_rss_mib: float | None
+    threads: int | None
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 class Device(Protocol):
@@ -99,3 +102,34 @@ class Device(Protocol):
     def run(self, job: Job) -> Result:
         """Execute a job; JobError when it fails, UserError when its input is bad."""
         ...
+
+
+RUNTIMES = {
+    PYTORCH: "torch",
+    "executorch": "executorch",
+    "onnx": "onnxruntime",
+    "coreml": "coremltools",
+    MIL_CHECK: "torch",
+}
+"""Which fact of `Device.describe` tells the version of a target's runtime."""
+
+
+def facts(device: Device | None, target: str) -> dict[str, str]:
+    """What a row says of where it comes from; empty strings where the device does not tell."""
+    about = device.describe() if device else {}
+    runtime = RUNTIMES.get(target, target)
+    version = about.get(runtime, "")
+    return {
+        "model": about.get("model", ""),
+        "chip": about.get("chip", ""),
+        "os": about.get("os", ""),
+        "runtime": version if " " in version or not version else f"{runtime} {version}",
+    }
+
+
+def runtime_target(device: Device) -> str:
+    """A target that the device executes; its first choice is what an app would call."""
+    if device.name == MIL_CHECK:
+        return "coreml"
+    able = (t for t in ("executorch", "coreml", "onnx") if device.why_not(t) is None)
+    return next(able, "executorch")

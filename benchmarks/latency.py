@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pocketfocus.benchmarks.device import PYTORCH, Device, Job, JobError, Result
+from pocketfocus.benchmarks.device import PYTORCH, Device, Job, JobError, Result, facts
 from pocketfocus.benchmarks.verify import (
     SHOWN,
     Stacks,
@@ -25,8 +25,8 @@ from pocketfocus.benchmarks.verify import (
     to_bytes,
 )
 from pocketfocus.errors import UserError
-from pocketfocus.files import Row, size_bytes, write_rows
-from pocketfocus.manifest import check_artifact, load_manifest
+from pocketfocus.files import Row, merge_rows, size_bytes
+from pocketfocus.manifest import MANIFEST_FILE, check_artifact, load_manifest
 from pocketfocus.progress import console, track
 
 BENCH_FILE = "bench.json"
@@ -90,7 +90,9 @@ def bench_run(
     """Measure every artifact of a run, the eager student and the reference; write bench.json.
 
     Rows are `{artifact, target, precision, device, threads, load_ms, first_ms, p50_ms, p90_ms,
-    p99_ms, runs, peak_rss_mib, bytes}`. What the device cannot execute keeps its `bytes` and has
+    p99_ms, runs, peak_rss_mib, bytes, status, why, model, chip, os, runtime}`, and `notes` where
+    the device told more; rows of other devices stay in the file. What the device cannot execute
+    keeps its `bytes` and has
     null for the rest. After 15 s of timed calls a visit ends, and `runs` tells how many there
     were. `reference` is a spec of `load_reference`, or None to leave it out. `warmup` counts in
     every round. `photos` as in `verify_run`; only the one that verify keeps is used. Raises
@@ -103,7 +105,8 @@ def bench_run(
         )
     shown = None if photos is None else [photos[SHOWN[0]]]
     photo = fitted_photos(shown, load_manifest(folder).size)[:1]
-    baseline = None if reference is None else reference_entry(reference)
+    idle = reference is None or device.why_not(PYTORCH) is not None
+    baseline = None if idle or reference is None else reference_entry(reference)
     entries = list_entries(folder)
     runnable = [e for e in entries if device.why_not(e.target) is None]
     plan = schedule(runnable, runs, warmup)
@@ -114,8 +117,13 @@ def bench_run(
         row_of(entry, device.name, measured.get(entry, []))
         for entry in [*([baseline] if baseline else []), *entries]
     ]
-    keep_reference_stack(folder, baseline, measured)
-    write_rows(folder / BENCH_FILE, rows)
+    for row in rows:
+        why = device.why_not(row["target"])
+        status = "measured" if row["p50_ms"] is not None else "not-run" if why else "failed"
+        row |= {"status": status, "why": why or "", **facts(device, row["target"])}
+    if device.why_not(PYTORCH) is None:
+        keep_reference_stack(folder, baseline, measured)
+    merge_rows(folder / BENCH_FILE, rows, [device.name], folder / MANIFEST_FILE)
     return rows
 
 
@@ -204,10 +212,12 @@ def row_of(entry: Entry, device: str, results: Sequence[Result]) -> Row:
             "p50_ms": p50,
             "p90_ms": p90,
             "p99_ms": p99,
-            "peak_rss_mib": max(r.peak_rss_mib for r in results),
         }
         row |= {name: round(float(value), 3) for name, value in figures.items()}
+        peaks = [r.peak_rss_mib for r in results if r.peak_rss_mib]
+        row["peak_rss_mib"] = round(max(peaks), 3) if peaks else None
         row |= {"threads": results[0].threads, "runs": len(times)}
+        row |= {"notes": results[-1].notes} if results[-1].notes else {}
     return row
 
 

@@ -21,6 +21,7 @@ import pocketfocus
 from pocketfocus.benchmarks.charts import data_uri, latency_chart, size_chart
 from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, plot_grids
 from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, ratios
+from pocketfocus.benchmarks.phones import phones, verdicts
 from pocketfocus.benchmarks.verify import SHOWN, STACKS_FILE, VERIFY_FILE, parity_rows
 from pocketfocus.files import Row, read_json, read_rows, write_atomic
 from pocketfocus.manifest import Manifest, load_manifest
@@ -69,6 +70,8 @@ def render(folder: Path) -> str:
         counts={s: sum(r["status"] == s for r in verify) for s in ("pass", "fail", "not-run")},
         headline=headline(bench, verify),
         latency=latency_rows(bench),
+        phones=phones(),
+        verdicts=verdicts(bench),
         fp32_bytes={r["target"]: r["bytes"] for r in bench if r["precision"] == "fp32"},
         means=[r for r in scores if "mean_psnr_db" in r],
         strips=strips(folder),

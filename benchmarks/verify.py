@@ -19,11 +19,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pocketfocus.benchmarks.device import MIL_CHECK, PYTORCH, Call, Device, Job
+from pocketfocus.benchmarks.device import MIL_CHECK, PYTORCH, Call, Device, Job, facts
 from pocketfocus.errors import UserError
-from pocketfocus.files import Row, sha256, write_atomic, write_rows
+from pocketfocus.files import Row, merge_rows, sha256, write_atomic
 from pocketfocus.images import load_photo
-from pocketfocus.manifest import Artifact, Manifest, check_artifact, load_manifest
+from pocketfocus.manifest import (
+    MANIFEST_FILE,
+    Artifact,
+    Manifest,
+    check_artifact,
+    load_manifest,
+)
 from pocketfocus.metrics import psnr
 from pocketfocus.optics import FRAMES, one_hot
 from pocketfocus.progress import step, track
@@ -102,8 +108,9 @@ def verify_run(
     is given, it executes each executed file too, and both must agree.
 
     `photos` default to the bundled held-out ones, which calibration never sees. Rows are
-    `{artifact, target, precision, device, gate, psnr_db, threshold_db, status, why}`; `psnr_db` is
-    at most 200 (equal to the bit). stacks.npz holds uint8 `photo` [H,W,3] and a stack [9,H,W,3]
+    `{artifact, target, precision, device, gate, psnr_db, threshold_db, status, why, model, chip,
+    os, runtime}`; `psnr_db` is at most 200 (equal to the bit). Rows of other devices stay in the
+    file. stacks.npz holds uint8 `photo` [H,W,3] and a stack [9,H,W,3]
     for `student` and every executed artifact. Raises UserError for a missing or damaged file.
     """
     manifest = load_manifest(folder)
@@ -137,7 +144,9 @@ def verify_run(
             rows.append(gate_row(*about, name, ARM64_DB, agreement(twin, job, stacks)))
         rows += coverage_rows(artifact, by.name)
     save_stacks(folder / STACKS_FILE, kept)
-    write_rows(folder / VERIFY_FILE, rows)
+    ran = {each.name: each for each in (device, *stand_ins)}
+    rows = [row | facts(ran.get(row["device"]), row["target"]) for row in rows]
+    merge_rows(folder / VERIFY_FILE, rows, list(ran), folder / MANIFEST_FILE)
     return rows
 
 

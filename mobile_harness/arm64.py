@@ -19,6 +19,7 @@ from pocketfocus.benchmarks.device import Job, JobError, Result
 from pocketfocus.mobile_harness import arm64_install as setup
 from pocketfocus.mobile_harness import arm64_worker
 from pocketfocus.mobile_harness.host import read_result, write_job
+from pocketfocus.mobile_harness.options import Options
 from pocketfocus.processes import death
 from pocketfocus.progress import console
 
@@ -136,6 +137,6 @@ def start() -> Worker:
     return Worker(process, Path(words.name))
 
 
-def device() -> Arm64:
+def connect(address: str, options: Options) -> tuple[Arm64, ...]:
     """The entry of the registry."""
-    return Arm64()
+    return (Arm64(),)

@@ -23,6 +23,7 @@ from pocketfocus.benchmarks.device import PYTORCH, Job, JobError, Result
 from pocketfocus.doctor import processor
 from pocketfocus.errors import UserError
 from pocketfocus.export.targets import get_target
+from pocketfocus.mobile_harness.options import Options
 from pocketfocus.processes import death, run_module
 
 WORKER = "pocketfocus.mobile_harness.worker"
@@ -71,8 +72,13 @@ class Host:
 
 
 def device() -> Host:
-    """The entry of the registry."""
+    """This host."""
     return Host()
+
+
+def connect(address: str, options: Options) -> tuple[Host, ...]:
+    """The entry of the registry."""
+    return (device(),)
 
 
 def write_job(folder: Path, job: Job) -> None:

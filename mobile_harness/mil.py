@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pocketfocus.benchmarks.device import MIL_CHECK, Job, Result
 from pocketfocus.export.targets import get_target
 from pocketfocus.mobile_harness.host import Host
+from pocketfocus.mobile_harness.options import Options
 
 COREML = "coreml"
 
@@ -19,6 +20,11 @@ class MilCheck(Host):
     """This host, with the MIL check in place of Core ML."""
 
     name: str = "mil-check"
+
+    def describe(self) -> dict[str, str]:
+        """The host's facts; PyTorch executes what coremltools only reads."""
+        about = super().describe()
+        return {**about, "coremltools": f"torch {about['torch']} (MIL check)"}
 
     def why_not(self, target: str) -> str | None:
         """Why not: coremltools is missing; other targets are the host's."""
@@ -30,6 +36,6 @@ class MilCheck(Host):
         return super().run(replace(job, target=target))
 
 
-def device() -> MilCheck:
+def connect(address: str, options: Options) -> tuple[MilCheck, ...]:
     """The entry of the registry."""
-    return MilCheck()
+    return (MilCheck(),)

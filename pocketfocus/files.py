@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from pocketfocus.errors import UserError
 SCHEMA_VERSION = 1
 READABLE = 0o044  # by group and others
 Row = dict[str, Any]
+_MERGING = threading.Lock()  # several phones finish at once
 
 
 @contextmanager
@@ -111,6 +113,23 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write `{"schema_version": 1, "rows": [...]}`."""
     write_json(path, {"rows": list(rows)})
+
+
+def merge_rows(path: Path, rows: Sequence[Row], devices: Sequence[str], since: Path) -> None:
+    """Write `rows` in place of older ones of these `devices`; those of other devices stay.
+
+    Older rows all go when the file `since`, of which they speak, was written after them.
+    """
+    with _MERGING:
+        newer = path.exists() and path.stat().st_mtime_ns >= since.stat().st_mtime_ns
+        ours = {(row["artifact"], row["device"], row.get("gate")) for row in rows}
+        kept = [
+            row
+            for row in (read_rows(path) if newer else ())
+            if row["device"] not in devices
+            and (row["artifact"], row["device"], row.get("gate")) not in ours
+        ]
+        write_rows(path, [*kept, *rows])
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -16,7 +16,24 @@ from pocketfocus.files import Row
 commands = typer.Typer()
 
 ROW_COLUMNS = ("artifact", "gate", "psnr_db", "threshold_db", "status", "why")
-Device = Annotated[str, typer.Option("--device", metavar="NAME", help="where the files run")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", metavar="NAME", help="where the files run, one of `pocketfocus devices`"
+    ),
+]
+Runner = Annotated[
+    Path | None,
+    typer.Option("--runner", metavar="PATH", help="Android: ExecuTorch's executor_runner"),
+]
+CoolBelow = Annotated[
+    float,
+    typer.Option("--cool-below", metavar="CELSIUS", help="Android: begin below this temperature"),
+]
+Team = Annotated[
+    str | None,
+    typer.Option("--team", metavar="ID", help="iPhone: development team that signs the app"),
+]
 
 
 @commands.command(epilog="Example: pocketfocus export --precisions int8 --out build/mine")
@@ -114,6 +131,8 @@ def verify(
     ] = None,
     photos: arguments.Photos = None,
     device: Device = "host",
+    runner: Runner = None,
+    team: Team = None,
     golden: Annotated[
         Path | None,
         typer.Option(
@@ -145,9 +164,11 @@ def verify(
     if golden is not None:
         arguments.output_folder(golden)
 
-    from pocketfocus.mobile_harness.devices import get_device, stand_ins, twin
+    from pocketfocus.mobile_harness.devices import get_devices, on_each, stand_ins, twin
+    from pocketfocus.mobile_harness.options import Options
 
-    devices = (get_device(device), *stand_ins(device))
+    chosen, others = get_devices(device, Options(runner=runner, team=team)), stand_ins(device)
+    devices = (*chosen, *others)
     if replay is not None or folder is None:
         from pocketfocus.benchmarks.golden import replay as replay_bundle
 
@@ -172,7 +193,7 @@ def verify(
         if is_full(load_manifest(folder)):
             rows = verify_full(folder)
         else:
-            rows = verify_run(folder, devices[0], files, devices[1:], twin(device))
+            rows = on_each(chosen, lambda one: verify_run(folder, one, files, others, twin(device)))
     print_rows(rows, ROW_COLUMNS)
     arguments.exit_by_gates(rows)
 
@@ -187,6 +208,9 @@ def bench(
         int | None, typer.Option("--threads", min=1, help="CPU threads; else the device's default")
     ] = None,
     device: Device = "host",
+    runner: Runner = None,
+    cool_below: CoolBelow = 35.0,
+    team: Team = None,
 ) -> None:
     """Measure load time, latency and memory of every file, the student and the reference."""
     folder = arguments.run_folder(run)
@@ -194,10 +218,26 @@ def bench(
     files = arguments.photo_files(photos)
 
     from pocketfocus.benchmarks.latency import MEASURED, bench_run
-    from pocketfocus.mobile_harness.devices import timed_device
+    from pocketfocus.mobile_harness.devices import on_each, timed_devices
+    from pocketfocus.mobile_harness.options import Options
 
-    rows = bench_run(folder, timed_device(device), spec, runs, threads=threads, photos=files)
-    print_rows(rows, ("artifact", *MEASURED, "bytes"))
+    options = Options(runner=runner, cool_c=cool_below, team=team)
+    rows = on_each(
+        timed_devices(device, options),
+        lambda one: bench_run(folder, one, spec, runs, threads=threads, photos=files),
+    )
+    columns = ("artifact", *MEASURED, "bytes")
+    print_rows(rows, columns if device == "host" else ("device", *columns, "status", "why"))
+
+
+@commands.command(epilog="Example: pocketfocus devices")
+def devices(runner: Runner = None) -> None:
+    """List every kind of device: what is reachable now, and why the others are not."""
+    from pocketfocus.mobile_harness.devices import list_devices
+    from pocketfocus.mobile_harness.options import Options
+
+    rows = list_devices(Options(runner=runner))
+    print_rows(rows, ("device", "reachable", "model", "chip", "os", "runtime", "why"))
 
 
 @commands.command(epilog="Example: pocketfocus report build/mine")

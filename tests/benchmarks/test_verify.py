@@ -33,6 +33,10 @@ COLUMNS = [
     "threshold_db",
     "status",
     "why",
+    "model",
+    "chip",
+    "os",
+    "runtime",
 ]
 
 

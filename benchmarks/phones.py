@@ -1,0 +1,83 @@
+"""Does a file fit a phone: its peak memory against what the phone lets an app use.
+
+The limits and their sources are data, in phones.json. Peak memory measured on another machine
+counts its whole process, so it is an upper bound of what the file needs on a phone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocketfocus.files import Row
+
+TABLE = Path(__file__).parent / "phones.json"
+TIGHT = 0.7  # of the limit: the rest is left to the app's own pictures and views
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Phone:
+    """One phone or class of phones, MiB throughout.
+
+    Attributes:
+        name: as it is sold.
+        chip: "" for a class of phones.
+        ram_mib: memory of the phone.
+        limit_mib: what an app may use before it is killed; None where there is no fixed limit.
+        entitled_mib: the same with iOS's increased-memory-limit entitlement; None if not known.
+        source: where the limit (else the memory) is from.
+    """
+
+    name: str
+    chip: str
+    ram_mib: int
+    limit_mib: int | None
+    entitled_mib: int | None
+    source: str
+
+
+def phones() -> list[Phone]:
+    """The table, in its order."""
+    return [Phone(**row) for row in json.loads(TABLE.read_text(encoding="utf-8"))["phones"]]
+
+
+def verdict(phone: Phone, file_bytes: int, peak_mib: float | None) -> str:
+    """`fits`, `tight` (above 70 % of the limit), `will be killed`, or `not known`.
+
+    Without a measured peak only a file larger than the limit is decided: weights are held in
+    memory. Without a limit only what exceeds the phone's whole memory is.
+    """
+    need = max(file_bytes / MIB, peak_mib or 0.0)
+    if need > (phone.limit_mib or phone.ram_mib):
+        return "will be killed"
+    if peak_mib is None or phone.limit_mib is None:
+        return "not known"
+    return "tight" if need > TIGHT * phone.limit_mib else "fits"
+
+
+def verdicts(bench: Sequence[Row]) -> list[Row]:
+    """A row a file: `{artifact, precision, bytes, peak_mib, device, verdicts}`, by phone's name.
+
+    Of several devices the one with the largest measured peak counts.
+    """
+    table = phones()
+    files: dict[str, Row] = {}
+    for row in bench:
+        if row["target"] == "pytorch" or row["bytes"] is None:
+            continue
+        known = files.get(row["artifact"])
+        if known is None or (row["peak_rss_mib"] or 0) > (known["peak_mib"] or 0):
+            files[row["artifact"]] = {
+                "artifact": row["artifact"],
+                "precision": row["precision"],
+                "bytes": row["bytes"],
+                "peak_mib": row["peak_rss_mib"],
+                "device": row["device"],
+                "verdicts": {
+                    phone.name: verdict(phone, row["bytes"], row["peak_rss_mib"]) for phone in table
+                },
+            }
+    return list(files.values())

@@ -1,0 +1,27 @@
+// Not compiled here: no Xcode on the build machine. Uses Core ML's MLModel only; Xcode compiles the
+// .mlpackage to .mlmodelc when it is added to the app.
+//
+// manifest.json of the run says: photo float32 [1, 3, 256, 256] in [-1, 1],
+// position float32 [1, 9] in [0, 1] (one-hot), stack float32 [9, 3, 256, 256] in [-1, 1].
+
+import CoreML
+
+final class Refocus {
+  private let model: MLModel
+
+  init(compiled: URL) throws {  // coreml/student-int8.mlpackage, compiled
+    let configuration = MLModelConfiguration()
+    configuration.computeUnits = .all
+    model = try MLModel(contentsOf: compiled, configuration: configuration)
+  }
+
+  /// photo: 3 * 256 * 256 values, channels first, (pixel / 127.5 - 1). Returns nine such pictures.
+  func stack(photo: [Float], position: Int) throws -> MLMultiArray? {
+    let picture = try MLMultiArray(shape: [1, 3, 256, 256], dataType: .float32)
+    for (index, value) in photo.enumerated() { picture[index] = NSNumber(value: value) }
+    let oneHot = try MLMultiArray(shape: [1, 9], dataType: .float32)
+    for index in 0..<9 { oneHot[index] = index == position ? 1 : 0 }
+    let inputs = try MLDictionaryFeatureProvider(dictionary: ["photo": picture, "position": oneHot])
+    return try model.prediction(from: inputs).featureValue(for: "stack")?.multiArrayValue
+  }
+}

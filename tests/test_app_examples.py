@@ -1,0 +1,32 @@
+"""The Kotlin and Swift examples quote the names, shapes and ranges of the manifest."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pocketfocus.export.targets import input_specs, output_specs
+
+SIZE = 256
+EXAMPLES = ("Refocus.kt", "RefocusExecuTorch.swift", "RefocusCoreML.swift")
+SPECS = (*input_specs(SIZE), *output_specs(SIZE))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_says_what_the_manifest_says(name: str, root: Path) -> None:
+    text = (root / "docs" / "app" / name).read_text(encoding="utf-8")
+    assert text.startswith("// Not compiled here:")
+    words = " ".join(text.replace("//", " ").split())
+    for spec in SPECS:
+        low, high = (f"{value:g}" for value in spec.range)
+        assert f"{spec.name} {spec.dtype} {list(spec.shape)} in [{low}, {high}]" in words
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_shapes_in_the_code_are_those_of_the_inputs(name: str, root: Path) -> None:
+    text = (root / "docs" / "app" / name).read_text(encoding="utf-8")
+    code = re.findall(r"(?:longArrayOf\(|shape: \[)([\d, ]+)[\])]", text)
+    shapes = [tuple(int(number) for number in found.split(",")) for found in code]
+    assert shapes == [spec.shape for spec in input_specs(SIZE)]
