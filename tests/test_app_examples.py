@@ -9,7 +9,7 @@ import pytest
 
 from pocketfocus.export.targets import input_specs, output_specs
 
-SIZE = 256
+SIZE = (256, 256)
 EXAMPLES = ("Refocus.kt", "RefocusExecuTorch.swift", "RefocusCoreML.swift")
 SPECS = (*input_specs(SIZE), *output_specs(SIZE))
 

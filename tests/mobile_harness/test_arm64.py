@@ -18,7 +18,8 @@ from pocketfocus.benchmarks.device import Job, JobError
 from pocketfocus.cli.app import main
 from pocketfocus.errors import UserError
 from pocketfocus.mobile_harness import arm64, arm64_install, arm64_worker
-from pocketfocus.mobile_harness.devices import get_device, timed_device, twin
+from pocketfocus.mobile_harness.devices import get_device, timed_devices, twin
+from pocketfocus.mobile_harness.options import Options
 
 SIZE = 8
 
@@ -65,7 +66,7 @@ def on_host(monkeypatch: pytest.MonkeyPatch, script: object = arm64_worker.__fil
     """The device, with this host's Python in place of the emulated one."""
     monkeypatch.setattr(arm64_install, "command", lambda *_: [sys.executable, str(script)])
     monkeypatch.setattr(arm64_install, "environment", lambda _: dict(os.environ))
-    return arm64.device()
+    return arm64.connect("", Options())[0]
 
 
 def check_outputs(outputs: np.ndarray | None, given: Job) -> None:
@@ -209,7 +210,7 @@ def test_without_a_set_up_every_row_names_the_command(cache: Path) -> None:
 
 def test_its_times_are_no_latencies_and_its_twin_is_the_host() -> None:
     with pytest.raises(UserError, match="arm64 checks files"):
-        timed_device("arm64")
+        timed_devices("arm64")
     host = twin("arm64")
     assert host is not None and host.name == "host"
     assert twin("host") is None
@@ -225,7 +226,7 @@ def test_emulated_arm64_makes_what_the_host_makes(small_onnx: Path) -> None:
     why = get_device("arm64").why_not("onnx")
     if why is not None:
         pytest.skip(why)
-    device = arm64.device()
+    device = arm64.connect("", Options())[0]
     result = device.run(job(small_onnx))
     device.close()
     check_outputs(result.outputs, job(small_onnx))
