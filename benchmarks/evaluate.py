@@ -55,7 +55,7 @@ class Refocuser(Protocol):
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Side of the square photo in pixels, or None."""
+        """(H, W) in pixels, or None."""
 
     def __call__(self, photo: Tensor, position: int) -> Tensor:
         """The focal stack."""

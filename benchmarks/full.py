@@ -13,7 +13,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pocketfocus.benchmarks.device import MIL_CHECK
 from pocketfocus.benchmarks.tables import figure, markdown
-from pocketfocus.benchmarks.verify import VERIFY_FILE, Verdict, coverage_rows, gate_row
+from pocketfocus.benchmarks.verify import (
+    VERIFY_FILE,
+    Verdict,
+    coverage_rows,
+    gate_of,
+    gate_row,
+)
 from pocketfocus.errors import UserError
 from pocketfocus.export.full.stage import CHECKS
 from pocketfocus.export.targets import get_target
@@ -32,11 +39,10 @@ from pocketfocus.memory import peak_mib
 from pocketfocus.metrics import psnr
 from pocketfocus.processes import death, run_module
 from pocketfocus.progress import step
-from pocketfocus.quantize.recipes import get_recipe
 
 MODULE = "pocketfocus.benchmarks.full"
 REWRITTEN_DB = 90.0
-DEVICE = "host"
+DEVICE, COREML = "host", "coreml"
 
 
 def is_full(manifest: Manifest) -> bool:
@@ -47,26 +53,28 @@ def is_full(manifest: Manifest) -> bool:
 def verify_full(folder: Path) -> list[Row]:
     """Execute every file of a run and gate it against fp32 PyTorch; writes verify.json.
 
-    Rows are those of `verify_run` and `load_ms`, `run_ms`, `peak_rss_mib` of a file that ran. PSNR
-    is over the whole output, its peak the range of PyTorch's. UserError for a damaged file.
+    Core ML files get the MIL check where Core ML is missing. Rows are those of `verify_run` and
+    `load_ms`, `run_ms`, `peak_rss_mib` of a file that ran. PSNR is over the whole output, its peak
+    the range of PyTorch's. UserError for a damaged file.
     """
     manifest = load_manifest(folder)
     rows: list[Row] = []
     for artifact in manifest.artifacts:
         path = check_artifact(folder, artifact)
-        reason = get_target(artifact.target).cannot_run()
+        target = get_target(artifact.target)
+        reason, device = target.cannot_run(), DEVICE
+        if reason is not None and target.name == COREML:
+            reason, device = target.cannot_write(), MIL_CHECK
         figures: dict[str, Any] = {}
-        gate = get_recipe(artifact.precision).min_psnr_db
+        gate = gate_of(artifact.precision, device, artifact.recipe)
         if reason is None:
-            with step(f"{artifact.name}: one call in a process of its own"):
-                verdict, figures = execute(path, check_of(folder, artifact), gate)
+            with step(f"{artifact.name}: {gate.name}, in a process of its own"):
+                verdict, figures = execute(path, check_of(folder, artifact), gate.threshold_db)
         else:
             verdict = Verdict(None, "not-run", reason)
-        name = f"{artifact.precision} file, executed"
-        row = gate_row(
-            artifact.name, artifact.target, artifact.precision, DEVICE, name, gate, verdict
-        )
-        rows += [{**row, **figures}, *coverage_rows(artifact, DEVICE)]
+        about = (artifact.name, artifact.target, artifact.precision, device)
+        row = gate_row(*about, gate.name, gate.threshold_db, verdict)
+        rows += [{**row, **figures}, *coverage_rows(artifact, device)]
     write_rows(folder / VERIFY_FILE, rows)
     return rows
 
@@ -105,23 +113,48 @@ def judged(found: Tensor, expected: Tensor, threshold_db: float) -> Verdict:
 
 
 def call(path: Path, check: Path, output: Path) -> None:
-    """Load a .pte, call it once, and write its output, times and peak memory."""
-    from pocketfocus.export.executorch import load
-
+    """Load a file, call it once, and write its output, times and peak memory."""
     sample = load_file(check)["input"].contiguous()
     started = time.perf_counter()
-    module = load(path)
-    module.forward([sample])  # packs weights
+    run, warm_up = opened(path)
+    if warm_up:
+        run(sample)  # packs weights
     loaded = time.perf_counter()
-    found = module.forward([sample])[0].clone()
+    found = run(sample)
     ended = time.perf_counter()
     figures = {
         "load_ms": round(1000 * (loaded - started)),
         "run_ms": round(1000 * (ended - loaded)),
         "peak_rss_mib": round(peak_mib()),
     }
-    save_file({"output": found}, output)
+    save_file({"output": found.contiguous()}, output)
     output.with_suffix(".json").write_text(json.dumps(figures), encoding="utf-8")
+
+
+def opened(path: Path) -> tuple[Callable[[Tensor], Tensor], bool]:
+    """What calls a file of one input and one output, and whether its first call is slower."""
+    if path.suffix == ".pte":
+        from pocketfocus.export.executorch import load
+
+        module = load(path)
+        return lambda sample: module.forward([sample])[0].clone(), True
+    if get_target(COREML).cannot_run() is None:
+        return core_ml(path), True
+    from pocketfocus.export.mil.program import load_program
+
+    program = load_program(path)
+    (name,) = program.inputs
+    return lambda sample: next(iter(program({name: sample}).values())), False
+
+
+def core_ml(path: Path) -> Callable[[Tensor], Tensor]:
+    """Apple's own prediction; macOS only."""
+    import coremltools as ct
+
+    model = ct.models.MLModel(str(path))
+    description = model.get_spec().description
+    given, made = description.input[0].name, description.output[0].name
+    return lambda sample: torch.from_numpy(model.predict({given: sample.numpy()})[made]).float()
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from pocketfocus.benchmarks.verify import (
     execute,
     first_able,
     fitted_photos,
+    gate_name,
     gate_of,
     gate_row,
     is_written,
@@ -81,7 +82,7 @@ def write_golden(
             (shutil.copytree if path.is_dir() else shutil.copy)(path, copy)
             device = first_able(devices, artifact.target)
             if device.why_not(artifact.target) is None:
-                gate = gate_of(artifact.precision, device.name)
+                gate = gate_of(artifact.precision, device.name, artifact.recipe)
                 job = Job(str(path), artifact.target, inputs, calls, want_outputs=True)
                 stacks, verdict = execute(device, job, parents[gate.parent], gate)
                 if stacks is None or verdict.status != "pass":
@@ -106,7 +107,9 @@ def described(artifact: Artifact) -> dict[str, Any]:
         "target": artifact.target,
         "precision": artifact.precision,
         "sha256": artifact.sha256,
-        "student_db": min(gate_of(artifact.precision).threshold_db, HALF_DB),
+        "student_db": min(
+            gate_of(artifact.precision, recipe=artifact.recipe).threshold_db, HALF_DB
+        ),
         "same_file_db": ARM64_DB,
     }
 
@@ -146,7 +149,7 @@ def replayed(
     path, name, target = bundle / entry["name"], entry["name"], entry["target"]
     check_hash(path, entry["sha256"])
     device = first_able(devices, target)
-    gate = Gate(gate_of(entry["precision"], device.name).name, "student", entry["student_db"])
+    gate = Gate(gate_name(entry["precision"], device.name), "student", entry["student_db"])
     why = device.why_not(target)
     if why is not None:
         verdict, stacks = Verdict(None, "not-run", why), None

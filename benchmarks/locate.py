@@ -90,7 +90,7 @@ def locate_fault(folder: Path, name: str, photos: Sequence[Path] | None = None) 
         recorder = Recorder(captured)
         stack = recorder.run(*feeds.values())
     truth = [*recorder.layers, ("stack", "output", stack)]
-    gate = gate_of(artifact.precision)
+    gate = gate_of(artifact.precision, recipe=artifact.recipe)
     return compare(package_layers(path, feeds), truth, gate.threshold_db)
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from pocketfocus.metrics import psnr
 from pocketfocus.optics import FRAMES, one_hot
 from pocketfocus.progress import step, track
 from pocketfocus.quantize.calibration import fitted
-from pocketfocus.quantize.recipes import get_recipe
+from pocketfocus.quantize.recipes import RECIPES, Recipe, get_recipe, recipe_from
 from pocketfocus.scenes import held_out_photos
 from pocketfocus.student import RefocusStudent, load_student
 
@@ -36,6 +37,7 @@ STACKS_FILE = "stacks.npz"
 BUILD_HOST = "host"  # where the eager student and the captured graph run, whatever the device
 CAPTURED_DB = 90.0
 ARM64_DB = 45.0  # the same file on another processor
+SAME_FILE = "same file on"  # the host, say
 SHOWN = (0, 4)  # the photo and focal position whose stacks are kept for the report
 
 Stacks = NDArray[np.float32]
@@ -54,11 +56,28 @@ COVERAGE = "delegate coverage"
 CAPTURE_GATE = Gate("captured graph", "student", CAPTURED_DB)
 
 
-def gate_of(precision: str, device: str = BUILD_HOST) -> Gate:
-    """The gate of a file: fp32 shows the runtime's error alone, the others the whole loss."""
+def gate_of(
+    precision: str, device: str = BUILD_HOST, recipe: Mapping[str, Any] | None = None
+) -> Gate:
+    """The gate of a file: fp32 shows the runtime's error alone, the others the whole loss.
+
+    `recipe` as the manifest has it; None for the shipped one of that name.
+    """
     parent = "captured graph" if precision == "fp32" else "student"
-    how = "MIL check" if device == MIL_CHECK else "executed"
-    return Gate(f"{precision} file, {how}", parent, get_recipe(precision).min_psnr_db)
+    threshold = asked_of(precision, recipe).min_psnr_db
+    return Gate(gate_name(precision, device), parent, threshold)
+
+
+def gate_name(precision: str, device: str) -> str:
+    """How a file's gate is called in tables."""
+    return f"{precision} file, {'MIL check' if device == MIL_CHECK else 'executed'}"
+
+
+def asked_of(precision: str, recipe: Mapping[str, Any] | None) -> Recipe:
+    """The shipped recipe of that name, else the one of the artifact's own fields."""
+    if precision in RECIPES or not recipe:
+        return get_recipe(precision)
+    return recipe_from(recipe, f"the manifest's recipe {precision}")
 
 
 @dataclass(frozen=True)
@@ -75,10 +94,12 @@ def verify_run(
     device: Device,
     photos: Sequence[Path] | None = None,
     stand_ins: Sequence[Device] = (),
+    twin: Device | None = None,
 ) -> list[Row]:
     """Execute every artifact of a run on `device` and write its verify.json and stacks.npz.
 
-    A file that `device` cannot execute goes to the first of `stand_ins` that can.
+    A file that `device` cannot execute goes to the first of `stand_ins` that can. Where a `twin`
+    is given, it executes each executed file too, and both must agree.
 
     `photos` default to the bundled held-out ones, which calibration never sees. Rows are
     `{artifact, target, precision, device, gate, psnr_db, threshold_db, status, why}`; `psnr_db` is
@@ -99,7 +120,7 @@ def verify_run(
     rows = [gate_row(*capture, verdict)]
     for artifact in track(manifest.artifacts, "verifying", len(manifest.artifacts)):
         by = first_able((device, *stand_ins), artifact.target)
-        gate = gate_of(artifact.precision, by.name)
+        gate = gate_of(artifact.precision, by.name, artifact.recipe)
         why = why_not(artifact, by)
         if why is None:
             path = str(files[artifact.name])
@@ -111,10 +132,21 @@ def verify_run(
             verdict = Verdict(None, "not-run", why)
         about = (artifact.name, artifact.target, artifact.precision, by.name)
         rows.append(gate_row(*about, gate.name, gate.threshold_db, verdict))
+        if twin is not None and why is None:
+            name = f"{SAME_FILE} {twin.name}"
+            rows.append(gate_row(*about, name, ARM64_DB, agreement(twin, job, stacks)))
         rows += coverage_rows(artifact, by.name)
     save_stacks(folder / STACKS_FILE, kept)
     write_rows(folder / VERIFY_FILE, rows)
     return rows
+
+
+def agreement(twin: Device, job: Job, stacks: Stacks | None) -> Verdict:
+    """Hold a file's stacks [N,9,3,S,S] against those that it makes on another device."""
+    why = "the file made no stacks" if stacks is None else twin.why_not(job.target)
+    if stacks is None or why is not None:
+        return Verdict(None, "not-run", why or "")
+    return execute(twin, job, stacks, Gate(SAME_FILE, twin.name, ARM64_DB))[1]
 
 
 def coverage_rows(artifact: Artifact, device: str) -> list[Row]:
@@ -125,7 +157,7 @@ def coverage_rows(artifact: Artifact, device: str) -> list[Row]:
     found = artifact.delegation
     if found is None or not is_written(artifact):
         return []
-    floor = get_recipe(artifact.precision).min_delegated
+    floor = asked_of(artifact.precision, artifact.recipe).min_delegated
     why = (
         f"{100 * found.share:.1f} % of {found.total_ops} operators are delegated in {found.calls} "
         f"call{'s' * (found.calls != 1)}, {100 * floor:g} % are needed"

@@ -61,6 +61,9 @@ class Consistency(Learner):
     """A copy of the teacher's UNet; the teacher is frozen."""
 
     result: ClassVar[str] = "reference"
+    sigmas: Tensor
+    importance: Tensor
+    unet: Any
 
     def __init__(self, teacher: ReferencePipeline) -> None:
         super().__init__()
@@ -74,8 +77,8 @@ class Consistency(Learner):
         self.unet = copy.deepcopy(teacher.unet).requires_grad_(True)
         if not teacher.relative:  # full size
             self.unet.enable_gradient_checkpointing()
-        self.frozen = nn.ModuleList([teacher.unet, teacher.vae, teacher.image_encoder])
-        self.frozen.requires_grad_(False)
+        frozen = [teacher.unet, teacher.vae, teacher.image_encoder]
+        self.frozen = nn.ModuleList(frozen).requires_grad_(False)
         self.teacher = teacher
         self.student = replace(teacher, unet=self.unet, few_steps=FEW)
         ways = torch.linspace(0, 1, LEVELS + 1)
@@ -119,7 +122,8 @@ class Consistency(Learner):
     def encoded(self, photos: Tensor, positions: Tensor, stacks: Tensor) -> tuple[Given, Tensor]:
         """What the UNet is told of photos [B,3,H,W], and clean scaled latents [B,9,C,h,w]."""
         teacher, latent = self.teacher, self.teacher.encode(photos).float()
-        clean = teacher.encode(stacks.flatten(0, 1)).float().unflatten(0, stacks.shape[:2])
+        clean = teacher.encode(stacks.flatten(0, 1)).float()
+        clean = clean.reshape(*stacks.shape[:2], *clean.shape[1:])
         if teacher.relative:
             clean = clean - latent[:, None]
         given = Given(

@@ -16,12 +16,11 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 
 from pocketfocus.distill.checkpoint import Config
+from pocketfocus.distill.crops import Crops, check_size
 from pocketfocus.distill.loop import Schedule, Trainer
 from pocketfocus.distill.reference import (
-    Crops,
     cached_latents,
     check_run,
-    check_size,
     denoiser_task,
     fingerprint,
     resume,

@@ -169,7 +169,6 @@ def _train(
     teach = samples[held_out:] or samples
     learner.eval()
     before = score(learner, samples[:held_out])
-    initial = {n: p.detach().clone() for n, p in learner.named_parameters() if p.requires_grad}
     trainer = Trainer(learner.train(), settings.schedule, out / TRAINING, settings.seed, config)
     resume(trainer, "distilling")
     learner.average = trainer.average
@@ -177,11 +176,12 @@ def _train(
     trainer.load_average()
     after = score(learner.cpu().eval(), samples[:held_out])
     worse = method.student and not settings.from_scratch and after < before
-    if worse:
-        learner.load_state_dict(initial, strict=False)
-    learner.save(out / learner.result)
     kept = "start" if worse else "trained"
+    if not worse:
+        learner.save(out / learner.result)
     if trainer.is_main:
+        if worse:
+            _copy(start, out / learner.result)
         loss_plot(out / TRAINING / LOG, out / "loss.png")
         console.print(
             f"distilled {trainer.step} steps on {len(teach)} targets of {reference}: {before:.2f} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from pocketfocus.errors import UserError
 from pocketfocus.export.quiet import quiet
+from pocketfocus.export.taken.coreml import schemes, weight_names
 from pocketfocus.export.targets import (
     INPUT_NAMES,
     OUTPUT_NAME,
@@ -27,8 +28,26 @@ from pocketfocus.export.targets import (
 )
 from pocketfocus.manifest import TensorSpec
 from pocketfocus.quantize.calibration import Calibration
-from pocketfocus.quantize.coreml import PALETTE_GROUP, SMALLEST_WEIGHT, compressed, program
-from pocketfocus.quantize.recipes import Recipe
+from pocketfocus.quantize.coreml import TARGET as CHOSEN_BY
+from pocketfocus.quantize.coreml import (
+    choices,
+    compressed,
+    config_of,
+    kernel_area,
+    program,
+    uniform,
+)
+from pocketfocus.quantize.executorch import capture
+from pocketfocus.quantize.layers import execution_order
+from pocketfocus.quantize.plan import (
+    Choice,
+    Weighted,
+    by_layer,
+    statement,
+    summary,
+    told_apart,
+)
+from pocketfocus.quantize.recipes import Recipe, Scheme
 from pocketfocus.student import RefocusStudent
 
 WEIGHTED = ("conv", "conv_transpose", "linear")
@@ -38,31 +57,58 @@ COMPRESSED = {
     "constexpr_blockwise_shift_scale": "int{bits} weights",
     "constexpr_affine_dequantize": "int8 weights",  # of iOS 17
 }
-FORM_NOTES = {
-    ("palettes", 18): f"16-entry palettes for every {PALETTE_GROUP} channels",
-    ("palettes", 17): "one 16-entry palette a weight: iOS 17 has no others",
-    ("blocks", 18): "integers, one scale a block of 32",
-}
 NOTES = {
     32: "float32 throughout, on CPU or GPU: the Neural Engine computes in float16",
     16: "float16 weights and operators, inputs and output stay float32",
-    8: "int8 weights, one scale a channel, and int8 activations, one scale a tensor, from a PT2E "
-    "graph; the operators between quantize and dequantize in float16",
-    4: f"weights only; those under {SMALLEST_WEIGHT} elements or whose channels are no whole "
-    "groups (the last layer, 27), activations and all operators stay float16",
+    8: "int8 activations from a PT2E graph; the operators between quantize and dequantize, and "
+    "what no layer follows, in float16",
+    4: "activations and operators of layers with weights alone compressed stay float16",
 }
 
 
 def write(student: RefocusStudent, recipe: Recipe, inputs: Calibration, path: Path) -> Written:
-    """Capture, convert, compress and save."""
+    """Capture, convert, compress and save; then read what is in the file."""
     with quiet():
-        captured = program(student, recipe, inputs)
+        chosen = choices(recipe, student)
+        order = execution_order(capture(student, inputs).graph)
         specs = input_specs(student.photo_size)
-        model = converted(captured, recipe, specs, OUTPUT_NAME)
-        if recipe.weight_bits == 4:
-            model = compressed(model, recipe)
+        model = converted(program(student, recipe, inputs), recipe, specs, OUTPUT_NAME)
+        model = compressed(model, configs(student, chosen, order, weight_names(model)))
         save(model, path)
-    return Written(facts(model.get_spec(), recipe))
+        found = schemes(path)
+    layers = by_layer(order, found, "the package")
+    kept = [scheme for scheme, _ in found]
+    taken = {
+        "deployment_target": f"iOS{recipe.ios}",
+        "operators": operators(model.get_spec()),
+        "compressed_weights": dict(Counter(label(scheme) for scheme in kept if scheme.bits < 16)),
+        "float_weights": sum(scheme.bits >= 16 for scheme in kept),
+        "note": f"{summary(layers)}; {NOTES[recipe.weight_bits]}",
+        "layers": statement(recipe.asked(CHOSEN_BY, layers), chosen, layers),
+    }
+    return Written(taken)
+
+
+def configs(
+    student: RefocusStudent,
+    chosen: Mapping[str, Choice],
+    order: Sequence[Weighted],
+    weights: Sequence[Weighted],
+) -> dict[str, Any]:
+    """How each weight of a program is to be compressed, by its name there."""
+    names = told_apart(order, [count for _, count in weights], "the program")
+    return {
+        weight: config_of(chosen[name].scheme, kernel_area(student.get_submodule(name)))
+        for name, (weight, _) in zip(names, weights, strict=True)
+        if name
+    }
+
+
+def label(scheme: Scheme) -> str:
+    """A compressed weight in two words."""
+    return (
+        f"{scheme.bits}-bit palettes" if scheme.form == "palette" else f"int{scheme.bits} weights"
+    )
 
 
 def save(model: Any, path: Path) -> None:
@@ -95,33 +141,33 @@ def converted(
     )
 
 
-def facts(spec: Any, recipe: Recipe) -> dict[str, Any]:
-    """What is in the file: its operators, and how many weights are compressed in which way."""
-    operators = Counter(
+def operators(spec: Any) -> dict[str, int]:
+    """How many operators of each kind are in a program."""
+    found = Counter(
         operation.type
         for function in spec.mlProgram.functions.values()
         for block in function.block_specializations.values()
         for operation in block.operations
         if operation.type != "const"
     )
+    return dict(sorted(found.items()))
+
+
+def facts(spec: Any, recipe: Recipe) -> dict[str, Any]:
+    """What is in a file whose weights are all asked alike: how many are compressed in which way."""
+    found = operators(spec)
     return {
         "deployment_target": f"iOS{recipe.ios}",
-        "operators": dict(sorted(operators.items())),
+        "operators": found,
         "compressed_weights": {
-            meaning.format(bits=recipe.weight_bits): operators[name]
+            meaning.format(bits=recipe.weight_bits): found[name]
             for name, meaning in COMPRESSED.items()
-            if operators[name]
+            if name in found
         },
-        "float_weights": sum(operators[name] for name in WEIGHTED)
-        - sum(operators[name] for name in COMPRESSED),
-        "note": note_of(recipe),
+        "float_weights": sum(found.get(name, 0) for name in WEIGHTED)
+        - sum(found.get(name, 0) for name in COMPRESSED),
+        "note": f"{uniform(recipe)}; {NOTES[recipe.weight_bits]}",
     }
-
-
-def note_of(recipe: Recipe) -> str:
-    """What was taken of the recipe, in a sentence."""
-    note = NOTES[recipe.weight_bits]
-    return f"{FORM_NOTES[recipe.form, recipe.ios]}; {note}" if recipe.weight_bits == 4 else note
 
 
 def open_file(path: Path, threads: int | None = None) -> Runner:

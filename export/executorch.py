@@ -26,33 +26,33 @@ if TYPE_CHECKING:
 
 METHOD = "forward"
 NOTES = {
-    16: "float16 arithmetic between casts, inputs and output stay float32; "
-    "XNNPACK's serializer stores convolution weights as float32",
-    4: "linear layers whose inputs are whole groups: 4-bit weights, one scale a group, activations "
-    "int8 with ranges found at run time; convolutions: static int8, for XNNPACK has no 4-bit ones; "
-    "the rest float32",
-    8: "convolutions, linear layers and additions: static int8, weights one scale a channel, "
-    "activations one scale a tensor; hardswish and the last clamp float32, for XNNPACK's quantizer "
-    "has no int8 form of them",
+    16: "float16 arithmetic between casts, inputs and output stay float32",
+    4: "what is no layer stays float32",
+    8: "additions between layers int8; hardswish, and what no layer follows, float32",
     32: "float32 throughout",
 }
 
 
 def write(student: RefocusStudent, recipe: Recipe, inputs: Calibration, path: Path) -> Written:
-    """Quantize, capture, lower to XNNPACK and save."""
-    from pocketfocus.quantize.executorch import capture, quantized
+    """Quantize, capture, lower to XNNPACK and save; then read what is in the file."""
+    from pocketfocus.export.taken.executorch import schemes
+    from pocketfocus.quantize.executorch import TARGET as CHOSEN_BY
+    from pocketfocus.quantize.executorch import capture, choices, quantized
+    from pocketfocus.quantize.layers import execution_order
+    from pocketfocus.quantize.plan import by_layer, statement, summary
 
     with quiet():
-        model, four_bit = quantized(student, recipe, inputs)
+        order = execution_order(capture(student, inputs).graph)
+        model, _ = quantized(student, recipe, inputs)
         delegation = lower(capture(model, inputs), path)
-    return Written(
-        {
-            "backend": "XNNPACK",
-            "linear_layers_at_4_bits": four_bit,
-            "note": NOTES[recipe.weight_bits],
-        },
-        delegation,
-    )
+        layers = by_layer(order, schemes(path), "XNNPACK's graph")
+    taken = {
+        "backend": "XNNPACK",
+        "linear_layers_at_4_bits": sum(scheme.bits == 4 for scheme in layers.values()),
+        "note": f"{summary(layers)}; {NOTES[recipe.weight_bits]}",
+        "layers": statement(recipe.asked(CHOSEN_BY, layers), choices(recipe, student), layers),
+    }
+    return Written(taken, delegation)
 
 
 def lower(captured: ExportedProgram, path: Path) -> Delegation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,35 +25,38 @@ from pocketfocus.export.targets import (
 
 if TYPE_CHECKING:
     from pocketfocus.quantize.calibration import Calibration
+    from pocketfocus.quantize.plan import Choice
     from pocketfocus.quantize.recipes import Recipe
     from pocketfocus.student import RefocusStudent
 
 FOUR_BIT = "MatMulNBits"
 NOTES = {
     32: "float32 throughout",
-    16: "float16 weights and operators between casts, inputs and output stay float32; "
-    "onnxruntime's CPU kernels compute in float32 where they have no float16 form",
-    8: "int8 weights, one scale a channel, and unsigned int8 activations (QDQ); activation "
-    "functions between them in float32",
-    4: "matrix products: 4-bit weights, one scale a group, activations int8 at run time; "
-    "convolutions: int8 (QDQ), for onnxruntime has no 4-bit ones",
+    16: "inputs and output stay float32; onnxruntime's CPU kernels compute in float32 where they "
+    "have no float16 form",
+    8: "unsigned int8 activations (QDQ); activation functions, and what no layer follows, float32",
+    4: "what is no layer stays float32",
 }
 
 
 def write(student: RefocusStudent, recipe: Recipe, inputs: Calibration, path: Path) -> Written:
-    """Capture, convert, quantize, check and save as one self-contained file."""
-    from pocketfocus.quantize.onnx import quantized
+    """Capture, convert, quantize, check and save as one self-contained file; then read it."""
+    from pocketfocus.quantize.onnx import choices, quantized
 
     with quiet():
-        model = quantized(converted(student, inputs), recipe, inputs)
+        chosen = choices(recipe, student)
+        schemes = {name: choice.scheme for name, choice in chosen.items()}
+        model = quantized(converted(student, inputs), schemes, inputs)
         strip(model)
         onnx.checker.check_model(model, full_check=False)
         onnx.save(model, path)
-    return Written(facts(model, recipe))
+    return Written(facts(onnx.load(path), recipe, chosen))
 
 
 def converted(student: RefocusStudent, inputs: Calibration) -> onnx.ModelProto:
-    """The float32 model, by PyTorch's exporter from its own captured graph."""
+    """The float32 model, by PyTorch's exporter from its own captured graph; its layers named."""
+    from pocketfocus.quantize.onnx import name_layers
+
     with torch.no_grad():
         program = torch.onnx.export(
             student,
@@ -65,7 +69,9 @@ def converted(student: RefocusStudent, inputs: Calibration) -> onnx.ModelProto:
         )
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")
-    return program.model_proto
+    model: onnx.ModelProto = program.model_proto
+    name_layers(model, student)
+    return model
 
 
 def strip(model: onnx.ModelProto) -> None:
@@ -78,19 +84,25 @@ def strip(model: onnx.ModelProto) -> None:
         del value.metadata_props[:]
 
 
-def facts(model: onnx.ModelProto, recipe: Recipe) -> dict[str, Any]:
-    """What is in the file: operators, and how many weights are kept in which type."""
+def facts(model: onnx.ModelProto, recipe: Recipe, chosen: Mapping[str, Choice]) -> dict[str, Any]:
+    """What is in the file: operators, bytes of weights by type, and how each layer is kept."""
+    from pocketfocus.export.taken.onnx import schemes
+    from pocketfocus.quantize.onnx import TARGET as CHOSEN_BY
+    from pocketfocus.quantize.plan import statement, summary
+
     weights: Counter[str] = Counter()
     for tensor in model.graph.initializer:
-        values = onnx.numpy_helper.to_array(tensor)
-        weights[onnx.TensorProto.DataType.Name(tensor.data_type)] += values.nbytes
+        stored = len(tensor.raw_data) or onnx.numpy_helper.to_array(tensor).nbytes
+        weights[onnx.TensorProto.DataType.Name(tensor.data_type)] += stored
     operators = Counter(node.op_type for node in model.graph.node)
+    layers = schemes(model)
     return {
         "opset": next(o.version for o in model.opset_import if not o.domain),
         "operators": dict(sorted(operators.items())),
         "weight_bytes": dict(sorted(weights.items())),
         "linear_layers_at_4_bits": operators[FOUR_BIT],
-        "note": NOTES[recipe.weight_bits],
+        "note": f"{summary(layers)}; {NOTES[recipe.weight_bits]}",
+        "layers": statement(recipe.asked(CHOSEN_BY, chosen), chosen, layers),
     }
 
 

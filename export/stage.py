@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,8 @@ from pocketfocus.export.targets import TARGETS, Target, get_target, input_specs,
 from pocketfocus.files import key_of, sha256, size_bytes, write_atomic
 from pocketfocus.manifest import MANIFEST_FILE, Artifact, Manifest, load_manifest
 from pocketfocus.quantize.calibration import Calibration, calibration
-from pocketfocus.quantize.recipes import RECIPES, Recipe, for_ios, get_recipe
+from pocketfocus.quantize.layers import layers_of
+from pocketfocus.quantize.recipes import NAME, RECIPES, Recipe, fields_of, for_ios, get_recipe
 from pocketfocus.student import SHIPPED_WEIGHTS, RefocusStudent, load_student
 
 STUDENT = "student"
@@ -51,22 +52,26 @@ def export_run(
     precisions: Sequence[str],
     photos: Sequence[Path] | None = None,
     log: Log = print,
-    ios: int = 18,
-    form: str = "palettes",
+    ios: int | None = None,
+    form: str | None = None,
 ) -> Manifest:
     """Write every target × precision into `out`, skipping what is there already; the manifest.
 
     `student_dir` None takes the run's own student when `out` has one, else the shipped one.
-    `photos` calibrate the integer files; None for the bundled ones. `ios` is the oldest one that
-    has to read Core ML files, `form` that of 4-bit weights in them (see `recipes.FORMS`). Files of
-    the same student that this call does not ask for stay, those of another student go. UserError
-    for unknown names, a form that the iOS does not read, a student or photos that cannot be read, a
-    missing toolchain, or a folder that cannot be written.
+    `precisions` are names of shipped recipes or YAML files. `photos` calibrate the integer files;
+    None for the bundled ones. `ios` is the oldest one that has to read Core ML files, `form` that
+    of 4-bit weights in them (see `recipes.FORMS`); None as the recipe says. Files of the same
+    student that this call does not ask for stay, those of another student go. UserError for unknown
+    names, a recipe that cannot be read or fits no layer, a form that the iOS does not read, a
+    student or photos that cannot be read, a missing toolchain, or a folder that cannot be written.
     """
     recipes = [for_ios(get_recipe(name), ios, form) for name in precisions]
     chosen = [(get_target(name), recipe) for name in targets for recipe in recipes]
     check_writable(target for target, _ in chosen)
     run = prepare(student_dir, Path(out), photos, log)
+    layers = layers_of(run.student)
+    for target, recipe in chosen:
+        recipe.asked(target.name, layers)  # UserError before anything is written
     known = previous(run)
     for target, recipe in chosen:
         artifact = make(run, target, recipe, known)
@@ -136,10 +141,9 @@ def previous(run: Export) -> dict[str, Artifact]:
         return {}
     if manifest.student_sha256 == run.empty.student_sha256:
         return {artifact.name: artifact for artifact in manifest.artifacts}
-    ours = {name_of(get_target(t), r) for t in TARGETS for r in RECIPES.values()}
     for artifact in manifest.artifacts:
         path = run.out / artifact.name
-        if artifact.name in ours and path.exists():
+        if is_ours(artifact) and path.exists():
             run.log(f"{artifact.name}: of another student, deleted")
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     run.empty.save(run.out)
@@ -158,7 +162,7 @@ def make(run: Export, target: Target, recipe: Recipe, known: dict[str, Artifact]
         key=file_key(run, target, recipe),
         inputs=input_specs(run.empty.size),
         outputs=output_specs(run.empty.size),
-        recipe=asdict(recipe),
+        recipe=fields_of(recipe),
     )
     why = target.refuses(recipe)
     if why is not None:
@@ -186,21 +190,40 @@ def make(run: Export, target: Target, recipe: Recipe, known: dict[str, Artifact]
 
 
 def assemble(run: Export, known: dict[str, Artifact]) -> Manifest:
-    """The manifest of these artifacts, by target and then precision."""
-    names = [name_of(get_target(t), r) for t in TARGETS for r in RECIPES.values()]
-    return replace(run.empty, artifacts=[known[name] for name in names if name in known])
+    """The manifest of these artifacts, by target and then precision, shipped ones first."""
+    targets, shipped = list(TARGETS), list(RECIPES)
+
+    def place(artifact: Artifact) -> tuple[int, int, str]:
+        name = artifact.precision
+        rank = shipped.index(name) if name in shipped else len(shipped)
+        return targets.index(artifact.target), rank, name
+
+    ours = [artifact for artifact in known.values() if is_ours(artifact)]
+    return replace(run.empty, artifacts=sorted(ours, key=place))
 
 
 def name_of(target: Target, recipe: Recipe) -> str:
     """Path of a file below the run's folder."""
-    return f"{target.name}/student-{recipe.name}{target.suffix}"
+    return path_of(target, recipe.name)
+
+
+def path_of(target: Target, precision: str) -> str:
+    """The same by the name of a recipe."""
+    return f"{target.name}/student-{precision}{target.suffix}"
+
+
+def is_ours(artifact: Artifact) -> bool:
+    """Whether an artifact lies where this stage writes one of its target and precision."""
+    if artifact.target not in TARGETS or not NAME.fullmatch(artifact.precision):
+        return False
+    return artifact.name == path_of(get_target(artifact.target), artifact.precision)
 
 
 def file_key(run: Export, target: Target, recipe: Recipe) -> str:
     """Hash of everything that a file depends on."""
     return key_of(
         target=target.name,
-        recipe=asdict(recipe),
+        recipe=fields_of(recipe),
         student=run.empty.student_sha256,
         calibration=run.inputs.sha256 if recipe.calibrated else "",
         code=code_hash(),
@@ -213,7 +236,7 @@ def code_hash() -> str:
     """Hash of the sources that write files."""
     package = Path(pocketfocus.__file__).parent
     sources = [package / "student.py", *(package / "quantize").glob("*.py")]
-    sources += (package / "export").glob("*.py")
+    sources += [*(package / "export").glob("*.py"), *(package / "export" / "taken").glob("*.py")]
     return key_of(**{p.relative_to(package).as_posix(): sha256(p) for p in sources})
 
 

@@ -58,14 +58,16 @@ class Host:
         """
         with tempfile.TemporaryDirectory(prefix="pocketfocus-job-") as scratch:
             folder = Path(scratch)
-            _write_job(folder, job)
+            write_job(folder, job)
             try:
                 ended = run_module(WORKER, scratch, timeout_s=job.timeout_s)
             except subprocess.TimeoutExpired:
                 raise JobError(
                     f"{job.artifact} did not finish within {job.timeout_s:g} s and was stopped"
                 ) from None
-            return _read_result(folder, job, ended)
+            if ended.returncode != 0:
+                raise JobError(f"{job.artifact}: the process that ran it {death(ended)}")
+            return read_result(folder, job)
 
 
 def device() -> Host:
@@ -73,7 +75,8 @@ def device() -> Host:
     return Host()
 
 
-def _write_job(folder: Path, job: Job) -> None:
+def write_job(folder: Path, job: Job) -> None:
+    """Leave a job for a worker: photos.npy and job.json."""
     np.save(folder / "photos.npy", np.ascontiguousarray(job.photos, dtype=np.float32))
     fields = {
         "artifact": job.artifact,
@@ -88,10 +91,11 @@ def _write_job(folder: Path, job: Job) -> None:
     (folder / "job.json").write_text(json.dumps(fields), encoding="utf-8")
 
 
-def _read_result(folder: Path, job: Job, ended: subprocess.CompletedProcess[str]) -> Result:
+def read_result(folder: Path, job: Job) -> Result:
+    """What a worker left; JobError or UserError when that is an error."""
     report = folder / "result.json"
-    if ended.returncode != 0 or not report.is_file():
-        raise JobError(f"{job.artifact}: the process that ran it {death(ended)}")
+    if not report.is_file():
+        raise JobError(f"{job.artifact}: the process that ran it left no result")
     fields: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
     if "mistake" in fields:
         raise UserError(fields["mistake"])

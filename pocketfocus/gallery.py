@@ -39,7 +39,7 @@ PAGE = "index.html"
 
 
 class Model(Protocol):
-    """What `export.open.open_model` returns; `size` is the static square side, None for any."""
+    """What `export.open.open_model` returns."""
 
     @property
     def name(self) -> str:
@@ -47,8 +47,8 @@ class Model(Protocol):
         ...
 
     @property
-    def size(self) -> int | None:
-        """Side of the only photo it takes, None for any."""
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) of the only photo it takes, pixels; None for any."""
         ...
 
     def __call__(self, photo: Tensor, position: int, /) -> Tensor:

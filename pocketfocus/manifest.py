@@ -90,7 +90,8 @@ class Manifest:
         sigma_steps: noise levels at which the student is called; empty for the one-step student,
             which takes no noise.
         reference: the model the student was distilled from; "" when not known.
-        calibration: `photos` and `positions` of every calibration input, and `photos_sha256`.
+        calibration: `photos` and `positions` of every calibration input, how many there are at
+            each position, the hash of every photo, and of all inputs.
         tools: version of every package that shaped the files.
     """
 

@@ -109,8 +109,12 @@ class Defocus(nn.Module):
     """What discs of confusion of fixed `radii` (pixels) change in a photo.
 
     `forward(photo [B,3,H,W] in [-1,1]) -> K changes [B,3,H,W]`. Light is taken as the square of
-    sRGB, which is close to its curve and one multiplication; edges are repeated.
+    sRGB, which is close to its curve and one multiplication; edges are repeated. Whole numbers are
+    written as floats: ExecuTorch converts integers at run time, outside the delegate.
     """
+
+    rows: Tensor
+    columns: Tensor
 
     def __init__(self, radii: Sequence[float]) -> None:
         super().__init__()
@@ -123,7 +127,7 @@ class Defocus(nn.Module):
         self.discs = len(kernels)
 
     def forward(self, photo: Tensor) -> list[Tensor]:
-        brightness = (photo + 1) / 2
+        brightness = (photo + 1.0) / 2.0
         light = self.extended(brightness * brightness + DARKEST)
         changes = []
         for n in range(self.discs):
@@ -133,7 +137,7 @@ class Defocus(nn.Module):
             if spare:  # a slice that takes everything is an alias, which Core ML refuses
                 inner = light[:, :, spare:-spare, spare:-spare]
             blurred = F.conv2d(inner, kernel, groups=3)
-            changes.append(2 * blurred.sqrt() - 1 - photo)
+            changes.append(2.0 * blurred.sqrt() - 1.0 - photo)
         return changes
 
     def extended(self, image: Tensor) -> Tensor:
@@ -159,6 +163,8 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
         size: (height, width) of the photo that the exported files take, pixels.
     """
 
+    frames: Tensor
+
     @register_to_config
     def __init__(
         self,
@@ -171,6 +177,8 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
         super().__init__()
         self.network = WeightNet(channels, blocks, expansion, len(radii))
         self.defocus = Defocus(radii)
+        frames = torch.eye(FRAMES).repeat(len(radii), 1)
+        self.register_buffer("frames", frames, persistent=False)
 
     @property
     def photo_size(self) -> tuple[int, int]:
@@ -180,8 +188,8 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def forward(self, photo: Tensor, position: Tensor) -> Tensor:
         changes = self.defocus(photo)
-        others = (1 - position)[:, :, None, None]
-        weights = self.network(photo, position) * torch.cat([others] * len(changes), 1)
+        others = 1.0 - F.linear(position, self.frames)  # of every disc
+        weights = self.network(photo, position) * others[:, :, None, None]
         return self.compose(photo, weights, changes)
 
     @staticmethod

@@ -50,10 +50,20 @@ class Calibration:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """For the manifest: photo and position of every input, and the hash of all."""
+        """For the manifest: photo and position of every input, what they cover, and hashes.
+
+        The hash of a photo is that of its pixels as the student sees them.
+        """
         return {
             "photos": [self.names[index] for index, _ in self.calls],
             "positions": [position for _, position in self.calls],
+            "inputs_at_position": [
+                sum(found == position for _, found in self.calls) for position in range(FRAMES)
+            ],
+            "photo_sha256": {
+                name: hashlib.sha256(photo.numpy().tobytes()).hexdigest()
+                for name, photo in zip(self.names, self.photos, strict=True)
+            },
             "sha256": self.sha256,
         }
 

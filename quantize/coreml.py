@@ -7,57 +7,163 @@ works anywhere: `ct.convert` of a graph quantized by torchao's PT2E becomes Core
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.export import ExportedProgram
 
-from pocketfocus.quantize.executorch import Inputs, capture, static_int8
-from pocketfocus.quantize.recipes import Recipe
+from pocketfocus.quantize.executorch import Inputs, capture, int8
+from pocketfocus.quantize.plan import Choice, plan
+from pocketfocus.quantize.recipes import Recipe, Scheme
 
-PALETTE_GROUP = 8  # output channels that share one 16-entry palette
+TARGET = "coreml"
 SMALLEST_WEIGHT = 512  # elements; fewer are not worth a palette
-GROUPED_PALETTES_IOS = 18
+MODERN_IOS = 18  # has blocks of integers, and palettes for groups of channels
+FLOATS_16 = "a file is float16 throughout unless every layer is asked to be float32"
+NO_BLOCKS = "iOS 17 has no blocks of integers"
+NO_4_BIT_INTEGERS = "iOS 17 has no 4-bit integers"
+NO_GROUPED_PALETTES = "iOS 17 has one palette a weight"
+WEIGHTS_ONLY = "Core ML takes int8 activations beside int8 weights, one scale a channel, only"
+NO_DYNAMIC = "Core ML finds no ranges at run time"
 
 
-def program(student: nn.Module, recipe: Recipe, inputs: Inputs) -> ExportedProgram:
-    """What ct.convert takes: the captured graph, with int8 already in it at 8 bits."""
-    captured = capture(student, inputs)
-    if recipe.weight_bits == 8:
-        captured = capture(static_int8(captured, inputs, only_convolutions=False), inputs)
+def choose(asked: Scheme, layer: nn.Module, ios: int) -> Choice:
+    """What Core ML of an iOS takes in place of a scheme: nearly all of iOS 18, less of iOS 17."""
+    if asked.bits >= 16:
+        return Choice(asked)
+    weight = layer.get_parameter("weight")
+    if weight.numel() <= SMALLEST_WEIGHT and asked.activations == "float":
+        return Choice(Scheme(16), f"weights of {SMALLEST_WEIGHT} elements or fewer stay float16")
+    why: list[str] = []
+    if asked.activations != "float" and (asked.bits, asked.granularity) == (8, "channel"):
+        why += [NO_DYNAMIC] if asked.activations == "dynamic" else []
+        return Choice(Scheme(8, "affine", "channel", "static"), "; ".join(why))
+    if asked.activations != "float":
+        why.append(WEIGHTS_ONLY)
+    form, granularity = asked.form, asked.granularity
+    if ios < MODERN_IOS:
+        if form == "affine" and asked.bits == 4:
+            why.append(NO_4_BIT_INTEGERS)
+            form, granularity = "palette", "tensor"
+        elif form == "affine" and isinstance(granularity, int):
+            why.append(NO_BLOCKS)
+            granularity = "channel"
+        elif form == "palette" and granularity != "tensor":
+            why.append(NO_GROUPED_PALETTES)
+            granularity = "tensor"
+    if isinstance(granularity, int):
+        whole = channels(layer)[form != "palette"]
+        if whole % granularity:
+            kind = "outputs" if form == "palette" else "inputs"
+            why.append(f"{whole} {kind} are no whole groups of {granularity}")
+            return Choice(Scheme(16), "; ".join(why))
+        if whole == granularity:
+            why.append(f"{granularity} is all there are")
+            granularity = "tensor" if form == "palette" else "channel"
+        elif form == "affine" and kernel_area(layer) > 1:
+            why.append("a block spans the whole kernel")
+            granularity *= kernel_area(layer)
+    if weight.numel() <= SMALLEST_WEIGHT:
+        why.append(f"weights of {SMALLEST_WEIGHT} elements or fewer stay float16")
+        return Choice(Scheme(16), "; ".join(why))
+    return Choice(Scheme(asked.bits, form, granularity), "; ".join(why))
+
+
+def channels(layer: nn.Module) -> tuple[int, int]:
+    """The channels along a weight's output and input axis, as Core ML stores it."""
+    shape = layer.get_parameter("weight").shape
+    if isinstance(layer, nn.ConvTranspose2d):
+        return shape[1], shape[0]
+    return shape[0], shape[1]
+
+
+def kernel_area(layer: nn.Module) -> int:
+    """Weights between an input and an output channel: 1 of a linear layer."""
+    return math.prod(layer.get_parameter("weight").shape[2:])
+
+
+def choices(recipe: Recipe, network: nn.Module) -> dict[str, Choice]:
+    """What coremltools is asked for, layer by layer; UserError for patterns that fit none."""
+    found = plan(recipe, TARGET, network, partial(choose, ios=recipe.ios))
+    if all(choice.scheme.bits == 32 for choice in found.values()):
+        return found
+    float16 = Choice(Scheme(16), FLOATS_16)
+    return {name: float16 if c.scheme.bits == 32 else c for name, c in found.items()}
+
+
+def program(network: nn.Module, recipe: Recipe, inputs: Inputs) -> ExportedProgram:
+    """What ct.convert takes: the captured graph, with int8 activations already in it."""
+    captured = capture(network, inputs)
+    schemes = {name: choice.scheme for name, choice in choices(recipe, network).items()}
+    static = {name: scheme for name, scheme in schemes.items() if scheme.activations == "static"}
+    if static:
+        between = len(static) == len(schemes)
+        captured = capture(int8(captured, inputs, static, between), inputs)
     decomposed: ExportedProgram = captured.run_decompositions({})
     return decomposed
 
 
-def compressed(model: Any, recipe: Recipe) -> Any:
-    """The model with 4-bit weights in the recipe's form, as far as its iOS reads it.
+def compressed(model: Any, configs: Mapping[str, Any], everywhere: Any = None) -> Any:
+    """The model with integer weights or palettes (by k-means) for some of its weights.
 
-    Palettes by k-means: one for every `PALETTE_GROUP` channels of a weight, or, as iOS 17 has no
-    others, one a weight. Blocks: symmetric integers, one scale for every `group_size` weights.
+    `configs` are `config_of` schemes, by the names of the weights in the program; `everywhere` is
+    that of all others. None leaves a weight as it is.
     """
     from coremltools.optimize.coreml import (
-        OpLinearQuantizerConfig,
         OpPalettizerConfig,
         OptimizationConfig,
         linear_quantize_weights,
         palettize_weights,
     )
 
-    if recipe.form == "blocks":
-        blocks = OpLinearQuantizerConfig(
-            mode="linear_symmetric",
-            dtype="int4",
-            granularity="per_block",
-            block_size=recipe.group_size,
+    for compress, palettes in ((palettize_weights, True), (linear_quantize_weights, False)):
+        named = {
+            name: config
+            for name, config in configs.items()
+            if config is not None and isinstance(config, OpPalettizerConfig) == palettes
+        }
+        rest = everywhere if isinstance(everywhere, OpPalettizerConfig) == palettes else None
+        if named or rest is not None:
+            config = OptimizationConfig(global_config=rest, op_name_configs=named)
+            model = compress(model, config)
+    return model
+
+
+def config_of(scheme: Scheme, area: int = 1) -> Any:
+    """A scheme in coremltools' words, for a kernel of `area` places; integers are symmetric.
+
+    None for what is not compressed: floats, and weights that are integers already.
+    """
+    if scheme.bits >= 16 or scheme.activations != "float":
+        return None
+    from coremltools.optimize.coreml import OpLinearQuantizerConfig, OpPalettizerConfig
+
+    grouped = isinstance(scheme.granularity, int)
+    if scheme.form == "palette":
+        one_tensor = scheme.granularity == "tensor"
+        return OpPalettizerConfig(
+            mode="kmeans",
+            nbits=scheme.bits,
+            granularity="per_tensor" if one_tensor else "per_grouped_channel",
+            group_size=scheme.granularity if grouped else 1,
             weight_threshold=SMALLEST_WEIGHT,
         )
-        return linear_quantize_weights(model, OptimizationConfig(global_config=blocks))
-    grouped = recipe.ios >= GROUPED_PALETTES_IOS
-    palettes = OpPalettizerConfig(
-        mode="kmeans",
-        nbits=4,
-        granularity="per_grouped_channel" if grouped else "per_tensor",
-        group_size=PALETTE_GROUP,
+    return OpLinearQuantizerConfig(
+        mode="linear_symmetric",
+        dtype=f"int{scheme.bits}",
+        granularity="per_block" if grouped else f"per_{scheme.granularity}",
+        block_size=int(scheme.granularity) // area if grouped else 32,
         weight_threshold=SMALLEST_WEIGHT,
     )
-    return palettize_weights(model, OptimizationConfig(global_config=palettes))
+
+
+def uniform(recipe: Recipe) -> Scheme:
+    """What is asked for any layer, as far as the recipe's iOS reads it."""
+    asked = recipe.scheme_of(TARGET, "")
+    if asked.form == "palette" and recipe.ios < MODERN_IOS:
+        return replace(asked, granularity="tensor")
+    return replace(asked, activations="float") if asked.bits == 4 else asked

@@ -1,22 +1,31 @@
 """int8 and 4-bit for XNNPACK, with torchao's own quantizers.
 
-int8: PT2E static quantization, one scale a weight channel, one scale a tensor of activations.
-int4: torchao stops at linear layers, so these take groups of 4-bit weights with activations
+8 bits: PT2E quantization, one scale a weight channel, one scale a tensor of activations.
+4 bits: torchao stops at linear layers, so these take groups of 4-bit weights with activations
 quantized to int8 at run time; convolutions stay at static int8, in the same graph.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from pocketfocus.quantize.recipes import Recipe
+from pocketfocus.quantize.layers import quantizable
+from pocketfocus.quantize.plan import Choice, plan
+from pocketfocus.quantize.recipes import Granularity, Recipe, Scheme
 
+TARGET = "executorch"
+
+# All but concatenations, whose annotator takes every one in the graph, whatever the filter says.
+OPERATORS = (
+    *(torch.ops.aten.conv2d.default, torch.ops.aten.conv_transpose2d.input),
+    *(torch.ops.aten.linear.default, torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor),
+)
 INT4: torch.dtype = getattr(torch, "int4")  # noqa: B009 - missing from torch's type stubs
 
 
@@ -49,6 +58,51 @@ Inputs = Iterable[tuple[Tensor, ...]]
 """What a network is called with, each time; the first one also fixes the shapes."""
 
 
+ARITHMETIC_16 = "XNNPACK's serializer stores convolution weights as float32"
+NO_PALETTES = "XNNPACK has no palettes"
+NO_4_BIT_CONVOLUTIONS = "XNNPACK has 4-bit weights in linear layers only"
+NO_WEIGHTS_ALONE = "XNNPACK takes integer weights with int8 activations only"
+NO_8_BIT_GROUPS = "XNNPACK has groups of 4-bit weights only"
+NO_4_BIT_TENSORS = "XNNPACK's 4-bit weights have a scale a channel or a group"
+DYNAMIC_ONLY = "XNNPACK multiplies 4-bit weights with activations quantized at run time"
+STATIC_CONVOLUTIONS = "torchao's quantizer takes dynamic ranges in linear layers only"
+
+
+def choose(asked: Scheme, layer: nn.Module) -> Choice:
+    """What XNNPACK takes in place of a scheme: 4 bits in linear layers, else int8 affine."""
+    if asked.bits >= 16:
+        stored = 32 if not isinstance(layer, nn.Linear) else asked.bits
+        return Choice(Scheme(stored), ARITHMETIC_16 if stored != asked.bits else "")
+    why = [NO_PALETTES] if asked.form == "palette" else []
+    group = 32 if asked.form == "palette" else asked.granularity
+    if asked.bits == 4:
+        if not isinstance(layer, nn.Linear):
+            why.append(NO_4_BIT_CONVOLUTIONS)
+        elif group == "tensor":
+            why.append(NO_4_BIT_TENSORS)
+        elif isinstance(group, int) and layer.in_features % group:
+            why.append(f"{layer.in_features} inputs are no whole groups of {group}")
+        else:
+            why += [DYNAMIC_ONLY] if asked.activations != "dynamic" else []
+            return Choice(Scheme(4, "affine", group, "dynamic"), "; ".join(why))
+    activations = asked.activations if asked.bits == 8 else "static"
+    if activations == "float":
+        why.append(NO_WEIGHTS_ALONE)
+        activations = "static"
+    elif activations == "dynamic" and not isinstance(layer, nn.Linear):
+        why.append(STATIC_CONVOLUTIONS)
+        activations = "static"
+    if isinstance(group, int):
+        why += [NO_8_BIT_GROUPS] if asked.bits == 8 and asked.form == "affine" else []
+        group = "channel"
+    return Choice(Scheme(8, "affine", group, activations), "; ".join(why))
+
+
+def choices(recipe: Recipe, network: nn.Module) -> dict[str, Choice]:
+    """What XNNPACK is asked for, layer by layer; UserError for patterns that fit none."""
+    return plan(recipe, TARGET, network, choose)
+
+
 def quantized(student: nn.Module, recipe: Recipe, inputs: Inputs) -> tuple[Any, int]:
     """A module that torch.export and XNNPACK take, and its number of 4-bit linear layers."""
     return quantized_in_place(copy.deepcopy(student).eval(), recipe, inputs)
@@ -56,15 +110,15 @@ def quantized(student: nn.Module, recipe: Recipe, inputs: Inputs) -> tuple[Any, 
 
 def quantized_in_place(model: nn.Module, recipe: Recipe, inputs: Inputs) -> tuple[Any, int]:
     """The same for a model that nobody needs afterwards: its weights are in memory once."""
-    four_bit = 0
-    if recipe.weight_bits == 16:
+    schemes = {name: choice.scheme for name, choice in choices(recipe, model).items()}
+    if all(scheme.bits == 16 for scheme in recipe.asked(TARGET, schemes).values()):
         return Half(model).eval(), 0
-    if recipe.weight_bits == 4:
-        four_bit = group_linears(model, recipe.group_size)
-    if recipe.calibrated:
-        only_convolutions = recipe.weight_bits == 4
-        return static_int8(capture(model, inputs), inputs, only_convolutions), four_bit
-    return model, four_bit
+    four_bit = {name: s.granularity for name, s in schemes.items() if s.bits == 4}
+    group_linears(model, four_bit)
+    if any(scheme.bits == 8 for scheme in schemes.values()):
+        eight_bit = {name: s for name, s in schemes.items() if s.bits == 8}
+        return int8(capture(model, inputs), inputs, eight_bit, not four_bit), len(four_bit)
+    return model, len(four_bit)
 
 
 def capture(model: nn.Module, inputs: Inputs) -> ExportedProgram:
@@ -73,49 +127,60 @@ def capture(model: nn.Module, inputs: Inputs) -> ExportedProgram:
         return torch.export.export(model, next(iter(inputs)))
 
 
-def static_int8(program: ExportedProgram, inputs: Inputs, only_convolutions: bool) -> Any:
-    """Observe the inputs, then fix every scale (torchao PT2E, XNNPACK's quantizer)."""
+def int8(
+    program: ExportedProgram, inputs: Inputs, schemes: Mapping[str, Scheme], between: bool
+) -> Any:
+    """Observe the inputs, then fix every scale (torchao PT2E, XNNPACK's quantizer).
+
+    Only these layers and, if `between`, the additions between layers: what follows the last layer
+    stays in floating point.
+    """
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
     )
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import ComposableQuantizer
 
-    config = get_symmetric_quantization_config(is_per_channel=True)
-    quantizer = XNNPACKQuantizer()
-    if only_convolutions:
-        aten = torch.ops.aten
-        for operator in (aten.conv2d.default, aten.conv_transpose2d.input):
+    graph = program.module()
+    quantizers = []
+    for scheme in sorted(set(schemes.values()), key=str):
+        names = {name for name, found in schemes.items() if found == scheme}
+        dynamic = scheme.activations == "dynamic"
+        config = get_symmetric_quantization_config(
+            is_per_channel=scheme.granularity == "channel", is_dynamic=dynamic
+        )
+        filtered = quantizable(graph.graph, names, between and not dynamic)
+        quantizer = XNNPACKQuantizer().set_filter_function(filtered)
+        for operator in OPERATORS:
             quantizer.set_operator_type(operator, config)
-    else:
-        quantizer.set_global(config)
-    observed = prepare_pt2e(program.module(), quantizer)
+        quantizers.append(quantizer)
+    observed = prepare_pt2e(graph, ComposableQuantizer(quantizers))
     with torch.no_grad():
         for arguments in inputs:
             observed(*arguments)
     return convert_pt2e(observed)
 
 
-def group_linears(model: nn.Module, group_size: int) -> int:
-    """4-bit weights, in place, for every linear layer whose inputs split into groups; how many."""
+def group_linears(model: nn.Module, layers: Mapping[str, Granularity]) -> None:
+    """4-bit weights, in place, for these linear layers: one scale a channel, or for so many."""
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
-    from torchao.quantization.granularity import PerGroup
+    from torchao.quantization.granularity import PerAxis, PerGroup
     from torchao.utils import unwrap_tensor_subclass
 
-    count = 0
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, nn.Linear) and groupable(layer, group_size):
-                setattr(parent, name, Rows(layer))
-                count += 1
-    config = Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=INT4, weight_granularity=PerGroup(group_size)
-    )
-    quantize_(model, config, lambda layer, _: groupable(layer, group_size))
+    if not layers:
+        return
+    for path in layers:
+        parent, _, name = path.rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, name, Rows(cast(nn.Linear, owner.get_submodule(name))))
+    for granularity in sorted(set(layers.values()), key=str):
+        paths = {f"{path}.linear" for path, found in layers.items() if found == granularity}
+        config = Int8DynamicActivationIntxWeightConfig(
+            weight_dtype=INT4,
+            weight_granularity=PerGroup(granularity)
+            if isinstance(granularity, int)
+            else PerAxis(0),
+        )
+        quantize_(model, config, lambda _, path, paths=paths: path in paths)
     unwrap_tensor_subclass(model)
-    return count
-
-
-def groupable(layer: nn.Module, group_size: int) -> bool:
-    """Whether a layer is linear and its inputs are whole groups."""
-    return isinstance(layer, nn.Linear) and layer.in_features % group_size == 0

@@ -1,38 +1,114 @@
 """fp16, int8 and 4-bit ONNX, with onnxruntime's own converters and quantizers.
 
 int8 is QDQ: int8 weights, one scale a channel, unsigned int8 activations, one scale a tensor. At
-4 bits onnxruntime has only `MatMulNBits`, so convolutions stay at int8.
+4 bits onnxruntime has only `MatMulNBits`; weights of convolutions are 4-bit in the file alone.
 """
 
 from __future__ import annotations
 
+import ast
 import copy
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx import helper, version_converter
+from torch import nn
 
 from pocketfocus.quantize.calibration import Calibration
-from pocketfocus.quantize.recipes import Recipe
+from pocketfocus.quantize.layers import LAYER_TYPES, layers_of
+from pocketfocus.quantize.plan import Choice, plan
+from pocketfocus.quantize.recipes import GROUP, Recipe, Scheme
 
-QUANTIZED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Add")
+WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+LAYER = "layer/"  # how the name of a layer's operator begins; its path in the network follows
+TARGET = "onnx"
+SCOPES, CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
+BLOCKS = (16, 32, 64, 128, 256)  # that `MatMulNBits` takes
+BLOCKED_OPSET = 21  # the first whose DequantizeLinear has 4-bit integers and blocks
+NO_PALETTES = "ONNX has no palettes"
+GROUPS_ONLY = "onnxruntime rounds to 4 bits in groups"
+DYNAMIC_PRODUCTS = "MatMulNBits multiplies with activations quantized at run time"
+FLOAT_CONVOLUTIONS = "onnxruntime has no 4-bit convolution: weights are unpacked to float32"
+STATIC_ONLY = "8 bits are QDQ, whose ranges are fixed"
+CHANNELS_ONLY = "QDQ weights have one scale a channel here"
 INT8_ARITHMETIC = 4  # MatMulNBits' accuracy_level: activations to int8 at run time
 
 
-def quantized(model: onnx.ModelProto, recipe: Recipe, inputs: Calibration) -> onnx.ModelProto:
-    """A new model at the recipe's precision; inputs and outputs stay float32."""
-    if recipe.weight_bits == 16:
+def choose(asked: Scheme, layer: nn.Module) -> Choice:
+    """What onnxruntime takes in place of a scheme: 4 bits in groups, 8 bits with static ranges."""
+    if asked.bits >= 16:
+        return Choice(asked)
+    why = [NO_PALETTES] if asked.form == "palette" else []
+    granularity = GROUP if asked.form == "palette" else asked.granularity
+    if asked.bits == 4:
+        if not isinstance(granularity, int):
+            why.append(GROUPS_ONLY)
+            granularity = GROUP
+        elif granularity not in BLOCKS:
+            why.append(f"onnxruntime has groups of {', '.join(map(str, BLOCKS))}")
+            granularity = GROUP
+        activations = "dynamic" if isinstance(layer, nn.Linear) else "float"
+        if activations != asked.activations:
+            why.append(DYNAMIC_PRODUCTS if activations == "dynamic" else FLOAT_CONVOLUTIONS)
+        return Choice(Scheme(4, "affine", granularity, activations), "; ".join(why))
+    if asked.activations != "static":
+        why.append(STATIC_ONLY)
+    if granularity != "channel" and asked.form == "affine":
+        why.append(CHANNELS_ONLY)
+    return Choice(Scheme(8, "affine", "channel", "static"), "; ".join(why))
+
+
+def choices(recipe: Recipe, network: nn.Module) -> dict[str, Choice]:
+    """What onnxruntime is asked for, layer by layer; UserError for patterns that fit none."""
+    return plan(recipe, TARGET, network, choose)
+
+
+def quantized(
+    model: onnx.ModelProto, schemes: Mapping[str, Scheme], inputs: Calibration
+) -> onnx.ModelProto:
+    """A new model, its layers kept by these schemes; inputs and outputs stay float32."""
+    if all(scheme.bits == 16 for scheme in schemes.values()):
         return half(model)
-    if not recipe.calibrated:
-        return model
-    four_bit = recipe.weight_bits == 4
+    four_bit = {name: s for name, s in schemes.items() if s.bits == 4}
+    eight_bit = {name: s for name, s in schemes.items() if s.bits == 8}
     with tempfile.TemporaryDirectory(prefix="pocketfocus-onnx-") as scratch:
-        prepared = prepare(model, Path(scratch))
+        if four_bit or eight_bit:
+            model = prepare(model, Path(scratch))
         if four_bit:
-            prepared = four_bit_matmuls(prepared, recipe.group_size)
-        return static_int8(prepared, inputs, Path(scratch))
+            model = raised(model)
+            model = four_bit_convolutions(four_bit_matmuls(model, four_bit), four_bit)
+        if eight_bit:
+            between = not four_bit
+            model = static_int8(model, inputs, Path(scratch), eight_bit, between)
+    return model
+
+
+def layer_of_name(name: str) -> str:
+    """The path of the layer that an operator's name holds; "" when it is none's."""
+    return name.split("/")[1] if name.startswith(LAYER) else ""
+
+
+def name_layers(model: onnx.ModelProto, network: nn.Module) -> None:
+    """Rename every layer's operator, in place, to `layer/PATH/OPERATOR`, which toolchains keep.
+
+    RuntimeError when PyTorch's exporter left a layer of the network without a trace.
+    """
+    missing = set(layers_of(network))
+    for node in model.graph.node:
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        if node.op_type not in WEIGHTED or SCOPES not in notes:
+            continue
+        *_, path, _ = ast.literal_eval(notes[SCOPES])  # the last one is the operator's own
+        *_, kind, _ = ast.literal_eval(notes[CLASSES])
+        if kind in LAYER_TYPES:
+            node.name = f"{LAYER}{path}/{node.op_type}"
+            missing.discard(path)
+    if missing:
+        raise RuntimeError(f"the ONNX graph has no operator for the layers {sorted(missing)}")
 
 
 def half(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -59,20 +135,144 @@ def prepare(model: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
     return onnx.load(prepared)
 
 
-def four_bit_matmuls(model: onnx.ModelProto, group_size: int) -> onnx.ModelProto:
-    """Symmetric 4-bit weights, one scale a group, for every MatMul by a constant."""
+def raised(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model at the first opset that has blocks of 4-bit integers, or its own if later."""
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    if opset >= BLOCKED_OPSET:
+        return model
+    found: onnx.ModelProto = version_converter.convert_version(model, BLOCKED_OPSET)
+    return found
+
+
+def four_bit_matmuls(model: onnx.ModelProto, schemes: Mapping[str, Scheme]) -> onnx.ModelProto:
+    """Symmetric 4-bit weights, one scale a group, for these layers' MatMuls by a constant."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    quantizer = MatMulNBitsQuantizer(
-        model, bits=4, block_size=group_size, is_symmetric=True, accuracy_level=INT8_ARITHMETIC
+    for group in sorted({int(scheme.granularity) for scheme in schemes.values()}):
+        layers = {name for name, scheme in schemes.items() if scheme.granularity == group}
+        others = [n.name for n in model.graph.node if layer_of_name(n.name) not in layers]
+        quantizer = MatMulNBitsQuantizer(
+            model,
+            bits=4,
+            block_size=group,
+            is_symmetric=True,
+            accuracy_level=INT8_ARITHMETIC,
+            nodes_to_exclude=others,
+        )
+        quantizer.process()
+        model = quantizer.model.model
+    return model
+
+
+def four_bit_convolutions(model: onnx.ModelProto, schemes: Mapping[str, Scheme]) -> onnx.ModelProto:
+    """The same for other operators of these layers, whose kernels take floats.
+
+    Their weights are stored as 4-bit integers, one scale a group of an output channel's, which
+    `DequantizeLinear` unpacks at run time: smaller, not faster. Rounded by onnxruntime.
+    """
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        scheme = schemes.get(layer_of_name(node.name))
+        if scheme is not None and node.op_type in WEIGHTED and node.input[1] in weights:
+            tensor = weights[node.input[1]]
+            made, constants = unpacking(node, tensor, int(scheme.granularity))
+            node.input[1] = made[-1].output[0]
+            nodes += made
+            model.graph.initializer.extend(constants)
+            model.graph.initializer.remove(tensor)
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def unpacking(
+    node: onnx.NodeProto, tensor: onnx.TensorProto, group: int
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """The operators that give a layer's weight from 4-bit integers, and their constants.
+
+    onnxruntime's rounding takes a matrix [K, N] and makes groups of K: the inputs of an output.
+    """
+    from onnxruntime.quantization import QuantFormat
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        DefaultWeightOnlyQuantConfig,
+        DefaultWeightOnlyQuantizer,
     )
-    quantizer.process()
-    result: onnx.ModelProto = quantizer.model.model
-    return result
+
+    weight = onnx.numpy_helper.to_array(tensor)
+    flipped = any(entry.name == "transB" and entry.i for entry in node.attribute)
+    turned = node.op_type == "Conv" or flipped  # outputs first; of a ConvTranspose inputs first
+    matrix = weight.reshape(weight.shape[0], -1)
+    matrix = np.ascontiguousarray(matrix.T if turned else matrix)
+    config = DefaultWeightOnlyQuantConfig(
+        block_size=group, is_symmetric=True, bits=4, quant_format=QuantFormat.QDQ
+    )
+    packed, scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(matrix)
+    name = tensor.name
+    constants = [
+        helper.make_tensor(
+            f"{name}_int4", onnx.TensorProto.INT4, matrix.shape, packed.tobytes(), raw=True
+        ),
+        onnx.numpy_helper.from_array(scales, f"{name}_scales"),
+        onnx.numpy_helper.from_array(np.array(weight.shape, np.int64), f"{name}_shape"),
+    ]
+    unpacked, straight, shaped = f"{name}_unpacked", f"{name}_straight", f"{name}_shaped"
+    made = [
+        helper.make_node(
+            "DequantizeLinear",
+            [constants[0].name, constants[1].name],
+            [unpacked],
+            name=f"{unpacked}/op",
+            axis=0,
+            block_size=group,
+        )
+    ]
+    if turned:
+        made.append(
+            helper.make_node(
+                "Transpose", [unpacked], [straight], name=f"{straight}/op", perm=[1, 0]
+            )
+        )
+    last = made[-1].output[0]
+    shape = [last, constants[2].name]
+    made.append(helper.make_node("Reshape", shape, [shaped], name=f"{shaped}/op"))
+    return made, constants
 
 
-def static_int8(model: onnx.ModelProto, inputs: Calibration, scratch: Path) -> onnx.ModelProto:
-    """QDQ around what is left in floating point, its ranges from the calibration inputs."""
+def left_alone(model: onnx.ModelProto, layers: Collection[str], between: bool) -> list[str]:
+    """The names of the operators that stay in floating point.
+
+    These are all but `layers` and, if `between`, the additions that lead to a layer.
+    """
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for value in node.input:
+            readers.setdefault(value, []).append(node)
+    leading: set[str] = set()
+    names = []
+    for node in reversed(model.graph.node):  # in the order of computation, by the format's rules
+        users = [user for value in node.output for user in readers.get(value, ())]
+        if any(user.name in leading or layer_of_name(user.name) for user in users):
+            leading.add(node.name)
+        weighted = node.op_type in WEIGHTED
+        inside = layer_of_name(node.name) in layers if weighted else between
+        if not inside or not (weighted or node.name in leading):
+            names.append(node.name)
+    return names
+
+
+def static_int8(
+    model: onnx.ModelProto,
+    inputs: Calibration,
+    scratch: Path,
+    layers: Collection[str],
+    between: bool,
+) -> onnx.ModelProto:
+    """QDQ around these layers and, if `between`, the additions that lead to one.
+
+    Their ranges come from the calibration inputs; what follows the last layer stays.
+    """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     written = scratch / "int8.onnx"
@@ -81,7 +281,8 @@ def static_int8(model: onnx.ModelProto, inputs: Calibration, scratch: Path) -> o
         written,
         reader(inputs),
         quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=list(QUANTIZED),
+        op_types_to_quantize=[*WEIGHTED, "Add"],
+        nodes_to_exclude=left_alone(model, layers, between),
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,

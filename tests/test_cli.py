@@ -29,6 +29,8 @@ COMMANDS = (
     "verify",
     "bench",
     "report",
+    "sensitivity",
+    "mixed",
     "refocus",
     "evaluate",
     "doctor",

@@ -127,7 +127,7 @@ def test_run_model_refuses_a_broken_models_output(
             return spoil(super().__call__(photo, position))
 
     with pytest.raises(UserError, match=said):
-        run_model(Broken(64, "student-int4.pte"), photo, 3)
+        run_model(Broken((64, 64), "student-int4.pte"), photo, 3)
 
 
 def test_run_model_with_a_student(small_student: Path, photo: Image.Image) -> None:
@@ -140,7 +140,7 @@ def test_run_model_with_a_student(small_student: Path, photo: Image.Image) -> No
         def __call__(self, photo: Tensor, position: int) -> Tensor:
             return student(photo, one_hot(position))
 
-    frames = run_model(Student(64), photo, 8)
+    frames = run_model(Student((64, 64)), photo, 8)
     assert frames.shape == (9, 3, 64, 96)
     assert frames.std(0).max() > 0
 

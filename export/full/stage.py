@@ -30,12 +30,13 @@ from pocketfocus.manifest import (
     load_manifest,
 )
 from pocketfocus.processes import death, run_module
-from pocketfocus.quantize.recipes import Recipe, for_ios, get_recipe
+from pocketfocus.quantize.recipes import Recipe, fields_of, for_ios, get_recipe
 from pocketfocus.scenes import TRAIN_PHOTOS
 
 WORKER = "pocketfocus.export.full.worker"
 TARGETS = ("executorch", "coreml")
 PRECISIONS = ("int4",)
+IOS = 18
 FORM = "blocks"  # palettes by k-means take hours at full size
 CHECKS = "checks"
 THREADS = 2
@@ -63,7 +64,7 @@ class FullExport:
     targets: Sequence[str] = TARGETS
     precisions: Sequence[str] = PRECISIONS
     size: tuple[int, int] = (SMALLEST, SMALLEST)
-    ios: int = 18
+    ios: int = IOS
     form: str = FORM
     threads: int = THREADS
 
@@ -141,7 +142,7 @@ def make(
     path, check = asked.out / name, asked.out / CHECKS / f"{part}.safetensors"
     key = key_of(
         weights=weights,
-        recipe=asdict(recipe),
+        recipe=fields_of(recipe),
         size=asked.size,
         code=code_hash(),
         tools={tool: metadata.version(tool) for tool in TOOLS},
@@ -158,7 +159,7 @@ def make(
                 "reference": asked.reference,
                 "part": part,
                 "target": target.name,
-                "recipe": asdict(recipe),
+                "recipe": fields_of(recipe),
                 "size": list(asked.size),
                 "threads": asked.threads,
                 "path": str(scratch),
@@ -183,7 +184,7 @@ def make(
         key=key,
         inputs=tensors(result["inputs"]),
         outputs=tensors(result["outputs"]),
-        recipe=asdict(recipe),
+        recipe=fields_of(recipe),
         taken=result["taken"] | {field: result[field] for field in measured},
         delegation=delegation,
     )

@@ -25,7 +25,7 @@ from pocketfocus.export.quiet import quiet
 from pocketfocus.export.targets import Written
 from pocketfocus.manifest import TensorSpec
 from pocketfocus.memory import peak_mib, swapped_mib
-from pocketfocus.quantize.recipes import Recipe
+from pocketfocus.quantize.recipes import Recipe, recipe_from
 
 SHARES = {
     "executorch": {"read and fold": 0.05, "quantize": 0.1, "capture": 0.05, "lower": 0.8},
@@ -36,7 +36,7 @@ SHARES = {
 def work(job: dict[str, Any]) -> dict[str, Any]:
     """Write one file: what is in it, and what writing it took."""
     torch.set_num_threads(job["threads"])
-    part, recipe = PARTS[job["part"]], Recipe(**job["recipe"])
+    part, recipe = PARTS[job["part"]], recipe_from(job["recipe"], "the job")
     size = (job["size"][0], job["size"][1])
     phases = Phases(job["name"], SHARES[job["target"]], say)
     with phases("read and fold"), torch.no_grad():
@@ -94,7 +94,7 @@ def write_coreml(
 ) -> Written:
     """Capture, convert, compress and save."""
     from pocketfocus.export.coreml import converted, facts, save
-    from pocketfocus.quantize.coreml import compressed, program
+    from pocketfocus.quantize.coreml import compressed, config_of, program, uniform
 
     with quiet():
         with phases("capture"):
@@ -104,7 +104,7 @@ def write_coreml(
             model = converted(captured.pop(), recipe, inputs, part.output)
         with phases("compress"):
             if recipe.weight_bits == 4:
-                model = compressed(model, recipe)
+                model = compressed(model, {}, config_of(uniform(recipe)))
             save(model, path)
     return Written(facts(model.get_spec(), recipe))
 

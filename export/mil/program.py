@@ -120,18 +120,27 @@ class Program:
 
 def load_program(path: Path) -> Program:
     """Load a .mlpackage; UserError when it is none, or names the operators that are not known."""
+    return from_pymil(load_pymil(path), str(path))
+
+
+def load_pymil(path: Path) -> Any:
+    """A .mlpackage as coremltools' own program object; UserError when it is none."""
     import coremltools as ct
-    from coremltools.converters.mil.frontend.milproto.load import load
 
     try:
         with quiet():
-            model = ct.models.MLModel(str(path), skip_model_load=True)
-            spec = model.get_spec()
-            found = load(spec, spec.specificationVersion, model.weights_dir)
+            return pymil_of(ct.models.MLModel(str(path), skip_model_load=True))
     except Exception as error:  # its exception types share no public base
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"{path} is no Core ML program that loads back ({line})") from error
-    return from_pymil(found, str(path))
+
+
+def pymil_of(model: Any) -> Any:
+    """The same of a model in memory."""
+    from coremltools.converters.mil.frontend.milproto.load import load
+
+    spec = model.get_spec()
+    return load(spec, spec.specificationVersion, model.weights_dir)
 
 
 def from_pymil(program: Any, path: str = "the program") -> Program:

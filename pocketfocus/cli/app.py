@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 import pocketfocus
-from pocketfocus.cli import artifacts, build, machine, photos, quiet, train
+from pocketfocus.cli import artifacts, build, machine, photos, quiet, recipes, train
 from pocketfocus.errors import UserError
 from pocketfocus.memory import keep_freed_memory
 
@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (build, train, artifacts, photos, machine):
+for group in (build, train, artifacts, recipes, photos, machine):
     app.add_typer(group.commands)
 
 

@@ -24,7 +24,12 @@ Targets = Annotated[
     str, typer.Option("--targets", metavar="A,B", help="all, or some of executorch, coreml, onnx")
 ]
 Precisions = Annotated[
-    str, typer.Option("--precisions", metavar="A,B", help="all, or some of fp32, fp16, int8, int4")
+    str,
+    typer.Option(
+        "--precisions",
+        metavar="A,B",
+        help="all, or some of fp32, fp16, int8, int4, mixed, or a recipe's .yaml file",
+    ),
 ]
 Reference = Annotated[
     str,
@@ -64,7 +69,10 @@ Stacks = Annotated[
 Seed = Annotated[int, typer.Option("--seed", min=0, help="of every random number")]
 
 Ios = Annotated[
-    int, typer.Option("--ios", metavar="17|18", help="the oldest iOS that reads the Core ML files")
+    int | None,
+    typer.Option(
+        "--ios", metavar="17|18", help="the oldest iOS that reads the Core ML files; else 18"
+    ),
 ]
 FourBit = Annotated[
     str | None,
@@ -98,14 +106,27 @@ def names(text: str, known: Iterable[str], what: str) -> tuple[str, ...]:
 def targets_and_precisions(
     targets: str, precisions: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Both lists, checked against the registries."""
-    from pocketfocus.quantize.recipes import RECIPES
-
-    chosen = names(precisions, RECIPES, "precision")
+    """Both lists, checked against the registries; precisions may be YAML files of recipes."""
+    chosen = recipe_names(precisions)
 
     from pocketfocus.export.targets import TARGETS  # imports torch
 
     return names(targets, TARGETS, "target"), chosen
+
+
+def recipe_names(text: str) -> tuple[str, ...]:
+    """Names of shipped recipes and paths of YAML files, each of which is read as a check."""
+    from pocketfocus.quantize.recipes import RECIPES, get_recipe, is_recipe_file
+
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    files = [part for part in parts if is_recipe_file(part)]
+    others = [part for part in parts if part not in files]
+    for file in files:
+        get_recipe(file)
+    if files and not others:
+        return tuple(dict.fromkeys(files))
+    shipped = names(",".join(others), RECIPES, "precision")
+    return tuple(dict.fromkeys((*shipped, *files)))
 
 
 def pixels(text: str) -> tuple[int, int]:

@@ -26,7 +26,7 @@ def export(
     photos: arguments.Photos = None,
     targets: arguments.Targets = arguments.ALL,
     precisions: arguments.Precisions = arguments.ALL,
-    ios: arguments.Ios = 18,
+    ios: arguments.Ios = None,
     four_bit: arguments.FourBit = None,
     full: Annotated[
         bool, typer.Option("--full", help="the networks of --reference itself, no student")
@@ -56,7 +56,7 @@ def export(
 
     from pocketfocus.export.stage import export_run
 
-    manifest = export_run(start, out, *chosen, files, say, ios, four_bit or "palettes")
+    manifest = export_run(start, out, *chosen, files, say, ios, four_bit)
     for artifact in manifest.artifacts:
         typer.echo(f"{artifact.status:8} {artifact.name}  {artifact.why or ''}".rstrip())
 
@@ -68,17 +68,22 @@ def export_full(
     parts: str,
     targets: str,
     precisions: str,
-    ios: int,
+    ios: int | None,
     four_bit: str | None,
 ) -> None:
     """Write a reference's networks, then execute and gate them."""
-    from pocketfocus.quantize.recipes import RECIPES
-
     width_height = arguments.pixels(size)
 
     from pocketfocus.benchmarks.full import verify_full
     from pocketfocus.export.full.parts import PARTS
-    from pocketfocus.export.full.stage import FORM, PRECISIONS, TARGETS, FullExport, export_full
+    from pocketfocus.export.full.stage import (
+        FORM,
+        IOS,
+        PRECISIONS,
+        TARGETS,
+        FullExport,
+        export_full,
+    )
 
     everything = arguments.ALL
     asked = FullExport(
@@ -86,11 +91,9 @@ def export_full(
         out,
         arguments.names(parts, sorted(PARTS), "part"),
         arguments.names(targets, TARGETS, "target"),
-        PRECISIONS
-        if precisions == everything
-        else arguments.names(precisions, RECIPES, "precision"),
+        PRECISIONS if precisions == everything else arguments.recipe_names(precisions),
         width_height[::-1],
-        ios,
+        ios or IOS,
         four_bit or FORM,
     )
     export_full(asked, say)
@@ -142,7 +145,7 @@ def verify(
     if golden is not None:
         arguments.output_folder(golden)
 
-    from pocketfocus.mobile_harness.devices import get_device, stand_ins
+    from pocketfocus.mobile_harness.devices import get_device, stand_ins, twin
 
     devices = (get_device(device), *stand_ins(device))
     if replay is not None or folder is None:
@@ -169,7 +172,7 @@ def verify(
         if is_full(load_manifest(folder)):
             rows = verify_full(folder)
         else:
-            rows = verify_run(folder, devices[0], files, devices[1:])
+            rows = verify_run(folder, devices[0], files, devices[1:], twin(device))
     print_rows(rows, ROW_COLUMNS)
     arguments.exit_by_gates(rows)
 

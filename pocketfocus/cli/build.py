@@ -9,6 +9,7 @@ import typer
 
 from pocketfocus.cli import arguments
 from pocketfocus.cli.stages import PACKAGE, Stage, hashes, run_stages, say
+from pocketfocus.quantize.recipes import is_recipe_file
 
 commands = typer.Typer()
 
@@ -96,6 +97,7 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
                 "photos": photos,
                 "targets": settings.targets,
                 "precisions": settings.precisions,
+                "recipes": [hashes(Path(p)) for p in settings.precisions if is_recipe_file(p)],
             },
             ("quantize", "export"),
             ("manifest.json", "*/student-*"),

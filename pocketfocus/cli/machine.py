@@ -13,8 +13,18 @@ commands = typer.Typer()
 @commands.command(epilog="Example: pocketfocus doctor")
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    install: Annotated[
+        str | None,
+        typer.Option("--install", metavar="NAME", help="set up a device here first: arm64"),
+    ] = None,
 ) -> None:
     """Say what this machine can convert and execute, and what is missing for the rest."""
+    if install is not None:
+        from pocketfocus.cli.stages import say
+        from pocketfocus.mobile_harness.devices import install as set_up
+
+        set_up(install, say)
+
     from rich.console import Console
 
     from pocketfocus import doctor

@@ -116,7 +116,7 @@ def test_keeps_the_stack_of_the_reference_that_was_timed(run_folder: Path) -> No
     wanted = [job for job in device.jobs if job.want_outputs]
     assert [label(job) for job in wanted] == ["reference"]
     assert wanted[0].calls == [verify.SHOWN]
-    np.testing.assert_array_equal(wanted[0].photos, verify.square_photos(None, 64)[:1])
+    np.testing.assert_array_equal(wanted[0].photos, verify.fitted_photos(None, (64, 64))[:1])
     latency.bench_run(run_folder, Scripted(), reference=None, runs=2)
     assert not (run_folder / "reference.npz").exists()
 

@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Artifact(PTE, "executorch", "int8", "0" * 64, 2**20, delegation=delegation),
         Artifact(MLPACKAGE, "coreml", "int8", "1" * 64, 2**20, taken={"note": "<b>W8A8</b>"}),
     ]
-    Manifest(32, files, "2" * 64, reference="default", tools={"torch": "2.13.0"}).save(path)
+    Manifest((32, 32), files, "2" * 64, reference="default", tools={"torch": "2.13.0"}).save(path)
     write_rows(path / "verify.json", VERIFY)
     write_rows(path / "bench.json", BENCH)
     frames = np.full((9, 32, 32, 3), 25 * np.arange(9).reshape(9, 1, 1, 1), np.uint8)

@@ -116,7 +116,7 @@ def wrong_once(student: RefocusStudent) -> Model:
         stack: Tensor = student(photo, position)
         return stack + 0.2 if bad else stack
 
-    darkest = min(p.mean() for p in torch.from_numpy(verify.square_photos(None, 64)).split(1))
+    darkest = min(p.mean() for p in torch.from_numpy(verify.fitted_photos(None, (64, 64))).split(1))
     return model
 
 
@@ -203,7 +203,7 @@ def test_keeps_stacks_of_what_ran(
     with np.load(tmp_path / "stacks.npz") as stacks:
         assert sorted(stacks) == [name, "photo", "student"]
         np.testing.assert_array_equal(stacks[name], stacks["student"])
-        photo = torch.from_numpy(verify.square_photos(None, 64)[:1])
+        photo = torch.from_numpy(verify.fitted_photos(None, (64, 64))[:1])
         with torch.inference_mode():
             expected = student(photo, one_hot(4)).permute(0, 2, 3, 1).numpy()
         assert stacks["photo"].shape == (64, 64, 3)
@@ -214,12 +214,12 @@ def test_takes_the_users_photos_and_crops_their_centre(tmp_path: Path) -> None:
     pixels = np.zeros((100, 200, 3), np.uint8)
     pixels[:, 50:150] = 255
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    squares = verify.square_photos([tmp_path / "wide.png"], 64)
+    squares = verify.fitted_photos([tmp_path / "wide.png"], (64, 64))
     assert squares.shape == (1, 3, 64, 64)
     assert squares.dtype == np.float32
     assert (squares > 0.9).all()  # but for the ringing at the edges, white
     with pytest.raises(UserError, match="no photo"):
-        verify.square_photos([], 64)
+        verify.fitted_photos([], (64, 64))
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1.0))
@@ -271,3 +271,22 @@ def test_real_onnx_files_on_the_host(
     row = verify.verify_run(tmp_path, get_device("host"))[-1]
     assert row["device"] == "host"
     assert row["status"] == ("pass" if fault == "none" else "fail"), row
+
+
+def test_a_file_must_agree_with_itself_on_the_twin(
+    student: RefocusStudent, small_student: Path, tmp_path: Path, make_run: MakeRun
+) -> None:
+    names = ["executorch/student-int8.pte", "onnx/student-int8.onnx", "coreml/student-int8.x"]
+    make_run(tmp_path, small_student, names)
+    device = InProcess({name: with_noise(student, 60) for name in names})
+    host = InProcess({names[0]: with_noise(student, 50), names[1]: with_noise(student, 42)})
+    rows = verify.verify_run(tmp_path, device, twin=host)
+    same = {r["artifact"]: r for r in rows if str(r["gate"]).startswith(verify.SAME_FILE)}
+    assert {name: row["status"] for name, row in same.items()} == {
+        names[0]: "pass",
+        names[1]: "fail",
+    }
+    for name, db in ((names[0], 50), (names[1], 42)):
+        apart = 20 * math.log10(1 / (10 ** (-db / 20) - 10 ** (-60 / 20)))
+        assert same[name]["psnr_db"] == pytest.approx(apart, abs=0.02)
+        assert same[name]["threshold_db"] == verify.ARM64_DB

@@ -14,7 +14,7 @@ from pocketfocus.export.targets import TARGETS, get_target
 from pocketfocus.files import size_bytes
 from pocketfocus.manifest import Artifact, check_artifact, load_manifest
 from pocketfocus.metrics import psnr
-from pocketfocus.quantize.recipes import RECIPES
+from pocketfocus.quantize.recipes import GROUP, RECIPES
 from pocketfocus.student import load_student
 
 Pairs = list[tuple[Tensor, int]]
@@ -98,14 +98,16 @@ def test_fewer_bits_make_smaller_weights(target: str, run_dir: Path) -> None:
     """By the weights where they are listed: in so small a model the graph is the larger half."""
     found = [artifact(run_dir, target, precision) for precision in RECIPES]
     sizes = [sum(a.taken["weight_bytes"].values()) if target == "onnx" else a.bytes for a in found]
-    assert sizes[0] > sizes[1] > sizes[3]
-    assert sizes[0] > sizes[2] > sizes[3]
+    fp32, fp16, int8, int4, mixed = sizes
+    assert fp32 > fp16 > int4
+    assert fp32 > int8 >= mixed >= int4  # equal where all but one layer has too few inputs
+    assert int8 > int4 or target == "executorch"
 
 
 def test_four_bit_layers_are_counted_from_the_files(run_dir: Path, student_dir: Path) -> None:
     student = load_student(student_dir)
     linears = [m for m in student.modules() if isinstance(m, nn.Linear)]
-    grouped = [m for m in linears if m.in_features % RECIPES["int4"].group_size == 0]
+    grouped = [m for m in linears if m.in_features % GROUP == 0]
     taken = artifact(run_dir, "executorch", "int4").taken
     assert taken["linear_layers_at_4_bits"] == len(grouped) > 0
     taken = artifact(run_dir, "onnx", "int4").taken
@@ -154,7 +156,7 @@ def test_core_ml_packages_load_back_into_mil(precision: str, run_dir: Path) -> N
     assert taken["float_weights"] == len(plain)
     assert taken["compressed_weights"] or len(plain) == len(weighted)
     assert ("constexpr_lut_to_dense" in kinds) == (precision == "int4")
-    assert ({"quantize", "dequantize"} <= kinds) == (precision == "int8")
+    assert ({"quantize", "dequantize"} <= kinds) == (precision in ("int8", "mixed"))
 
 
 def test_core_ml_off_macos_says_why(run_dir: Path) -> None:

@@ -69,7 +69,7 @@ def test_other_photos_make_calibrated_files_again(copied: Path, tmp_path: Path) 
     assert "unchanged" not in log.of("onnx/student-int8.onnx")
     assert set(manifest.calibration["photos"]) == {"mine.png"}
     assert manifest.calibration["positions"] == [*range(9), *range(9)]
-    assert len(manifest.artifacts) == 12
+    assert len(manifest.artifacts) == 15
 
 
 def test_files_of_another_student_go(copied: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_missing_model_is_the_users_to_mend(tmp_path: Path) -> None:
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", r"SIGKILL \(out of memory\?\)"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
         ("raise SystemExit('the library is broken')", "code 1: the library is broken"),
-        ("pass", "code 0"),
+        ("pass", "left no result"),
         ("import time; time.sleep(60)", "did not finish within 1 s"),
     ],
 )
@@ -139,10 +139,12 @@ def test_every_registered_device_keeps_the_interface() -> None:
     for name in DEVICES:
         device = get_device(name)
         assert device.name == name
-        assert device.why_not(PYTORCH) is None
         facts = device.describe()
-        assert facts["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
         assert all(facts.values())
+        if device.why_not(PYTORCH) is None:
+            assert facts["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+        else:
+            assert name != "host"
 
 
 def test_an_unknown_device_names_the_known_ones() -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pocketfocus.quantize.executorch import Half, Rows, group_linears
+from pocketfocus.quantize.executorch import Half, Rows, capture, choose, group_linears, int8
+from pocketfocus.quantize.recipes import Scheme
 
 
 class Mlp(nn.Module):
@@ -50,7 +51,7 @@ def test_four_bit_groups_against_plain_rounding() -> None:
     torch.manual_seed(0)
     model = Mlp()
     weight, small = model.up.weight.detach().clone(), model.down.weight.detach().clone()
-    assert group_linears(model, 32) == 1
+    group_linears(model, {"up": 32})
     assert isinstance(model.up, Rows)
     assert torch.equal(model.down.weight, small)
 
@@ -66,8 +67,56 @@ def test_four_bit_groups_against_plain_rounding() -> None:
     assert (groups - truth).abs().max() > 0
 
 
-@pytest.mark.parametrize("group_size", [32, 64])
-def test_layers_that_do_not_split_stay(group_size: int) -> None:
-    model = nn.Sequential(nn.Linear(9, 32, bias=False), nn.Linear(48, 8))
-    assert group_linears(model, group_size) == 0
-    assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]
+INT4, INT8 = Scheme(4, "affine", 32, "dynamic"), Scheme(8, "affine", "channel", "static")
+
+
+@pytest.mark.parametrize(
+    ("asked", "layer", "taken", "why"),
+    [
+        (INT4, nn.Linear(64, 8), INT4, ""),
+        (INT4, nn.Linear(48, 8), INT8, "48 inputs are no whole groups of 32"),
+        (INT4, nn.Conv2d(32, 8, 1), INT8, "XNNPACK has 4-bit weights in linear layers only"),
+        (INT8, nn.Conv2d(32, 8, 1), INT8, ""),
+        (Scheme(8, "affine", "channel"), nn.Linear(4, 4), INT8, "with int8 activations only"),
+        (Scheme(4, "palette", 8), nn.Linear(32, 8), INT4, "no palettes"),
+        (Scheme(16), nn.Conv2d(3, 3, 1), Scheme(32), "as float32"),
+        (Scheme(16), nn.Linear(3, 3), Scheme(16), ""),
+    ],
+)
+def test_what_xnnpack_takes(asked: Scheme, layer: nn.Module, taken: Scheme, why: str) -> None:
+    choice = choose(asked, layer)
+    assert choice.scheme == taken
+    assert why in choice.why
+    assert bool(choice.why) == (asked != taken)
+
+
+class Composing(nn.Module):
+    """Layers with an addition between, and a tail with an addition and a fixed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.last = nn.Conv2d(4, 3, 3, padding=1)
+        self.register_buffer("kernel", torch.full((3, 1, 3, 3), 1 / 9))
+
+    def forward(self, photo: Tensor) -> Tensor:
+        x = self.first(photo)
+        change = self.last(x + x.flip(1))
+        blurred = nn.functional.conv2d(photo, self.get_buffer("kernel"), padding=1, groups=3)
+        return photo + change * blurred
+
+
+def test_only_layers_and_what_leads_to_them_are_quantized() -> None:
+    torch.manual_seed(0)
+    model, inputs = Composing().eval(), [(torch.rand(1, 3, 8, 8),)] * 2
+    schemes = dict.fromkeys(("first", "last"), INT8)
+    graph = int8(capture(model, inputs), inputs, schemes, between=True).graph
+    adds = [n for n in graph.nodes if str(n.target) == "aten.add.Tensor"]
+    convolutions = [n for n in graph.nodes if "conv2d" in str(n.target)]
+
+    def is_rounded(node: torch.fx.Node) -> bool:
+        return all("dequantize" in str(a.target) for a in node.all_input_nodes[:2])
+
+    assert [is_rounded(n) for n in convolutions] == [True, True, False]
+    assert [is_rounded(n) for n in adds] == [True, False]
+    assert not any(is_rounded(n) for n in graph.nodes if str(n.target) == "aten.mul.Tensor")

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from pocketfocus.errors import UserError
 from pocketfocus.quantize.calibration import calibration
-from pocketfocus.quantize.recipes import RECIPES, get_recipe
+from pocketfocus.quantize.recipes import (
+    RECIPES,
+    TARGET_NAMES,
+    Recipe,
+    Rule,
+    Scheme,
+    fields_of,
+    for_ios,
+    get_recipe,
+    recipe_from,
+    to_yaml,
+)
 from pocketfocus.scenes import HELD_OUT_PHOTOS, TRAIN_PHOTOS
 
 
 def test_the_gates_are_those_of_the_design() -> None:
     gates = {name: recipe.min_psnr_db for name, recipe in RECIPES.items()}
-    assert gates == {"fp32": 80.0, "fp16": 50.0, "int8": 40.0, "int4": 35.0}
-    assert [r.weight_bits for r in RECIPES.values()] == [32, 16, 8, 4]
-    assert [r.calibrated for r in RECIPES.values()] == [False, False, True, True]
+    assert gates == {"fp32": 80.0, "fp16": 50.0, "int8": 40.0, "int4": 35.0, "mixed": 35.0}
+    assert [r.weight_bits for r in RECIPES.values()] == [32, 16, 8, 4, 4]
+    assert [r.calibrated for r in RECIPES.values()] == [False, False, True, True, True]
+
+
+def test_target_names_are_those_of_the_registry() -> None:
+    from pocketfocus.export.targets import TARGETS
+
+    assert tuple(TARGETS) == TARGET_NAMES
 
 
 def test_unknown_precision() -> None:
@@ -26,12 +47,102 @@ def test_unknown_precision() -> None:
         get_recipe("int5")
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_goes_through_yaml_and_json(name: str, tmp_path: Path) -> None:
+    recipe = replace(RECIPES[name], name="mine")
+    path = tmp_path / "mine.yaml"
+    path.write_text(to_yaml(recipe), encoding="utf-8")
+    assert get_recipe(str(path)) == recipe
+    assert recipe_from(json.loads(json.dumps(fields_of(recipe))), "json") == recipe
+
+
+def test_the_last_rule_that_fits_decides() -> None:
+    rules = (
+        Rule("*", Scheme(8, "affine", "channel", "static")),
+        Rule("encoder.*", Scheme(4, "affine", 32, "dynamic")),
+        Rule(r"regex:.*\.\d\.conv", Scheme(16), ("coreml",)),
+    )
+    recipe = Recipe("mine", "", 30.0, 0.9, rules)
+    bits = {
+        (target, layer): recipe.scheme_of(target, layer).bits
+        for target in ("onnx", "coreml")
+        for layer in ("head", "encoder.0.up", "encoder.0.conv", "encoder.conv")
+    }
+    assert list(bits.values()) == [8, 4, 4, 4, 8, 4, 16, 4]
+    assert Recipe("none", "", 30.0, 0.9, ()).scheme_of("onnx", "head") == Scheme(32)
+
+
+def test_a_pattern_that_fits_no_layer() -> None:
+    recipe = Recipe("mine", "", 30.0, 0.9, (Rule("tail.*", Scheme(16), ("coreml",)),))
+    with pytest.raises(UserError, match=r"mine: the pattern 'tail\.\*' fits none of .* 2 layers"):
+        recipe.asked("onnx", ["head", "body"])
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"speed": 1}, "unknown key 'speed': choose from name, about"),
+        ({"rules": [{"bits": 8, "groups": 4}]}, "rule 1: unknown key 'groups': choose from layers"),
+        ({"rules": [{"bits": 3}]}, "rule 1: unknown bits '3': choose from 32, 16, 8, 4"),
+        ({"rules": [{"bits": True}]}, "unknown bits 'True'"),
+        ({"rules": [{"layers": "*"}]}, "'bits' is missing"),
+        ({"rules": []}, "'rules' is no list"),
+        ({"rules": [{"bits": 4, "form": "tree"}]}, "unknown form 'tree': choose from affine"),
+        ({"rules": [{"bits": 4, "granularity": 0}]}, "granularity '0' is unknown: choose tensor"),
+        ({"rules": [{"bits": 8, "activations": "int8"}]}, "unknown activations 'int8'"),
+        ({"rules": [{"bits": 8, "targets": ["tvm"]}]}, "unknown target 'tvm': choose from exec"),
+        ({"rules": [{"bits": 8, "targets": 5}]}, "unknown target '5'"),
+        ({"rules": [{"bits": 8, "layers": "regex:("}]}, "no regular expression"),
+        ({"rules": [{"bits": 16, "form": "palette"}]}, "no target takes 16-bit weights"),
+        (
+            {"rules": [{"bits": 4, "form": "palette", "activations": "static"}]},
+            "no target takes palettes with static int8 activations",
+        ),
+        ({"min_psnr_db": "high"}, "'min_psnr_db' is high: write a number"),
+        ({"name": "../up"}, "is no name for files"),
+        ({"name": "int8"}, "the name 'int8' is a shipped recipe's"),
+        ({"ios": 12}, "no Core ML file is written for iOS 12: choose from 17, 18"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(edit: dict[str, Any], message: str, tmp_path: Path) -> None:
+    fields = {"name": "mine", "min_psnr_db": 30, "rules": [{"bits": 8}], **edit}
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump(fields), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        get_recipe(str(path))
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "a: [", ""])
+def test_what_is_no_recipe_is_one_line(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"wrong\.yaml is no (YAML|mapping)"):
+        get_recipe(str(path))
+    with pytest.raises(UserError, match="cannot be read"):
+        get_recipe(str(tmp_path / "none.yaml"))
+
+
+def test_forms_of_4_bit_weights_for_core_ml() -> None:
+    blocks = for_ios(RECIPES["int4"], 18, "blocks")
+    assert blocks.scheme_of("coreml", "head") == Scheme(4, "affine", 32)
+    assert blocks.scheme_of("onnx", "head") == RECIPES["int4"].scheme_of("onnx", "head")
+    assert for_ios(RECIPES["int4"], None, None) == RECIPES["int4"]
+    assert for_ios(RECIPES["int8"], 17, "palettes").rules == RECIPES["int8"].rules
+    with pytest.raises(UserError, match="iOS 17 cannot read 4-bit blocks"):
+        for_ios(RECIPES["int4"], 17, "blocks")
+
+
 def test_bundled_photos_at_every_position() -> None:
     inputs = calibration((32, 32))
     assert len(inputs) == len(list(inputs)) == 18
     described = inputs.describe()
     assert sorted(described["positions"]) == sorted([*range(9)] * 2)
-    assert set(described["photos"]) == set(TRAIN_PHOTOS)
+    assert described["inputs_at_position"] == [2] * 9
+    assert set(described["photos"]) == set(described["photo_sha256"]) == set(TRAIN_PHOTOS)
+    assert len(set(described["photo_sha256"].values())) == len(TRAIN_PHOTOS)
     assert not set(described["photos"]) & set(HELD_OUT_PHOTOS)
     for (photo, position), expected in zip(inputs, described["positions"], strict=True):
         assert photo.shape == (1, 3, 32, 32)

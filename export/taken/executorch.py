@@ -1,0 +1,99 @@
+"""The weights of a .pte file, as XNNPACK's own graph in it declares them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pocketfocus.quantize.recipes import Granularity, Scheme
+
+BACKEND = "XnnpackBackend"
+SCHEMA = "schema.fbs"
+WEIGHTED = ("XNNConv2d", "XNNDepthwiseConv2d", "XNNConvTranspose2d", "XNNFullyConnected")
+NOT_JSON = re.compile(r":\s*(-?(?:inf|nan))\b")  # as flatc writes such floats
+FLOATS = {"xnn_datatype_fp32": 32, "xnn_datatype_fp16": 16}
+INTEGERS: dict[str, tuple[int, Granularity]] = {
+    "xnn_datatype_qint8": (8, "tensor"),
+    "xnn_datatype_qcint8": (8, "channel"),
+    "xnn_datatype_qcint4": (4, "channel"),
+    "xnn_datatype_qbint4": (4, 0),  # the group is beside it
+}
+ACTIVATIONS = {
+    "xnn_datatype_fp32": "float",
+    "xnn_datatype_fp16": "float",
+    "xnn_datatype_qint8": "static",
+    "xnn_datatype_quint8": "static",
+    "xnn_datatype_qdint8": "dynamic",
+    "xnn_datatype_qpint8": "dynamic",
+}
+
+
+def schemes(path: Path) -> list[tuple[Scheme, int]]:
+    """Of every convolution and product by a constant, in the order of execution: its scheme and
+    its count of weights.
+
+    RuntimeError for a type of weights or activations that is not known here.
+    """
+    return [scheme for graph in graphs(path) for scheme in graph_schemes(graph)]
+
+
+def graphs(path: Path) -> Iterator[dict[str, Any]]:
+    """XNNPACK's graphs in a file, as JSON, in the order in which they are called."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    program = deserialize_pte_binary(path.read_bytes()).program
+    (plan,) = program.execution_plan
+    for instruction in plan.chains[0].instructions:
+        index = getattr(instruction.instr_args, "delegate_index", None)
+        if index is not None and plan.delegates[index].id == BACKEND:
+            blob = program.backend_delegate_data[plan.delegates[index].processed.index].data
+            yield decoded(bytes(blob))
+
+
+def decoded(blob: bytes) -> dict[str, Any]:
+    """The graph in a delegate's blob, by executorch's schema and its flatbuffer compiler."""
+    from executorch.backends.xnnpack import serialization
+    from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
+    from executorch.exir._serialize._flatbuffer import _flatc_decompile
+
+    header = XNNHeader.from_bytes(blob[: XNNHeader.EXPECTED_LENGTH])
+    end = header.flatbuffer_offset + header.flatbuffer_size
+    with tempfile.TemporaryDirectory(prefix="pocketfocus-pte-") as scratch:
+        schema, binary = Path(scratch) / SCHEMA, Path(scratch) / "graph.bin"
+        schema.write_bytes(resources.files(serialization).joinpath(SCHEMA).read_bytes())
+        binary.write_bytes(blob[header.flatbuffer_offset : end])
+        _flatc_decompile(scratch, str(schema), str(binary))
+        text = (Path(scratch) / "graph.json").read_text(encoding="utf-8")
+    graph: dict[str, Any] = json.loads(NOT_JSON.sub(r': "\1"', text))
+    return graph
+
+
+def graph_schemes(graph: dict[str, Any]) -> Iterator[tuple[Scheme, int]]:
+    """Of the weighted nodes of one graph, in order."""
+    values = {}
+    for value in graph["xvalues"]:
+        found = value["xvalue_union"]
+        tensor = found.get("tensor_value", found)
+        values[tensor["id_out"]] = (tensor, found.get("quant_params", {}))
+    for node in graph["xnodes"]:
+        if node["xnode_union_type"] in WEIGHTED:
+            operands = node["xnode_union"]
+            (given, _), (weight, scales) = (values[operands[k]] for k in ("input1_id", "filter_id"))
+            found = scheme_of(weight["datatype"], scales, given["datatype"])
+            yield found, math.prod(weight["dims"])
+
+
+def scheme_of(datatype: str, scales: dict[str, Any], activations: str) -> Scheme:
+    """What XNNPACK's types of a weight and of its activations mean."""
+    if datatype in FLOATS:
+        return Scheme(FLOATS[datatype])
+    if datatype not in INTEGERS or activations not in ACTIVATIONS:
+        raise RuntimeError(f"XNNPACK's {datatype} times {activations} is not known")
+    bits, granularity = INTEGERS[datatype]
+    return Scheme(bits, "affine", granularity or scales["group_size"], ACTIVATIONS[activations])

@@ -1,0 +1,73 @@
+"""The layers of a network, and which operators of a captured graph are quantized with them.
+
+A layer is a `Conv2d`, `ConvTranspose2d` or `Linear` module, named by its path in the network. What
+no layer follows only composes the result (the photo is added, discs of defocus are weighed): it
+stays in floating point, and so does a convolution by a fixed kernel, which is no layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from torch import fx, nn
+
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+LAYER_TYPES = tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in LAYERS)
+WEIGHTED_ATEN = ("conv1d", "conv2d", "conv_transpose2d", "convolution", "linear")
+
+
+def layers_of(network: nn.Module) -> dict[str, nn.Module]:
+    """Every layer by its path, in the order of the modules (not always that of execution)."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, LAYERS)}
+
+
+def layer_of(node: fx.Node) -> str:
+    """The path of the layer whose convolution or product a node is; "" for any other node."""
+    stack: list[Any] = list((node.meta.get("nn_module_stack") or {}).values())
+    if not stack or not is_weighted(node):
+        return ""
+    path, kind = stack[-1]
+    name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+    return str(path) if name in LAYER_TYPES else ""
+
+
+def is_weighted(node: fx.Node) -> bool:
+    """Whether a node is a convolution or a matrix product of `torch.export`."""
+    namespace, _, rest = str(node.target).partition(".")
+    return namespace == "aten" and rest.split(".")[0] in WEIGHTED_ATEN
+
+
+def leading_to_layers(graph: fx.Graph) -> set[str]:
+    """The names of the nodes that a layer follows, at any distance."""
+    leading: set[str] = set()
+    for node in reversed(graph.nodes):
+        if any(user.name in leading or layer_of(user) for user in node.users):
+            leading.add(node.name)
+    return leading
+
+
+def execution_order(graph: fx.Graph) -> list[tuple[str, int]]:
+    """Path of the layer ("" for none) and count of weights of every convolution and product."""
+    return [
+        (layer_of(node), node.args[1].meta["val"].numel())
+        for node in graph.nodes
+        if is_weighted(node)
+    ]
+
+
+def quantizable(
+    graph: fx.Graph, layers: Collection[str], between: bool
+) -> Callable[[fx.Node], bool]:
+    """A filter for these layers (with a ReLU, if one follows) and, if `between`, for the operators
+    that lead to any layer."""
+    leading = leading_to_layers(graph)
+
+    def chosen(node: fx.Node) -> bool:
+        if node.op != "call_function" or "relu" in str(node.target):
+            return True
+        if is_weighted(node):
+            return layer_of(node) in layers
+        return between and node.name in leading
+
+    return chosen

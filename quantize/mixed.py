@@ -1,0 +1,217 @@
+"""A recipe found by measurement: the smallest file above a PSNR, or the best one under a size.
+
+Starting from float, the move (a layer to fewer bits) that loses least for every byte it saves is
+taken again and again. Errors of single layers add up as noise does: mean square errors are summed.
+That is an estimate; what a file does is measured by `export` and `verify`. One recipe serves all
+targets: rules name the targets for which they were chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from torch import nn
+
+from pocketfocus.errors import UserError
+from pocketfocus.files import Row, read_rows, write_atomic
+from pocketfocus.manifest import load_manifest
+from pocketfocus.quantize.layers import layers_of
+from pocketfocus.quantize.recipes import Recipe, Rule, Scheme
+from pocketfocus.quantize.sensitivity import (
+    CANDIDATES,
+    INT8,
+    psnr_of,
+    scheme_in,
+    taken_by,
+)
+
+PARETO_FILE = "pareto.png"
+SCALE_BYTES = 4  # at most; XNNPACK and Core ML keep two of them
+FLOAT_BYTES = {"executorch": 4, "coreml": 2, "onnx": 4}  # of a weight that is not quantized
+MARGIN_DB = 1.0  # the gate of a found recipe lies this far below its estimate,
+HIGHEST_GATE_DB = 50.0  # or here: what float16 alone is held to
+COLOURS = {"executorch": "#d1603d", "onnx": "#3d7ea6", "coreml": "#7a9e4e"}
+
+
+@dataclass(frozen=True)
+class Move:
+    """A layer asked for a scheme: bytes it saves, and the square error it adds, against before."""
+
+    layer: str
+    asked: Scheme
+    bytes_saved: float
+    mse_added: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """A recipe on the way: what is asked of each layer, the estimated bytes and PSNR (dB)."""
+
+    asked: Mapping[str, Scheme]
+    bytes: float
+    psnr_db: float
+
+
+def weight_bytes(scheme: Scheme, shape: Sequence[int], outputs: int, float_bytes: int) -> float:
+    """Of a weight of this shape with so many output channels, its scales included."""
+    count = 1
+    for side in shape:
+        count *= side
+    if scheme.bits >= 16:
+        return count * float_bytes
+    scales = {"tensor": 1.0, "channel": float(outputs)}.get(
+        str(scheme.granularity), count / int(scheme.granularity) if _whole(scheme) else 0.0
+    )
+    return count * scheme.bits / 8 + scales * SCALE_BYTES
+
+
+def path(target: str, network: nn.Module, rows: Sequence[Row]) -> list[Point]:
+    """The points from all float down to the fewest bits, each one move further.
+
+    `rows` are those of `sensitivity.measure`. UserError when a layer was not measured.
+    """
+    errors = {(row["layer"], scheme_in(row)): float(row["mse"]) for row in rows}
+    tables = {asked: taken_by(target, asked, network) for asked in CANDIDATES}
+    sizes: dict[tuple[str, Scheme], float] = {}
+    layers = layers_of(network)
+    start = Scheme(32)
+    for name, layer in layers.items():
+        shape = layer.get_parameter("weight").shape
+        outputs = shape[1] if isinstance(layer, nn.ConvTranspose2d) else shape[0]
+        for scheme in (start, *(table[name] for table in tables.values())):
+            sizes[name, scheme] = weight_bytes(scheme, shape, outputs, FLOAT_BYTES[target])
+            if scheme.bits >= 16:
+                errors[name, scheme] = 0.0
+            elif (name, scheme) not in errors:
+                raise UserError(
+                    f"layer {name} was not measured with {scheme}: run `pocketfocus sensitivity`"
+                )
+    fixed = sum(
+        parameter.numel() * FLOAT_BYTES[target]
+        for name, parameter in network.named_parameters()
+        if not (name.endswith(".weight") and name.removesuffix(".weight") in layers)
+    )
+    now, asked_now = dict.fromkeys(layers, start), dict.fromkeys(layers, start)
+    total = fixed + sum(sizes[name, start] for name in layers)
+    noise = 0.0
+    points = [Point(dict(asked_now), total, psnr_of(noise))]
+    while True:
+        moves = [
+            Move(
+                name,
+                asked,
+                sizes[name, now[name]] - sizes[name, table[name]],
+                errors[name, table[name]] - errors[name, now[name]],
+            )
+            for asked, table in tables.items()
+            for name in layers
+        ]
+        moves = [move for move in moves if move.bytes_saved > 0]
+        if not moves:
+            return points
+        best = min(moves, key=lambda m: (m.mse_added / m.bytes_saved, m.layer))
+        now[best.layer] = tables[best.asked][best.layer]
+        asked_now[best.layer] = best.asked
+        total -= best.bytes_saved
+        noise = max(noise + best.mse_added, 0.0)
+        points.append(Point(dict(asked_now), total, psnr_of(noise)))
+
+
+def choose_point(
+    points: Sequence[Point], target: str, min_db: float | None, max_mb: float | None
+) -> Point:
+    """The smallest point of at least `min_db`, or the best of at most `max_mb` (10**6 bytes).
+
+    With both, the smallest that meets both. UserError when none does, naming what can be had.
+    """
+    fitting = [
+        point
+        for point in points
+        if (min_db is None or point.psnr_db >= min_db)
+        and (max_mb is None or point.bytes <= max_mb * 1e6)
+    ]
+    if fitting:
+        if min_db is None:
+            return max(fitting, key=lambda point: point.psnr_db)
+        return min(fitting, key=lambda point: point.bytes)
+    smallest = min(points, key=lambda point: point.bytes)
+    wanted = [f"{min_db:g} dB" for _ in [0] if min_db is not None]
+    wanted += [f"{max_mb:g} MB" for _ in [0] if max_mb is not None]
+    raise UserError(
+        f"no {target} file is estimated to reach {' and '.join(wanted)}: the smallest has "
+        f"{smallest.bytes / 1e6:.2f} MB and {smallest.psnr_db:.1f} dB; ask for less"
+    )
+
+
+def recipe_of(name: str, chosen: Mapping[str, Point]) -> Recipe:
+    """One recipe for all targets: int8, and a rule for every layer and targets that differ."""
+    rules = [Rule("*", INT8)]
+    layers = next(iter(chosen.values())).asked
+    for layer in layers:
+        by_scheme: dict[Scheme, list[str]] = {}
+        for target, point in chosen.items():
+            by_scheme.setdefault(point.asked[layer], []).append(target)
+        for scheme, targets in by_scheme.items():
+            if scheme != INT8:
+                everywhere = len(targets) == len(chosen)
+                rules.append(Rule(layer, scheme, () if everywhere else tuple(targets)))
+    estimates = ", ".join(
+        f"{target} {point.bytes / 1e6:.2f} MB at {point.psnr_db:.1f} dB"
+        for target, point in chosen.items()
+    )
+    lowest = min(point.psnr_db for point in chosen.values())
+    about = f"found by sensitivity, estimated: {estimates}"
+    gate = round(min(max(lowest - MARGIN_DB, 0.0), HIGHEST_GATE_DB), 1)
+    return Recipe(name, about, gate, 0.99, tuple(rules))
+
+
+def measured_points(folder: Path) -> list[tuple[str, str, float, float]]:
+    """(target, precision, bytes, worst dB) of every executed file of a run; none before verify."""
+    if not (folder / "manifest.json").exists() or not (folder / "verify.json").exists():
+        return []
+    sizes = {artifact.name: artifact for artifact in load_manifest(folder).artifacts}
+    return [
+        (row["target"], row["precision"], sizes[row["artifact"]].bytes, row["psnr_db"])
+        for row in read_rows(folder / "verify.json")
+        if row["psnr_db"] is not None and row["artifact"] in sizes
+    ]
+
+
+def plot(
+    paths: Mapping[str, Sequence[Point]],
+    chosen: Mapping[str, Point],
+    measured: Sequence[tuple[str, str, float, float]],
+    file: Path,
+) -> None:
+    """Draw estimated points (lines), the chosen ones (rings) and measured files (crosses)."""
+    figure = Figure(figsize=(8, 5))
+    axis = figure.subplots()
+    shown = max((p.psnr_db for points in paths.values() for p in points[1:]), default=0.0) + 5
+    for target, points in paths.items():
+        line = [point for point in points if point.psnr_db < shown]
+        colour = COLOURS[target]
+        axis.plot(
+            [p.bytes / 1e6 for p in line],
+            [p.psnr_db for p in line],
+            color=colour,
+            label=f"{target}, estimated",
+        )
+        if target in chosen:
+            point = chosen[target]
+            axis.plot(point.bytes / 1e6, point.psnr_db, "o", color=colour, fillstyle="none")
+    for target, precision, size, figure_db in measured:
+        if target in COLOURS and figure_db < shown:
+            axis.plot(size / 1e6, figure_db, "x", color=COLOURS[target])
+            axis.annotate(precision, (size / 1e6, figure_db), fontsize=7)
+    axis.set(xlabel="MB", ylabel="PSNR against the float32 student, dB (crosses: worst stack)")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    with write_atomic(file) as scratch:
+        figure.savefig(scratch, dpi=120, format="png", bbox_inches="tight")
+
+
+def _whole(scheme: Scheme) -> bool:
+    return isinstance(scheme.granularity, int)

@@ -1,0 +1,102 @@
+"""What the manifest says of every layer is what is in the files: shown by changing the files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from pocketfocus.export.taken import coreml, executorch
+from pocketfocus.export.taken.onnx import schemes
+from pocketfocus.export.targets import TARGETS
+from pocketfocus.manifest import Artifact, load_manifest
+from pocketfocus.quantize.layers import layers_of
+from pocketfocus.quantize.recipes import RECIPES, Scheme
+from pocketfocus.student import load_student
+
+INT8 = Scheme(8, "affine", "channel", "static")
+
+
+def artifact(run_dir: Path, target: str, precision: str) -> Artifact:
+    found = load_manifest(run_dir).artifacts
+    return next(a for a in found if (a.target, a.precision) == (target, precision))
+
+
+def scheme(row: dict[str, Any]) -> Scheme:
+    return Scheme(row["bits"], row["form"], row["granularity"], row["activations"])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("precision", RECIPES)
+def test_every_layer_is_stated_and_every_difference_has_its_reason(
+    target: str, precision: str, run_dir: Path, student_dir: Path
+) -> None:
+    rows = artifact(run_dir, target, precision).taken["layers"]
+    assert set(rows) == set(layers_of(load_student(student_dir)))
+    for layer, row in rows.items():
+        asked = RECIPES[precision].scheme_of(target, layer)
+        assert ("why" in row) == (scheme(row) != asked), layer
+        assert row.get("asked", str(asked)) == str(asked)
+        assert "why" not in row or row["why"], layer
+
+
+def test_what_the_backends_cannot_take(run_dir: Path) -> None:
+    rows = artifact(run_dir, "executorch", "int4").taken["layers"]
+    assert scheme(rows["head"]) == INT8
+    assert rows["head"]["why"] == "XNNPACK has 4-bit weights in linear layers only"
+    assert scheme(rows["encoder.1.0.down"]) == Scheme(4, "affine", 32, "dynamic")
+    rows = artifact(run_dir, "coreml", "int4").taken["layers"]
+    assert scheme(rows["encoder.1.0.conv"]) == Scheme(4, "palette", 8)
+    assert rows["head"]["bits"] == 16
+    assert rows["head"]["why"] == "27 outputs are no whole groups of 8"
+    rows = artifact(run_dir, "onnx", "int4").taken["layers"]
+    assert rows["encoder.1.0.conv"]["bits"] == 4
+    assert "unpacked to float32" in rows["encoder.1.0.conv"]["why"]
+    rows = artifact(run_dir, "executorch", "fp16").taken["layers"]
+    assert (rows["head"]["bits"], rows["encoder.0.0.up"]["bits"]) == (32, 16)
+
+
+def test_another_onnx_graph_is_another_statement(run_dir: Path) -> None:
+    model = onnx.load(run_dir / artifact(run_dir, "onnx", "int8").name)
+    assert set(schemes(model).values()) == {INT8}
+    node = next(n for n in model.graph.node if n.name.startswith("layer/head/"))
+    weight = np.zeros((8, 27, 4, 4), np.float16)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "other"))
+    node.input[1] = "other"
+    found = schemes(model)
+    assert found.pop("head") == Scheme(16)
+    assert set(found.values()) == {INT8}
+    node.input[1] = "photo"
+    with pytest.raises(RuntimeError, match="come from no constant"):
+        schemes(model)
+
+
+def test_another_xnnpack_graph_is_another_statement(run_dir: Path) -> None:
+    (graph,) = executorch.graphs(run_dir / artifact(run_dir, "executorch", "int8").name)
+    assert {found for found, _ in executorch.graph_schemes(graph)} == {INT8}
+    node = next(n for n in graph["xnodes"] if n["xnode_union_type"] == "XNNFullyConnected")
+    tensors = {
+        value["tensor_value"]["id_out"]: value["tensor_value"]
+        for value in (entry["xvalue_union"] for entry in graph["xvalues"])
+        if "tensor_value" in value
+    }
+    weight = tensors[node["xnode_union"]["filter_id"]]
+    weight["datatype"] = "xnn_datatype_qcint4"
+    found = [scheme for scheme, _ in executorch.graph_schemes(graph)]
+    assert found.count(Scheme(4, "affine", "channel", "static")) == 1
+    weight["datatype"] = "xnn_datatype_bf16"
+    with pytest.raises(RuntimeError, match="xnn_datatype_bf16 times xnn_datatype_qint8"):
+        list(executorch.graph_schemes(graph))
+
+
+def test_another_package_is_another_statement(run_dir: Path, tmp_path: Path) -> None:
+    """A file in the place of another: the statement follows the file, not the name."""
+    path = tmp_path / "student-int4.mlpackage"
+    shutil.copytree(run_dir / artifact(run_dir, "coreml", "fp16").name, path)
+    assert {found for found, _ in coreml.schemes(path)} == {Scheme(16)}
+    found = coreml.schemes(run_dir / artifact(run_dir, "coreml", "int4").name)
+    assert {scheme.bits for scheme, _ in found} == {4, 16}

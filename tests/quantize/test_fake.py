@@ -1,0 +1,77 @@
+"""Layers rounded in float32, against plain arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pocketfocus.quantize.fake import Ranges, dynamic, observe, round_weight, rounded_layer, static
+from pocketfocus.quantize.recipes import Scheme
+
+INT8 = Scheme(8, "affine", "channel", "static")
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([8, 4]),
+    st.sampled_from(["tensor", "channel", 4, 5]),
+    st.booleans(),
+)
+def test_weights_are_few_levels_within_half_a_step(
+    seed: int, bits: int, granularity: int | str, transposed: bool
+) -> None:
+    weight = torch.randn(6, 6, 3, 3, generator=torch.Generator().manual_seed(seed))
+    found = round_weight(weight, Scheme(bits, "affine", granularity), transposed)
+    assert found.shape == weight.shape
+    first = (found.transpose(0, 1) if transposed else found).reshape(6, -1)
+    truth = (weight.transpose(0, 1) if transposed else weight).reshape(6, -1)
+    size = {"tensor": truth.numel(), "channel": 54}.get(str(granularity), granularity)
+    assert isinstance(size, int)
+    for row, true in zip(first, truth, strict=True) if size <= 54 else [(first, truth)]:
+        for group, origin in zip(
+            row.reshape(-1).split(size), true.reshape(-1).split(size), strict=True
+        ):
+            step = origin.abs().max() / (2 ** (bits - 1) - 1)
+            assert (group - origin).abs().max() <= 0.5001 * step
+            levels = group / step
+            assert torch.allclose(levels, levels.round(), atol=1e-3)
+
+
+def test_float16_and_palettes() -> None:
+    weight = torch.randn(4, 4)
+    assert torch.equal(round_weight(weight, Scheme(16), False), weight.half().float())
+    assert torch.equal(round_weight(weight, Scheme(32), False), weight)
+    with pytest.raises(ValueError, match="palettes"):
+        round_weight(weight, Scheme(4, "palette", 8), False)
+
+
+def test_activations_are_256_levels() -> None:
+    x = torch.linspace(-1, 3, 4001).reshape(1, -1)
+    for found in (static(x, (-1.0, 3.0)), dynamic(x)):
+        assert (found - x).abs().max() <= 4 / 255 * 0.51
+        assert 200 < len(found.unique()) <= 256
+    assert static(torch.tensor([9.0]), (-1.0, 3.0)).item() <= 3.02
+    rows = torch.tensor([[0.0, 0.001], [0.0, 100.0]])
+    assert dynamic(rows)[0, 1].item() == pytest.approx(0.001, rel=1e-3)
+
+
+def test_a_layer_is_rounded_within_and_itself_again_afterwards() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Hardswish(), nn.Conv2d(4, 2, 3))
+    x = torch.rand(1, 3, 9, 9)
+    ranges = observe(network, [(x,), (x * 2,)])
+    assert list(ranges) == ["0", "2"]
+    assert ranges["0"] == Ranges((float(x.min()), float(2 * x.max())), ranges["0"].output)
+    with torch.no_grad():
+        before = network(x)
+        with rounded_layer(network, "0", INT8, ranges):
+            inside = network(x)
+        with rounded_layer(network, "0", Scheme(4, "affine", 9, "dynamic"), ranges):
+            coarse = network(x)
+        assert torch.equal(network(x), before)
+    fine, rough = (inside - before).abs().mean(), (coarse - before).abs().mean()
+    assert 0 < fine < rough < before.abs().mean()
