@@ -28,6 +28,7 @@ from pocketfocus.distill.reference import (
 )
 from pocketfocus.errors import UserError
 from pocketfocus.loading import BASE, load_reference
+from pocketfocus.optics import FRAMES
 from pocketfocus.reference import ReferencePipeline
 
 SVD = "svd"
@@ -106,6 +107,7 @@ def fine_tune(
     with torch.device("meta"):
         unet = UNetSpatioTemporalConditionModel.from_config(pipeline.unet.config)
     unet.load_state_dict(trainer.weights(), assign=True)
+    unet.register_to_config(num_frames=FRAMES)
     pipeline.unet = unet.eval().requires_grad_(False)
     for frozen in (pipeline.vae, pipeline.image_encoder):
         frozen.cpu()

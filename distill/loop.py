@@ -413,7 +413,8 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in self.named.items():
                 parameter.copy_(placed_like(tensors[f"model.{name}"], parameter))
-                self.average[name] = placed_like(tensors[f"ema.{name}"], parameter.detach())
+                average = tensors[f"ema.{name}"].clone()  # aligned: that changes how sums round
+                self.average[name] = placed_like(average, parameter.detach())
                 self.optimizer.state[parameter] = {
                     key: tensors[f"adam.{key}.{name}"]
                     if key == "step"  # Adam counts on the CPU

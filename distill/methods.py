@@ -2,44 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
-from torch import Tensor
-
-from pocketfocus.distill.regression import regression_losses
+from pocketfocus.distill.adversarial import Adversarial
+from pocketfocus.distill.consistency import Consistency
+from pocketfocus.distill.crops import Crops
+from pocketfocus.distill.learner import Learner
+from pocketfocus.distill.regression import Regression
 from pocketfocus.errors import UserError
+from pocketfocus.reference import ReferencePipeline
 from pocketfocus.student import RefocusStudent
 
-
-class Losses(Protocol):
-    """(student, photos [B,3,H,W], positions [B], stacks [B,9,3,H,W]) -> named scalars."""
-
-    def __call__(
-        self,
-        student: RefocusStudent,
-        photos: Tensor,
-        positions: Tensor,
-        stacks: Tensor,
-        pool: int = 1,
-    ) -> dict[str, Tensor]:
-        """`loss` is minimised; with `pool`, detail finer than that many pixels is not compared."""
-        ...
+# How blur looks is local: small crops first show more scenes a minute; whole pictures show layout.
+CROPS = (Crops(0.55, 4, 128), Crops(0.8, 2, 192), Crops(1.0, 1, 256))
+SMALL_CROPS = (Crops(1.0, 1, 128),)  # a step of `consistency` evaluates UNets five times a sample
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to distil: its losses, and a sentence with its paper."""
+    """A way to distil: what it trains, a sentence with its paper, and how it is trained.
+
+    Attributes:
+        name: as on the command line.
+        prepare: the learner, from the teacher and the student to start from.
+        about: a sentence with the paper.
+        rate: peak learning rate from a warm start.
+        scratch_rate: the same from a random one.
+        crops: of the samples, unless others are asked for.
+        true_samples: crops of true stacks for each of the teacher's.
+        student: whether a student of this package is what learns.
+    """
 
     name: str
-    losses: Losses
+    prepare: Callable[[ReferencePipeline, RefocusStudent], Learner]
     about: str
+    rate: float = 2e-5
+    scratch_rate: float = 1e-3
+    crops: tuple[Crops, ...] = CROPS
+    true_samples: int = 3
+    student: bool = True
 
 
 METHODS = {
     method.name: method
     for method in (
-        Method("regression", regression_losses, "one step, zero noise, pixel losses (2409.11355)"),
+        Method("regression", Regression, "one step, zero noise, pixel losses (2409.11355)"),
+        Method(
+            "adversarial",
+            Adversarial,
+            "regression and a hinge GAN on the reference's encoder (2311.17042)",
+            rate=1e-4,
+        ),
+        Method(
+            "consistency",
+            Consistency.of,
+            "the reference's UNet in 1 to 4 steps, guidance inside (2303.01469, 2310.04378)",
+            rate=1e-4,
+            crops=SMALL_CROPS,
+            true_samples=1,
+            student=False,
+        ),
     )
 }
 

@@ -7,32 +7,71 @@ difference of adjacent frames; Any-to-Bokeh (arXiv 2505.21593) for the gradient 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pocketfocus.optics import FRAMES
-from pocketfocus.student import RefocusStudent
+from pocketfocus.distill.distributed import process_state
+from pocketfocus.distill.learner import Learner
+from pocketfocus.optics import FRAMES, one_hot
+from pocketfocus.reference import ReferencePipeline
+from pocketfocus.student import RefocusStudent, save_student
 
 FLOOR = 4e-4  # squared error in [-1,1], 40 dB: better frames need not get better still
 EDGE_WEIGHT = ADJACENT_WEIGHT = 0.1
 
 
-def regression_losses(
-    student: RefocusStudent, photos: Tensor, positions: Tensor, stacks: Tensor, pool: int = 1
+class StudentLearner(Learner):
+    """A student that learns, and is what comes of it."""
+
+    def __init__(self, teacher: ReferencePipeline, student: RefocusStudent) -> None:
+        super().__init__()
+        self.student = student
+
+    def made(self, photos: Tensor, positions: Tensor, stacks: Tensor) -> Tensor:
+        """The student's stacks, of the shape [B,9,3,H,W] of `stacks`."""
+        places = F.one_hot(positions, FRAMES).float()
+        stack: Tensor = self.student(photos, places)
+        return stack.float().reshape(stacks.shape)
+
+    def refocus(self, photo: Tensor, position: int, seed: int) -> Tensor:
+        """In its one step, without noise."""
+        stack: Tensor = self.student(photo, one_hot(position))
+        return stack
+
+    def save(self, folder: Path) -> None:
+        """A student folder, fp16."""
+        state = process_state()
+        if state.is_main_process:
+            save_student(self.student, folder)
+        state.wait_for_everyone()
+
+
+class Regression(StudentLearner):
+    """The student alone."""
+
+    def losses(
+        self, photos: Tensor, positions: Tensor, stacks: Tensor, *noise: Tensor, pool: int = 1
+    ) -> dict[str, Tensor]:
+        """See `stack_losses`."""
+        return stack_losses(self.made(photos, positions, stacks), photos, positions, stacks, pool)
+
+
+def stack_losses(
+    made: Tensor, photos: Tensor, positions: Tensor, stacks: Tensor, pool: int = 1
 ) -> dict[str, Tensor]:
     """Pixel, edge and adjacent-frame terms, each the log of a frame's squared error.
 
-    photos [B,3,H,W], positions [B], stacks [B,9,3,H,W]; all in [-1,1]. With `pool` both sides are
+    photos [B,3,H,W], positions [B], stacks that were made and true ones [B,9,3,H,W]; all in
+    [-1,1]. With `pool` both sides are
     first averaged over squares of that many pixels, so that finer detail is not compared. The
     frame at the photo's own position is the photo already, and does not count.
     """
-    one_hot = F.one_hot(positions, FRAMES).float()
-    made = student(photos, one_hot).float().reshape(stacks.shape)
     copies = photos[:, None].expand_as(stacks)
     made, stacks, copies = (pooled(stack, pool) for stack in (made, stacks, copies))
-    others, squared = 1 - one_hot, _squared(made - stacks)
+    others, squared = 1 - F.one_hot(positions, FRAMES).float(), _squared(made - stacks)
     error = made - stacks
     edge = sum(_log(_squared(error.diff(dim=d)), others) for d in (-1, -2))
     adjacent = _log(_squared(error.diff(dim=1)), torch.ones_like(others[:, 1:]))

@@ -1,8 +1,8 @@
-"""The distill stage: reference, photos and a starting student in; a student folder out."""
+"""The distill stage: reference, photos and a starting student in; the method's result out."""
 
 from __future__ import annotations
 
-import copy
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,12 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocketfocus.datasets import SYNTHETIC, Request, open_source
+from pocketfocus.datasets import SYNTHETIC, Request
 from pocketfocus.distill.checkpoint import FILE, check_config
+from pocketfocus.distill.checks import check_preset, check_teacher, open_stacks
 from pocketfocus.distill.crops import Crops, check_size, current
+from pocketfocus.distill.distributed import main_process_first, process_state
 from pocketfocus.distill.journal import LOG
+from pocketfocus.distill.learner import Learner
 from pocketfocus.distill.loop import Schedule, Task, Trainer
-from pocketfocus.distill.methods import get_method
+from pocketfocus.distill.methods import Method, get_method
 from pocketfocus.distill.plot import loss_plot
 from pocketfocus.distill.reference import fingerprint, resume
 from pocketfocus.distill.regression import pooled
@@ -31,46 +34,44 @@ from pocketfocus.distill.targets import (
     true_batch,
 )
 from pocketfocus.errors import UserError
-from pocketfocus.files import key_of, sha256, write_atomic, write_json
+from pocketfocus.files import key_of, read_json, sha256, write_atomic, write_json
 from pocketfocus.images import load_photo
 from pocketfocus.loading import DEFAULT_WEIGHTS, load_reference
 from pocketfocus.metrics import psnr
-from pocketfocus.optics import FRAMES
 from pocketfocus.progress import console
+from pocketfocus.reference import ReferencePipeline, Sampling
 from pocketfocus.scenes import train_photos
-from pocketfocus.stacks import cache_sources
+from pocketfocus.stacks import Source, cache_sources
 from pocketfocus.student import SHIPPED_WEIGHTS, RefocusStudent, build_student, load_student
 
 SAMPLING_SHARE = 0.2  # of the minutes go into sampling the reference, at most
 MOST_TARGETS = 600
 HELD_OUT_SHARE = 0.2  # of the targets choose between the weights before and after
 SCENES = 24
-TRUE_SAMPLES = 3  # for each of the reference's
 TEACHER_POOL, TEACHER_WEIGHT = 4, 0.2  # pixels, and against true stacks; see `distill_run`
-# How blur looks is local: small crops first show more scenes a minute; whole pictures show layout.
-CROPS = (Crops(0.55, 4, 128), Crops(0.8, 2, 192), Crops(1.0, 1, 256))
 TRAINING = "training"  # the folder of the checkpoint, train.jsonl and TensorBoard's files
+TAKEN = "targets.json"  # there: how many targets the training began with
 
 
 @dataclass(frozen=True)
 class Distillation:
     """How to distil. `minutes` bounds sampling the reference and training together, `steps` the
-    training.
+    training. With `steps` alone nothing depends on the clock.
 
-    preset: of the student, from scratch.
+    preset: of the student; a start has to be of it. From scratch, None is `tiny`.
     sources: of true stacks, by name (`datasets`); of each that is rendered there are `scenes`.
-    crops: a sample is one of the reference's stacks, of the first crops' size, and `TRUE_SAMPLES`
-    crops of true ones.
+    crops: a sample is one of the reference's stacks, of the first crops' size, and crops of true
+    ones; None leaves them to the method.
     """
 
     minutes: float = 1.0
     steps: int | None = None
     from_scratch: bool = False
-    preset: str = "tiny"
+    preset: str | None = None
     method: str = "regression"
     sources: tuple[str, ...] = (SYNTHETIC,)
     scenes: int = SCENES
-    crops: tuple[Crops, ...] = CROPS
+    crops: tuple[Crops, ...] | None = None
     max_targets: int = MOST_TARGETS
     learning_rate: float | None = None
     seed: int = 0
@@ -78,7 +79,13 @@ class Distillation:
     @property
     def rate(self) -> float:
         """The peak learning rate: gentle from a warm start."""
-        return self.learning_rate or (1e-3 if self.from_scratch else 2e-5)
+        method = get_method(self.method)
+        return self.learning_rate or (method.scratch_rate if self.from_scratch else method.rate)
+
+    @property
+    def parts(self) -> tuple[Crops, ...]:
+        """The crops to take."""
+        return self.crops or get_method(self.method).crops
 
     @property
     def schedule(self) -> Schedule:
@@ -97,31 +104,40 @@ def distill_run(
     settings: Distillation | None = None,
     anew: bool = False,
 ) -> dict[str, Any]:
-    """Distil `reference` into a student and write `out`/student, loss.png and training/.
+    """Distil `reference` and write `out`/student (`out`/reference, where the method's result is
+    one), loss.png and training/.
 
     Starts from the student folder `start` (None: the shipped one) unless `from_scratch`. Learns
-    from the reference's stacks of `photos` (None: the bundled ones) and, three times as many, from
-    true stacks, uint8 [N,9,3,H,W] (None: those of `settings.sources`). The reference smooths what
-    it guesses, so its stacks are compared at a quarter of their size and with a fifth of the weight
-    of true ones. With 0 minutes the start is copied. The result is never worse than its start on
+    from the reference's stacks of `photos` (None: the bundled ones) and from true stacks, uint8
+    [N,9,3,H,W] (None: those of `settings.sources`). The reference smooths what it guesses, so in
+    pixels its stacks are compared at a quarter of their size, and with a fifth of the weight of
+    true ones. With 0 minutes the start is copied. A student is never worse than its start on
     held-out targets. An interrupted distillation goes on from its checkpoint in `out`, unless
-    `anew`. Returns a summary.
+    `anew`. Under `accelerate launch` all processes call this, share the sampling and each step, and
+    the main one writes. Returns a summary.
 
-    Raises UserError, before anything is sampled, for a start that cannot be loaded and for a
-    checkpoint in `out` of other settings.
+    Raises UserError, before anything is sampled, for a start or a reference that cannot be loaded
+    or does not fit, for stacks of mixed sizes, and for a checkpoint in `out` of other settings.
     """
     settings = settings or Distillation()
     start = start or SHIPPED_WEIGHTS
     if anew or settings.minutes <= 0:
-        shutil.rmtree(out / TRAINING, ignore_errors=True)
-    if settings.minutes <= 0:
-        load_student(start)  # a broken folder is refused before anything is written
-        (out / "loss.png").unlink(missing_ok=True)
-        _copy(start, out / "student")
-        summary: dict[str, Any] = {"minutes": 0, "start_sha256": sha256(start)}
-    else:
+        with main_process_first() as is_main:
+            if is_main:
+                shutil.rmtree(out / TRAINING, ignore_errors=True)
+    if settings.minutes > 0:
         summary = _train(out, reference, start, photos, stacks, settings)
-    write_json(out / "distill.json", summary)
+    else:
+        if not get_method(settings.method).student:
+            raise UserError(f"0 minutes leave nothing to {settings.method}: give it some")
+        load_student(start)  # a broken folder is refused before anything is written
+        summary = {"minutes": 0, "start_sha256": sha256(start)}
+    with main_process_first() as is_main:
+        if is_main:
+            if settings.minutes <= 0:
+                (out / "loss.png").unlink(missing_ok=True)
+                _copy(start, out / "student")
+            write_json(out / "distill.json", summary)
     return summary
 
 
@@ -133,74 +149,46 @@ def _train(
     stacks: Pixels | None,
     settings: Distillation,
 ) -> dict[str, Any]:
-    method = get_method(settings.method)
+    method, crops = get_method(settings.method), settings.parts
     torch.manual_seed(settings.seed)
-    student = build_student(settings.preset) if settings.from_scratch else load_student(start)
-    targets = _targets_key(reference, photos, settings)
-    config = {
-        "student": {k: v for k, v in student.config.items() if not k.startswith("_")},
-        "start": None if settings.from_scratch else sha256(start),
-        "targets": targets,
-        "method": method.name,
-        "stacks": list(settings.sources) if stacks is None else fingerprint(stacks),
-        "scenes": settings.scenes if stacks is None else len(stacks),
-        "crops": [asdict(part) for part in settings.crops],
-        "rate": settings.rate,
-        "seed": settings.seed,
-    }
+    student = _start(start, settings)
+    config = _config(reference, student, start, photos, stacks, settings)
     check_config(out / TRAINING / FILE, config)
+    size = student.photo_size if method.student else 2 * (max(part.size for part in crops),)
+    sources = [] if stacks is not None else open_stacks(settings.sources, _request(settings, size))
+    files = None if photos is None else _pixels(photos, crops[0].size)
     teacher = load_reference(reference)
+    check_teacher(teacher)
+    learner = method.prepare(teacher, student)
+    sampling = learner.targets(teacher)
     if stacks is None:
-        stacks = true_stacks(settings, out, student.photo_size)
-    check_size(stacks.shape, settings.crops)
-    files = teacher_targets(
-        teacher,
-        _pixels(photos, settings.crops[0].size),
-        out / "targets" / targets,
-        settings.max_targets,
-        settings.minutes * SAMPLING_SHARE,
-        settings.crops[0].size,
-        settings.seed,
-    )
-    samples = [load_target(path) for path in files]
+        stacks = true_stacks(sources, out, size)
+    check_size(stacks.shape, crops)
+    samples = _samples(teacher, files, out, config["targets"], sampling, settings)
     held_out = max(1, int(HELD_OUT_SHARE * len(samples)))
     teach = samples[held_out:] or samples
-    before = score(student, samples[:held_out])
-
-    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
-        size = current(settings.crops, trainer.progress).size
-        true = true_batch(stacks, TRUE_SAMPLES, size, generator)
-        return *sample_batch(teach, 1, generator), *true
-
-    def losses(*batch: Tensor) -> dict[str, Tensor]:
-        photos, positions, frames, *true_samples = batch
-        taught = method.losses(student, photos, positions, frames, pool=TEACHER_POOL)
-        photos, positions, frames = true_samples
-        true = method.losses(student, photos, positions, frames)
-        return {
-            **true,
-            "loss": TEACHER_WEIGHT * taught["loss"] + true["loss"],
-            "teacher_psnr_db": taught["psnr_db"],
-        }
-
-    trainer = Trainer(student.train(), settings.schedule, out / TRAINING, settings.seed, config)
+    learner.eval()
+    before = score(learner, samples[:held_out])
+    trainer = Trainer(learner.train(), settings.schedule, out / TRAINING, settings.seed, config)
     resume(trainer, "distilling")
-    batch = lambda: current(settings.crops, trainer.progress).batch  # noqa: E731
-    trainer.run(Task(draw, losses, batch), "distilling")
+    learner.average = trainer.average
+    trainer.run(_task(learner, teach, stacks, method, crops, trainer), "distilling")
     trainer.load_average()
-    after = score(student.cpu().eval(), samples[:held_out])
-    kept = "trained" if settings.from_scratch or after >= before else "start"
-    if kept == "start":
-        _copy(start, out / "student")
-    else:
-        save_student(student, out / "student")
-    loss_plot(out / TRAINING / LOG, out / "loss.png")
-    console.print(
-        f"distilled {trainer.step} steps on {len(teach)} targets of {reference}: "
-        f"{before:.2f} → {after:.2f} dB against the reference on held-out photos, kept: {kept}"
-    )
+    after = score(learner.cpu().eval(), samples[:held_out])
+    worse = method.student and not settings.from_scratch and after < before
+    kept = "start" if worse else "trained"
+    if not worse:
+        learner.save(out / learner.result)
+    if trainer.is_main:
+        if worse:
+            _copy(start, out / learner.result)
+        loss_plot(out / TRAINING / LOG, out / "loss.png")
+        console.print(
+            f"distilled {trainer.step} steps on {len(teach)} targets of {reference}: {before:.2f} "
+            f"→ {after:.2f} dB against the reference on held-out photos, kept: {kept}"
+        )
     return {
-        "minutes": settings.minutes,
+        "minutes": settings.minutes if math.isfinite(settings.minutes) else None,
         "method": method.name,
         "reference": reference,
         "from_scratch": settings.from_scratch,
@@ -213,16 +201,104 @@ def _train(
     }
 
 
-def true_stacks(settings: Distillation, out: Path, size: tuple[int, int]) -> Pixels:
-    """uint8 [N,9,3,H,W] of the settings' sources, kept in `out`/targets/true; size is (H, W)."""
-    sources = [open_source(spec, Request(settings.scenes, size)) for spec in settings.sources]
-    return cache_sources(out / "targets" / "true", sources, size).pixels
+def _start(start: Path, settings: Distillation) -> RefocusStudent:
+    if settings.from_scratch:
+        return build_student(settings.preset or "tiny")
+    student = load_student(start)
+    if settings.preset is not None:
+        check_preset(student, settings.preset, start)
+    return student
 
 
-def save_student(student: RefocusStudent, folder: Path) -> None:
-    """Write config.json and weights, fp16 safetensors, atomically."""
-    with write_atomic(folder) as scratch:
-        copy.deepcopy(student).half().save_pretrained(scratch, safe_serialization=True)
+def _config(
+    reference: str,
+    student: RefocusStudent,
+    start: Path,
+    photos: Sequence[Path] | None,
+    stacks: Pixels | None,
+    settings: Distillation,
+) -> dict[str, Any]:
+    """What a checkpoint has to agree with."""
+    method = get_method(settings.method)
+    config = {
+        "method": method.name,
+        "targets": _targets_key(reference, photos, settings),
+        "stacks": list(settings.sources) if stacks is None else fingerprint(stacks),
+        "scenes": settings.scenes if stacks is None else len(stacks),
+        "crops": [asdict(part) for part in settings.parts],
+        "rate": settings.rate,
+        "seed": settings.seed,
+    }
+    if not method.student:
+        return config
+    sizes = {f"student's {k}": v for k, v in student.config.items() if not k.startswith("_")}
+    return {**config, **sizes, "start": None if settings.from_scratch else sha256(start)}
+
+
+def _request(settings: Distillation, size: tuple[int, int]) -> Request:
+    return Request(settings.scenes, size)
+
+
+def _samples(
+    teacher: ReferencePipeline,
+    photos: Sequence[Pixels] | None,
+    out: Path,
+    key: str,
+    sampling: Sampling,
+    settings: Distillation,
+) -> list[Sample]:
+    """The teacher's stacks. A training that goes on takes as many as it began with."""
+    taken, count, minutes = out / TRAINING / TAKEN, settings.max_targets, settings.minutes
+    if (out / TRAINING / FILE).exists() and taken.exists():
+        count, minutes = read_json(taken)["count"], math.inf
+    files = teacher_targets(
+        teacher,
+        train_photos() if photos is None else photos,
+        out / "targets" / key,
+        count,
+        minutes * SAMPLING_SHARE,
+        settings.parts[0].size,
+        settings.seed,
+        sampling,
+    )
+    with main_process_first() as is_main:
+        if is_main:
+            write_json(taken, {"count": len(files)})
+    return [load_target(path) for path in files]
+
+
+def _task(
+    learner: Learner,
+    teach: Sequence[Sample],
+    stacks: Pixels,
+    method: Method,
+    crops: Sequence[Crops],
+    trainer: Trainer,
+) -> Task:
+    """Samples of the teacher's stacks and true ones, each with the learner's own noise."""
+
+    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
+        size = current(crops, trainer.progress).size
+        taught = sample_batch(teach, 1, generator)
+        true = true_batch(stacks, method.true_samples, size, generator)
+        noise = [learner.noise(stack[None], generator) for stack in (*taught[2], *true[2])]
+        own = (torch.cat(parts) for parts in zip(*noise[1:], strict=True))
+        return *taught, *noise[0], *true, *own
+
+    def losses(*batch: Tensor) -> dict[str, Tensor]:
+        half = len(batch) // 2
+        taught = learner.losses(*batch[:half], pool=TEACHER_POOL)
+        true = learner.losses(*batch[half:])
+        told = {f"teacher_{n}": v for n, v in taught.items() if n in ("psnr_db", "mse")}
+        return {**true, **told, "loss": TEACHER_WEIGHT * taught["loss"] + true["loss"]}
+
+    return Task(draw, losses, lambda: current(crops, trainer.progress).batch)
+
+
+def true_stacks(sources: Sequence[Source], out: Path, size: tuple[int, int]) -> Pixels:
+    """uint8 [N,9,3,H,W] of the sources, kept in `out`/targets/true; size is (H, W)."""
+    with main_process_first():
+        return cache_sources(out / "targets" / "true", sources, size).pixels
 
 
 def _targets_key(reference: str, photos: Sequence[Path] | None, settings: Distillation) -> str:
@@ -231,32 +307,29 @@ def _targets_key(reference: str, photos: Sequence[Path] | None, settings: Distil
     return key_of(
         reference=sha256(folder) if folder.is_dir() else reference,
         photos=None if photos is None else [sha256(path) for path in photos],
-        crop=settings.crops[0].size,
+        crop=settings.parts[0].size,
         seed=settings.seed,
+        student=get_method(settings.method).student,
     )
 
 
 @torch.no_grad()
-def score(student: RefocusStudent, samples: Sequence[Sample]) -> float:
-    """Mean PSNR (dB) of the student against the targets' stacks, at the size they are compared."""
-    student.eval()
+def score(learner: Learner, samples: Sequence[Sample]) -> float:
+    """Mean PSNR (dB) of the learner against the targets' stacks, at the size they are compared."""
     values = []
     for sample in samples:
-        one_hot = torch.nn.functional.one_hot(torch.tensor([sample.position]), FRAMES).float()
-        made, target = student(sample.photo, one_hot), sample.stack
+        made, target = learner.refocus(sample.photo, sample.position, sample.seed), sample.stack
         values.append(psnr(pooled(made[None], TEACHER_POOL), pooled(target[None], TEACHER_POOL)))
     return float(np.mean(values))
 
 
-def _pixels(photos: Sequence[Path] | None, crop: int) -> list[Pixels]:
+def _pixels(photos: Sequence[Path], crop: int) -> list[Pixels]:
     """Photos as uint8 [H,W,3]; those smaller than a crop are left out, saying so."""
-    if photos is None:
-        return train_photos()
     pixels = [np.asarray(load_photo(path)) for path in photos]
     large = [p for p in pixels if min(p.shape[:2]) >= crop]
     if not large:
         raise UserError(f"no photo is at least {crop} pixels on both sides: name larger ones")
-    if len(large) < len(pixels):
+    if len(large) < len(pixels) and process_state().is_main_process:
         console.print(f"{len(pixels) - len(large)} photos are smaller than {crop} pixels: left out")
     return large
 

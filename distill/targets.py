@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pocketfocus.distill.autoencoder import random_crops
+from pocketfocus.distill.distributed import process_state
 from pocketfocus.errors import UserError
 from pocketfocus.files import write_atomic
 from pocketfocus.images import to_uint8
@@ -30,11 +32,13 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Sample:
-    """photo [1,3,H,W] and stack [9,3,H,W] in [-1,1], position 0..8."""
+    """photo [1,3,H,W] and stack [9,3,H,W] in [-1,1], position 0..8, and the seed of the noise that
+    the stack came from."""
 
     photo: Tensor
     position: int
     stack: Tensor
+    seed: int = 0
 
 
 def random_photo_crop(photos: Sequence[Pixels], size: int, generator: torch.Generator) -> Tensor:
@@ -67,32 +71,46 @@ def teacher_targets(
     """Sample the reference on photo crops until `count` files exist or `minutes` have passed.
 
     File i depends on (seed, i) alone, so an interrupted run continues. Positions cycle through all
-    nine. Returns the files in order; at least one is made.
+    nine. Of n processes, number k makes the files k, k + n, … on its own device, one at least.
+    Returns the files from the first on, in order, up to one that is missing.
     """
-    deadline = time.monotonic() + 60 * minutes
-    files: list[Path] = []
+    state, deadline = process_state(), time.monotonic() + 60 * minutes
+    parts = (reference.vae, reference.unet, reference.image_encoder)
+    for part in parts:
+        part.to(state.device)
+    tried = False
     with progress_bar() as bar:
-        task = bar.add_task("sampling the reference", total=count)
-        for i in range(count):
-            path = folder / f"{i:06d}.safetensors"
+        task = bar.add_task("sampling the reference", total=count, visible=state.is_main_process)
+        for i in range(state.process_index, count, state.num_processes):
+            path = target_path(folder, i)
             if not path.exists():
-                if files and time.monotonic() > deadline:
+                if tried and time.monotonic() > deadline:
                     break
-                generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
-                photo = random_photo_crop(photos, size, generator)
-                stack = reference(photo, i % FRAMES, sampling, seed * 1_000_003 + i)
-                save_target(path, photo, i % FRAMES, stack)
-            files.append(path)
+                own, position = seed * 1_000_003 + i, i % FRAMES
+                photo = random_photo_crop(photos, size, torch.Generator().manual_seed(own))
+                stack = reference(photo.to(state.device), position, sampling, own)
+                save_target(path, photo, position, stack.cpu(), own)
+            tried = True
             bar.update(task, completed=i + 1)
-    return files
+    for part in parts:
+        part.cpu()
+    state.wait_for_everyone()
+    paths = (target_path(folder, i) for i in range(count))
+    return list(takewhile(Path.exists, paths))
 
 
-def save_target(path: Path, photo: Tensor, position: int, stack: Tensor) -> None:
-    """Write photo [1,3,H,W], position and stack [9,3,H,W] as uint8 safetensors."""
+def target_path(folder: Path, index: int) -> Path:
+    """Where target number `index` lies."""
+    return folder / f"{index:06d}.safetensors"
+
+
+def save_target(path: Path, photo: Tensor, position: int, stack: Tensor, seed: int = 0) -> None:
+    """Write photo [1,3,H,W], position, stack [9,3,H,W] and seed as safetensors, in 8 bits."""
     tensors = {
         "photo": torch.from_numpy(to_uint8(photo)),
         "stack": torch.from_numpy(to_uint8(stack)),
         "position": torch.tensor(position),
+        "seed": torch.tensor(seed),
     }
     with write_atomic(path) as scratch:
         save_file(tensors, scratch)
@@ -104,7 +122,7 @@ def load_target(path: Path) -> Sample:
     photo, stack = (
         tensors[name].permute(0, 3, 1, 2).float() / 127.5 - 1 for name in ("photo", "stack")
     )
-    return Sample(photo, int(tensors["position"]), stack)
+    return Sample(photo, int(tensors["position"]), stack, int(tensors["seed"]))
 
 
 def true_batch(

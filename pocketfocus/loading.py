@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ from transformers.utils import logging as transformers_log
 from pocketfocus.autoencoder import QUARTERS, CompactAutoencoder
 from pocketfocus.checkpoints import DIFFUSERS_STEM, TRANSFORMERS_STEM, find_weights
 from pocketfocus.errors import UserError
-from pocketfocus.reference import PLANES, ReferencePipeline
+from pocketfocus.files import read_json
+from pocketfocus.reference import PLANES, ReferencePipeline, Sampling
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "reference"
 LEARN2REFOCUS = "tedlasai/learn2refocus"
 LEARN2REFOCUS_UNET = "checkpoint-200000/unet"
 BASE = "stabilityai/stable-video-diffusion-img2vid"
+SAMPLING_FILE = "sampling.json"  # of a consistency model: steps, guidance, temperature
 BUFFER = "position_ids"  # a constant that older versions of transformers saved with the weights
 
 
@@ -100,9 +102,22 @@ def assemble(places: Places, load: Callable[[Any, str, str], Any]) -> ReferenceP
         image_encoder=load(CLIPVisionModelWithProjection, root, "image_encoder"),
         scheduler=load(EulerDiscreteScheduler, root, "scheduler"),
         name=places.name,
+        few_steps=_stored_sampling(Path(places.unet[0]) / SAMPLING_FILE),
     )
     _check_fit(pipeline)
     return pipeline
+
+
+def _stored_sampling(path: Path) -> Sampling | None:
+    """What a consistency model's folder says; None of others, UserError for what is no sampling."""
+    if not path.is_file():
+        return None
+    stored = read_json(path)
+    text = "/".join(str(stored.get(field.name)) for field in fields(Sampling))
+    try:
+        return Sampling().changed(text)
+    except UserError as error:
+        raise UserError(f"{path} holds no sampling ({error}): distil the model anew") from error
 
 
 def _autoencoder_class(root: str) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +64,7 @@ class Sampling:
         return replace(self, steps=steps, **dict(zip(names, rest, strict=False)))
 
 
+RHO = 7.0  # how steps crowd at low noise (Karras et al., equation 5)
 PUBLISHED = Sampling()
 MEAN = Sampling(steps=1, guidance=1.0, temperature=0.0)
 
@@ -73,6 +75,9 @@ class ReferencePipeline:
 
     `pipeline(photo [1,3,H,W] in [-1,1], position 0..8) -> stack [9,3,H,W] in [-1,1]`;
     H and W are multiples of 64.
+
+    few_steps: the default way of a consistency model, whose steps jump to clean latents; None for a
+    denoiser.
     """
 
     vae: AutoencoderKLTemporalDecoder
@@ -80,6 +85,7 @@ class ReferencePipeline:
     image_encoder: CLIPVisionModelWithProjection
     scheduler: EulerDiscreteScheduler
     name: str = "default"
+    few_steps: Sampling | None = None
 
     def __call__(
         self,
@@ -107,7 +113,10 @@ class ReferencePipeline:
 
     @property
     def sampling(self) -> Sampling:
-        """The default way: as published, and the mean where latents are `relative`."""
+        """The default way: its own `few_steps`, else as published, and the mean where latents are
+        `relative`."""
+        if self.few_steps is not None:
+            return self.few_steps
         return MEAN if self.relative else PUBLISHED
 
     def latent_shape(self, photo: Tensor) -> tuple[int, int, int, int, int]:
@@ -132,7 +141,12 @@ class ReferencePipeline:
         """
         how = sampling or self.sampling
         scheduler = EulerDiscreteScheduler.from_config(self.scheduler.config)
-        scheduler.set_timesteps(how.steps, device=noise.device)
+        if self.few_steps is None:
+            scheduler.set_timesteps(how.steps, device=noise.device)
+        else:
+            ways = torch.arange(how.steps) / how.steps
+            sigmas = [*karras_sigmas(scheduler.config, ways).tolist(), 0.0]
+            scheduler.set_timesteps(sigmas=sigmas, device=noise.device)
         latent, basis = self.encode(photo), self.basis(photo)
         condition = self.condition(latent, torch.tensor([position]))
         embedding = self.embed(photo)
@@ -225,6 +239,18 @@ class ReferencePipeline:
         """What the autoencoder loses of the photo [1,3,H,W] at each of the positions, [T,3,H,W]."""
         latent = self.vae.config.scaling_factor * self.encode(photo)
         return photo - self.decode(latent[:, None].expand(-1, FRAMES, -1, -1, -1))
+
+
+def karras_sigmas(config: Any, ways: Tensor) -> Tensor:
+    """Noise levels of a scheduler's config, from sigma_max at 0 to sigma_min at 1 of `ways` [N]
+    (Karras et al., equation 5): [N].
+
+    A denoiser's N steps end at 1. A consistency model's start at 0, 1/N, …: one that starts where
+    there is no noise is wasted.
+    """
+    first, last = config.sigma_max ** (1 / RHO), config.sigma_min ** (1 / RHO)
+    sigmas: Tensor = (first + ways * (last - first)) ** RHO
+    return sigmas
 
 
 def place_latent(latent: Tensor, positions: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from multiprocessing import get_context
@@ -37,6 +38,7 @@ LAYOUT = (
     f"and a {POSITIONS_FILE} with a number 0..{FRAMES - 1} a line, or SCENE/{RIG_PATTERN}/"
 )
 CACHE_VERSION = 3  # to be raised when rendering changes: older caches are then rendered anew
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF, and its values that swap the sides
 WORTH_SHARING = 24  # rendered stacks: fewer are made before other processes have started
 
 Size = tuple[int, int]
@@ -130,6 +132,14 @@ class StackFolder:
         stacks = (self.load(index) for index in range(len(self.names)))
         yield from (stack for stack in stacks if stack is not None)
         self._demand_some()
+
+    def sizes(self) -> Iterator[tuple[Path, Size]]:
+        """Width and height of every image as its file's head says; of broken files none."""
+        for scene in self._scenes:
+            for path in scene.images:
+                with suppress(OSError, ValueError, SyntaxError), Image.open(path) as image:
+                    turned = image.getexif().get(ORIENTATION, 1) in SIDEWAYS
+                    yield path, image.size[::-1] if turned else image.size
 
     def load(self, index: int) -> FocalStack | None:
         """Read one stack; a broken one is said to be skipped, once, and is None."""

@@ -16,6 +16,7 @@ Legend: B batch (1 on a phone), T = 9 frames, K discs, C channels, H, W, h = H /
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from pocketfocus.errors import UserError
+from pocketfocus.files import write_atomic
 from pocketfocus.optics import FRAMES, disc_kernel
 
 SCALE = 4  # of the photo to the weights
@@ -254,3 +256,9 @@ def load_student(folder: Path | None = None) -> RefocusStudent:
         raise UserError(f"the weights in {folder} do not fit its config.json ({reason})") from error
     student.register_to_config(_name_or_path="")  # or saving it again would tell where it lay
     return student.eval()
+
+
+def save_student(student: RefocusStudent, folder: Path) -> None:
+    """Write config.json and weights, fp16 safetensors, atomically."""
+    with write_atomic(folder) as scratch:
+        copy.deepcopy(student).half().save_pretrained(scratch, safe_serialization=True)

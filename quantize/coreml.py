@@ -107,11 +107,17 @@ def program(network: nn.Module, recipe: Recipe, inputs: Inputs) -> ExportedProgr
     return decomposed
 
 
-def compressed(model: Any, configs: Mapping[str, Any], everywhere: Any = None) -> Any:
+def compressed(
+    model: Any,
+    configs: Mapping[str, Any],
+    everywhere: Any = None,
+    by_operator: Mapping[str, Any] | None = None,
+) -> Any:
     """The model with integer weights or palettes (by k-means) for some of its weights.
 
-    `configs` are `config_of` schemes, by the names of the weights in the program; `everywhere` is
-    that of all others. None leaves a weight as it is.
+    `configs` are `config_of` schemes, by the names of the weights in the program; `by_operator`
+    those of the other weights of an operator, `everywhere` that of all others. None leaves a
+    weight as it is.
     """
     from coremltools.optimize.coreml import (
         OpPalettizerConfig,
@@ -121,14 +127,17 @@ def compressed(model: Any, configs: Mapping[str, Any], everywhere: Any = None) -
     )
 
     for compress, palettes in ((palettize_weights, True), (linear_quantize_weights, False)):
-        named = {
-            name: config
-            for name, config in configs.items()
-            if config is not None and isinstance(config, OpPalettizerConfig) == palettes
-        }
-        rest = everywhere if isinstance(everywhere, OpPalettizerConfig) == palettes else None
-        if named or rest is not None:
-            config = OptimizationConfig(global_config=rest, op_name_configs=named)
+
+        def own(config: Any, palettes: bool = palettes) -> Any:
+            return config if isinstance(config, OpPalettizerConfig) == palettes else None
+
+        named = {name: config for name, config in configs.items() if own(config) is not None}
+        kinds = {operator: own(config) for operator, config in (by_operator or {}).items()}
+        rest = own(everywhere)
+        if named or rest is not None or any(config is not None for config in kinds.values()):
+            config = OptimizationConfig(
+                global_config=rest, op_type_configs=kinds, op_name_configs=named
+            )
             model = compress(model, config)
     return model
 
@@ -159,6 +168,11 @@ def config_of(scheme: Scheme, area: int = 1) -> Any:
         block_size=int(scheme.granularity) // area if grouped else 32,
         weight_threshold=SMALLEST_WEIGHT,
     )
+
+
+CONVOLUTIONS = {operator: Scheme(8, "affine", "channel") for operator in ("conv", "conv_transpose")}
+"""Of a whole reference: at 4 bits its convolutions cost five times what its linear layers do
+(docs/full-size.md), so they take 8 here as they do on XNNPACK."""
 
 
 def uniform(recipe: Recipe) -> Scheme:

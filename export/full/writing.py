@@ -94,7 +94,7 @@ def write_coreml(
 ) -> Written:
     """Capture, convert, compress and save."""
     from pocketfocus.export.coreml import converted, facts, save
-    from pocketfocus.quantize.coreml import compressed, config_of, program, uniform
+    from pocketfocus.quantize.coreml import CONVOLUTIONS, compressed, config_of, program, uniform
 
     with quiet():
         with phases("capture"):
@@ -104,7 +104,8 @@ def write_coreml(
             model = converted(captured.pop(), recipe, inputs, part.output)
         with phases("compress"):
             if recipe.weight_bits == 4:
-                model = compressed(model, {}, config_of(uniform(recipe)))
+                convolutions = {name: config_of(kind) for name, kind in CONVOLUTIONS.items()}
+                model = compressed(model, {}, config_of(uniform(recipe)), convolutions)
             save(model, path)
     return Written(facts(model.get_spec(), recipe))
 

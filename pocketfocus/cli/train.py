@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import typer
@@ -12,60 +13,124 @@ from pocketfocus.errors import UserError
 commands = typer.Typer()
 
 
-@commands.command(epilog="Example: pocketfocus distill --distill-minutes 30 --out build/mine")
+METHODS_HELP = (
+    "regression: one step, zero noise, pixels; adversarial: the same with a GAN term; consistency: "
+    "the reference's own UNet in 1 to 4 steps, written to DIR/reference"
+)
+
+
+@commands.command(
+    epilog="Example: pocketfocus distill --distill-minutes 30 --out build/mine\n\n"
+    "A few-step reference: pocketfocus distill --method consistency --distill-minutes 120 "
+    "--out build/few"
+)
 def distill(
     out: arguments.Out,
     reference: arguments.Reference = "default",
     student: arguments.Student = None,
     photos: arguments.Photos = None,
-    distill_minutes: arguments.Minutes = 1.0,
+    method: Annotated[
+        str,
+        typer.Option("--method", metavar="regression|adversarial|consistency", help=METHODS_HELP),
+    ] = "regression",
+    distill_minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--distill-minutes",
+            metavar="M",
+            help="how long to distil (default 1, with --steps no limit); 0 copies the student",
+        ),
+    ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", min=1, help="of training, at most")
+        int | None,
+        typer.Option(
+            "--steps",
+            metavar="N",
+            min=1,
+            help="of training, instead of or beside --distill-minutes: a distillation interrupted "
+            "and gone on with then ends bit for bit as one that was not",
+        ),
+    ] = None,
+    targets: Annotated[
+        int,
+        typer.Option("--targets", metavar="N", min=1, help="stacks of the reference, at most"),
+    ] = 600,
+    crop: Annotated[
+        int | None,
+        typer.Option(
+            "--crop",
+            metavar="S",
+            min=64,
+            help="train on crops of this size, 64, 128, …",
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", metavar="R", help="else the method's own"),
     ] = None,
     from_scratch: arguments.FromScratch = False,
     preset: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--preset", metavar="tiny|phone", help="size of a student distilled --from-scratch"
+            "--preset",
+            metavar="tiny|phone",
+            help="size of a student distilled --from-scratch (default tiny); another start is "
+            "refused unless it is of this size",
         ),
-    ] = "tiny",
+    ] = None,
     stacks: arguments.Stacks = None,
     scenes: Annotated[
         int, typer.Option("--scenes", min=1, help="how many focal stacks to render of each source")
     ] = 24,
     seed: arguments.Seed = 0,
 ) -> None:
-    """Distil the reference into a one-step student, DIR/student; run it again to go on.
+    """Distil the reference into a student, DIR/student; run it again to go on.
 
     It learns from the reference's own stacks of --photos and from true stacks. Ctrl-C saves, and
     the same command goes on where it stopped; a longer --distill-minutes trains it further.
     DIR/training has the checkpoint, train.jsonl and TensorBoard's files, DIR/loss.png the curve.
+    On several GPUs, put `accelerate launch --multi_gpu --num_processes N -m` before the command.
     """
     arguments.output_folder(out)
     spec = arguments.reference(reference)
     start = arguments.student_folder(student)
-    length = arguments.minutes(distill_minutes)
+    if distill_minutes is None:
+        length = 1.0 if steps is None else math.inf
+    else:
+        length = arguments.minutes(distill_minutes)
+    if crop is not None and crop % 64:
+        raise UserError(f"--crop {crop} is no multiple of 64: take {crop // 64 * 64}")
+    if rate is not None and not 0 < rate < 1:
+        raise UserError(f"--learning-rate {rate} is not between 0 and 1: leave it out")
     files = arguments.photo_files(photos)
-    if preset != "tiny" and not from_scratch:
-        raise UserError(
-            f"--preset {preset} is the size of a new student, and this one starts from "
-            f"{student or 'the shipped one'}: add --from-scratch"
-        )
 
     from pocketfocus.datasets import SYNTHETIC
+    from pocketfocus.distill.crops import Crops
+    from pocketfocus.distill.methods import get_method
     from pocketfocus.distill.stage import Distillation, distill_run
 
+    chosen = get_method(method)
+    if not chosen.student and (student is not None or from_scratch or preset is not None):
+        raise UserError(
+            f"{method} distils the reference's own UNet: leave out --student, --from-scratch and "
+            "--preset"
+        )
     settings = Distillation(
         minutes=length,
         steps=steps,
         from_scratch=from_scratch,
         preset=preset,
+        method=method,
+        crops=None if crop is None else (Crops(1.0, 1, crop),),
+        max_targets=targets,
+        learning_rate=rate,
         sources=tuple(stacks or [SYNTHETIC]),
         scenes=scenes,
         seed=seed,
     )
     distill_run(out, spec, start, files, settings=settings)
-    typer.echo(f"student: {out / 'student'}")
+    made = "student" if chosen.student else "reference"
+    typer.echo(f"{made}: {out / made}")
 
 
 @commands.command(

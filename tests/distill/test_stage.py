@@ -14,7 +14,7 @@ from pocketfocus.distill.crops import Crops
 from pocketfocus.distill.methods import get_method
 from pocketfocus.distill.presets import SMALLEST, build_reference
 from pocketfocus.distill.reference import save_reference
-from pocketfocus.distill.regression import regression_losses
+from pocketfocus.distill.regression import Regression
 from pocketfocus.distill.stage import Distillation, distill_run
 from pocketfocus.distill.targets import (
     load_target,
@@ -100,22 +100,26 @@ def test_flips_keep_photo_and_stack_together(tmp_path: Path) -> None:
         assert torch.equal(photo, made[position])
 
 
-def test_regression_is_zero_only_for_the_stack_itself() -> None:
+def test_regression_is_zero_only_for_the_stack_itself(reference: ReferencePipeline) -> None:
     student = RefocusStudent(channels=(8, 8), blocks=(1, 1), size=(32, 32))
     photo = torch.rand(2, 3, 32, 32) * 1.8 - 0.9
     copies = photo[:, None].expand(2, 9, 3, 32, 32)
     positions = torch.tensor([0, 8])
-    same = regression_losses(student, photo, positions, copies)  # untrained: copies its photo
-    other = regression_losses(student, photo, positions, copies.roll(1, -1))
+    learner = Regression(reference, student)
+    same = learner.losses(photo, positions, copies)  # untrained: copies its photo
+    other = learner.losses(photo, positions, copies.roll(1, -1))
     assert same["loss"] == 0 < other["loss"]
 
 
-def test_gain_is_over_copying_and_leaves_out_the_photos_own_frame() -> None:
+def test_gain_is_over_copying_and_leaves_out_the_photos_own_frame(
+    reference: ReferencePipeline,
+) -> None:
     student = RefocusStudent(channels=(8, 8), blocks=(1, 1), size=(32, 32))  # copies its photo
     stacks = torch.rand(2, 9, 3, 32, 32) - 0.5
     positions = torch.tensor([0, 8])
     photo = stacks[torch.arange(2), positions]
-    found = regression_losses(student, photo, positions, stacks)
+    learner = Regression(reference, student)
+    found = learner.losses(photo, positions, stacks)
     others = torch.cat([stacks[0, 1:] - photo[0], stacks[1, :8] - photo[1]])
     assert found["gain_db"] == 0
     assert found["psnr_db"] == pytest.approx(float(10 * (4 / others.square().mean()).log10()))
