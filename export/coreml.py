@@ -35,7 +35,6 @@ from pocketfocus.quantize.coreml import (
     config_of,
     kernel_area,
     program,
-    uniform,
 )
 from pocketfocus.quantize.executorch import capture
 from pocketfocus.quantize.layers import execution_order
@@ -50,13 +49,7 @@ from pocketfocus.quantize.plan import (
 from pocketfocus.quantize.recipes import Recipe, Scheme
 from pocketfocus.student import RefocusStudent
 
-WEIGHTED = ("conv", "conv_transpose", "linear")
 WRITER_FAILED = "[MIL FileWriter]"  # how its RuntimeError begins when the disk is full
-COMPRESSED = {
-    "constexpr_lut_to_dense": "4-bit palettes",
-    "constexpr_blockwise_shift_scale": "int{bits} weights",
-    "constexpr_affine_dequantize": "int8 weights",  # of iOS 17
-}
 NOTES = {
     32: "float32 throughout, on CPU or GPU: the Neural Engine computes in float16",
     16: "float16 weights and operators, inputs and output stay float32",
@@ -77,12 +70,8 @@ def write(student: RefocusStudent, recipe: Recipe, inputs: Calibration, path: Pa
         save(model, path)
         found = schemes(path)
     layers = by_layer(order, found, "the package")
-    kept = [scheme for scheme, _ in found]
     taken = {
-        "deployment_target": f"iOS{recipe.ios}",
-        "operators": operators(model.get_spec()),
-        "compressed_weights": dict(Counter(label(scheme) for scheme in kept if scheme.bits < 16)),
-        "float_weights": sum(scheme.bits >= 16 for scheme in kept),
+        **facts(model.get_spec(), [scheme for scheme, _ in found], recipe),
         "note": f"{summary(layers)}; {NOTES[recipe.weight_bits]}",
         "layers": statement(recipe.asked(CHOSEN_BY, layers), chosen, layers),
     }
@@ -153,20 +142,13 @@ def operators(spec: Any) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def facts(spec: Any, recipe: Recipe) -> dict[str, Any]:
-    """What is in a file whose weights are all asked alike: how many are compressed in which way."""
-    found = operators(spec)
+def facts(spec: Any, kept: Sequence[Scheme], recipe: Recipe) -> dict[str, Any]:
+    """What is in a file: its operators, and how many weights are kept in which way."""
     return {
         "deployment_target": f"iOS{recipe.ios}",
-        "operators": found,
-        "compressed_weights": {
-            meaning.format(bits=recipe.weight_bits): found[name]
-            for name, meaning in COMPRESSED.items()
-            if name in found
-        },
-        "float_weights": sum(found.get(name, 0) for name in WEIGHTED)
-        - sum(found.get(name, 0) for name in COMPRESSED),
-        "note": f"{uniform(recipe)}; {NOTES[recipe.weight_bits]}",
+        "operators": operators(spec),
+        "compressed_weights": dict(Counter(label(scheme) for scheme in kept if scheme.bits < 16)),
+        "float_weights": sum(scheme.bits >= 16 for scheme in kept),
     }
 
 

@@ -93,7 +93,8 @@ def write_coreml(
     box: list[nn.Module], part: Part, recipe: Recipe, calls: Calls, phases: Phases, path: Path
 ) -> Written:
     """Capture, convert, compress and save."""
-    from pocketfocus.export.coreml import converted, facts, save
+    from pocketfocus.export.coreml import NOTES, converted, facts, save
+    from pocketfocus.export.taken.coreml import schemes
     from pocketfocus.quantize.coreml import CONVOLUTIONS, compressed, config_of, program, uniform
 
     with quiet():
@@ -107,7 +108,8 @@ def write_coreml(
                 convolutions = {name: config_of(kind) for name, kind in CONVOLUTIONS.items()}
                 model = compressed(model, {}, config_of(uniform(recipe)), convolutions)
             save(model, path)
-    return Written(facts(model.get_spec(), recipe))
+    taken = facts(model.get_spec(), [scheme for scheme, _ in schemes(path)], recipe)
+    return Written({**taken, "note": NOTES[recipe.weight_bits]})
 
 
 def spec(name: str, example: Tensor) -> TensorSpec:

@@ -104,7 +104,8 @@ def test_the_manifest_has_the_coverage_and_what_it_took(run: Path) -> None:
 def test_core_ml_has_blocks_for_ios_18(run: Path) -> None:
     taken = artifact(run, UNET_ML).taken
     assert taken["deployment_target"] == "iOS18"
-    assert taken["compressed_weights"]["int4 weights"] > 20
+    assert taken["compressed_weights"]["int4 weights"] == 19
+    assert taken["compressed_weights"]["int8 weights"] > 10
 
 
 def test_convolutions_and_linear_layers_are_small(run: Path) -> None:

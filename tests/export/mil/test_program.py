@@ -18,6 +18,7 @@ from pocketfocus.errors import UserError
 from pocketfocus.export import coreml
 from pocketfocus.export.mil.program import Program, load_program, open_file
 from pocketfocus.export.quiet import quiet
+from pocketfocus.export.taken.coreml import WEIGHTED
 from pocketfocus.metrics import psnr
 from pocketfocus.mobile_harness.devices import get_device, stand_ins
 from pocketfocus.optics import one_hot
@@ -79,7 +80,7 @@ def test_float16_is_what_a_float16_program_loses(
 
 def weight_names(program: Program) -> list[str]:
     """The weights of convolutions and linear layers, in order."""
-    weighted = [op for op in program.operations() if op.op_type in coreml.WEIGHTED]
+    weighted = [op for op in program.operations() if op.op_type in WEIGHTED]
     return [op.weight.name for op in weighted if op.weight.name in program.constants]
 
 
