@@ -20,7 +20,7 @@ export async function fillSettings(run: Run): Promise<void> {
   const cores = crossOriginIsolated ? Math.min(MOST_THREADS, navigator.hardwareConcurrency || 1) : 1;
   const threads = find<HTMLSelectElement>("threads");
   threads.replaceChildren(...Array.from({ length: cores }, (_, i) => option(String(i + 1), String(i + 1))));
-  threads.value = String(Math.min(cores, Math.max(1, Math.ceil((navigator.hardwareConcurrency || 1) / 2))));
+  threads.value = String(cores <= 4 ? cores : Math.ceil(cores / 2));  // the rest are slow cores
 }
 
 export function chosen(run: Run): Choice {
