@@ -1,6 +1,6 @@
 # pocketfocus: `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo web test lint format clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,6 +35,10 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP) ## run the whole path once into build/demo: distil, quantize, export, verify, bench, report
 	$(BIN)/pocketfocus build --out $(OUT)
+
+web: ## build the page of `pocketfocus serve` (needs Node.js with npm)
+	@command -v npm >/dev/null || { echo "make web needs Node.js with npm: install nodejs and npm" >&2; exit 2; }
+	cd mobile_harness/web/page && npm ci --no-audit --no-fund && npm run build
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""`doctor`: what this machine has, can convert and can execute."""
+"""`doctor` and `serve`: what this machine can do, and a run in a phone's browser."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from typing import Annotated
 
 import typer
+
+from pocketfocus.cli import arguments
 
 commands = typer.Typer()
 
@@ -39,3 +41,19 @@ def doctor(
         typer.echo(json.dumps({"schema_version": SCHEMA_VERSION, "rows": rows}, indent=1))
     else:
         Console(highlight=False).print(*doctor.tables(findings), sep="\n")
+
+
+@commands.command(epilog="Example: pocketfocus serve build/demo --lan")
+def serve(
+    run: arguments.Run,
+    lan: Annotated[
+        bool, typer.Option("--lan", help="for phones on this network: HTTPS, one-time address")
+    ] = False,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 for any")] = 8765,
+) -> None:
+    """Serve a page that refocuses and measures in a phone's browser, until Ctrl-C."""
+    folder = arguments.run_folder(run)
+
+    from pocketfocus.mobile_harness.web.server import serve as serve_run
+
+    serve_run(folder, lan, port, typer.echo)

@@ -1,0 +1,95 @@
+"""The only files that the server gives: the built page, and the ONNX files of a run's manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pocketfocus.errors import UserError
+from pocketfocus.manifest import Artifact, Manifest, check_artifact, load_manifest
+
+TARGET = "onnx"
+PAGE = Path(__file__).parent / "page" / "dist"
+FRAMES = 9  # optics.FRAMES, without importing torch for it
+
+
+@dataclass(frozen=True)
+class Served:
+    """A run as the page sees it.
+
+    Attributes:
+        folder: of the run.
+        manifest: of the run.
+        artifacts: by name; the ONNX files that were written and lie below `folder` without a link.
+    """
+
+    folder: Path
+    manifest: Manifest
+    artifacts: Mapping[str, Artifact]
+
+    @property
+    def stack_bytes(self) -> int:
+        """Of one stack [9,3,H,W] float32."""
+        height, width = self.manifest.size
+        return FRAMES * 3 * height * width * 4
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every artifact of the run by name."""
+        return {a.name: a.sha256 for a in self.manifest.artifacts}
+
+    def describe(self) -> dict[str, Any]:
+        """What the page has to know to call the files."""
+        files = [
+            {
+                "name": artifact.name,
+                "precision": artifact.precision,
+                "bytes": artifact.bytes,
+                "sha256": artifact.sha256,
+                "inputs": [spec.name for spec in artifact.inputs],
+                "outputs": [spec.name for spec in artifact.outputs],
+            }
+            for artifact in self.artifacts.values()
+        ]
+        return {"size": list(self.manifest.size), "files": files}
+
+
+def load_served(folder: Path) -> Served:
+    """The run in `folder`, hashes checked; UserError when it has no ONNX student."""
+    manifest = load_manifest(folder)
+    artifacts = {
+        a.name: a for a in manifest.artifacts if a.target == TARGET and a.status == "written"
+    }
+    if not artifacts or not manifest.student_sha256:
+        raise UserError(
+            f"{folder} lists no ONNX file of a student, which is what a browser runs: "
+            f"`pocketfocus export --targets onnx --out {folder}` writes them"
+        )
+    for artifact in artifacts.values():
+        check_artifact(folder, artifact)
+        if plain_file(folder, artifact.name) is None:
+            raise UserError(f"{folder / artifact.name} is a link: put the file itself there")
+    return Served(folder, manifest, artifacts)
+
+
+def page_files(folder: Path = PAGE) -> dict[str, Path]:
+    """The built page's files by their path below `folder`; UserError when it was not built."""
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_symlink()
+    }
+    if "index.html" not in files:
+        raise UserError(
+            f"the page is not built ({folder} is empty): run `make web` (needs Node.js)"
+        )
+    return files
+
+
+def plain_file(folder: Path, name: str) -> Path | None:
+    """folder/name when it is a file and no part of `name` is a symbolic link, else None."""
+    root = folder.resolve()
+    path = root / name
+    return path if path.resolve() == path and path.is_file() else None

@@ -1,0 +1,26 @@
+// Short words for the document.
+export function find<T extends HTMLElement = HTMLElement>(id: string): T {
+  const element = document.getElementById(id);
+  if (!element) throw new Error(`no #${id}`);
+  return element as T;
+}
+
+export function show(id: string, on: boolean): void { find(id).hidden = !on; }
+
+export function trouble(words: string): void {
+  find("trouble").textContent = words;
+  show("trouble", words !== "");
+}
+
+export function why(error: unknown): string { return error instanceof Error ? error.message : String(error); }
+
+export function progress(bar: HTMLProgressElement, done: number, total: number): void {
+  if (total > 0) { bar.max = total; bar.value = done; } else bar.removeAttribute("value");
+}
+
+export function option(value: string, words: string): HTMLOptionElement {
+  const made = document.createElement("option");
+  made.value = value;
+  made.textContent = words;
+  return made;
+}

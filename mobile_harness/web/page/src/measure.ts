@@ -1,0 +1,158 @@
+// The Measure tab: every figure as it was clocked; percentiles and verdicts are the host's.
+import { find, progress, show, trouble, why } from "./dom";
+import { Engine } from "./engine";
+import { examine, memoryMib, Phone } from "./phone";
+import { Choice, FRAMES, Run } from "./protocol";
+import { chosen } from "./settings";
+
+declare const RUNTIME_VERSION: string;
+
+const WARMUP = 3, MOST_CALLS = 50_000;
+
+interface Row { [name: string]: string | number | null | { [name: string]: number | null } }
+
+export function measureTab(run: Run): void {
+  let engine: Engine | undefined, stopped = false;
+  let about: Phone | undefined;
+  const name = find<HTMLInputElement>("phone");
+  void examine().then((phone) => { about = phone; name.value ||= phone.name; });
+
+  function say(words: string, done = 0, total = 0): void {
+    find("measuring").textContent = words;
+    progress(find<HTMLProgressElement>("measured"), done, total);
+  }
+
+  async function start(choices: Choice[]): Promise<void> {
+    trouble("");
+    if (!name.value.trim()) { trouble("Give this phone a name first, so that its rows can be told from others."); name.focus(); return; }
+    stopped = false;
+    running(true);
+    const awake = await (navigator as { wakeLock?: { request(kind: string): Promise<{ release(): Promise<void> }> } })
+      .wakeLock?.request("screen").catch(() => undefined);
+    try {
+      for (const choice of choices) await one(choice);
+      say("Done: the rows are in the run's bench.json and verify.json.");
+    } catch (error) {
+      say("");
+      if (!stopped) trouble(`It did not work: ${why(error)}.`);
+    } finally {
+      engine?.close();
+      engine = undefined;
+      await awake?.release();
+      running(false);
+    }
+  }
+
+  function running(on: boolean): void {
+    show("measured", on);
+    show("stop", on);
+    for (const id of ["begin", "all"]) show(id, !on);
+  }
+
+  async function one(choice: Choice): Promise<void> {
+    const label = choice.file.name;
+    say(`${label}: golden inputs`);
+    const { photo, positions } = await golden(run);
+    engine = new Engine();
+    const used = engine;
+    const { loadMs, threads } = await used.open(choice, (done, total, what) => say(`${label}: ${what.toLowerCase()}`, done, total));
+    const call = async () => (await used.call(photo, positions[1 % positions.length], run.size)).ms;
+
+    say(`${label}: first call`);
+    const first = await call();
+    for (let i = 0; i < WARMUP; i++) await call();
+    const runs = Math.min(1000, Math.max(1, Math.round(Number(find<HTMLInputElement>("runs").value)) || 1));
+    const times: number[] = [];
+    while (times.length < runs) {
+      times.push(await call());
+      say(`${label}: ${times.length} of ${runs} calls`, times.length, runs);
+    }
+    const sustained = await sustain(label, call);
+    say(`${label}: memory`);
+    const memory = await memoryMib();
+    say(`${label}: golden outputs`);
+    const stacks: Float32Array[] = [];
+    for (const position of positions) stacks.push((await used.call(photo, position, run.size)).stack);
+    used.close();
+
+    say(`${label}: sending`);
+    const round = (ms: number) => Math.round(100 * ms) / 100;
+    const phone = { ...(about ?? (await examine())), name: name.value.trim() };
+    const sent = await post("/api/measurements", "application/json", JSON.stringify({
+      artifact: label, sha256: choice.file.sha256, backend: choice.backend, threads,
+      runtime: `onnxruntime-web ${RUNTIME_VERSION}`, phone,
+      load_ms: round(loadMs), first_ms: round(first), times_ms: times.map(round),
+      sustained: sustained && { seconds: sustained.seconds, times_ms: sustained.times.map(round) },
+      memory_mib: memory && Math.round(10 * memory) / 10,
+    }));
+    const judged = await post(`/api/measurements/${sent.id}/outputs`, "application/octet-stream", new Blob(stacks as BlobPart[]));
+    card(sent.row, judged.row);
+  }
+
+  async function sustain(label: string, call: () => Promise<number>) {
+    const seconds = Number(find<HTMLSelectElement>("sustain").value);
+    if (!seconds) return null;
+    const times: number[] = [], began = performance.now();
+    for (let gone = 0; gone < seconds && times.length < MOST_CALLS; gone = (performance.now() - began) / 1000) {
+      times.push(await call());
+      say(`${label}: ${Math.floor(gone)} of ${seconds} s without a pause, ${times[times.length - 1].toFixed(0)} ms`, gone, seconds);
+    }
+    return { seconds, times };
+  }
+
+  find("begin").addEventListener("click", () => start([chosen(run)]));
+  find("all").addEventListener("click", () => start(run.files.map((file) => ({ ...chosen(run), file }))));
+  find("stop").addEventListener("click", () => { stopped = true; engine?.close(); });
+}
+
+async function golden(run: Run): Promise<{ photo: Float32Array; positions: number[] }> {
+  const response = await fetch("/api/golden");
+  if (!response.ok) throw new Error(`the host gives no golden inputs (${response.status})`);
+  const photo = new Float32Array(await response.arrayBuffer());
+  const positions = (response.headers.get("X-Positions") ?? "").split(",").map(Number);
+  if (photo.length !== 3 * run.size[0] * run.size[1] || positions.some((p) => !(p >= 0 && p < FRAMES))) {
+    throw new Error("the golden inputs do not fit the file");
+  }
+  return { photo, positions };
+}
+
+async function post(path: string, type: string, body: string | Blob): Promise<{ id: string; row: Row }> {
+  let response: Response;
+  try {
+    response = await fetch(path, { method: "POST", headers: { "Content-Type": type }, body });
+  } catch { throw new Error("the host cannot be reached, so nothing was kept"); }
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(answer.error ?? `the host refused (${response.status})`);
+  return answer;
+}
+
+function card(bench: Row, verify: Row): void {
+  const box = document.createElement("div");
+  box.className = "row";
+  const heading = document.createElement("h2");
+  heading.textContent = `${bench.artifact}, ${bench.device}`;
+  const list = document.createElement("dl");
+  const line = (term: string, words: string, kind = "") => {
+    const dt = document.createElement("dt"), dd = document.createElement("dd");
+    dt.textContent = term;
+    dd.textContent = words;
+    dd.className = kind;
+    list.append(dt, dd);
+  };
+  const figure = (value: Row[string], unit: string) => (typeof value === "number" ? `${value.toFixed(1)} ${unit}` : "not told");
+  for (const [term, key] of [["load", "load_ms"], ["first call", "first_ms"], ["p50", "p50_ms"], ["p90", "p90_ms"], ["p99", "p99_ms"]]) {
+    line(term, figure(bench[key], "ms"));
+  }
+  line("calls", String(bench.runs));
+  line("threads", String(bench.threads));
+  line("memory, by the browser", figure(bench.browser_memory_mib, "MiB"));
+  const sustained = bench.sustained as { [name: string]: number } | null;
+  if (sustained) {
+    line(`${sustained.seconds} s without a pause`,
+      `${sustained.first_p50_ms.toFixed(1)} → ${sustained.last_p50_ms.toFixed(1)} ms (×${(sustained.slower ?? 1).toFixed(2)})`);
+  }
+  line("parity", `${figure(verify.psnr_db, "dB")}, ${verify.threshold_db} needed: ${verify.status}`, String(verify.status));
+  if (verify.why) line("", String(verify.why));
+  box.append(heading, list);
+  find("results").prepend(box);
+}

@@ -1,0 +1,55 @@
+// Keeps the page, the runtime and the files that were used, for when the network is gone.
+// What the network has is taken first where it may have changed: the page itself and the run.
+declare const ASSETS: string[];
+declare const VERSION: string;
+
+const worker = self as unknown as {
+  addEventListener(kind: string, listen: (event: any) => void): void;
+  skipWaiting(): Promise<void>;
+  clients: { claim(): Promise<void> };
+  location: Location;
+};
+const PAGE = `page-${VERSION}`, FILES = "files";
+
+worker.addEventListener("install", (event) => {
+  event.waitUntil(caches.open(PAGE).then((cache) => cache.addAll(ASSETS)).then(() => worker.skipWaiting()));
+});
+
+worker.addEventListener("activate", (event) => {
+  event.waitUntil((async () => {
+    for (const name of await caches.keys()) {
+      if (name !== PAGE && name !== FILES) await caches.delete(name);
+    }
+    await worker.clients.claim();
+  })());
+});
+
+worker.addEventListener("fetch", (event) => {
+  const request: Request = event.request, url = new URL(request.url);
+  if (request.method !== "GET" || url.origin !== worker.location.origin) return;
+  if (url.pathname.startsWith("/api/") || request.mode === "navigate") event.respondWith(newest(request, url));
+  else event.respondWith(kept(request));
+});
+
+async function newest(request: Request, url: URL): Promise<Response> {
+  const cache = await caches.open(FILES);
+  const key = request.mode === "navigate" ? "/" : url.pathname;
+  try {
+    const response = await fetch(request);
+    if (response.ok && request.mode !== "navigate") await cache.put(key, response.clone());
+    return response;
+  } catch (error) {
+    const found = (await cache.match(key)) ?? (await (await caches.open(PAGE)).match(key));
+    if (found) return found;
+    throw error;
+  }
+}
+
+async function kept(request: Request): Promise<Response> {
+  const cache = await caches.open(PAGE);
+  const found = await cache.match(request);
+  if (found) return found;
+  const response = await fetch(request);
+  if (response.ok) await cache.put(request, response.clone());
+  return response;
+}

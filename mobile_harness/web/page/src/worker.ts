@@ -1,0 +1,88 @@
+// ONNX Runtime off the page's own thread, so that the page answers while it computes.
+import type { InferenceSession } from "onnxruntime-web/wasm";
+import { bestFocus } from "./focus";
+import { Choice, FRAMES, Reply, Request } from "./protocol";
+
+type Ort = typeof import("onnxruntime-web/wasm");
+
+const scope = self as unknown as {
+  onmessage: ((event: MessageEvent<Request>) => void) | null;
+  postMessage(message: Reply, transfer?: Transferable[]): void;
+};
+let ort: Ort;
+let session: InferenceSession;
+let names: { inputs: string[]; outputs: string[] };
+
+async function runtime(choice: Choice): Promise<Ort> {
+  const kind = choice.backend === "webgpu" ? "ort-wasm-simd-threaded.asyncify" : "ort-wasm-simd-threaded";
+  const module: Ort = choice.backend === "webgpu"
+    ? (await import("onnxruntime-web/webgpu")) as unknown as Ort
+    : await import("onnxruntime-web/wasm");
+  module.env.wasm.numThreads = choice.threads;
+  module.env.wasm.wasmPaths = { mjs: `/ort/${kind}.mjs`, wasm: `/ort/${kind}.wasm` };
+  return module;
+}
+
+async function download(id: number, choice: Choice): Promise<Uint8Array<ArrayBuffer>> {
+  const { file } = choice;
+  const response = await fetch(`/api/files/${file.name}`);
+  if (!response.ok || !response.body) throw new Error(`the host gives no ${file.name} (${response.status})`);
+  const bytes = new Uint8Array(file.bytes), reader = response.body.getReader();
+  let done = 0;
+  for (;;) {
+    const part = await reader.read();
+    if (part.done) break;
+    if (done + part.value.length > file.bytes) throw new Error(`${file.name} is longer than the manifest says`);
+    bytes.set(part.value, done);
+    done += part.value.length;
+    scope.postMessage({ id, kind: "progress", done, total: file.bytes, what: "Getting the file" });
+  }
+  // The manifest's hashes are SHA-256 of the SHA-256 of each file (pocketfocus/files.py).
+  const digest = await crypto.subtle.digest("SHA-256", await crypto.subtle.digest("SHA-256", bytes));
+  const hex = [...new Uint8Array(digest)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  if (hex !== file.sha256) throw new Error(`${file.name} is not the file that the manifest lists; load the page again`);
+  return bytes;
+}
+
+async function open(id: number, choice: Choice): Promise<void> {
+  const bytes = await download(id, choice);
+  ort = await runtime(choice);
+  scope.postMessage({ id, kind: "progress", done: 0, total: 0, what: "Starting the runtime" });
+  const began = performance.now();
+  session = await ort.InferenceSession.create(bytes, { executionProviders: [choice.backend] });
+  names = choice.file;
+  scope.postMessage({ id, kind: "opened", loadMs: performance.now() - began, threads: ort.env.wasm.numThreads ?? 1 });
+}
+
+async function call(message: Extract<Request, { kind: "call" }>): Promise<void> {
+  const [height, width] = message.size;
+  const oneHot = new Float32Array(FRAMES);
+  oneHot[message.position] = 1;
+  const feeds = {
+    [names.inputs[0]]: new ort.Tensor("float32", message.photo, [1, 3, height, width]),
+    [names.inputs[1]]: new ort.Tensor("float32", oneHot, [1, FRAMES]),
+  };
+  const began = performance.now();
+  const results = await session.run(feeds);
+  const stack = (await results[names.outputs[0]].getData()) as Float32Array;
+  const ms = performance.now() - began;
+  if (stack.length !== FRAMES * 3 * height * width) throw new Error(`the file made ${stack.length} values`);
+  const own = new Float32Array(stack);
+  scope.postMessage({ id: message.id, kind: "stack", stack: own, ms }, [own.buffer]);
+}
+
+async function answer(message: Request): Promise<void> {
+  try {
+    if (message.kind === "open") await open(message.id, message.choice);
+    else if (message.kind === "call") await call(message);
+    else {
+      const best = bestFocus(message.stack, ...message.size);
+      scope.postMessage({ id: message.id, kind: "focus", best }, [best.buffer]);
+    }
+  } catch (error) {
+    scope.postMessage({ id: message.id, kind: "failed", why: error instanceof Error ? error.message : String(error) });
+  }
+}
+
+let queue = Promise.resolve();
+scope.onmessage = (event) => { queue = queue.then(() => answer(event.data)); };

@@ -1,0 +1,76 @@
+"""The page, built once, and a small run that a real `pocketfocus serve` process serves."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pocketfocus.export.stage import export_run
+
+
+@pytest.fixture(scope="session")
+def built_page(root: Path) -> Path:
+    """The page's folder after `make web`; skipped without Node.js."""
+    if shutil.which("npm") is None:
+        pytest.skip("no npm found: apt-get install nodejs npm")
+    made = subprocess.run(
+        ["make", "web"], cwd=root, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    return root / "mobile_harness/web/page/dist"
+
+
+@pytest.fixture(scope="session")
+def web_run(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with two ONNX files of a student for 64-pixel photos."""
+    out = tmp_path_factory.mktemp("web-run")
+    export_run(small_student, out, ["onnx"], ["fp32", "int8"], log=lambda line: None)
+    return out
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A process, its address, and the run that it serves."""
+
+    process: subprocess.Popen[str]
+    url: str
+    run: Path
+
+    @property
+    def port(self) -> int:
+        return int(re.findall(r":(\d+)/", self.url)[0])
+
+    def stop(self) -> int:
+        """SIGINT, and the exit code."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(15)
+
+
+def start(run: Path, *options: str) -> Serving:
+    command = [sys.executable, "-m", "pocketfocus", "serve", str(run), "--port", "0", *options]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+    )
+    assert process.stdout
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        address = re.search(r"https?://\S+", line)
+        if address:
+            return Serving(process, address[0], run)
+    raise AssertionError("".join(said))
+
+
+@pytest.fixture(scope="session")
+def serving(built_page: Path, web_run: Path) -> Iterator[Serving]:
+    server = start(web_run)
+    yield server
+    server.stop()
