@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pocketfocus.benchmarks.device import PYTORCH, Device, Job, JobError, Result
+from pocketfocus.benchmarks.merging import with_devices
 from pocketfocus.benchmarks.verify import (
     SHOWN,
     Stacks,
@@ -87,7 +88,8 @@ def bench_run(
     reference_runs: int = 2,
     photos: Sequence[Path] | None = None,
 ) -> list[Row]:
-    """Measure every artifact of a run, the eager student and the reference; write bench.json.
+    """Measure every artifact of a run, the eager student and the reference; write bench.json,
+    where the rows that other devices sent stay.
 
     Rows are `{artifact, target, precision, device, threads, load_ms, first_ms, p50_ms, p90_ms,
     p99_ms, runs, peak_rss_mib, bytes}`. What the device cannot execute keeps its `bytes` and has
@@ -115,7 +117,8 @@ def bench_run(
         for entry in [*([baseline] if baseline else []), *entries]
     ]
     keep_reference_stack(folder, baseline, measured)
-    write_rows(folder / BENCH_FILE, rows)
+    current = {a.name: a.sha256 for a in load_manifest(folder).artifacts}
+    write_rows(folder / BENCH_FILE, with_devices(folder / BENCH_FILE, rows, current))
     return rows
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pocketfocus.benchmarks.evaluate import EVALUATE_FILE
 from pocketfocus.benchmarks.latency import BENCH_FILE, ratios
+from pocketfocus.benchmarks.merging import OF_DEVICES
 from pocketfocus.benchmarks.verify import VERIFY_FILE, parity_rows
 from pocketfocus.errors import UserError
 from pocketfocus.files import Row, read_rows
@@ -26,15 +27,18 @@ def figure(value: float | None, digits: int = 1) -> str:
 
 def files_table(bench: Sequence[Row], verify: Sequence[Row]) -> str:
     """Size, latency, speed-ups and parity, one line an artifact."""
-    faster = {r.artifact: r for r in ratios(bench)}
-    gates = {r["artifact"]: r for r in parity_rows(verify)}
+    faster = {(r.artifact, r.device): r for r in ratios(bench)}
+    sent = {(r["artifact"], r["device"]): r for r in parity_rows(verify) if OF_DEVICES in r}
+    gates = {r["artifact"]: r for r in parity_rows(verify) if OF_DEVICES not in r}
 
     def line(row: Row) -> list[str]:
-        name, ratio = row["artifact"], faster.get(row["artifact"])
+        name, ratio = row["artifact"], faster.get((row["artifact"], row["device"]))
         gate = gates.get(name) if name != "student" else None
+        if OF_DEVICES in row:
+            gate = sent.get((name, row["device"]))
         mib = None if row["bytes"] is None else row["bytes"] / 2**20
         return [
-            f"`{name}`",
+            f"`{name}`" + (f" on {row['device']}" if OF_DEVICES in row else ""),
             figure(mib, 2),
             figure(row["p50_ms"]),
             figure(row["p99_ms"]),

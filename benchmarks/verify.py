@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pocketfocus.benchmarks.device import MIL_CHECK, PYTORCH, Call, Device, Job
+from pocketfocus.benchmarks.merging import with_devices
 from pocketfocus.errors import UserError
 from pocketfocus.files import Row, sha256, write_atomic, write_rows
 from pocketfocus.images import load_photo
@@ -131,7 +132,8 @@ def verify_run(
         rows.append(gate_row(*about, gate.name, gate.threshold_db, verdict))
         rows += coverage_rows(artifact, by.name)
     save_stacks(folder / STACKS_FILE, kept)
-    write_rows(folder / VERIFY_FILE, rows)
+    current = {a.name: a.sha256 for a in manifest.artifacts}
+    write_rows(folder / VERIFY_FILE, with_devices(folder / VERIFY_FILE, rows, current))
     return rows
 
 
