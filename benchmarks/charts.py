@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import matplotlib
 
+from pocketfocus.benchmarks.device import HOST
 from pocketfocus.files import Row
 from pocketfocus.manifest import Manifest
 
@@ -32,11 +33,17 @@ def latency_chart(bench: Sequence[Row]) -> bytes:
         axis.barh(y, row["p50_ms"], color=colour)
         axis.plot([row["p50_ms"], row["p99_ms"]], [y, y], color="black", linewidth=1.2)
         axis.text(row["p99_ms"] * 1.08, y, f"{row['p50_ms']:,.1f}", va="center", fontsize=8)
-    axis.set_yticks(range(len(rows)), [row["artifact"] for row in rows], fontsize=8)
+    axis.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
     axis.set(xscale="log", xlabel="ms a stack, p50 (line: to p99), log scale")
     axis.margins(x=0.25)
     axis.invert_yaxis()
     return _png(figure)
+
+
+def _label(row: Row) -> str:
+    """The artifact, and whose figure it is where another device measured it."""
+    other = row["device"] != HOST
+    return f"{row['artifact']}\n{row['device']}" if other else str(row["artifact"])
 
 
 def size_chart(manifest: Manifest) -> bytes:

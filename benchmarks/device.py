@@ -18,6 +18,7 @@ from pocketfocus.errors import UserError
 PYTORCH = "pytorch"
 """The target of models that are not exported: the eager student and the reference pipeline."""
 
+HOST = "host"
 MIL_CHECK = "mil-check"
 """The target of Core ML files that the MIL check executes, and the name of its device."""
 

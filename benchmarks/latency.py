@@ -87,7 +87,8 @@ def bench_run(
     reference_runs: int = 2,
     photos: Sequence[Path] | None = None,
 ) -> list[Row]:
-    """Measure every artifact of a run, the eager student and the reference; write bench.json.
+    """Measure every artifact of a run, the eager student and the reference; write bench.json,
+    where the rows that other devices sent stay.
 
     Rows are `{artifact, target, precision, device, threads, load_ms, first_ms, p50_ms, p90_ms,
     p99_ms, runs, peak_rss_mib, bytes, status, why, model, chip, os, runtime}`, and `notes` where

@@ -107,7 +107,9 @@ def headline(bench: Sequence[Row], verify: Sequence[Row]) -> list[tuple[str, str
     if not timed:
         return []
     fastest = max(timed, key=lambda r: r.to_student or 0.0)
-    row = next(r for r in bench if r["artifact"] == fastest.artifact)
+    row = next(
+        r for r in bench if (r["artifact"], r["device"]) == (fastest.artifact, fastest.device)
+    )
     facts = [
         (f"{row['p50_ms']:.1f} ms", f"a stack with {fastest.artifact}, p50 on {row['device']}")
     ]

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pocketfocus.benchmarks.device import HOST, MIL_CHECK
 from pocketfocus.benchmarks.evaluate import EVALUATE_FILE
 from pocketfocus.benchmarks.latency import BENCH_FILE, ratios
 from pocketfocus.benchmarks.verify import VERIFY_FILE, parity_rows
@@ -26,15 +27,19 @@ def figure(value: float | None, digits: int = 1) -> str:
 
 def files_table(bench: Sequence[Row], verify: Sequence[Row]) -> str:
     """Size, latency, speed-ups and parity, one line an artifact."""
-    faster = {r.artifact: r for r in ratios(bench)}
-    gates = {r["artifact"]: r for r in parity_rows(verify)}
+    faster = {(r.artifact, r.device): r for r in ratios(bench)}
+    gates = {(r["artifact"], r["device"]): r for r in parity_rows(verify)}
 
     def line(row: Row) -> list[str]:
-        name, ratio = row["artifact"], faster.get(row["artifact"])
-        gate = gates.get(name) if name != "student" else None
+        name, device = row["artifact"], row["device"]
+        ratio, gate = faster.get((name, device)), gates.get((name, device))
+        if gate is None and device == HOST:
+            gate = gates.get((name, MIL_CHECK))
+        if name == "student":
+            gate = None
         mib = None if row["bytes"] is None else row["bytes"] / 2**20
         return [
-            f"`{name}`",
+            f"`{name}`" + (f" on {device}" if device != HOST else ""),
             figure(mib, 2),
             figure(row["p50_ms"]),
             figure(row["p99_ms"]),

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pocketfocus.benchmarks.device import MIL_CHECK, PYTORCH, Call, Device, Job, facts
+from pocketfocus.benchmarks.device import HOST, MIL_CHECK, PYTORCH, Call, Device, Job, facts
 from pocketfocus.errors import UserError
 from pocketfocus.files import Row, merge_rows, sha256, write_atomic
 from pocketfocus.images import load_photo
@@ -40,7 +40,6 @@ from pocketfocus.student import RefocusStudent, load_student
 
 VERIFY_FILE = "verify.json"
 STACKS_FILE = "stacks.npz"
-BUILD_HOST = "host"  # where the eager student and the captured graph run, whatever the device
 CAPTURED_DB = 90.0
 ARM64_DB = 45.0  # the same file on another processor
 SAME_FILE = "same file on"  # the host, say
@@ -62,9 +61,7 @@ COVERAGE = "delegate coverage"
 CAPTURE_GATE = Gate("captured graph", "student", CAPTURED_DB)
 
 
-def gate_of(
-    precision: str, device: str = BUILD_HOST, recipe: Mapping[str, Any] | None = None
-) -> Gate:
+def gate_of(precision: str, device: str = HOST, recipe: Mapping[str, Any] | None = None) -> Gate:
     """The gate of a file: fp32 shows the runtime's error alone, the others the whole loss.
 
     `recipe` as the manifest has it; None for the shipped one of that name.
@@ -123,7 +120,7 @@ def verify_run(
 
     kept = {"photo": to_bytes(inputs[SHOWN[0]]), "student": shown(parents["student"], calls)}
     verdict = judge(parents["captured graph"], parents["student"], CAPTURE_GATE.threshold_db)
-    capture = ("student", PYTORCH, "fp32", BUILD_HOST, CAPTURE_GATE.name, CAPTURED_DB)
+    capture = ("student", PYTORCH, "fp32", HOST, CAPTURE_GATE.name, CAPTURED_DB)
     rows = [gate_row(*capture, verdict)]
     for artifact in track(manifest.artifacts, "verifying", len(manifest.artifacts)):
         by = first_able((device, *stand_ins), artifact.target)

@@ -181,7 +181,7 @@ def make(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_make_alone_explains_every_target(root: Path) -> None:
     result = make(root, "-C", str(root))
     assert result.returncode == 0
-    for target in ("setup", "demo", "test", "lint", "format", "clean"):
+    for target in ("setup", "demo", "web", "test", "lint", "format", "clean"):
         assert re.search(rf"make {target} +\w+", result.stdout), target
 
 

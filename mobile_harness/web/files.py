@@ -35,11 +35,6 @@ class Served:
         height, width = self.manifest.size
         return FRAMES * 3 * height * width * 4
 
-    @property
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of every artifact of the run by name."""
-        return {a.name: a.sha256 for a in self.manifest.artifacts}
-
     def describe(self) -> dict[str, Any]:
         """What the page has to know to call the files."""
         files = [

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pocketfocus.benchmarks.device import Result
 from pocketfocus.benchmarks.golden import POSITIONS
 from pocketfocus.benchmarks.latency import BENCH_FILE, Entry, row_of
-from pocketfocus.benchmarks.merging import merge_rows
 from pocketfocus.benchmarks.verify import (
     VERIFY_FILE,
     Stacks,
@@ -28,8 +27,8 @@ from pocketfocus.benchmarks.verify import (
     parent_stacks,
 )
 from pocketfocus.errors import UserError
-from pocketfocus.files import Row
-from pocketfocus.manifest import Artifact
+from pocketfocus.files import Row, merge_rows
+from pocketfocus.manifest import MANIFEST_FILE, Artifact
 from pocketfocus.mobile_harness.web.files import Served
 
 MAX_CALLS = 50_000
@@ -121,7 +120,7 @@ class Host:
         row |= {"peak_rss_mib": None, **origin(measured)}  # no browser tells a peak
         row |= {"browser_memory_mib": measured.memory_mib, "sustained": trend(measured.sustained)}
         with self._lock:
-            merge_rows(self.served.folder / BENCH_FILE, [row], self.served.hashes)
+            self.keep(BENCH_FILE, row)
         return row
 
     def judge(self, measured: Measurement, outputs: bytes) -> Row:
@@ -135,8 +134,12 @@ class Host:
             verdict = judge(stacks, parent, gate.threshold_db)
             about = (artifact.name, artifact.target, artifact.precision, measured.device)
             row = gate_row(*about, gate.name, gate.threshold_db, verdict) | origin(measured)
-            merge_rows(self.served.folder / VERIFY_FILE, [row], self.served.hashes)
+            self.keep(VERIFY_FILE, row)
         return row
+
+    def keep(self, name: str, row: Row) -> None:
+        """Put a row in place of an older one of the same file, device and gate."""
+        merge_rows(self.served.folder / name, [row], [], self.served.folder / MANIFEST_FILE)
 
     def artifact(self, measured: Measurement) -> Artifact:
         """The file that was measured; UserError when it is not the one that was served."""

@@ -221,7 +221,7 @@ def test_measuring_sends_rows_that_pass(refocused: Page, serving: Serving) -> No
 
 
 def test_works_when_the_network_is_gone(refocused: Page, photo: Path) -> None:
-    refocused.wait_for_function("navigator.serviceWorker.controller !== null")
+    refocused.evaluate("navigator.serviceWorker.ready.then(() => true)")
     refocused.reload()  # the worker sees what is fetched from now on
     refocused.wait_for_selector("html[data-ready]")
     refocused.get_by_role("tab", name="Refocus").tap()

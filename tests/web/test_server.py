@@ -18,10 +18,9 @@ import pytest
 import torch
 
 from pocketfocus.benchmarks.golden import POSITIONS
-from pocketfocus.benchmarks.merging import merge_rows, with_devices
 from pocketfocus.benchmarks.report import render
 from pocketfocus.errors import UserError
-from pocketfocus.files import read_rows, write_rows
+from pocketfocus.files import read_rows
 from pocketfocus.mobile_harness.web.files import load_served, page_files
 from pocketfocus.mobile_harness.web.results import Sustained, trend
 from pocketfocus.optics import one_hot
@@ -248,19 +247,6 @@ def test_bad_input_is_one_line(web_run: Path, tmp_path: Path, small_student: Pat
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert len(ended.stderr.strip().splitlines()) == 1
-
-
-def test_merging_keeps_other_devices_until_their_file_changes(tmp_path: Path) -> None:
-    path = tmp_path / "rows.json"
-    host = {"artifact": "a", "device": "host", "p50_ms": 1}
-    phone = {"artifact": "a", "device": "phone", "p50_ms": 2, "sha256": "1"}
-    write_rows(path, [host, phone])
-    newer = phone | {"p50_ms": 3}
-    assert merge_rows(path, [newer], {"a": "1"}) == [host, newer] == read_rows(path)
-    again = host | {"p50_ms": 5}
-    assert with_devices(path, [again], {"a": "1"}) == [again, newer]
-    assert with_devices(path, [again], {"a": "2"}) == [again]
-    assert merge_rows(path, [], {"a": "2"}) == [host]
 
 
 def test_trend_compares_the_ends_of_a_sustained_run() -> None:
