@@ -198,14 +198,16 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
         [B*9,3,H,W] in [-1,1]. All tensors have four dimensions."""
         batch, _, height, width = photo.shape
         full = F.interpolate(weights, scale_factor=SCALE, mode="bilinear", align_corners=False)
-        images = [photo, *changes]
+        # Pixels in one last dimension: XNNPACK multiplies runs of it, not three colours at a time.
+        shares = full.flatten(2)
+        images = [image.flatten(2) for image in (photo, *changes)]
         if batch > 1:
             images = [image.repeat_interleave(FRAMES, dim=0) for image in images]
         stack, *changes = images
         for n, change in enumerate(changes):
-            share = full[:, n * FRAMES : (n + 1) * FRAMES]
-            stack = stack + share.reshape(batch * FRAMES, 1, height, width) * change
-        return stack.clamp(-1.0, 1.0)
+            share = shares[:, n * FRAMES : (n + 1) * FRAMES]
+            stack = stack + share.reshape(batch * FRAMES, 1, height * width) * change
+        return stack.clamp(-1.0, 1.0).reshape(batch * FRAMES, 3, height, width)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
