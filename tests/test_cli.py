@@ -28,12 +28,14 @@ COMMANDS = (
     "export",
     "verify",
     "bench",
+    "devices",
     "report",
     "sensitivity",
     "mixed",
     "refocus",
     "evaluate",
     "doctor",
+    "serve",
 )
 
 

@@ -39,7 +39,9 @@ def test_a_good_file_stays_within_every_tolerance(precision: str, run: Path) -> 
     assert found.summary == "every layer stays within its tolerance"
 
 
-@pytest.mark.parametrize("layer", ["network.encoder.1.0.conv", "network.up.0", "network.position.2"])
+@pytest.mark.parametrize(
+    "layer", ["network.encoder.1.0.conv", "network.up.0", "network.position.2"]
+)
 def test_the_damaged_layer_is_named(layer: str, run: Path) -> None:
     """The student is damaged instead: the file then is what differs, from this layer on."""
     manifest, folder = load_manifest(run), run / "student"

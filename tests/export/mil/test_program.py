@@ -45,7 +45,7 @@ def student(small_student: Path) -> RefocusStudent:
     """Its last layer is strong, so that what happens before it shows in the stack."""
     student = load_student(small_student)
     with torch.no_grad():
-        student.head.weight.mul_(3.0)
+        student.network.head.weight.mul_(3.0)
     return student
 
 
@@ -79,9 +79,9 @@ def test_float16_is_what_a_float16_program_loses(
 
 
 def weight_names(program: Program) -> list[str]:
-    """The weights of convolutions and linear layers, in order."""
-    weighted = [op for op in program.operations() if op.op_type in WEIGHTED]
-    return [op.weight.name for op in weighted if op.weight.name in program.constants]
+    """The weights of the network's convolutions and linear layers, in order."""
+    names = [op.weight.name for op in program.operations() if op.op_type in WEIGHTED]
+    return [name for name in names if "network" in name and name in program.constants]
 
 
 @pytest.mark.parametrize("damage", ["flipped weight", "swapped axis", "another layer's bias"])
@@ -97,7 +97,8 @@ def test_damaged_weights_fail_the_gate(
     elif damage == "swapped axis":
         constants[name] = constants[name].mT
     else:
-        bias = next(op.bias.name for op in program.operations() if op.op_type == "conv")
+        convolutions = [op for op in program.operations() if op.op_type == "conv"]
+        bias = next(op.bias.name for op in convolutions if op.weight.name == name)
         constants[bias] = constants[bias].flip(0)
     with torch.no_grad():
         truth = student(*pair())
