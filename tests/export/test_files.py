@@ -86,7 +86,7 @@ def test_xnnpack_takes_the_whole_graph_in_one_call(precision: str, run_dir: Path
     assert delegation.delegated_ops > 20
     casts = [o for o in delegation.fallen_out if "dim_order_copy" in o]
     assert list(delegation.fallen_out) == casts
-    assert len(casts) == (3 if precision == "fp16" else 0)
+    assert (len(casts) > 0) == (precision == "fp16")  # of its inputs, output and constants
     assert delegation.total_ops == delegation.delegated_ops + len(casts)
     assert delegation.share == pytest.approx(
         delegation.delegated_ops / delegation.total_ops, abs=1e-4
@@ -100,7 +100,7 @@ def test_fewer_bits_make_smaller_weights(target: str, run_dir: Path) -> None:
     sizes = [sum(a.taken["weight_bytes"].values()) if target == "onnx" else a.bytes for a in found]
     fp32, fp16, int8, int4, mixed = sizes
     assert fp32 > fp16 > int4
-    assert fp32 > int8 >= mixed >= int4  # equal where all but one layer has too few inputs
+    assert fp32 > int8 > 0.99 * mixed >= 0.99 * int4  # all but one layer has too few inputs
     assert int8 > int4 or target == "executorch"
 
 

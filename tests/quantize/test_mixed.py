@@ -71,8 +71,8 @@ def test_an_interrupted_measurement_goes_on(
     assert [row["mse"] for row in found[:-1]] == [7.0] * (len(whole) - 1)  # kept, not redone
     assert found[-1] == whole[-1]
     monkeypatch.setattr(sensitivity, "POSITIONS", (5,))  # another question: all anew
-    monkeypatch.setattr(sensitivity, "schemes_to_try", lambda _: [("head", INT8)])
-    assert [row["layer"] for row in measure(copied)] == ["head"]
+    monkeypatch.setattr(sensitivity, "schemes_to_try", lambda _: [("network.head", INT8)])
+    assert [row["layer"] for row in measure(copied)] == ["network.head"]
 
 
 @pytest.mark.parametrize("target", TARGET_NAMES)
@@ -86,7 +86,7 @@ def test_a_path_shrinks_and_ends_where_the_target_does(
     weights = sum(layer.get_parameter("weight").numel() for layer in layers_of(student).values())
     assert sizes[0] >= weights * (2 if target == "coreml" else 4)
     if target == "executorch":  # no 4-bit convolution is worth asking for
-        assert points[-1].asked["down.0"] == INT8
+        assert points[-1].asked["network.down.0"] == INT8
     with pytest.raises(UserError, match="was not measured"):
         path(target, student, rows[:2])
 

@@ -46,29 +46,29 @@ def test_every_layer_is_stated_and_every_difference_has_its_reason(
 
 def test_what_the_backends_cannot_take(run_dir: Path) -> None:
     rows = artifact(run_dir, "executorch", "int4").taken["layers"]
-    assert scheme(rows["head"]) == INT8
-    assert rows["head"]["why"] == "XNNPACK has 4-bit weights in linear layers only"
-    assert scheme(rows["encoder.1.0.down"]) == Scheme(4, "affine", 32, "dynamic")
+    assert scheme(rows["network.head"]) == INT8
+    assert rows["network.head"]["why"] == "XNNPACK has 4-bit weights in linear layers only"
+    assert scheme(rows["network.encoder.1.0.down"]) == Scheme(4, "affine", 32, "dynamic")
     rows = artifact(run_dir, "coreml", "int4").taken["layers"]
-    assert scheme(rows["encoder.1.0.conv"]) == Scheme(4, "palette", 8)
-    assert rows["head"]["bits"] == 16
-    assert rows["head"]["why"] == "27 outputs are no whole groups of 8"
+    assert scheme(rows["network.encoder.1.0.conv"]) == Scheme(4, "palette", 8)
+    assert rows["network.head"]["bits"] == 16
+    assert rows["network.head"]["why"] == "45 outputs are no whole groups of 8"
     rows = artifact(run_dir, "onnx", "int4").taken["layers"]
-    assert rows["encoder.1.0.conv"]["bits"] == 4
-    assert "unpacked to float32" in rows["encoder.1.0.conv"]["why"]
+    assert rows["network.encoder.1.0.conv"]["bits"] == 4
+    assert "unpacked to float32" in rows["network.encoder.1.0.conv"]["why"]
     rows = artifact(run_dir, "executorch", "fp16").taken["layers"]
-    assert (rows["head"]["bits"], rows["encoder.0.0.up"]["bits"]) == (32, 16)
+    assert (rows["network.head"]["bits"], rows["network.encoder.0.0.up"]["bits"]) == (32, 16)
 
 
 def test_another_onnx_graph_is_another_statement(run_dir: Path) -> None:
     model = onnx.load(run_dir / artifact(run_dir, "onnx", "int8").name)
     assert set(schemes(model).values()) == {INT8}
-    node = next(n for n in model.graph.node if n.name.startswith("layer/head/"))
-    weight = np.zeros((8, 27, 4, 4), np.float16)
+    node = next(n for n in model.graph.node if n.name.startswith("layer/network.head/"))
+    weight = np.zeros((45, 8, 3, 3), np.float16)
     model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "other"))
     node.input[1] = "other"
     found = schemes(model)
-    assert found.pop("head") == Scheme(16)
+    assert found.pop("network.head") == Scheme(16)
     assert set(found.values()) == {INT8}
     node.input[1] = "photo"
     with pytest.raises(RuntimeError, match="come from no constant"):
@@ -77,14 +77,16 @@ def test_another_onnx_graph_is_another_statement(run_dir: Path) -> None:
 
 def test_another_xnnpack_graph_is_another_statement(run_dir: Path) -> None:
     (graph,) = executorch.graphs(run_dir / artifact(run_dir, "executorch", "int8").name)
-    assert {found for found, _ in executorch.graph_schemes(graph)} == {INT8}
-    node = next(n for n in graph["xnodes"] if n["xnode_union_type"] == "XNNFullyConnected")
+    fixed = Scheme()  # kernels of discs, and the position's mask
+    assert {found for found, _ in executorch.graph_schemes(graph)} == {INT8, fixed}
     tensors = {
         value["tensor_value"]["id_out"]: value["tensor_value"]
         for value in (entry["xvalue_union"] for entry in graph["xvalues"])
         if "tensor_value" in value
     }
-    weight = tensors[node["xnode_union"]["filter_id"]]
+    products = [n for n in graph["xnodes"] if n["xnode_union_type"] == "XNNFullyConnected"]
+    kernels = [node["xnode_union"]["filter_id"] for node in products]
+    weight = next(tensors[kernel] for kernel in kernels if kernel in tensors)  # a quantized one
     weight["datatype"] = "xnn_datatype_qcint4"
     found = [scheme for scheme, _ in executorch.graph_schemes(graph)]
     assert found.count(Scheme(4, "affine", "channel", "static")) == 1
