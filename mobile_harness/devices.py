@@ -88,7 +88,7 @@ def list_devices(options: Options | None = None) -> list[Row]:
         for device in get_devices(f"{kind}:{address}" if address else kind, options):
             about = facts(device, runtime_target(device))
             why = device.why_not(runtime_target(device)) or ""
-            rows.append(
-                {"device": device.name, "reachable": bool(about["os"]), **about, "why": why}
-            )
+            missing = bool(why) and kind in INSTALLERS  # it is to be set up first
+            reachable = bool(about["os"]) and not missing
+            rows.append({"device": device.name, "reachable": reachable, **about, "why": why})
     return rows
