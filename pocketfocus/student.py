@@ -1,9 +1,9 @@
 """The one-step student: photo and focal position in, focal stack out, in one convolutional pass.
 
-A U-Net at a quarter of the photo's size says how much of each of a few discs of defocus every frame
-takes at every place (kernel prediction, Bako et al., arXiv 1712.02327), and optics does the rest at
-full size: no decoder has to carry the photo's detail, and a frame with all weights zero is the
-photo itself.
+A U-Net at a quarter of the photo's size says by how much every frame strengthens or weakens each
+band of the photo's Laplacian pyramid (Burt and Adelson, 1983) at every place, and which colours it
+adds. Defocus weakens bands, finest first; the full size sees nothing but two multiplications. No
+decoder has to carry the photo's detail, and a frame with nothing to change is the photo itself.
 
 Design: the nine frames are channels of one pass, not a batch of nine, so that temporal mixing is
 an ordinary convolution. Only layers that XNNPACK and Core ML take whole are used: convolutions,
@@ -11,7 +11,7 @@ linear layers, ReLU-family activations, elementwise arithmetic and bilinear inte
 normalisation, no attention. One-step regression at a fixed timestep with zero noise follows E2E-FT
 (arXiv 2409.11355).
 
-Legend: B batch (1 on a phone), T = 9 frames, K discs, C channels, H, W, h = H / 4, w = W / 4.
+Legend: B batch (1 on a phone), T = 9 frames, K bands, C channels, H, W, h = H / 4, w = W / 4.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,136 +31,135 @@ from torch import Tensor, nn
 
 from pocketfocus.errors import UserError
 from pocketfocus.files import write_atomic
-from pocketfocus.optics import FRAMES, disc_kernel
+from pocketfocus.optics import FRAMES
 
-SCALE = 4  # of the photo to the weights
-DARKEST = 1e-4  # added to light, whose square root then has a slope everywhere
+ACTIVATIONS = {"relu": nn.ReLU, "hardswish": nn.Hardswish, "silu": nn.SiLU}
+COLOURS = 3
+COARSE = 2  # the first band as coarse as the U-Net's output, a quarter of the photo's size
+
+
+def enlarged(x: Tensor, factor: float = 2.0) -> Tensor:
+    """[B,C,H,W] -> [B,C,factor*H,factor*W], bilinear."""
+    return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
 class ConvBlock(nn.Module):
-    """Residual 3x3 convolution, then a pointwise MLP on channels-last features.
+    """Residual convolution, then a residual pointwise MLP: [B, C, H, W] -> [B, C, H, W].
 
-    [B, C, H, W] -> [B, C, H, W]. The MLP is two `Linear`s, so that 4-bit weights exist for it on
-    XNNPACK, where convolutions stop at 8 bits.
-    """
-
-    def __init__(self, channels: int, expansion: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.up = nn.Linear(channels, channels * expansion)
-        self.down = nn.Linear(channels * expansion, channels)
-        self.act = nn.Hardswish()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.act(self.conv(x))
-        y = self.down(self.act(self.up(x.permute(0, 2, 3, 1))))
-        return x + y.permute(0, 3, 1, 2)
-
-
-class WeightNet(nn.Module):
-    """A U-Net without normalisation: weights of discs of defocus at a quarter of the photo's size.
-
-    `forward(photo [B,3,H,W] in [-1,1], position one-hot [B,9]) -> [B,K*9,h,w]`, disc by disc; H and
-    W are multiples of `2 ** (levels + 1)`. Untrained, all weights are zero.
+    `depthwise`: the convolution is 5x5, a channel at a time, and one residual spans both (ConvNeXt,
+    arXiv 2201.03545, without its norm); else 3x3.
     """
 
     def __init__(
-        self, channels: Sequence[int], blocks: Sequence[int], expansion: int, discs: int
+        self, channels: int, expansion: int, activation: str = "relu", depthwise: bool = False
     ) -> None:
         super().__init__()
-        first, levels = channels[0], len(channels)
-        self.stem = nn.Conv2d(3, first // 2, 4, stride=2, padding=1)
-        self.act = nn.Hardswish()
-        self.down = nn.ModuleList(
-            nn.Conv2d(channels[i - 1] if i else first // 2, channels[i], 4, stride=2, padding=1)
-            for i in range(levels)
-        )
-        self.encoder = nn.ModuleList(
-            nn.Sequential(*(ConvBlock(c, expansion) for _ in range(n)))
-            for c, n in zip(channels, blocks, strict=True)
-        )
+        self.depthwise = depthwise
+        size, groups = (5, channels) if depthwise else (3, 1)
+        self.conv = nn.Conv2d(channels, channels, size, padding=size // 2, groups=groups)
+        self.up = nn.Conv2d(channels, channels * expansion, 1)
+        self.down = nn.Conv2d(channels * expansion, channels, 1)
+        self.act = ACTIVATIONS[activation]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if not self.depthwise:
+            y = x = x + self.act(y)
+        change: Tensor = self.down(self.act(self.up(y)))
+        return x + change
+
+
+class WeightNet(nn.Module):
+    """A U-Net without normalisation, from a quarter of the photo's size down.
+
+    `forward(photo [B,3,H,W] in [-1,1], position one-hot [B,9]) -> [B,outputs,h,w]`; H and W are
+    multiples of `2 ** (levels + 1)`. Untrained, all outputs are zero.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        blocks: Sequence[int],
+        expansion: int,
+        outputs: int,
+        activation: str = "relu",
+        depthwise: bool = False,
+    ) -> None:
+        super().__init__()
+        first = channels[0]
+
+        def stage(width: int, count: int) -> nn.Sequential:
+            made = (ConvBlock(width, expansion, activation, depthwise) for _ in range(count))
+            return nn.Sequential(*made)
+
+        self.stem = nn.Conv2d(COLOURS, first // 2, 4, stride=2, padding=1)
+        self.act = ACTIVATIONS[activation]()
+        self.enter = nn.Conv2d(first // 2, first, 4, stride=2, padding=1)
+        self.down = nn.ModuleList(nn.Conv2d(c, d, 2, stride=2) for c, d in pairwise(channels))
+        self.encoder = nn.ModuleList(stage(c, n) for c, n in zip(channels, blocks, strict=True))
         self.position = nn.ModuleList(nn.Linear(FRAMES, c, bias=False) for c in channels)
-        self.up = nn.ModuleList(
-            nn.ConvTranspose2d(channels[i + 1], channels[i], 4, stride=2, padding=1)
-            for i in range(levels - 1)
-        )
+        self.up = nn.ModuleList(nn.Conv2d(d, c, 1) for c, d in pairwise(channels))
         self.decoder = nn.ModuleList(
-            nn.Sequential(*(ConvBlock(c, expansion) for _ in range(n)))
-            for c, n in zip(channels[:-1], blocks[:-1], strict=True)
+            stage(c, n) for c, n in zip(channels[:-1], blocks[:-1], strict=True)
         )
-        self.head = nn.Conv2d(first, discs * FRAMES, 3, padding=1)
+        self.head = nn.Conv2d(first, outputs, 3, padding=1)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, photo: Tensor, position: Tensor) -> Tensor:
         x, skips = self.act(self.stem(photo)), []
-        for down, embed, blocks in zip(self.down, self.position, self.encoder, strict=True):
+        for down, embed, blocks in zip(
+            (self.enter, *self.down), self.position, self.encoder, strict=True
+        ):
             x = down(x) + embed(position)[:, :, None, None]
             x = blocks(x)
             skips.append(x)
         for up, blocks, skip in zip(
             reversed(self.up), reversed(self.decoder), reversed(skips[:-1]), strict=True
         ):
-            x = blocks(up(x) + skip)
-        weights: Tensor = self.head(x)
-        return weights
+            x = blocks(enlarged(up(x)) + skip)  # the narrower side is enlarged
+        outputs: Tensor = self.head(x)
+        return outputs
 
 
-class Defocus(nn.Module):
-    """What discs of confusion of fixed `radii` (pixels) change in a photo.
+class Bands(nn.Module):
+    """The photo's Laplacian pyramid: means of 2x2 pixels down, bilinear up.
 
-    `forward(photo [B,3,H,W] in [-1,1]) -> K changes [B,3,H,W]`. Light is taken as the square of
-    sRGB, which is close to its curve and one multiplication; edges are repeated. Whole numbers are
-    written as floats: ExecuTorch converts integers at run time, outside the delegate.
+    `forward(photo [B,3,H,W]) -> K bands [B,3,H/2**k,W/2**k]`, finest first: what averaging takes
+    away at every level. H and W are multiples of 2**K.
     """
 
-    rows: Tensor
-    columns: Tensor
+    mean: Tensor
 
-    def __init__(self, radii: Sequence[float]) -> None:
+    def __init__(self, bands: int) -> None:
         super().__init__()
-        kernels = [disc_kernel(radius) for radius in radii]
-        self.reach = max(kernel.shape[-1] for kernel in kernels) // 2
-        for n, kernel in enumerate(kernels):
-            self.register_buffer(f"kernel{n}", kernel.repeat(3, 1, 1, 1), persistent=False)
-        self.register_buffer("rows", torch.ones(1, 1, self.reach, 1), persistent=False)
-        self.register_buffer("columns", torch.ones(1, 1, 1, self.reach), persistent=False)
-        self.discs = len(kernels)
+        self.bands = bands
+        # a convolution: XNNPACK does not take `avg_pool2d`
+        self.register_buffer("mean", torch.full((COLOURS, 1, 2, 2), 0.25), persistent=False)
 
     def forward(self, photo: Tensor) -> list[Tensor]:
-        brightness = (photo + 1.0) / 2.0
-        light = self.extended(brightness * brightness + DARKEST)
-        changes = []
-        for n in range(self.discs):
-            kernel = self.get_buffer(f"kernel{n}")
-            spare = self.reach - kernel.shape[-1] // 2
-            inner = light
-            if spare:  # a slice that takes everything is an alias, which Core ML refuses
-                inner = light[:, :, spare:-spare, spare:-spare]
-            blurred = F.conv2d(inner, kernel, groups=3)
-            changes.append(2.0 * blurred.sqrt() - 1.0 - photo)
-        return changes
-
-    def extended(self, image: Tensor) -> Tensor:
-        """Edges repeated `reach` times on each side, with operators that every delegate takes."""
-        top, bottom = image[:, :, :1] * self.rows, image[:, :, -1:] * self.rows
-        image = torch.cat([top, image, bottom], 2)
-        left, right = image[:, :, :, :1] * self.columns, image[:, :, :, -1:] * self.columns
-        return torch.cat([left, image, right], 3)
+        bands = []
+        for _ in range(self.bands):
+            smaller = F.conv2d(photo, self.mean, stride=2, groups=COLOURS)
+            bands.append(photo - enlarged(smaller))
+            photo = smaller
+        return bands
 
 
 class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Photo and position to focal stack: `network` weighs the discs of `defocus`.
+    """Photo and position to focal stack: `network` says what changes in each of the photo's bands.
 
     `forward(photo [B,3,H,W] in [-1,1], position one-hot [B,9]) -> [B*9,3,H,W] in [-1,1]`; H and W
-    are multiples of `2 ** (len(channels) + 1)`. The frame at `position` is the photo, exactly; the
-    untrained network gives the photo in all nine, as the `copy` baseline.
+    are multiples of `2 ** max(len(channels) + 1, bands)`. The frame at `position` is the photo,
+    exactly; the untrained network gives the photo in all nine, as the `copy` baseline.
 
     Args:
         channels: width of each level; level i works at 1/2**(i+2) of the photo's size.
         blocks: number of residual blocks at each level (encoder and decoder each).
         expansion: width factor of the pointwise MLPs.
-        radii: of the discs of defocus, in pixels.
+        activation: one of `ACTIVATIONS`.
+        depthwise: whether the blocks' convolutions are; see `ConvBlock`.
+        bands: of the Laplacian pyramid, three at least.
         size: (height, width) of the photo that the exported files take, pixels.
     """
 
@@ -171,14 +171,18 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
         channels: Sequence[int] = (64, 128, 192, 256),
         blocks: Sequence[int] = (1, 3, 2, 2),
         expansion: int = 2,
-        radii: Sequence[float] = (0.5, 1.0, 1.8, 3.0, 4.5),
+        activation: str = "relu",
+        depthwise: bool = False,
+        bands: int = 4,
         size: Sequence[int] = (256, 256),
     ) -> None:
         super().__init__()
-        self.network = WeightNet(channels, blocks, expansion, len(radii))
-        self.defocus = Defocus(radii)
-        frames = torch.eye(FRAMES).repeat(len(radii), 1)
-        self.register_buffer("frames", frames, persistent=False)
+        outputs = FRAMES * (bands + COLOURS)
+        self.network = WeightNet(channels, blocks, expansion, outputs, activation, depthwise)
+        self.pyramid = Bands(bands)
+        eye = torch.eye(FRAMES)
+        frames = torch.cat([eye.repeat(bands, 1), eye.repeat_interleave(COLOURS, dim=0)])
+        self.register_buffer("frames", frames, persistent=False)  # whose an output is
 
     @property
     def photo_size(self) -> tuple[int, int]:
@@ -187,27 +191,48 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return int(height), int(width)
 
     def forward(self, photo: Tensor, position: Tensor) -> Tensor:
-        changes = self.defocus(photo)
-        others = 1.0 - F.linear(position, self.frames)  # of every disc
-        weights = self.network(photo, position) * others[:, :, None, None]
-        return self.compose(photo, weights, changes)
+        others = 1.0 - F.linear(position, self.frames)
+        outputs = self.network(photo, position) * others[:, :, None, None]
+        return self.compose(photo, outputs, self.pyramid(photo))
 
     @staticmethod
-    def compose(photo: Tensor, weights: Tensor, changes: Sequence[Tensor]) -> Tensor:
-        """The photo and so much of every change: [B,3,H,W], [B,K*9,h,w] and K of [B,3,H,W] to
-        [B*9,3,H,W] in [-1,1]. All tensors have four dimensions."""
-        batch, _, height, width = photo.shape
-        full = F.interpolate(weights, scale_factor=SCALE, mode="bilinear", align_corners=False)
-        # Pixels in one last dimension: XNNPACK multiplies runs of it, not three colours at a time.
-        shares = full.flatten(2)
-        images = [image.flatten(2) for image in (photo, *changes)]
-        if batch > 1:
-            images = [image.repeat_interleave(FRAMES, dim=0) for image in images]
-        stack, *changes = images
-        for n, change in enumerate(changes):
-            share = shares[:, n * FRAMES : (n + 1) * FRAMES]
-            stack = stack + share.reshape(batch * FRAMES, 1, height * width) * change
-        return stack.clamp(-1.0, 1.0).reshape(batch * FRAMES, 3, height, width)
+    def compose(photo: Tensor, outputs: Tensor, bands: Sequence[Tensor]) -> Tensor:
+        """The photo, every band times its gains, and the added colours, to the stack in [-1,1].
+
+        photo [B,3,H,W]; outputs [B,K*9+27,h,w], nine gains a band, then nine frames' colours;
+        K bands, finest first; result [B*9,3,H,W]. No tensor has more than four dimensions. Whole
+        numbers are written as floats: ExecuTorch converts integers at run time, outside the
+        delegate.
+        """
+        height, width = photo.shape[-2:]
+        gains = [outputs[:, n * FRAMES : (n + 1) * FRAMES] for n in range(len(bands))]
+        change = outputs[:, len(bands) * FRAMES :]
+        for level in reversed(range(len(bands))):
+            gain, band = gains[level], bands[level]
+            if level < COARSE:  # finer than the outputs: all that is coarser is enlarged once
+                change = enlarged(change)
+                gain = enlarged(gain, 2.0 ** (COARSE - level))
+            elif level > COARSE:
+                band = enlarged(band, 2.0 ** (level - COARSE))
+            change = change + weighted(gain, band)
+        photos = repeated(photo.flatten(2), len(photo)).reshape(-1, COLOURS, height * width)
+        stack = photos + change.reshape(-1, COLOURS, height * width)
+        return stack.clamp(-1.0, 1.0).reshape(-1, COLOURS, height, width)
+
+
+def weighted(gain: Tensor, band: Tensor) -> Tensor:
+    """Gain [B,9,H,W] times band [B,3,H,W] -> [B,27,H,W], frame by frame.
+
+    Pixels are in one last dimension: XNNPACK multiplies runs of it, not three colours at a time.
+    """
+    batch, _, height, width = gain.shape
+    product = gain.reshape(-1, 1, height * width) * repeated(band.flatten(2), batch)
+    return product.reshape(batch, FRAMES * COLOURS, height, width)
+
+
+def repeated(images: Tensor, batch: int) -> Tensor:
+    """[B,3,N] -> [B*9,3,N], or as it is for one photo, which broadcasts."""
+    return images.repeat_interleave(FRAMES, dim=0) if batch > 1 else images
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -215,7 +240,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "phone": {  # for Learn2Refocus
         "channels": (128, 256, 384, 512),
         "blocks": (1, 3, 3, 3),
-        "radii": (1.25, 2.5, 4.5, 7.5, 11.25),
+        "bands": 5,
         "size": (448, 640),
     },
 }

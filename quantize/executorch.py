@@ -1,8 +1,9 @@
 """int8 and 4-bit for XNNPACK, with torchao's own quantizers.
 
 8 bits: PT2E quantization, one scale a weight channel, one scale a tensor of activations.
-4 bits: torchao stops at linear layers, so these take groups of 4-bit weights with activations
-quantized to int8 at run time; convolutions stay at static int8, in the same graph.
+4 bits: torchao stops at linear layers, so these, and 1x1 convolutions, which are linear layers of
+every pixel, take groups of 4-bit weights with activations quantized to int8 at run time; other
+convolutions stay at static int8, in the same graph.
 """
 
 from __future__ import annotations
@@ -54,13 +55,30 @@ class Rows(nn.Module):
         return y.reshape(*shape, -1)
 
 
+class PerPixel(nn.Module):
+    """A 1x1 convolution [B,C,H,W] -> [B,D,H,W] as a linear layer of every pixel."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        inputs, outputs = convolution.in_channels, convolution.out_channels
+        self.linear = nn.Linear(inputs, outputs, convolution.bias is not None)
+        self.linear.weight = nn.Parameter(convolution.weight.detach().flatten(1))
+        if convolution.bias is not None:
+            self.linear.bias = convolution.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        y = self.linear(x.permute(0, 2, 3, 1).reshape(-1, channels))
+        return y.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
 Inputs = Iterable[tuple[Tensor, ...]]
 """What a network is called with, each time; the first one also fixes the shapes."""
 
 
 ARITHMETIC_16 = "XNNPACK's serializer stores convolution weights as float32"
 NO_PALETTES = "XNNPACK has no palettes"
-NO_4_BIT_CONVOLUTIONS = "XNNPACK has 4-bit weights in linear layers only"
+NO_4_BIT_CONVOLUTIONS = "XNNPACK has 4-bit weights in linear layers and 1x1 convolutions only"
 NO_WEIGHTS_ALONE = "XNNPACK takes integer weights with int8 activations only"
 NO_8_BIT_GROUPS = "XNNPACK has groups of 4-bit weights only"
 NO_4_BIT_TENSORS = "XNNPACK's 4-bit weights have a scale a channel or a group"
@@ -69,19 +87,21 @@ STATIC_CONVOLUTIONS = "torchao's quantizer takes dynamic ranges in linear layers
 
 
 def choose(asked: Scheme, layer: nn.Module) -> Choice:
-    """What XNNPACK takes in place of a scheme: 4 bits in linear layers, else int8 affine."""
+    """What XNNPACK takes in place of a scheme: 4 bits in linear layers and 1x1 convolutions, else
+    int8 affine."""
     if asked.bits >= 16:
         stored = 32 if not isinstance(layer, nn.Linear) else asked.bits
         return Choice(Scheme(stored), ARITHMETIC_16 if stored != asked.bits else "")
     why = [NO_PALETTES] if asked.form == "palette" else []
     group = 32 if asked.form == "palette" else asked.granularity
     if asked.bits == 4:
-        if not isinstance(layer, nn.Linear):
+        inputs = linear_inputs(layer)
+        if not inputs:
             why.append(NO_4_BIT_CONVOLUTIONS)
         elif group == "tensor":
             why.append(NO_4_BIT_TENSORS)
-        elif isinstance(group, int) and layer.in_features % group:
-            why.append(f"{layer.in_features} inputs are no whole groups of {group}")
+        elif isinstance(group, int) and inputs % group:
+            why.append(f"{inputs} inputs are no whole groups of {group}")
         else:
             why += [DYNAMIC_ONLY] if asked.activations != "dynamic" else []
             return Choice(Scheme(4, "affine", group, "dynamic"), "; ".join(why))
@@ -98,13 +118,23 @@ def choose(asked: Scheme, layer: nn.Module) -> Choice:
     return Choice(Scheme(8, "affine", group, activations), "; ".join(why))
 
 
+def linear_inputs(layer: nn.Module) -> int:
+    """How many inputs each output of a linear layer or a 1x1 convolution has; 0 for any other."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features
+    ones = (1, 1)
+    if isinstance(layer, nn.Conv2d) and (layer.kernel_size, layer.stride) == (ones, ones):
+        return layer.in_channels if layer.groups == 1 and layer.padding == (0, 0) else 0
+    return 0
+
+
 def choices(recipe: Recipe, network: nn.Module) -> dict[str, Choice]:
     """What XNNPACK is asked for, layer by layer; UserError for patterns that fit none."""
     return plan(recipe, TARGET, network, choose)
 
 
 def quantized(student: nn.Module, recipe: Recipe, inputs: Inputs) -> tuple[Any, int]:
-    """A module that torch.export and XNNPACK take, and its number of 4-bit linear layers."""
+    """A module that torch.export and XNNPACK take, and its number of layers at 4 bits."""
     return quantized_in_place(copy.deepcopy(student).eval(), recipe, inputs)
 
 
@@ -163,7 +193,8 @@ def int8(
 
 
 def group_linears(model: nn.Module, layers: Mapping[str, Granularity]) -> None:
-    """4-bit weights, in place, for these linear layers: one scale a channel, or for so many."""
+    """4-bit weights, in place, for these linear layers and 1x1 convolutions: one scale a channel,
+    or for so many."""
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
     from torchao.quantization.granularity import PerAxis, PerGroup
     from torchao.utils import unwrap_tensor_subclass
@@ -173,7 +204,9 @@ def group_linears(model: nn.Module, layers: Mapping[str, Granularity]) -> None:
     for path in layers:
         parent, _, name = path.rpartition(".")
         owner = model.get_submodule(parent)
-        setattr(owner, name, Rows(cast(nn.Linear, owner.get_submodule(name))))
+        layer = owner.get_submodule(name)
+        pixels = isinstance(layer, nn.Conv2d)
+        setattr(owner, name, PerPixel(layer) if pixels else Rows(cast(nn.Linear, layer)))
     for granularity in sorted(set(layers.values()), key=str):
         paths = {f"{path}.linear" for path, found in layers.items() if found == granularity}
         config = Int8DynamicActivationIntxWeightConfig(

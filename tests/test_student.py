@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pocketfocus.errors import UserError
-from pocketfocus.optics import FRAMES, blurred, disc_kernel, one_hot
-from pocketfocus.student import DARKEST, SCALE, Defocus, RefocusStudent, build_student
+from pocketfocus.optics import FRAMES, one_hot
+from pocketfocus.quantize.executorch import linear_inputs
+from pocketfocus.student import Bands, RefocusStudent, build_student
 
-RADII = (0.5, 1.8, 3.0)
+BANDS = 4
 
 
 @pytest.fixture(scope="module")
 def student() -> RefocusStudent:
     torch.manual_seed(0)
-    made = RefocusStudent(channels=(8, 16), blocks=(1, 1), radii=RADII, size=(32, 32)).eval()
+    made = RefocusStudent(channels=(8, 16), blocks=(1, 1), bands=BANDS, size=(32, 32)).eval()
     torch.nn.init.normal_(made.network.head.weight, std=0.3)
     return made
 
@@ -51,29 +51,59 @@ def test_a_batch_is_its_photos_one_by_one(student: RefocusStudent) -> None:
         torch.testing.assert_close(together[n * FRAMES : (n + 1) * FRAMES], alone)
 
 
-def test_changes_are_those_of_a_disc_in_linear_light() -> None:
+def test_bands_and_the_smallest_mean_are_the_photo() -> None:
     photo = photos()
-    for radius, change in zip(RADII, Defocus(RADII)(photo), strict=True):
-        light = ((photo + 1) / 2).square() + DARKEST
-        expected = 2 * blurred(light, radius).sqrt() - 1
-        torch.testing.assert_close(photo + change, expected)
+    bands = Bands(BANDS)(photo)
+    assert [band.shape[-1] for band in bands] == [32, 16, 8, 4]
+    image = F.avg_pool2d(photo, 2**BANDS)
+    for band in reversed(bands):
+        image = band + F.interpolate(image, scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(image, photo)
 
 
-def test_plain_areas_do_not_change() -> None:
-    changes = Defocus(RADII)(torch.full((1, 3, 32, 32), 0.3))
-    assert all(change.abs().max() < 1e-3 for change in changes)  # DARKEST is what is left
+def test_plain_areas_have_no_bands() -> None:
+    bands = Bands(BANDS)(torch.full((1, 3, 32, 32), 0.3))
+    assert all(band.abs().max() < 1e-6 for band in bands)
 
 
-def test_weights_are_spread_bilinearly_disc_by_disc(student: RefocusStudent) -> None:
+def test_gains_weigh_bands_and_colours_are_added(student: RefocusStudent) -> None:
+    """Against one sum over bands, each gain enlarged as its band is, in float64."""
     generator = torch.Generator().manual_seed(2)
-    photo = photos() / 4  # nothing gets clamped
-    changes = [torch.randn(1, 3, 32, 32, generator=generator) / 20 for _ in RADII]
-    weights = torch.randn(1, len(RADII) * FRAMES, 8, 8, generator=generator)
-    made = student.compose(photo, weights, changes)
-    spread = F.interpolate(weights, scale_factor=SCALE, mode="bilinear")
-    by_disc = spread.reshape(len(RADII), FRAMES, 1, 32, 32)
-    expected = photo + torch.einsum("ktchw,kbdhw->tdhw", by_disc, torch.stack(changes))
-    torch.testing.assert_close(made, expected.clamp(-1, 1))
+    photo = photos(2).double() / 4  # nothing gets clamped
+    bands = [
+        torch.randn(2, 3, 32 >> level, 32 >> level, generator=generator).double() / 20
+        for level in range(BANDS)
+    ]
+    outputs = torch.randn(2, FRAMES * (BANDS + 3), 8, 8, generator=generator).double() / 4
+
+    def larger(x: torch.Tensor, steps: int) -> torch.Tensor:
+        for _ in range(steps):
+            x = F.interpolate(x, scale_factor=2, mode="bilinear")
+        return x
+
+    gains = outputs[:, : FRAMES * BANDS].unflatten(1, (BANDS, FRAMES))
+    colours = outputs[:, FRAMES * BANDS :].unflatten(1, (FRAMES, 3))
+    expected = photo[:, None] + larger(colours.flatten(0, 1), 2).unflatten(0, (2, FRAMES))
+    for level, band in enumerate(bands):
+        size = 32 >> min(level, 2)
+        gain = F.interpolate(gains[:, level], (size, size), mode="bilinear")
+        if level > 2:
+            band = F.interpolate(band, (size, size), mode="bilinear")
+        change = gain[:, :, None] * band[:, None]
+        expected = expected + larger(change.flatten(0, 1), min(level, 2)).unflatten(0, (2, FRAMES))
+    made = student.compose(photo, outputs, bands)
+    torch.testing.assert_close(made, expected.flatten(0, 1).clamp(-1, 1))
+
+
+@pytest.mark.parametrize("activation", ["relu", "hardswish", "silu"])
+@pytest.mark.parametrize("depthwise", [True, False])
+def test_every_kind_of_block_learns(activation: str, depthwise: bool) -> None:
+    torch.manual_seed(0)
+    made = RefocusStudent((8,), (1,), 2, activation, depthwise, 3, (16, 16))
+    loss = (made(photos(1, 16), one_hot(0)) - 0.2).square().mean()
+    loss.backward()
+    assert made.network.head.weight.grad is not None
+    assert made.network.head.weight.grad.abs().max() > 0
 
 
 def test_no_tensor_has_more_than_four_dimensions(student: RefocusStudent) -> None:
@@ -98,14 +128,11 @@ def test_the_phone_preset_is_a_600th_of_its_teacher_and_small() -> None:
     height, width = made.photo_size
     inputs = (torch.empty(1, 3, height, width), torch.empty(1, 9))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        made.network(*(tensor.to("meta") for tensor in inputs))
+        made(*(tensor.to("meta") for tensor in inputs))
     share = height * width / (640 * 896)
     teacher = share**2 * (50 * TEACHER_GFLOPS["unet"] + TEACHER_GFLOPS["decoder"]) * 1e9
-    discs = sum(
-        2 * 3 * height * width * disc_kernel(radius).numel() for radius in made.config["radii"]
-    )
-    assert counter.get_total_flops() + discs < teacher / 600
-    linear = sum(m.weight.numel() for m in made.modules() if isinstance(m, nn.Linear))
+    assert counter.get_total_flops() < teacher / 600
+    linear = sum(m.weight.numel() for m in made.modules() if linear_inputs(m))
     rest = sum(p.numel() for p in made.parameters()) - linear
     assert linear / 2 + rest < 150e6  # bytes: 4 bits in linear layers, 8 in convolutions
 

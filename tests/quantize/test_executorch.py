@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pocketfocus.quantize.executorch import Half, Rows, capture, choose, group_linears, int8
+from pocketfocus.quantize.executorch import (
+    Half,
+    PerPixel,
+    Rows,
+    capture,
+    choose,
+    group_linears,
+    int8,
+)
 from pocketfocus.quantize.recipes import Scheme
 
 
@@ -27,6 +35,12 @@ def test_rows_is_the_linear_layer() -> None:
     linear, x = nn.Linear(5, 7), torch.randn(2, 3, 4, 5)
     assert Rows(linear)(x).shape == (2, 3, 4, 7)
     torch.testing.assert_close(Rows(linear)(x), linear(x))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_1x1_convolution_is_a_linear_layer_of_every_pixel(bias: bool) -> None:
+    convolution, x = nn.Conv2d(5, 7, 1, bias=bias), torch.randn(2, 5, 3, 4)
+    torch.testing.assert_close(PerPixel(convolution)(x), convolution(x))
 
 
 def test_half_keeps_float32_outside_and_the_original() -> None:
@@ -75,7 +89,16 @@ INT4, INT8 = Scheme(4, "affine", 32, "dynamic"), Scheme(8, "affine", "channel", 
     [
         (INT4, nn.Linear(64, 8), INT4, ""),
         (INT4, nn.Linear(48, 8), INT8, "48 inputs are no whole groups of 32"),
-        (INT4, nn.Conv2d(32, 8, 1), INT8, "XNNPACK has 4-bit weights in linear layers only"),
+        (
+            INT4,
+            nn.Conv2d(32, 8, 3),
+            INT8,
+            "4-bit weights in linear layers and 1x1 convolutions only",
+        ),
+        (INT4, nn.Conv2d(32, 8, 1, stride=2), INT8, "1x1 convolutions only"),
+        (INT4, nn.Conv2d(64, 64, 1, groups=2), INT8, "1x1 convolutions only"),
+        (INT4, nn.Conv2d(48, 8, 1), INT8, "48 inputs are no whole groups of 32"),
+        (INT4, nn.Conv2d(32, 8, 1), INT4, ""),
         (INT8, nn.Conv2d(32, 8, 1), INT8, ""),
         (Scheme(8, "affine", "channel"), nn.Linear(4, 4), INT8, "with int8 activations only"),
         (Scheme(4, "palette", 8), nn.Linear(32, 8), INT4, "no palettes"),
