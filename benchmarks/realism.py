@@ -20,7 +20,12 @@ from statistics import fmean, median, stdev
 import numpy as np
 import torch
 
-from pocketfocus.benchmarks.evaluate import Refocuser, refocus, validation_stacks
+from pocketfocus.benchmarks.evaluate import (
+    Refocuser,
+    frames_by_position,
+    refocus,
+    validation_stacks,
+)
 from pocketfocus.benchmarks.tables import markdown
 from pocketfocus.datasets import RGBD_PAIRS, Request, open_source, textures
 from pocketfocus.distill.autoencoder import initialise, random_crops
@@ -106,18 +111,22 @@ def train(stacks: np.ndarray, folder: Path, steps: int) -> ReferencePipeline:
     return pipeline
 
 
-def gains(model: Refocuser, stacks: Sequence[FocalStack]) -> dict[str, float]:
-    """By scene, PSNR above that of repeating the photo, off the diagonal, in dB."""
+def gains(
+    model: Refocuser, stacks: Sequence[FocalStack], inputs: Sequence[int] = INPUTS
+) -> dict[str, float]:
+    """By scene, PSNR above that of repeating the photo, off the diagonal, in dB; a scene without
+    any of the input positions is left out."""
     found = {}
     for stack in track(stacks, "scoring", len(stacks)):
-        gained = []
-        for position in INPUTS:
-            photo = stack.frames[position : position + 1]
+        truth, gained = frames_by_position(stack), []
+        for position in [p for p in inputs if p in truth]:
+            photo = truth[position]
             made = refocus(model, photo, position, stack.name)
-            for frame, truth in zip(made, stack.frames, strict=True):
-                if not torch.equal(truth, photo[0]):
-                    gained.append(psnr(frame[None], truth[None]) - psnr(photo, truth[None]))
-        found[stack.name] = fmean(gained)
+            for output, frame in truth.items():
+                if not torch.equal(frame, photo):
+                    gained.append(psnr(made[output][None], frame) - psnr(photo, frame))
+        if gained:
+            found[stack.name] = fmean(gained)
     return found
 
 
