@@ -58,10 +58,19 @@ SEED = 0
 ROUNDS, CALLS = 10, 3
 HEAD_STD = 0.02  # of weights that begin at zero, where nothing trains them
 
+DENSE = {"depthwise": False, "activation": "relu"}
 CANDIDATES: dict[str, dict[str, Any]] = {
-    "narrow": {"channels": (32, 64, 96, 128)},
-    "shallow": {"blocks": (1, 1, 1, 1)},
+    "shipped": {},
+    "ReLU": {"activation": "relu"},
+    "SiLU": {"activation": "silu"},
     "wide MLPs": {"expansion": 4},
+    "wide": {"channels": (96, 160, 224, 320)},
+    "narrow": {"channels": (32, 64, 96, 128)},
+    "deep": {"blocks": (2, 5, 4, 2)},
+    "attention": {"attention": True},
+    "frames apart": {"channels": (72, 128, 192, 256), "frames_apart": True},
+    "3x3": DENSE,
+    "3x3, Hardswish": {"depthwise": False},
 }
 """Arguments of `RefocusStudent` that differ from its own, by name; latencies are ratios to the
 first."""

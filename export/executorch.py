@@ -99,7 +99,8 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
 
     def run(photo: Tensor, position: Tensor) -> Tensor:
         with next(mute):
-            outputs: Any = module.forward([photo.contiguous(), position.contiguous()])
+            inputs = [photo.contiguous(), position.contiguous()]
+            outputs: Any = module.forward(inputs, clone_outputs=False)
         stack: Tensor = outputs[0].clone()  # the runtime writes the next output into its memory
         return stack
 

@@ -8,8 +8,8 @@ decoder has to carry the photo's detail, and a frame with nothing to change is t
 Design: the nine frames are channels of one pass, not a batch of nine, so that temporal mixing is
 an ordinary convolution. Only layers that XNNPACK and Core ML take whole are used: convolutions,
 linear layers, ReLU-family activations, elementwise arithmetic and bilinear interpolation; no
-normalisation, no attention. One-step regression at a fixed timestep with zero noise follows E2E-FT
-(arXiv 2409.11355).
+normalisation, and no attention unless asked for (`benchmarks.search` measures it). One-step
+regression at a fixed timestep with zero noise follows E2E-FT (arXiv 2409.11355).
 
 Legend: B batch (1 on a phone), T = 9 frames, K bands, C channels, H, W, h = H / 4, w = W / 4.
 """
@@ -47,18 +47,23 @@ class ConvBlock(nn.Module):
     """Residual convolution, then a residual pointwise MLP: [B, C, H, W] -> [B, C, H, W].
 
     `depthwise`: the convolution is 5x5, a channel at a time, and one residual spans both (ConvNeXt,
-    arXiv 2201.03545, without its norm); else 3x3.
+    arXiv 2201.03545, without its norm); else 3x3. `groups` of channels see nothing of each other.
     """
 
     def __init__(
-        self, channels: int, expansion: int, activation: str = "relu", depthwise: bool = False
+        self,
+        channels: int,
+        expansion: int,
+        activation: str = "relu",
+        depthwise: bool = False,
+        groups: int = 1,
     ) -> None:
         super().__init__()
         self.depthwise = depthwise
-        size, groups = (5, channels) if depthwise else (3, 1)
-        self.conv = nn.Conv2d(channels, channels, size, padding=size // 2, groups=groups)
-        self.up = nn.Conv2d(channels, channels * expansion, 1)
-        self.down = nn.Conv2d(channels * expansion, channels, 1)
+        size, apart = (5, channels) if depthwise else (3, groups)
+        self.conv = nn.Conv2d(channels, channels, size, padding=size // 2, groups=apart)
+        self.up = nn.Conv2d(channels, channels * expansion, 1, groups=groups)
+        self.down = nn.Conv2d(channels * expansion, channels, 1, groups=groups)
         self.act = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,11 +74,34 @@ class ConvBlock(nn.Module):
         return x + change
 
 
+class Attention(nn.Module):
+    """Residual self-attention of one head over all places; at first it changes nothing.
+
+    [B, C, H, W] -> [B, C, H, W].
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Conv2d(channels, channels, 1) for _ in range(3))
+        self.out = nn.Conv2d(channels, channels, 1)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.query(x).flatten(2).transpose(1, 2) @ self.key(x).flatten(2)
+        shares = (scores * x.shape[1] ** -0.5).softmax(-1)
+        mixed = self.value(x).flatten(2) @ shares.transpose(1, 2)
+        change: Tensor = self.out(mixed.reshape(x.shape))
+        return x + change
+
+
 class WeightNet(nn.Module):
     """A U-Net without normalisation, from a quarter of the photo's size down.
 
     `forward(photo [B,3,H,W] in [-1,1], position one-hot [B,9]) -> [B,outputs,h,w]`; H and W are
-    multiples of `2 ** (levels + 1)`. Untrained, all outputs are zero.
+    multiples of `2 ** (levels + 1)`. Untrained, all outputs are zero. `attention` comes last at the
+    coarsest level; with `frames_apart` the last blocks mix no frames, and the first width is a
+    multiple of 9.
     """
 
     def __init__(
@@ -84,13 +112,15 @@ class WeightNet(nn.Module):
         outputs: int,
         activation: str = "relu",
         depthwise: bool = False,
+        attention: bool = False,
+        frames_apart: bool = False,
     ) -> None:
         super().__init__()
         first = channels[0]
 
-        def stage(width: int, count: int) -> nn.Sequential:
-            made = (ConvBlock(width, expansion, activation, depthwise) for _ in range(count))
-            return nn.Sequential(*made)
+        def stage(width: int, count: int, groups: int = 1) -> nn.Sequential:
+            arguments = (width, expansion, activation, depthwise, groups)
+            return nn.Sequential(*(ConvBlock(*arguments) for _ in range(count)))
 
         self.stem = nn.Conv2d(COLOURS, first // 2, 4, stride=2, padding=1)
         self.act = ACTIVATIONS[activation]()
@@ -100,8 +130,11 @@ class WeightNet(nn.Module):
         self.position = nn.ModuleList(nn.Linear(FRAMES, c, bias=False) for c in channels)
         self.up = nn.ModuleList(nn.Conv2d(d, c, 1) for c, d in pairwise(channels))
         self.decoder = nn.ModuleList(
-            stage(c, n) for c, n in zip(channels[:-1], blocks[:-1], strict=True)
+            stage(channels[i], blocks[i], FRAMES if frames_apart and not i else 1)
+            for i in range(len(channels) - 1)
         )
+        if attention:
+            self.encoder[-1].append(Attention(channels[-1]))
         self.head = nn.Conv2d(first, outputs, 3, padding=1)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
@@ -159,6 +192,7 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
         expansion: width factor of the pointwise MLPs.
         activation: one of `ACTIVATIONS`.
         depthwise: whether the blocks' convolutions are; see `ConvBlock`.
+        attention, frames_apart: see `WeightNet`.
         bands: of the Laplacian pyramid, three at least.
         size: (height, width) of the photo that the exported files take, pixels.
     """
@@ -171,14 +205,17 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
         channels: Sequence[int] = (64, 128, 192, 256),
         blocks: Sequence[int] = (1, 3, 2, 2),
         expansion: int = 2,
-        activation: str = "relu",
-        depthwise: bool = False,
+        activation: str = "hardswish",
+        depthwise: bool = True,
+        attention: bool = False,
+        frames_apart: bool = False,
         bands: int = 4,
         size: Sequence[int] = (256, 256),
     ) -> None:
         super().__init__()
         outputs = FRAMES * (bands + COLOURS)
-        self.network = WeightNet(channels, blocks, expansion, outputs, activation, depthwise)
+        kind = (activation, depthwise, attention, frames_apart)
+        self.network = WeightNet(channels, blocks, expansion, outputs, *kind)
         self.pyramid = Bands(bands)
         eye = torch.eye(FRAMES)
         frames = torch.cat([eye.repeat(bands, 1), eye.repeat_interleave(COLOURS, dim=0)])
