@@ -2,7 +2,8 @@
 
 Noise of a shared machine should hit all alike, so every artifact is measured in several short
 rounds, each in a fresh process, over all artifacts; every other round goes backwards, so that a
-steady drift cancels. The reference, hundreds of times slower, is measured once between the rounds.
+steady drift cancels. The reference, much slower, is measured once between the rounds, in its own
+way of sampling and as published (25 steps with guidance).
 Timed calls of all rounds are pooled; load and first call are the median over rounds, memory the
 maximum.
 """
@@ -28,10 +29,13 @@ from pocketfocus.errors import UserError
 from pocketfocus.files import Row, merge_rows, size_bytes
 from pocketfocus.manifest import MANIFEST_FILE, check_artifact, load_manifest
 from pocketfocus.progress import console, track
+from pocketfocus.reference import PUBLISHED
 
 BENCH_FILE = "bench.json"
 REFERENCE_STACK_FILE = "reference.npz"
 ROUNDS = 2
+AS_PUBLISHED = f"{PUBLISHED.steps}/{PUBLISHED.guidance:g}/{PUBLISHED.temperature:g}"
+REFERENCE, SAMPLED_AS_PUBLISHED = "reference", f"reference@{PUBLISHED.steps}"
 POSITION = SHOWN[1]  # the network does the same work at any position
 BUDGET_S = 15.0  # of timed calls a visit: a slow machine makes fewer runs, never fewer than one
 TIMEOUT_S = 3600.0  # the published reference takes many minutes a stack on a CPU
@@ -69,11 +73,12 @@ class Visit:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster an artifact's p50 is than the two eager models; None if unknown."""
+    """How many times faster an artifact's p50 is than the eager models; None if unknown."""
 
     artifact: str
     device: str
     to_reference: float | None
+    to_published: float | None
     to_student: float | None
 
 
@@ -107,23 +112,21 @@ def bench_run(
     shown = None if photos is None else [photos[SHOWN[0]]]
     photo = fitted_photos(shown, load_manifest(folder).size)[:1]
     idle = reference is None or device.why_not(PYTORCH) is not None
-    baseline = None if idle or reference is None else reference_entry(reference)
+    baselines = [] if idle or reference is None else reference_entries(reference)
     entries = list_entries(folder)
     runnable = [e for e in entries if device.why_not(e.target) is None]
     plan = schedule(runnable, runs, warmup)
-    if baseline is not None:
-        plan.insert((len(plan) + 1) // 2, Visit(baseline, reference_runs, 0))
+    visits = [Visit(entry, reference_runs if not n else 1, 0) for n, entry in enumerate(baselines)]
+    middle = (len(plan) + 1) // 2
+    plan[middle:middle] = visits
     measured = measure(device, plan, photo, threads)
-    rows = [
-        row_of(entry, device.name, measured.get(entry, []))
-        for entry in [*([baseline] if baseline else []), *entries]
-    ]
+    rows = [row_of(entry, device.name, measured.get(entry, [])) for entry in [*baselines, *entries]]
     for row in rows:
         why = device.why_not(row["target"])
         status = "measured" if row["p50_ms"] is not None else "not-run" if why else "failed"
         row |= {"status": status, "why": why or "", **facts(device, row["target"])}
     if device.why_not(PYTORCH) is None:
-        keep_reference_stack(folder, baseline, measured)
+        keep_reference_stack(folder, baselines[0] if baselines else None, measured)
     merge_rows(folder / BENCH_FILE, rows, [device.name], folder / MANIFEST_FILE)
     return rows
 
@@ -153,13 +156,21 @@ def list_entries(folder: Path) -> list[Entry]:
     return entries
 
 
-def reference_entry(spec: str) -> Entry:
-    """The full pipeline; its size is known when its weights lie in a local folder."""
-    from pocketfocus.loading import DEFAULT_WEIGHTS
+def reference_entries(spec: str) -> list[Entry]:
+    """The full pipeline in its own way, and, where that is another, sampled as published too.
+
+    Its size is known when its weights lie in a local folder.
+    """
+    from pocketfocus.loading import DEFAULT_WEIGHTS, default_sampling
 
     weights = DEFAULT_WEIGHTS if spec == "default" else Path(spec)
-    size = sum(size_bytes(path) for path in weights.glob("*/*.safetensors"))
-    return Entry("reference", f"reference:{spec}", PYTORCH, "fp32", size or None)
+    size = sum(size_bytes(path) for path in weights.glob("*/*.safetensors")) or None
+    entries = [Entry(REFERENCE, f"reference:{spec}", PYTORCH, "fp32", size)]
+    if default_sampling(spec) != PUBLISHED:
+        entries.append(
+            Entry(SAMPLED_AS_PUBLISHED, f"reference:{spec}@{AS_PUBLISHED}", PYTORCH, "fp32", size)
+        )
+    return entries
 
 
 def schedule(entries: Sequence[Entry], runs: int, warmup: int) -> list[Visit]:
@@ -231,9 +242,15 @@ def ratios(rows: Sequence[Row]) -> list[Ratio]:
         return None if slow is None else slow / row["p50_ms"]
 
     return [
-        Ratio(row["artifact"], row["device"], against(row, "reference"), against(row, "student"))
+        Ratio(
+            row["artifact"],
+            row["device"],
+            against(row, REFERENCE),
+            against(row, SAMPLED_AS_PUBLISHED),
+            against(row, "student"),
+        )
         for row in rows
-        if row["p50_ms"] is not None and row["artifact"] != "reference"
+        if row["p50_ms"] is not None and row["artifact"] not in (REFERENCE, SAMPLED_AS_PUBLISHED)
     ]
 
 
@@ -247,6 +264,6 @@ def _job(visit: Visit, photo: Stacks, threads: int | None) -> Job:
         runs=visit.runs,
         budget_s=BUDGET_S,
         threads=threads,
-        want_outputs=visit.entry.artifact == "reference",
+        want_outputs=visit.entry.artifact == REFERENCE,
         timeout_s=TIMEOUT_S,
     )

@@ -54,10 +54,10 @@ from pocketfocus.stacks import (
 )
 
 SIZE = (256, 256)
-SCENES, VALIDATION_SCENES = 96, 12
-STEPS, RATE = 150, 2e-3
+SCENES, VALIDATION_SCENES = 48, 12
+STEPS, RATE = 80, 2e-3
 CROPS = (Crops(1.0, 4, 128),)
-INPUTS = (0, 2, 4, 6, 8)
+INPUTS = (0, 4, 8)
 PAIRS = 8  # of scenes in the variant with RGB-D, one in so many
 SLOPES = tuple(round(0.05 * n, 2) for n in range(1, 41))  # px a focal step
 FAR_STEPS = (2, 4)  # distances between the frames that blur is measured on

@@ -45,11 +45,21 @@ def files_table(bench: Sequence[Row], verify: Sequence[Row]) -> str:
             figure(row["p99_ms"]),
             figure(row["peak_rss_mib"], 0),
             figure(ratio.to_reference if ratio else None, 0),
+            figure(ratio.to_published if ratio else None, 0),
             figure(ratio.to_student if ratio else None, 2),
             "–" if gate is None else f"{figure(gate['psnr_db'])} {gate['status']}",
         ]
 
-    header = ["file", "MiB", "p50 ms", "p99 ms", "peak MiB", "× reference", "× student"]
+    header = [
+        "file",
+        "MiB",
+        "p50 ms",
+        "p99 ms",
+        "peak MiB",
+        "× reference",
+        "× its 25 steps",
+        "× student",
+    ]
     return markdown([*header, "parity, dB"], map(line, bench))
 
 

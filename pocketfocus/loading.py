@@ -23,7 +23,7 @@ from pocketfocus.autoencoder import QUARTERS, CompactAutoencoder
 from pocketfocus.checkpoints import DIFFUSERS_STEM, TRANSFORMERS_STEM, find_weights
 from pocketfocus.errors import UserError
 from pocketfocus.files import read_json
-from pocketfocus.reference import PLANES, ReferencePipeline, Sampling
+from pocketfocus.reference import MEAN, PLANES, PUBLISHED, ReferencePipeline, Sampling
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "reference"
 LEARN2REFOCUS = "tedlasai/learn2refocus"
@@ -106,6 +106,16 @@ def assemble(places: Places, load: Callable[[Any, str, str], Any]) -> ReferenceP
     )
     _check_fit(pipeline)
     return pipeline
+
+
+def default_sampling(spec: str) -> Sampling:
+    """`load_reference(spec).sampling`, of which only small JSON files are read. A Hub id that is
+    not on this disk is sampled as published."""
+    places = find_places(spec)
+    stored = _stored_sampling(Path(places.unet[0]) / SAMPLING_FILE)
+    config = Path(places.base) / "vae" / "config.json"
+    relative = config.is_file() and bool(read_json(config).get("relative_latents", False))
+    return stored or (MEAN if relative else PUBLISHED)
 
 
 def _stored_sampling(path: Path) -> Sampling | None:

@@ -325,4 +325,5 @@ def load_student(folder: Path | None = None) -> RefocusStudent:
 def save_student(student: RefocusStudent, folder: Path) -> None:
     """Write config.json and weights, fp16 safetensors, atomically."""
     with write_atomic(folder) as scratch:
-        copy.deepcopy(student).half().save_pretrained(scratch, safe_serialization=True)
+        made = copy.deepcopy(student).half().to(memory_format=torch.contiguous_format)
+        made.save_pretrained(scratch, safe_serialization=True)

@@ -63,7 +63,7 @@ def test_every_stage_wrote_its_file(run: Path) -> None:
     passed = {row["artifact"]: row["status"] for row in read_rows(run / "verify.json")}
     assert passed == {"student": "pass", ARTIFACT: "pass"}
     timed = {row["artifact"]: row["p50_ms"] for row in read_rows(run / "bench.json")}
-    assert timed.keys() == {"reference", "student", ARTIFACT}
+    assert timed.keys() - {"reference@25"} == {"reference", "student", ARTIFACT}
     assert all(ms > 0 for ms in timed.values())
     scored = {row["model"] for row in read_rows(run / "evaluate.json") if "mean_psnr_db" in row}
     assert scored == {"reference", "student", ARTIFACT, "copy", "blur"}
