@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -111,12 +112,8 @@ def true_stacks(source: str, scenes: int, size: int | None) -> Iterable[FocalSta
         return
     shape = (size, size) if size else None
     found = open_source(source, Request(scenes, shape, TEST, crop=False))
-    left = scenes
-    for index in range(len(found.names)):
-        stack = found.load(index)
-        if stack is not None and left:
-            left -= 1
-            yield stack
+    stacks = (found.load(index) for index in range(len(found.names)))
+    yield from islice((stack for stack in stacks if stack is not None), scenes)
 
 
 def main() -> None:

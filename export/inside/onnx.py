@@ -18,7 +18,8 @@ from pocketfocus.export.onnx import session_of
 from pocketfocus.quantize.onnx import WEIGHTED, layer_of_name
 
 OPERATORS = (*WEIGHTED, "MatMulNBits")
-BEHIND = ("Add", "Relu", "Clip", "QuantizeLinear", "DequantizeLinear")
+PRODUCTS = ("MatMul", "MatMulNBits")  # whose bias is an addition behind them
+BEHIND = ("Relu", "Clip", "QuantizeLinear", "DequantizeLinear")
 
 
 def layers(path: Path, feeds: Mapping[str, Tensor]) -> tuple[list[Layer], Tensor]:
@@ -57,12 +58,15 @@ def ends_at(graph: onnx.GraphProto, node: onnx.NodeProto) -> str:
         for n in graph.node
         if n.op_type == "DequantizeLinear" and n.input[0] in constants
     }
+    biases = ["Add"] if node.op_type in PRODUCTS else []
     while True:
         readers = [user for user in graph.node if value in user.input]
-        if len(readers) != 1 or readers[0].op_type not in BEHIND:
+        if len(readers) != 1 or readers[0].op_type not in (*BEHIND, *biases):
             return value
         (user,) = readers
         others = [name for name in user.input if name != value]
         if not all(name in constants or not name for name in others):
             return value  # another layer's output is added
+        if user.op_type == "Add":
+            biases = []
         value = str(user.output[0])
