@@ -1,13 +1,14 @@
 """Where a file goes wrong: the first layer whose output leaves its tolerance.
 
 Layers are the operators with weights, in order: those of the file and those of its student do the
-same work, whatever a toolchain did around them. Only Core ML programs can be opened up so far, by
-the MIL check; the other runtimes keep what happens inside to themselves.
+same work, whatever a toolchain did around them. `export.inside` executes the file itself with its
+layers' outputs laid open: Core ML's by the MIL check, ONNX's by onnxruntime, a `.pte`'s by XNNPACK.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,19 @@ from pocketfocus.benchmarks.verify import (
     load_parent,
 )
 from pocketfocus.errors import UserError
+from pocketfocus.export.inside import Layer, get_inside
 from pocketfocus.files import Row
 from pocketfocus.manifest import check_artifact, load_manifest
 from pocketfocus.metrics import psnr
 from pocketfocus.optics import one_hot
+from pocketfocus.quantize.layers import layer_of
 
 LAYER_MARGIN_DB = 20.0
 """A layer may be this much worse than the stack: the photo that is added last forgives much."""
-WEIGHTED = ("conv", "conv_transpose", "linear", "matmul")
+LOWEST_DB = -999.0
 WEIGHTED_ATEN = ("conv1d", "conv2d", "conv_transpose2d", "linear", "matmul", "bmm", "mm", "addmm")
-
-Layers = list[tuple[str, str, Tensor]]
-"""(name, operator, output) of every layer, in order."""
+NO_LIMITS = (-math.inf, math.inf)
+RECTIFIERS = {"relu": (0.0, math.inf), "relu_": (0.0, math.inf), "relu6": (0.0, 6.0)}
 
 
 @dataclass(frozen=True)
@@ -45,42 +47,74 @@ class Located:
     summary: str
 
 
+@dataclass(frozen=True)
+class TrueLayer:
+    """Of the student: a layer's path, or a fixed kernel's, and its output.
+
+    Toolchains fuse a rectifier with its layer, so that only what lies within `limits` is compared.
+    `weights` counts them; 0 for a product of two values.
+    """
+
+    path: str
+    value: Tensor
+    weights: int
+    limits: tuple[float, float] = NO_LIMITS
+
+
 class Recorder(fx.Interpreter):
     """Runs a captured graph and keeps the output of every layer."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
-        self.layers: Layers = []
+        self.layers: list[TrueLayer] = []
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        kind = str(n.target).split(".")[1] if str(n.target).startswith("aten.") else ""
-        if kind in WEIGHTED_ATEN:
-            self.layers.append((layer_name(n), kind, result))
+        if operator_of(n) in WEIGHTED_ATEN:
+            self.layers.append(TrueLayer(layer_name(n), result, weights_of(n), limits_behind(n)))
         return result
 
 
+def weights_of(node: fx.Node) -> int:
+    """How many weights a convolution or product has; 0 where it has none of its own."""
+    weight = node.args[1]
+    constant = isinstance(weight, fx.Node) and weight.op == "get_attr"
+    return int(weight.meta["val"].numel()) if constant and "val" in weight.meta else 0
+
+
+def operator_of(node: fx.Node) -> str:
+    """Its name in PyTorch's operators; "" for another kind of node."""
+    namespace, _, rest = str(node.target).partition(".")
+    return rest.split(".")[0] if namespace == "aten" else ""
+
+
+def limits_behind(node: fx.Node) -> tuple[float, float]:
+    """Those of the rectifier that alone reads a node's output; none where there is no such."""
+    if len(node.users) != 1:
+        return NO_LIMITS
+    (user,) = node.users
+    if operator_of(user).startswith("hardtanh"):
+        low, high = user.args[1:3] if len(user.args) > 2 else (-1.0, 1.0)
+        return float(str(low)), float(str(high))
+    return RECTIFIERS.get(operator_of(user), NO_LIMITS)
+
+
 def layer_name(node: fx.Node) -> str:
-    """The path of the module that a node came from, or the node's own name."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return str(stack[-1][0]) if stack and stack[-1][0] else node.name
+    """The path of the layer whose work a node does, else of its fixed kernel, else its own name."""
+    weight = next((arg for arg in node.args[1:2] if isinstance(arg, fx.Node)), node)
+    return layer_of(node) or (str(weight.target) if weight.op == "get_attr" else node.name)
 
 
 def locate_fault(folder: Path, name: str, photos: Sequence[Path] | None = None) -> Located:
     """Compare a file with its student layer by layer, on one photo at one position.
 
-    UserError for a file that is not of the run, is damaged, or cannot be opened up.
+    UserError for a file that is not of the run, is damaged, or cannot be executed here.
     """
     manifest = load_manifest(folder)
     known = {a.name: a for a in manifest.artifacts if is_written(a)}
     if name not in known:
         raise UserError(f"{folder} holds no {name}: choose from {', '.join(known)}")
     artifact = known[name]
-    if artifact.target != "coreml":
-        raise UserError(
-            f"{name} cannot be opened up layer by layer, only Core ML packages can: locate in "
-            f"coreml/student-{artifact.precision}.mlpackage, made by the same recipe"
-        )
     path = check_artifact(folder, artifact)
     student = load_parent(folder, manifest)
     photo = torch.from_numpy(fitted_photos(photos, manifest.size)[SHOWN[0] :][:1])
@@ -88,50 +122,56 @@ def locate_fault(folder: Path, name: str, photos: Sequence[Path] | None = None) 
     with torch.no_grad():
         captured = torch.export.export(student, tuple(feeds.values())).module()
         recorder = Recorder(captured)
-        stack = recorder.run(*feeds.values())
-    truth = [*recorder.layers, ("stack", "output", stack)]
+        truth = recorder.run(*feeds.values())
+    found, stack = get_inside(artifact.target)(path, feeds)
     gate = gate_of(artifact.precision, recipe=artifact.recipe)
-    return compare(package_layers(path, feeds), truth, gate.threshold_db)
+    return compare(paired(found, recorder.layers), (stack, truth), gate.threshold_db)
 
 
-def package_layers(path: Path, feeds: Mapping[str, Tensor]) -> Layers:
-    """The layers of a Core ML package, and its output."""
-    from pocketfocus.export.mil.program import load_program
+def paired(found: Sequence[Layer], truth: Sequence[TrueLayer]) -> list[tuple[Layer, TrueLayer]]:
+    """Every layer of the student with that of the file, in the student's order.
 
-    layers: Layers = []
-
-    def watch(name: str, kind: str, value: Tensor) -> None:
-        if kind in WEIGHTED:
-            layers.append((name, kind, value))
-
-    ((name, stack),) = load_program(path)(feeds, watch=watch).items()
-    return [*layers, (name, "output", stack)]
-
-
-def compare(found: Layers, truth: Layers, gate_db: float) -> Located:
-    """PSNR of every layer, its peak the true layer's range; the stack's is 2."""
-    sizes = [[value.numel() for _, _, value in layers] for layers in (found, truth)]
-    if sizes[0] != sizes[1]:
+    By its path where the file tells, else the first of the same sizes that is left. UserError when
+    they are not the same layers.
+    """
+    left, pairs = list(found), []
+    for true in truth:
+        match = next((layer for layer in left if is_same(layer, true)), None)
+        if match is not None:
+            left.remove(match)
+            pairs.append((match, true))
+    if left or len(pairs) != len(truth):
         raise UserError(
-            f"the file has {len(found) - 1} layers, its student {len(truth) - 1}, or they are of "
-            "other sizes: export it again"
+            f"the file has {len(found)} layers, its student {len(truth)}, or they are of other "
+            "sizes: export it again"
         )
+    return pairs
+
+
+def is_same(found: Layer, true: TrueLayer) -> bool:
+    """Whether a file's layer can be that one of the student, by all that the file tells."""
+    if found.value.numel() != true.value.numel():
+        return False
+    if found.weights and true.weights and found.weights != true.weights:
+        return False
+    return found.path in ("", true.path)
+
+
+def compare(
+    pairs: Sequence[tuple[Layer, TrueLayer]],
+    stacks: tuple[Tensor, Tensor],
+    gate_db: float,
+) -> Located:
+    """PSNR of every layer, its peak the true layer's range, and of the stack, found and true."""
     rows: list[Row] = []
-    for (name, kind, value), (layer, _, true) in zip(found, truth, strict=True):
-        last = kind == "output"
-        peak = 2.0 if last else float(true.max() - true.min()) or 1.0
-        figure = psnr(value.reshape(true.shape), true, peak)
-        tolerance = gate_db if last else gate_db - LAYER_MARGIN_DB
-        rows.append(
-            {
-                "layer": layer,
-                "operator": f"{kind} {name}",
-                "psnr_db": max(figure, -999.0),
-                "tolerance_db": tolerance,
-                "status": "within" if figure >= tolerance else "leaves",
-            }
-        )
-    bad = next((row for row in rows if row["status"] == "leaves"), None)
+    for found, true in pairs:
+        low, high = true.limits
+        value, wanted = (v.clamp(low, high) for v in (found.value, true.value))
+        peak = float(wanted.max() - wanted.min()) or 1.0
+        figure = psnr(value.reshape(wanted.shape), wanted, peak)
+        rows.append(row(true.path, found.operator, figure, gate_db - LAYER_MARGIN_DB))
+    rows.append(row("stack", "output", psnr(*stacks), gate_db))
+    bad = next((one for one in rows if one["status"] == "leaves"), None)
     if bad is None:
         return Located(rows, "every layer stays within its tolerance")
     return Located(
@@ -139,3 +179,14 @@ def compare(found: Layers, truth: Layers, gate_db: float) -> Located:
         f"first to leave its tolerance: {bad['operator']}, the student's {bad['layer']}, with "
         f"{bad['psnr_db']:.1f} dB of {bad['tolerance_db']:g} dB",
     )
+
+
+def row(layer: str, operator: str, psnr_db: float, tolerance_db: float) -> Row:
+    """A row of `Located`; a figure that is none at all (NaN) leaves every tolerance."""
+    return {
+        "layer": layer,
+        "operator": operator,
+        "psnr_db": max(psnr_db, LOWEST_DB) if math.isfinite(psnr_db) else LOWEST_DB,
+        "tolerance_db": tolerance_db,
+        "status": "within" if psnr_db >= tolerance_db else "leaves",
+    }

@@ -1,7 +1,8 @@
 """The tables of docs/quantization.md: `python -m pocketfocus.benchmarks.quantization DIR`.
 
 DIR is a run that was exported and verified: a line a file, and the layers that a backend took
-otherwise than the recipe asks.
+otherwise than the recipe asks. What files lose against true stacks is there after
+`python -m pocketfocus.benchmarks.losses DIR …`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from pocketfocus.benchmarks.losses import LOSSES_FILE
 from pocketfocus.benchmarks.tables import figure, markdown
 from pocketfocus.benchmarks.verify import VERIFY_FILE, is_written, parity_rows
 from pocketfocus.errors import UserError
@@ -20,8 +22,13 @@ from pocketfocus.manifest import Artifact, load_manifest
 FLOAT = "fp32"
 
 
-def files_table(artifacts: Sequence[Artifact], verify: Sequence[Row]) -> str:
-    """Bytes of every file, its share of the target's fp32 file, parity, and bits of its layers."""
+def files_table(
+    artifacts: Sequence[Artifact], verify: Sequence[Row], losses: Sequence[Row] = ()
+) -> str:
+    """Bytes of every file, its share of the target's fp32 file, parity, what it loses against true
+    stacks of every source, and bits of its layers."""
+    sources = list(dict.fromkeys(row["stacks"] for row in losses))
+    lost = {(row["artifact"], row["stacks"]): row for row in losses}
     gates = {row["artifact"]: row for row in parity_rows(verify)}
     whole = {a.target: a.bytes for a in artifacts if a.precision == FLOAT}
     lines = []
@@ -34,10 +41,21 @@ def files_table(artifacts: Sequence[Artifact], verify: Sequence[Row]) -> str:
                 figure(artifact.bytes / 1e6, 2),
                 "–" if not floats else figure(artifact.bytes / floats, 3),
                 "–" if gate is None else f"{figure(gate['psnr_db'])} {gate['status']}",
+                *(loss_cell(lost.get((artifact.name, source))) for source in sources),
                 ", ".join(f"{n} × {b}" for b, n in sorted(bits.items(), reverse=True)) or "–",
             ]
         )
-    return markdown(["file", "MB", "of fp32", "worst stack, dB", "layers × bits"], lines)
+    heads = ["file", "MB", "of fp32", "worst stack, dB"]
+    heads += [f"loss on {source}, dB" for source in sources]
+    return markdown([*heads, "layers × bits"], lines)
+
+
+def loss_cell(row: Row | None) -> str:
+    """What a file loses, and how that was judged where there is a limit."""
+    if row is None:
+        return "–"
+    judged = "" if row["most_db"] is None else f" {row['status']}"
+    return f"{figure(row['loss_db'], 3)}{judged}"
 
 
 def differences_table(artifacts: Sequence[Artifact]) -> str:
@@ -58,9 +76,11 @@ def main() -> None:
     try:
         artifacts = [a for a in load_manifest(folder).artifacts if is_written(a)]
         verify = read_rows(folder / VERIFY_FILE)
+        losses = folder / LOSSES_FILE
+        lost = read_rows(losses) if losses.exists() else []
     except UserError as error:
         raise SystemExit(f"{error}") from error
-    print(files_table(artifacts, verify), "", differences_table(artifacts), sep="\n")
+    print(files_table(artifacts, verify, lost), "", differences_table(artifacts), sep="\n")
 
 
 if __name__ == "__main__":

@@ -98,13 +98,16 @@ def verify_run(
     photos: Sequence[Path] | None = None,
     stand_ins: Sequence[Device] = (),
     twin: Device | None = None,
+    positions: Sequence[int] | None = None,
 ) -> list[Row]:
     """Execute every artifact of a run on `device` and write its verify.json and stacks.npz.
 
     A file that `device` cannot execute goes to the first of `stand_ins` that can. Where a `twin`
     is given, it executes each executed file too, and both must agree.
 
-    `photos` default to the bundled held-out ones, which calibration never sees. Rows are
+    `photos` default to the bundled held-out ones, which calibration never sees. On a slow device
+    fewer `positions` than all will do: rows of parity then say which, in `why`, and stacks.npz
+    stays as it was unless the one that is shown is among them. Rows are
     `{artifact, target, precision, device, gate, psnr_db, threshold_db, status, why, model, chip,
     os, runtime}`; `psnr_db` is at most 200 (equal to the bit). Rows of other devices stay in the
     file. stacks.npz holds uint8 `photo` [H,W,3] and a stack [9,H,W,3]
@@ -114,7 +117,8 @@ def verify_run(
     files = {a.name: check_artifact(folder, a) for a in manifest.artifacts if is_written(a)}
     student = load_parent(folder, manifest)
     inputs = fitted_photos(photos, manifest.size)
-    calls = [(index, position) for index in range(len(inputs)) for position in range(FRAMES)]
+    places = range(FRAMES) if positions is None else positions
+    calls = [(index, position) for index in range(len(inputs)) for position in places]
     with step(f"the student and its captured graph on {len(inputs)} photos"):
         parents = parent_stacks(student, inputs, calls)
 
@@ -140,11 +144,22 @@ def verify_run(
             name = f"{SAME_FILE} {twin.name}"
             rows.append(gate_row(*about, name, ARM64_DB, agreement(twin, job, stacks)))
         rows += coverage_rows(artifact, by.name)
-    save_stacks(folder / STACKS_FILE, kept)
+    if len(places) < FRAMES:
+        rows = [partial_row(row, places) for row in rows]
+    if SHOWN in calls:
+        save_stacks(folder / STACKS_FILE, kept)
     ran = {each.name: each for each in (device, *stand_ins)}
     rows = [row | facts(ran.get(row["device"]), row["target"]) for row in rows]
     merge_rows(folder / VERIFY_FILE, rows, list(ran), folder / MANIFEST_FILE)
     return rows
+
+
+def partial_row(row: Row, positions: Sequence[int]) -> Row:
+    """A row that says which positions its figure is of, if it has one."""
+    if row["psnr_db"] is None:
+        return row
+    only = f"at positions {', '.join(map(str, positions))} only"
+    return {**row, "why": f"{row['why']}; {only}" if row["why"] else only}
 
 
 def agreement(twin: Device, job: Job, stacks: Stacks | None) -> Verdict:
@@ -253,8 +268,8 @@ def fitted_photos(paths: Sequence[Path] | None, size: tuple[int, int]) -> Stacks
 
 
 def shown(stacks: Stacks, calls: Sequence[Call]) -> NDArray[np.uint8]:
-    """The stack kept for the report, [9,H,W,3] uint8, of [N,9,3,H,W]."""
-    return to_bytes(stacks[list(calls).index(SHOWN)])
+    """The stack for the report, [9,H,W,3] uint8, of [N,9,3,H,W]: `SHOWN`, else the first."""
+    return to_bytes(stacks[calls.index(SHOWN) if SHOWN in calls else 0])
 
 
 def to_bytes(images: Stacks) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ difference of adjacent frames; Any-to-Bokeh (arXiv 2505.21593) for the gradient 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,17 +31,22 @@ class StudentLearner(Learner):
         super().__init__()
         # a fifth faster to train on a CPU, where depthwise convolutions are slow in planes
         self.student = student.to(memory_format=torch.channels_last)
+        self.rounded: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    @property
+    def call(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The student, or the student through the rounding that it has to stand (`distill.qat`)."""
+        return self.rounded or self.student
 
     def made(self, photos: Tensor, positions: Tensor, stacks: Tensor) -> Tensor:
         """The student's stacks, of the shape [B,9,3,H,W] of `stacks`."""
         places = F.one_hot(positions, FRAMES).float()
-        stack: Tensor = self.student(photos, places)
+        stack = self.call(photos, places)
         return stack.float().reshape(stacks.shape)
 
     def refocus(self, photo: Tensor, position: int, seed: int) -> Tensor:
         """In its one step, without noise."""
-        stack: Tensor = self.student(photo, one_hot(position))
-        return stack
+        return self.call(photo, one_hot(position))
 
     def save(self, folder: Path) -> None:
         """A student folder, fp16."""

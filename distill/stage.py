@@ -23,8 +23,9 @@ from pocketfocus.distill.learner import Learner
 from pocketfocus.distill.loop import Schedule, Task, Trainer
 from pocketfocus.distill.methods import Method, get_method
 from pocketfocus.distill.plot import loss_plot
+from pocketfocus.distill.qat import rounded
 from pocketfocus.distill.reference import fingerprint, resume
-from pocketfocus.distill.regression import pooled
+from pocketfocus.distill.regression import StudentLearner, pooled
 from pocketfocus.distill.targets import (
     Pixels,
     Sample,
@@ -39,6 +40,8 @@ from pocketfocus.images import load_photo
 from pocketfocus.loading import DEFAULT_WEIGHTS, load_reference
 from pocketfocus.metrics import psnr
 from pocketfocus.progress import console
+from pocketfocus.quantize.calibration import calibration
+from pocketfocus.quantize.recipes import fields_of, get_recipe
 from pocketfocus.reference import ReferencePipeline, Sampling
 from pocketfocus.scenes import train_photos
 from pocketfocus.stacks import Source, cache_sources
@@ -62,6 +65,7 @@ class Distillation:
     sources: of true stacks, by name (`datasets`); of each that is rendered there are `scenes`.
     crops: a sample is one of the reference's stacks, of the first crops' size, and crops of true
     ones; None leaves them to the method.
+    qat: the recipe through whose rounding the student learns; None for none.
     """
 
     minutes: float = 1.0
@@ -74,6 +78,7 @@ class Distillation:
     crops: tuple[Crops, ...] | None = None
     max_targets: int = MOST_TARGETS
     learning_rate: float | None = None
+    qat: str | None = None
     seed: int = 0
 
     @property
@@ -116,6 +121,8 @@ def distill_run(
     `anew`. Under `accelerate launch` all processes call this, share the sampling and each step, and
     the main one writes. Returns a summary.
 
+    With `qat` the student is called, trained and scored through a recipe's rounding.
+
     Raises UserError, before anything is sampled, for a start or a reference that cannot be loaded
     or does not fit, for stacks of mixed sizes, and for a checkpoint in `out` of other settings.
     """
@@ -151,6 +158,8 @@ def _train(
 ) -> dict[str, Any]:
     method, crops = get_method(settings.method), settings.parts
     torch.manual_seed(settings.seed)
+    if settings.qat is not None and not method.student:
+        raise UserError(f"{method.name} trains no student that --qat could round: leave it out")
     student = _start(start, settings)
     config = _config(reference, student, start, photos, stacks, settings)
     check_config(out / TRAINING / FILE, config)
@@ -160,6 +169,9 @@ def _train(
     teacher = load_reference(reference)
     check_teacher(teacher)
     learner = method.prepare(teacher, student)
+    if settings.qat is not None and isinstance(learner, StudentLearner):
+        inputs = calibration(student.photo_size, photos)
+        learner.rounded = rounded(student, get_recipe(settings.qat), inputs)
     sampling = learner.targets(teacher)
     if stacks is None:
         stacks = true_stacks(sources, out, size)
@@ -191,6 +203,7 @@ def _train(
         "minutes": settings.minutes if math.isfinite(settings.minutes) else None,
         "method": method.name,
         "reference": reference,
+        "qat": settings.qat,
         "from_scratch": settings.from_scratch,
         "targets": len(teach),
         "held_out": held_out,
@@ -229,6 +242,8 @@ def _config(
         "rate": settings.rate,
         "seed": settings.seed,
     }
+    if settings.qat is not None:
+        config["qat"] = fields_of(get_recipe(settings.qat))
     if not method.student:
         return config
     sizes = {f"student's {k}": v for k, v in student.config.items() if not k.startswith("_")}

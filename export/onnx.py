@@ -108,9 +108,20 @@ def facts(model: onnx.ModelProto, recipe: Recipe, chosen: Mapping[str, Choice]) 
 
 def open_file(path: Path, threads: int | None = None) -> Runner:
     """A session on the CPU."""
+    session = session_of(str(path), str(path), threads)
+
+    def run(photo: Tensor, position: Tensor) -> Tensor:
+        feed = dict(zip(INPUT_NAMES, (photo.numpy(), position.numpy()), strict=True))
+        return torch.from_numpy(session.run([OUTPUT_NAME], feed)[0])
+
+    return run
+
+
+def session_of(model: str | bytes, name: str, threads: int | None = None) -> Any:
+    """Onnxruntime's session of a file or of its content; UserError when there can be none."""
     reason = cannot_run()
     if reason is not None:
-        raise UserError(f"{path} cannot be executed here: {reason}")
+        raise UserError(f"{name} cannot be executed here: {reason}")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -120,18 +131,10 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exception types share no public base
         line = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} is no ONNX file that loads ({line}): export it again") from error
-
-    def run(photo: Tensor, position: Tensor) -> Tensor:
-        feed = dict(zip(INPUT_NAMES, (photo.numpy(), position.numpy()), strict=True))
-        return torch.from_numpy(session.run([OUTPUT_NAME], feed)[0])
-
-    return run
+        raise UserError(f"{name} is no ONNX file that loads ({line}): export it again") from error
 
 
 def photo_size(path: Path) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.recipes import Scheme
+
+Round = Callable[[Tensor], Tensor]
 
 LOWEST, HIGHEST = -128, 127
 TINY = 1e-12  # a scale is never zero
@@ -72,7 +74,8 @@ def rounded_layer(
             layer.register_forward_hook(lambda _, given, output: static(output, span.output)),
         ]
     elif scheme.bits < 16 and scheme.activations == "dynamic":
-        handles = [layer.register_forward_pre_hook(lambda _, given: (dynamic(given[0]),))]
+        rows = by_pixel(layer, dynamic)
+        handles = [layer.register_forward_pre_hook(lambda _, given: (rows(given[0]),))]
     try:
         weight.data.copy_(round_weight(kept, scheme, isinstance(layer, nn.ConvTranspose2d)))
         yield
@@ -115,6 +118,14 @@ def static(x: Tensor, span: tuple[float, float]) -> Tensor:
     scale = max((high - low) / (HIGHEST - LOWEST), TINY)
     zero = int(min(max(round(LOWEST - low / scale), LOWEST), HIGHEST))
     return torch.fake_quantize_per_tensor_affine(x, scale, zero, LOWEST, HIGHEST)
+
+
+def by_pixel(layer: nn.Module, rounding: Round) -> Round:
+    """A rounding of rows (the last dimension) for a layer's input: a convolution's rows are the
+    channels of its pixels."""
+    if not isinstance(layer, nn.Conv2d):
+        return rounding
+    return lambda x: rounding(x.movedim(1, -1)).movedim(-1, 1)
 
 
 def dynamic(x: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ from pocketfocus.quantize.plan import Choice, plan
 from pocketfocus.quantize.recipes import GROUP, Recipe, Scheme
 
 WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+QUANTIZED = (*WEIGHTED, "Add")  # by onnxruntime's quantizer, where they are asked to be
+ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 LAYER = "layer/"  # how the name of a layer's operator begins; its path in the network follows
 TARGET = "onnx"
 SCOPES, CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
@@ -240,21 +242,34 @@ def unpacking(
     return made, constants
 
 
+def leading_to_layers(model: onnx.ModelProto) -> set[str]:
+    """The names of the operators that a layer follows, at any distance."""
+    readers = readers_of(model)
+    leading: set[str] = set()
+    for node in reversed(model.graph.node):  # in the order of computation, by the format's rules
+        users = [user for value in node.output for user in readers.get(value, ())]
+        if any(user.name in leading or layer_of_name(user.name) for user in users):
+            leading.add(node.name)
+    return leading
+
+
+def readers_of(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+    """The operators that read each value."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for value in node.input:
+            readers.setdefault(value, []).append(node)
+    return readers
+
+
 def left_alone(model: onnx.ModelProto, layers: Collection[str], between: bool) -> list[str]:
     """The names of the operators that stay in floating point.
 
     These are all but `layers` and, if `between`, the additions that lead to a layer.
     """
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for value in node.input:
-            readers.setdefault(value, []).append(node)
-    leading: set[str] = set()
+    leading = leading_to_layers(model)
     names = []
-    for node in reversed(model.graph.node):  # in the order of computation, by the format's rules
-        users = [user for value in node.output for user in readers.get(value, ())]
-        if any(user.name in leading or layer_of_name(user.name) for user in users):
-            leading.add(node.name)
+    for node in model.graph.node:
         weighted = node.op_type in WEIGHTED
         inside = layer_of_name(node.name) in layers if weighted else between
         if not inside or not (weighted or node.name in leading):
@@ -275,19 +290,48 @@ def static_int8(
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    written = scratch / "int8.onnx"
+    written, alone = scratch / "int8.onnx", left_alone(model, layers, between)
     quantize_static(
         model,
         written,
         reader(inputs),
         quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=[*WEIGHTED, "Add"],
-        nodes_to_exclude=left_alone(model, layers, between),
+        op_types_to_quantize=[*QUANTIZED],
+        nodes_to_exclude=alone,
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )
-    return onnx.load(written)
+    found = onnx.load(written)
+    unrounded(
+        found,
+        {n.output[0] for n in model.graph.node if n.op_type in QUANTIZED and n.name not in alone},
+    )
+    return found
+
+
+def unrounded(model: onnx.ModelProto, integers: Collection[str]) -> None:
+    """Let operators that no layer follows read float32 values as they are, in place.
+
+    onnxruntime's quantizer rounds a value for all of its readers: for the layer that takes it as
+    int8, and for what composes the stack of it, which then would show no photo but its rounding to
+    the range of the calibration photos. `integers` are values that int8 operators make: of these
+    there is nothing else.
+    """
+    makers = {value: node for node in model.graph.node for value in node.output}
+    leading = leading_to_layers(model)
+    for node in model.graph.node:
+        if node.name in leading or layer_of_name(node.name) or node.op_type in ROUNDING:
+            continue
+        for place, value in enumerate(node.input):
+            unpacked = makers.get(value)
+            packed = makers.get(unpacked.input[0]) if unpacked is not None else None
+            if (
+                (unpacked is not None and unpacked.op_type == "DequantizeLinear")
+                and (packed is not None and packed.op_type == "QuantizeLinear")
+                and packed.input[0] not in integers
+            ):
+                node.input[place] = packed.input[0]
 
 
 def reader(inputs: Calibration) -> Any:

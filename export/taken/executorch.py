@@ -58,7 +58,6 @@ def graphs(path: Path) -> Iterator[dict[str, Any]]:
 
 def decoded(blob: bytes) -> dict[str, Any]:
     """The graph in a delegate's blob, by executorch's schema and its flatbuffer compiler."""
-    from executorch.backends.xnnpack import serialization
     from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
     from executorch.exir._serialize._flatbuffer import _flatc_decompile
 
@@ -66,12 +65,19 @@ def decoded(blob: bytes) -> dict[str, Any]:
     end = header.flatbuffer_offset + header.flatbuffer_size
     with tempfile.TemporaryDirectory(prefix="pocketfocus-pte-") as scratch:
         schema, binary = Path(scratch) / SCHEMA, Path(scratch) / "graph.bin"
-        schema.write_bytes(resources.files(serialization).joinpath(SCHEMA).read_bytes())
+        schema.write_bytes(schema_of())
         binary.write_bytes(blob[header.flatbuffer_offset : end])
         _flatc_decompile(scratch, str(schema), str(binary))
         text = (Path(scratch) / "graph.json").read_text(encoding="utf-8")
     graph: dict[str, Any] = json.loads(NOT_JSON.sub(r': "\1"', text))
     return graph
+
+
+def schema_of() -> bytes:
+    """XNNPACK's schema, as this executorch has it."""
+    from executorch.backends.xnnpack import serialization
+
+    return resources.files(serialization).joinpath(SCHEMA).read_bytes()
 
 
 def graph_schemes(graph: dict[str, Any]) -> Iterator[tuple[Scheme, int]]:

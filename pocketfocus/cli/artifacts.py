@@ -150,13 +150,22 @@ def verify(
         typer.Option(
             "--locate",
             metavar="ARTIFACT",
-            help="name the first layer of a Core ML file whose output leaves its tolerance",
+            help="name the first layer of a file whose output leaves its tolerance",
+        ),
+    ] = None,
+    positions: Annotated[
+        str | None,
+        typer.Option(
+            "--positions", metavar="P,P", help="only from these positions: for a slow device"
         ),
     ] = None,
 ) -> None:
     """Execute every file of a run on real photos and gate it against its parent."""
     if sum(value is not None for value in (golden, replay, locate)) > 1:
         raise UserError("--golden, --replay and --locate are three tasks: give one of them")
+    if positions is not None and (golden or replay or locate):
+        raise UserError("--positions is of verify itself: leave it out, or the other task")
+    places = None if positions is None else arguments.positions(positions)
     if (run is None) == (replay is None):
         raise UserError("name the folder of a run, or a golden bundle with --replay, not both")
     folder = arguments.run_folder(run) if run else None
@@ -193,7 +202,10 @@ def verify(
         if is_full(load_manifest(folder)):
             rows = verify_full(folder)
         else:
-            rows = on_each(chosen, lambda one: verify_run(folder, one, files, others, twin(device)))
+            rows = on_each(
+                chosen,
+                lambda one: verify_run(folder, one, files, others, twin(device), places),
+            )
     print_rows(rows, ROW_COLUMNS)
     arguments.exit_by_gates(rows)
 

@@ -78,6 +78,15 @@ def distill(
             "refused unless it is of this size",
         ),
     ] = None,
+    qat: Annotated[
+        str | None,
+        typer.Option(
+            "--qat",
+            metavar="RECIPE",
+            help="learn through the rounding of a recipe (int8, int4, mixed or a .yaml file), so "
+            "that quantizing the student loses less",
+        ),
+    ] = None,
     stacks: arguments.Stacks = None,
     scenes: Annotated[
         int, typer.Option("--scenes", min=1, help="how many focal stacks to render of each source")
@@ -108,6 +117,7 @@ def distill(
     from pocketfocus.distill.crops import Crops
     from pocketfocus.distill.methods import get_method
     from pocketfocus.distill.stage import Distillation, distill_run
+    from pocketfocus.quantize.recipes import get_recipe
 
     chosen = get_method(method)
     if not chosen.student and (student is not None or from_scratch or preset is not None):
@@ -115,6 +125,8 @@ def distill(
             f"{method} distils the reference's own UNet: leave out --student, --from-scratch and "
             "--preset"
         )
+    if qat is not None:
+        get_recipe(qat)
     settings = Distillation(
         minutes=length,
         steps=steps,
@@ -124,6 +136,7 @@ def distill(
         crops=None if crop is None else (Crops(1.0, 1, crop),),
         max_targets=targets,
         learning_rate=rate,
+        qat=qat,
         sources=tuple(stacks or [SYNTHETIC]),
         scenes=scenes,
         seed=seed,

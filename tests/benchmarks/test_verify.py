@@ -214,6 +214,21 @@ def test_keeps_stacks_of_what_ran(
         np.testing.assert_allclose(stacks["student"] / 127.5 - 1, expected, atol=0.51 / 127.5)
 
 
+def test_fewer_positions_are_told_and_leave_the_shown_stacks(
+    student: RefocusStudent, small_student: Path, tmp_path: Path, make_run: MakeRun
+) -> None:
+    """For devices so slow that nine calls a file are too many."""
+    name = "onnx/student-int8.onnx"
+    make_run(tmp_path, small_student, [name])
+    device = InProcess({name: with_noise(student, 30)})
+    rows = verify.verify_run(tmp_path, device, positions=(2, 8))
+    assert [row["why"].endswith("at positions 2, 8 only") for row in rows] == [True, True]
+    assert "worst stack has" in rows[-1]["why"] and rows[-1]["status"] == "fail"
+    assert not (tmp_path / "stacks.npz").exists()
+    verify.verify_run(tmp_path, device, positions=(4,))
+    assert (tmp_path / "stacks.npz").exists()
+
+
 def test_takes_the_users_photos_and_crops_their_centre(tmp_path: Path) -> None:
     pixels = np.zeros((100, 200, 3), np.uint8)
     pixels[:, 50:150] = 255

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pocketfocus.quantize.fake import Ranges, dynamic, observe, round_weight, rounded_layer, static
+from pocketfocus.quantize.fake import (
+    Ranges,
+    by_pixel,
+    dynamic,
+    observe,
+    round_weight,
+    rounded_layer,
+    static,
+)
 from pocketfocus.quantize.recipes import Scheme
 
 INT8 = Scheme(8, "affine", "channel", "static")
@@ -75,3 +85,12 @@ def test_a_layer_is_rounded_within_and_itself_again_afterwards() -> None:
         assert torch.equal(network(x), before)
     fine, rough = (inside - before).abs().mean(), (coarse - before).abs().mean()
     assert 0 < fine < rough < before.abs().mean()
+
+
+def test_a_convolutions_rows_are_the_channels_of_its_pixels() -> None:
+    x = torch.randn(2, 6, 3, 4, generator=torch.Generator().manual_seed(0))
+    x[:, :, 1] *= 100  # one row of the picture must not coarsen another
+    made = by_pixel(nn.Conv2d(6, 2, 1), dynamic)(x)
+    for b, y, z in itertools.product(range(2), range(3), range(4)):
+        torch.testing.assert_close(made[b, :, y, z], dynamic(x[b, :, y, z][None])[0])
+    assert by_pixel(nn.Linear(4, 2), dynamic) is dynamic
