@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= build/demo
+PAGE := mobile_harness/web/page
+NEED_NPM := command -v npm >/dev/null || { echo "make web needs Node.js with npm: install nodejs and npm" >&2; exit 2; }
 # The first interpreter that runs and is in range; 3.11 first, where wheels are the most complete.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -36,12 +38,18 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## run the whole path once into build/demo: distil, quantize, export, verify, bench, report
 	$(BIN)/pocketfocus build --out $(OUT)
 
-web: ## build the page of `pocketfocus serve` (needs Node.js with npm)
-	@command -v npm >/dev/null || { echo "make web needs Node.js with npm: install nodejs and npm" >&2; exit 2; }
-	cd mobile_harness/web/page && npm ci --no-audit --no-fund && npm run build
+web: $(PAGE)/node_modules/.package-lock.json ## build the page of `pocketfocus serve` (needs Node.js with npm)
+	@$(NEED_NPM)
+	cd $(PAGE) && npm run build
 
-test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest
+# npm writes this file last, and leaves it alone when nothing changed.
+$(PAGE)/node_modules/.package-lock.json: $(PAGE)/package.json $(PAGE)/package-lock.json
+	@$(NEED_NPM)
+	cd $(PAGE) && npm ci --no-audit --no-fund
+	@touch $@
+
+test: $(STAMP) ## run the tests, on as many cores as there are, 4 at most
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
 
 lint: $(STAMP) ## check style (ruff) and types (mypy)
 	$(BIN)/ruff check .

@@ -52,7 +52,8 @@ def write_random(
     Args:
         folder: gets the four components.
         width: factor of all channel counts; 1 is the published model.
-        layers: residual blocks a level; 2 is the published model.
+        layers: residual blocks a level, one more upwards (one at least of the autoencoder); 2 is
+            the published model.
         levels: resolutions, the first ones (two at least of the autoencoder); 4 is the published
             model.
         shard_bytes: of a file of the UNet, at most (one tensor at least).
@@ -72,7 +73,7 @@ def write_random(
         vae = AutoencoderKLTemporalDecoder(
             block_out_channels=scaled(VAE_WIDTHS, width)[: max(2, levels)],
             down_block_types=("DownEncoderBlock2D",) * max(2, levels),
-            layers_per_block=layers,
+            layers_per_block=max(1, layers),
         )
     for name, part, seed in (("unet", unet, 0), ("vae", vae, 1)):
         write_component(folder / name, part, seed, shard_bytes)

@@ -1,17 +1,43 @@
-"""What all tests share: no network, one thread, and a student small enough to export in seconds."""
+"""What all tests share: no network, one thread, a browser, and files of a student so small that
+they are exported in seconds, each once a session."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+    from torch import nn
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the network is a mistake: let it fail
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
+ONE_WORKER = "files that all share"
+
+Exported = Callable[[Sequence[str]], Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What one worker of pytest-xdist runs: the tests of a module, for its fixtures' sake; those of
+    all modules that share exported files, or build in the checkout and read what was built."""
+    for item in items:
+        shares = {"exported", "built_page"}.intersection(getattr(item, "fixturenames", ()))
+        if shares or item.path.name == "test_package.py":
+            item.add_marker(pytest.mark.xdist_group(ONE_WORKER))
+        else:
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).as_posix()))
 
 
 @pytest.fixture(scope="session")
@@ -20,16 +46,80 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; skipped without one. Not for longer than a module: as long as it runs,
+    nothing else can use asyncio."""
+    path = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if path is None:
+        pytest.skip("no Chromium found: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
 @pytest.fixture(scope="session")
 def small_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random student for 64-pixel photos, its head not zero."""
+    """A folder with a random student for 64-pixel photos, of two levels with a block each."""
     import torch
 
     from pocketfocus.student import RefocusStudent
 
     torch.manual_seed(0)
-    student = RefocusStudent(channels=(8, 16, 16), blocks=(1, 1, 1), size=(64, 64))
-    torch.nn.init.normal_(student.network.head.weight, std=0.5)
+    student = RefocusStudent(channels=(8, 16), blocks=(1, 1), bands=3, size=(64, 64))
+    stir(student)
     folder = tmp_path_factory.mktemp("student")
     student.save_pretrained(folder)
     return folder
+
+
+def stir(student: nn.Module) -> None:
+    """Frames and positions that differ clearly: nothing stays zero as training starts it, and what
+    reads the position is strong."""
+    from torch import nn
+
+    from pocketfocus.optics import FRAMES
+
+    for parameter in student.parameters():
+        if parameter.ndim > 1 and parameter.shape[1] == FRAMES:
+            nn.init.normal_(parameter, std=0.5)
+        elif not parameter.any():
+            nn.init.normal_(parameter, std=0.25 if parameter.ndim > 1 else 0.1)
+
+
+@pytest.fixture(scope="session")
+def exported(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """exported(names): a run with these files of the small student, such as
+    "onnx/student-fp32.onnx"; it is a copy, which the caller may change."""
+    from pocketfocus.export.stage import export_run
+    from pocketfocus.manifest import load_manifest
+
+    whole = tmp_path_factory.mktemp("exported")
+
+    def make(names: Sequence[str]) -> Path:
+        for target, files in groupby(names, lambda name: name.partition("/")[0]):
+            precisions = [Path(name).stem.partition("-")[2] for name in files]
+            export_run(small_student, whole, [target], precisions, log=lambda line: None)
+        manifest, out = load_manifest(whole), tmp_path_factory.mktemp("run")
+        for name in ("student", *names):
+            path, copied = whole / name, out / name
+            copied.parent.mkdir(exist_ok=True)
+            shutil.copytree(path, copied) if path.is_dir() else shutil.copy2(path, copied)
+        artifacts = [artifact for artifact in manifest.artifacts if artifact.name in names]
+        replace(manifest, artifacts=artifacts).save(out)
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_dir(exported: Exported) -> Path:
+    """A run with every target and precision; tests must not change it."""
+    from pocketfocus.export.stage import path_of
+    from pocketfocus.export.targets import TARGETS, get_target
+    from pocketfocus.quantize.recipes import RECIPES
+
+    return exported([path_of(get_target(name), recipe) for name in TARGETS for recipe in RECIPES])

@@ -62,11 +62,10 @@ class Level(Rewritten):
 
 class DownLevel(Level):
     """Gives what the up level takes beside its result: [T,C,h,w] -> list of [T,O,h,w], the last
-    one smaller where there is a downsampler."""
+    one smaller where there is a downsampler, which has `width` channels."""
 
-    def __init__(self, downsample: bool, *arguments: Any) -> None:
+    def __init__(self, width: int, downsample: bool, *arguments: Any) -> None:
         super().__init__(*arguments)
-        width = arguments[0][-1][1]
         self.downsamplers = nn.ModuleList([Downsample(width, centred=True)] * downsample)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -126,7 +125,8 @@ class MobileUNet(Rewritten):
         for n, (attentive, eps) in enumerate(down):
             pairs = successive((before[n], *[widths[n]] * layers[n]))
             found = each(depths[n], layers[n]) if attentive else ()
-            self.down_blocks.append(DownLevel(n < last, pairs, eps, found, heads[n], frames))
+            level = DownLevel(widths[n], n < last, pairs, eps, found, heads[n], frames)
+            self.down_blocks.append(level)
         depth = each(depths[-1], 1)
         middle = [(widths[-1], widths[-1])] * 2
         self.mid_block = MiddleLevel(middle, MIDDLE_EPS, depth, heads[-1], frames)

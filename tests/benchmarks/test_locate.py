@@ -11,11 +11,11 @@ from torch import nn
 
 from pocketfocus.benchmarks.locate import Recorder, locate_fault
 from pocketfocus.errors import UserError
-from pocketfocus.export.stage import export_run
 from pocketfocus.files import sha256
 from pocketfocus.manifest import load_manifest
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.student import load_student
+from tests.conftest import Exported
 
 FILES = (
     "coreml/student-int8.mlpackage",
@@ -25,12 +25,8 @@ FILES = (
 
 
 @pytest.fixture(scope="module")
-def run(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("located")
-    for name in FILES:
-        target, precision = name.split("/")[0], Path(name).stem.removeprefix("student-")
-        export_run(small_student, out, [target], [precision], log=lambda line: None)
-    return out
+def run(exported: Exported) -> Path:
+    return exported(FILES)
 
 
 @pytest.mark.parametrize("name", FILES)

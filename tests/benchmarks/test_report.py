@@ -19,11 +19,8 @@ from pocketfocus.files import write_rows
 from pocketfocus.manifest import Artifact, Delegation, Manifest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 PTE, MLPACKAGE = "executorch/student-int8.pte", "coreml/student-int8.mlpackage"
 WHY = "Core ML predicts on macOS only"
 
@@ -116,20 +113,14 @@ def test_readme_table_has_a_line_an_artifact() -> None:
 
 
 @pytest.fixture
-def page(folder: Path) -> Iterator[Page]:
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        opened = chromium.new_page()
-        opened.goto((folder / "report.html").as_uri())
-        yield opened
-        chromium.close()
+def page(browser: Browser, folder: Path) -> Iterator[Page]:
+    opened = browser.new_page()
+    opened.goto((folder / "report.html").as_uri())
+    yield opened
+    opened.close()
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: apt-get install chromium")
 def test_slider_moves_every_stack_and_one_frame_shows(page: Page) -> None:
     names = page.locator(".stack figcaption").all_inner_texts()
     assert names == ["reference", "student", PTE]

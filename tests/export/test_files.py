@@ -14,6 +14,9 @@ from pocketfocus.export.targets import TARGETS, get_target
 from pocketfocus.files import size_bytes
 from pocketfocus.manifest import Artifact, check_artifact, load_manifest
 from pocketfocus.metrics import psnr
+from pocketfocus.optics import FRAMES
+from pocketfocus.quantize.executorch import linear_inputs
+from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.recipes import GROUP, RECIPES
 from pocketfocus.student import load_student
 
@@ -41,10 +44,13 @@ def test_every_target_and_precision_is_written(run_dir: Path) -> None:
         assert entry.taken["note"]
 
 
-def test_the_manifest_says_what_the_files_were_made_from(run_dir: Path) -> None:
+def test_the_manifest_says_what_the_files_were_made_from(
+    run_dir: Path, small_student: Path
+) -> None:
     manifest = load_manifest(run_dir)
     assert manifest.size == (64, 64)
-    assert manifest.student_config["channels"] == [8, 16]
+    config = load_student(small_student).config
+    assert manifest.student_config["channels"] == list(config["channels"])
     assert sorted(set(manifest.calibration["positions"])) == list(range(9))
     assert len(manifest.calibration["photos"]) == 18
     assert set(manifest.calibration["photos"]).isdisjoint({"chelsea", "coffee"})
@@ -104,15 +110,17 @@ def test_fewer_bits_make_smaller_weights(target: str, run_dir: Path) -> None:
     assert int8 > int4 or target == "executorch"
 
 
-def test_four_bit_layers_are_counted_from_the_files(run_dir: Path, student_dir: Path) -> None:
-    student = load_student(student_dir)
-    linears = [m for m in student.modules() if isinstance(m, nn.Linear)]
-    grouped = [m for m in linears if m.in_features % GROUP == 0]
+def test_four_bit_layers_are_counted_from_the_files(run_dir: Path, small_student: Path) -> None:
+    layers = layers_of(load_student(small_student)).values()
+    grouped = [
+        layer for layer in layers if linear_inputs(layer) > 0 == linear_inputs(layer) % GROUP
+    ]
     taken = artifact(run_dir, "executorch", "int4").taken
     assert taken["linear_layers_at_4_bits"] == len(grouped) > 0
     taken = artifact(run_dir, "onnx", "int4").taken
-    mlps = [m for m in linears if m.in_features != 9]
-    assert taken["linear_layers_at_4_bits"] == taken["operators"]["MatMulNBits"] == len(mlps)
+    products = [m for m in layers if isinstance(m, nn.Linear) and m.in_features != FRAMES]
+    found = taken["operators"].get("MatMulNBits", 0)
+    assert taken["linear_layers_at_4_bits"] == found == len(products)
 
 
 def test_onnx_files_keep_their_contract_and_no_traces(run_dir: Path) -> None:

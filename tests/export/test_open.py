@@ -17,8 +17,8 @@ from pocketfocus.export.open import Autoencoder, open_any, open_model
 from pocketfocus.reference import Sampling
 
 
-def test_a_student_folder(student_dir: Path, pairs: list[tuple[Tensor, int]]) -> None:
-    model = open_model(str(student_dir))
+def test_a_student_folder(small_student: Path, pairs: list[tuple[Tensor, int]]) -> None:
+    model = open_model(str(small_student))
     assert model.size is None
     photo, position = pairs[0]
     assert model(photo, position).shape == (9, 3, 64, 64)
@@ -124,9 +124,9 @@ def test_photos_that_do_not_fit(shape: tuple[int, ...], message: str, run_dir: P
         model(torch.zeros(1, 3, 64, 64), 9)
 
 
-def test_a_student_says_which_sides_it_takes(student_dir: Path) -> None:
+def test_a_student_says_which_sides_it_takes(small_student: Path) -> None:
     with pytest.raises(UserError, match="multiples of 64, this photo has 70x64"):
-        open_model(str(student_dir))(torch.zeros(1, 3, 64, 70), 0)
+        open_model(str(small_student))(torch.zeros(1, 3, 64, 70), 0)
 
 
 def test_stacks_of_one_file_do_not_share_memory(run_dir: Path) -> None:

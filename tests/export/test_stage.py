@@ -36,12 +36,12 @@ def copied(run_dir: Path, tmp_path: Path) -> Path:
     return shutil.copytree(run_dir, tmp_path / "run")
 
 
-def test_unchanged_files_are_kept(run_dir: Path, student_dir: Path) -> None:
+def test_unchanged_files_are_kept(run_dir: Path, small_student: Path) -> None:
     log = Lines()
     before = load_manifest(run_dir)
     stamps = {a.name: (run_dir / a.name).stat().st_mtime_ns for a in before.artifacts}
     again = export_run(
-        student_dir, run_dir, ["onnx", "coreml", "executorch"], ["int8", "fp32"], log=log
+        small_student, run_dir, ["onnx", "coreml", "executorch"], ["int8", "fp32"], log=log
     )
     assert again == load_manifest(run_dir) == before
     assert {n: (run_dir / n).stat().st_mtime_ns for n in stamps} == stamps
@@ -101,7 +101,7 @@ def test_a_broken_manifest_does_not_stop_an_export(copied: Path) -> None:
 
 
 def test_an_interrupted_export_goes_on(
-    student_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = onnx.write
 
@@ -112,22 +112,22 @@ def test_an_interrupted_export_goes_on(
 
     patch_target(monkeypatch, replace(get_target("onnx"), write=interrupted))  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
-        export_run(student_dir, tmp_path, ["onnx"], ["fp32", "fp16"], log=Lines())
+        export_run(small_student, tmp_path, ["onnx"], ["fp32", "fp16"], log=Lines())
     assert [p.name for p in (tmp_path / "onnx").iterdir()] == ["student-fp32.onnx"]
     monkeypatch.undo()
     log = Lines()
-    export_run(student_dir, tmp_path, ["onnx"], ["fp32", "fp16"], log=log)
+    export_run(small_student, tmp_path, ["onnx"], ["fp32", "fp16"], log=log)
     assert "unchanged" in log.of("onnx/student-fp32.onnx")
 
 
 def test_what_a_target_refuses_is_in_the_manifest(
-    student_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuses(recipe: object) -> str | None:
         return "no half here" if recipe == get_recipe("fp16") else None
 
     patch_target(monkeypatch, replace(get_target("onnx"), refuses=refuses))
-    export_run(student_dir, tmp_path, ["onnx"], ["fp16", "fp32"], log=Lines())
+    export_run(small_student, tmp_path, ["onnx"], ["fp16", "fp32"], log=Lines())
     fp32, fp16 = load_manifest(tmp_path).artifacts
     assert (fp32.status, fp32.why) == ("written", "")
     assert (fp16.status, fp16.why, fp16.bytes) == ("refused", "no half here", 0)
@@ -145,10 +145,10 @@ def patch_target(monkeypatch: pytest.MonkeyPatch, target: Target) -> None:
     ],
 )
 def test_unknown_names_are_user_errors(
-    targets: list[str], precisions: list[str], message: str, student_dir: Path, tmp_path: Path
+    targets: list[str], precisions: list[str], message: str, small_student: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        export_run(student_dir, tmp_path / "out", targets, precisions, log=Lines())
+        export_run(small_student, tmp_path / "out", targets, precisions, log=Lines())
     assert not (tmp_path / "out").exists()
 
 
@@ -160,15 +160,15 @@ def test_no_student_no_files(tmp_path: Path) -> None:
 
 
 def test_a_missing_toolchain_is_a_user_error(
-    student_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patch_target(monkeypatch, replace(get_target("onnx"), cannot_write=lambda: "no onnxscript"))
     with pytest.raises(UserError, match="cannot be written here: no onnxscript"):
-        export_run(student_dir, tmp_path / "out", ["onnx"], ["fp32"], log=Lines())
+        export_run(small_student, tmp_path / "out", ["onnx"], ["fp32"], log=Lines())
 
 
 def test_core_ml_on_a_full_disk_is_a_user_error(
-    student_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import coremltools as ct
 
@@ -177,13 +177,13 @@ def test_core_ml_on_a_full_disk_is_a_user_error(
 
     monkeypatch.setattr(ct.models.MLModel, "save", full)
     with pytest.raises(UserError, match=r"cannot write .*fp32\.mlpackage.*full disk"):
-        export_run(student_dir, tmp_path, ["coreml"], ["fp32"], log=Lines())
+        export_run(small_student, tmp_path, ["coreml"], ["fp32"], log=Lines())
     assert not list((tmp_path / "coreml").iterdir())
 
 
-def test_the_caller_s_student_is_left_alone(run_dir: Path, student_dir: Path) -> None:
+def test_the_caller_s_student_is_left_alone(run_dir: Path, small_student: Path) -> None:
     """Exporting halves, quantizes and groups copies only."""
     kept = load_student(run_dir / "student").state_dict()
-    for name, tensor in load_student(student_dir).state_dict().items():
+    for name, tensor in load_student(small_student).state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, kept[name])

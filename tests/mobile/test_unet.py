@@ -35,6 +35,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "transformer_layers_per_block": (2, 1),
     },
     "one level": {"block_out_channels": (64,), "down_block_types": (ATTENTIVE,)},
+    "no layers down": {
+        "block_out_channels": (64,),
+        "down_block_types": (PLAIN,),
+        "layers_per_block": 0,
+    },
     "odd channels in and out": {
         "down_block_types": (PLAIN, PLAIN),
         "in_channels": 12,

@@ -13,22 +13,21 @@ import torch
 
 from pocketfocus.benchmarks.device import Job, JobError
 from pocketfocus.errors import UserError
-from pocketfocus.export.executorch import lower, open_file
+from pocketfocus.export.executorch import open_file
 from pocketfocus.mobile_harness import adb, android
 from pocketfocus.mobile_harness.devices import get_device, get_devices
 from pocketfocus.mobile_harness.options import Absent, Options
 from pocketfocus.optics import one_hot
-from pocketfocus.student import load_student
+from tests.conftest import Exported
 from tests.mobile_harness import scripted_adb
 
 SIZE = 64
 
 
 @pytest.fixture(scope="module")
-def pte(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pte") / "student-fp32.pte"
-    lower(torch.export.export(load_student(small_student).eval(), inputs()), path)
-    return path
+def pte(exported: Exported) -> Path:
+    name = "executorch/student-fp32.pte"
+    return exported([name]) / name
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:

@@ -87,12 +87,14 @@ def test_a_dead_worker_is_one_clear_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str, message: str
 ) -> None:
     install_worker(monkeypatch, tmp_path, body)
-    before = set(Path(tempfile.gettempdir()).glob("pocketfocus-job-*"))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     with pytest.raises(JobError, match=message) as caught:
         host.device().run(job("files/a.pte", timeout_s=1 if "sleep" in body else 60))
     assert str(caught.value).startswith("files/a.pte")
     assert "\n" not in str(caught.value)
-    assert set(Path(tempfile.gettempdir()).glob("pocketfocus-job-*")) <= before
+    assert list(scratch.iterdir()) == []
 
 
 def test_ctrl_c_kills_the_worker_and_leaves_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketfocus.export.stage import export_run
+from tests.conftest import Exported
 
 
 @pytest.fixture(scope="session")
@@ -29,11 +29,9 @@ def built_page(root: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def web_run(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def web_run(exported: Exported) -> Path:
     """A run with two ONNX files of a student for 64-pixel photos."""
-    out = tmp_path_factory.mktemp("web-run")
-    export_run(small_student, out, ["onnx"], ["fp32", "int8"], log=lambda line: None)
-    return out
+    return exported(["onnx/student-fp32.onnx", "onnx/student-int8.onnx"])
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from torch import nn
 
 from pocketfocus.export.taken import coreml, executorch
 from pocketfocus.export.taken.onnx import schemes
 from pocketfocus.export.targets import TARGETS
 from pocketfocus.manifest import Artifact, load_manifest
+from pocketfocus.quantize.executorch import NO_4_BIT_CONVOLUTIONS, linear_inputs
 from pocketfocus.quantize.layers import layers_of
-from pocketfocus.quantize.recipes import RECIPES, Scheme
+from pocketfocus.quantize.recipes import GROUP, RECIPES, Scheme
 from pocketfocus.student import load_student
 
 INT8 = Scheme(8, "affine", "channel", "static")
@@ -33,10 +36,10 @@ def scheme(row: dict[str, Any]) -> Scheme:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("precision", RECIPES)
 def test_every_layer_is_stated_and_every_difference_has_its_reason(
-    target: str, precision: str, run_dir: Path, student_dir: Path
+    target: str, precision: str, run_dir: Path, small_student: Path
 ) -> None:
     rows = artifact(run_dir, target, precision).taken["layers"]
-    assert set(rows) == set(layers_of(load_student(student_dir)))
+    assert set(rows) == set(layers_of(load_student(small_student)))
     for layer, row in rows.items():
         asked = RECIPES[precision].scheme_of(target, layer)
         assert ("why" in row) == (scheme(row) != asked), layer
@@ -44,31 +47,47 @@ def test_every_layer_is_stated_and_every_difference_has_its_reason(
         assert "why" not in row or row["why"], layer
 
 
-def test_what_the_backends_cannot_take(run_dir: Path) -> None:
+def first(student: Path, wanted: Callable[[Any], bool]) -> tuple[str, Any]:
+    """The first layer of a kind, and its path."""
+    found = layers_of(load_student(student)).items()
+    return next((name, layer) for name, layer in found if wanted(layer))
+
+
+def is_odd(layer: Any) -> bool:
+    """Whether its outputs are no whole groups."""
+    return isinstance(layer, nn.Conv2d) and layer.out_channels % 8 > 0
+
+
+def test_what_the_backends_cannot_take(run_dir: Path, small_student: Path) -> None:
+    odd, odd_layer = first(small_student, is_odd)
+    even, _ = first(small_student, lambda m: isinstance(m, nn.Conv2d) and not is_odd(m))
+    grouped, _ = first(small_student, lambda m: linear_inputs(m) > 0 == linear_inputs(m) % GROUP)
+    linear, _ = first(small_student, lambda m: isinstance(m, nn.Linear))
     rows = artifact(run_dir, "executorch", "int4").taken["layers"]
-    assert scheme(rows["network.head"]) == INT8
-    assert rows["network.head"]["why"] == "XNNPACK has 4-bit weights in linear layers only"
-    assert scheme(rows["network.encoder.1.0.down"]) == Scheme(4, "affine", 32, "dynamic")
+    assert scheme(rows[odd]) == INT8
+    assert rows[odd]["why"] == NO_4_BIT_CONVOLUTIONS
+    assert scheme(rows[grouped]) == Scheme(4, "affine", GROUP, "dynamic")
     rows = artifact(run_dir, "coreml", "int4").taken["layers"]
-    assert scheme(rows["network.encoder.1.0.conv"]) == Scheme(4, "palette", 8)
-    assert rows["network.head"]["bits"] == 16
-    assert rows["network.head"]["why"] == "45 outputs are no whole groups of 8"
+    assert scheme(rows[even]) == Scheme(4, "palette", 8)
+    assert rows[odd]["bits"] == 16
+    assert rows[odd]["why"] == f"{odd_layer.out_channels} outputs are no whole groups of 8"
     rows = artifact(run_dir, "onnx", "int4").taken["layers"]
-    assert rows["network.encoder.1.0.conv"]["bits"] == 4
-    assert "unpacked to float32" in rows["network.encoder.1.0.conv"]["why"]
+    assert rows[even]["bits"] == 4
+    assert "unpacked to float32" in rows[even]["why"]
     rows = artifact(run_dir, "executorch", "fp16").taken["layers"]
-    assert (rows["network.head"]["bits"], rows["network.encoder.0.0.up"]["bits"]) == (32, 16)
+    assert (rows[odd]["bits"], rows[linear]["bits"]) == (32, 16)
 
 
-def test_another_onnx_graph_is_another_statement(run_dir: Path) -> None:
+def test_another_onnx_graph_is_another_statement(run_dir: Path, small_student: Path) -> None:
+    name, layer = first(small_student, is_odd)
     model = onnx.load(run_dir / artifact(run_dir, "onnx", "int8").name)
     assert set(schemes(model).values()) == {INT8}
-    node = next(n for n in model.graph.node if n.name.startswith("layer/network.head/"))
-    weight = np.zeros((45, 8, 3, 3), np.float16)
+    node = next(n for n in model.graph.node if n.name.startswith(f"layer/{name}/"))
+    weight = np.zeros(tuple(layer.weight.shape), np.float16)
     model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "other"))
     node.input[1] = "other"
     found = schemes(model)
-    assert found.pop("network.head") == Scheme(16)
+    assert found.pop(name) == Scheme(16)
     assert set(found.values()) == {INT8}
     node.input[1] = "photo"
     with pytest.raises(RuntimeError, match="come from no constant"):
