@@ -1,6 +1,7 @@
 // What the page and its worker tell each other, and what the host tells the page.
 
 export const FRAMES = 9;
+export const KEPT = "files";  // the cache of what the host serves, for when the network is gone
 
 export type Backend = "wasm" | "webgpu";
 
