@@ -21,7 +21,7 @@ import pocketfocus
 from pocketfocus.benchmarks.charts import data_uri, latency_chart, size_chart, sustained_chart
 from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, plot_grids
 from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, ratios
-from pocketfocus.benchmarks.phones import phones, verdicts
+from pocketfocus.benchmarks.phones import kinds, phones, verdicts
 from pocketfocus.benchmarks.told import browser_rows, notes_rows
 from pocketfocus.benchmarks.verify import SHOWN, STACKS_FILE, VERIFY_FILE, parity_rows
 from pocketfocus.files import Row, read_json, read_rows, write_atomic
@@ -77,6 +77,7 @@ def render(folder: Path) -> str:
         sustained=data_uri(sustained) if sustained else None,
         notes=notes_rows(bench),
         phones=phones(),
+        kinds=kinds(),
         verdicts=verdicts(bench),
         fp32_bytes={r["target"]: r["bytes"] for r in bench if r["precision"] == "fp32"},
         means=[r for r in scores if "mean_psnr_db" in r],

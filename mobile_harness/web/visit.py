@@ -34,9 +34,7 @@ def connect(address: str, options: Options) -> tuple[Absent, ...]:
         page_files()
     except UserError as error:
         return (Absent(KIND, str(error)),)
-    why = (
-        "none has come: `pocketfocus serve DIR` or --device browser:lan, then open the address"
-    )
+    why = "none has come: `pocketfocus serve DIR` or --device browser:lan, then open the address"
     return (Absent(KIND, why),)
 
 
