@@ -23,7 +23,7 @@ def built_page(root: Path) -> Path:
     if shutil.which("npm") is None:
         pytest.skip("no npm found: apt-get install nodejs npm")
     made = subprocess.run(
-        ["make", "web"], cwd=root, capture_output=True, text=True, timeout=240, check=False
+        ["make", "web"], cwd=root, capture_output=True, text=True, timeout=900, check=False
     )
     assert made.returncode == 0, made.stdout + made.stderr
     return root / "mobile_harness/web/page/dist"

@@ -190,7 +190,7 @@ def test_measuring_sends_rows_that_pass(refocused: Page, serving: Serving) -> No
     refocused.get_by_label("Timed calls").fill("5")
     refocused.get_by_role("button", name="Measure all files").tap()
     refocused.wait_for_selector(
-        "#trouble:not([hidden]), #results .row:nth-child(2)", timeout=120_000
+        "#trouble:not([hidden]), #results .row:nth-child(2)", timeout=240_000
     )
     assert refocused.locator("#trouble").inner_text() == ""
     bench, verify = (
@@ -204,6 +204,7 @@ def test_measuring_sends_rows_that_pass(refocused: Page, serving: Serving) -> No
         assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
         assert row["runs"] == 5
         assert row["runtime"].startswith("onnxruntime-web ")
+    assert any((row["browser_memory_mib"] or 0) > 1 for row in bench), "Chromium tells"
 
 
 def test_a_first_visit_is_enough_for_when_the_network_is_gone(

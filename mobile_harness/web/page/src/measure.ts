@@ -68,7 +68,7 @@ export function measureTab(run: Run): void {
       say(`${label}: ${times.length} of ${runs} calls`, times.length, runs);
     }
     const sustained = await sustain(label, call);
-    say(`${label}: asking the browser for its memory, up to 30 s`);
+    say(`${label}: asking the browser for its memory, up to a minute`);
     const memory = await memoryMib();
     say(`${label}: golden outputs`);
     const stacks: Float32Array[] = [];

@@ -1,5 +1,5 @@
 // What the browser tells of the phone. Browsers tell less and less: what is not known is null.
-const MEMORY_MS = 30_000;  // browsers answer at their next garbage collection, after 20 s at the latest
+const MEMORY_MS = 60_000;  // Chromium answers after about 20 s, later when it is busy
 
 export interface Phone {
   name: string; os: string; browser: string;
