@@ -41,6 +41,7 @@ Text = Annotated[
         strip_whitespace=True, min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f]*$"
     ),
 ]
+Mebibytes = Annotated[float, Field(gt=0, le=1 << 20, allow_inf_nan=False)]
 Milliseconds = Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)]
 
 
@@ -69,7 +70,11 @@ class Sustained(Checked):
 
 
 class Measurement(Checked):
-    """One file measured in one browser: the body of a POST."""
+    """One file measured in one browser: the body of a POST.
+
+    `heap_mib` is the peak of the runtime's WebAssembly heap, `memory_mib` the whole page's as the
+    browser tells it.
+    """
 
     artifact: Annotated[str, StringConstraints(max_length=200)]
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -81,7 +86,8 @@ class Measurement(Checked):
     first_ms: Milliseconds
     times_ms: Annotated[list[Milliseconds], Field(min_length=1, max_length=MAX_CALLS)]
     sustained: Sustained | None = None
-    memory_mib: Annotated[float, Field(gt=0, le=1 << 20, allow_inf_nan=False)] | None = None
+    heap_mib: Mebibytes | None = None
+    memory_mib: Mebibytes | None = None
 
     @property
     def device(self) -> str:
@@ -119,7 +125,8 @@ class Host:
         times = (measured.load_ms, measured.first_ms, tuple(measured.times_ms))
         row = row_of(entry, measured.device, [Result(None, *times, 0.0, measured.threads)])
         row |= {"status": "measured", "why": "", **origin(measured)}  # no browser tells a peak
-        row |= {"browser_memory_mib": measured.memory_mib, "sustained": trend(measured.sustained)}
+        row |= {"heap_mib": measured.heap_mib, "browser_memory_mib": measured.memory_mib}
+        row |= {"sustained": trend(measured.sustained)}
         with self._lock:
             self.keep(BENCH_FILE, row)
         return row

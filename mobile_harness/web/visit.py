@@ -108,5 +108,5 @@ def visit(
     check(address)
     waiting = Visit(frozenset(load_served(folder).artifacts), options.visit_s)
     say(f"open it in a phone's browser and measure all files; waiting {options.visit_s:g} s")
-    serve(folder, Network(lan=address == LAN), say, waiting)
+    serve(folder, Network(lan=address == LAN, port=0), say, waiting)
     return waiting.rows.get(results, [])
