@@ -47,6 +47,21 @@ def _label(row: Row) -> str:
     return f"{row['artifact']}\n{row['device']}" if other else str(row["artifact"])
 
 
+def sustained_chart(rows: Sequence[Row]) -> bytes | None:
+    """A line a run without a pause: ms a call over its seconds; None when there is none."""
+    runs = [row for row in rows if row["sustained"] and row["sustained"].get("course")]
+    if not runs:
+        return None
+    figure, axis = plt.subplots(figsize=(7, 3))
+    for row in runs:
+        seconds, ms = zip(*row["sustained"]["course"], strict=True)
+        axis.plot(seconds, ms, marker=".", markersize=3, linewidth=1.2, label=_label(row))
+    axis.set(xlabel="seconds without a pause", ylabel="ms a stack")
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return _png(figure)
+
+
 def size_chart(manifest: Manifest) -> bytes:
     """MiB of every file."""
     files = [a for a in manifest.artifacts if a.bytes]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pocketfocus.benchmarks.tables import markdown
 from pocketfocus.files import Row
 
 TABLE = Path(__file__).parent / "phones.json"
@@ -28,7 +29,10 @@ class Phone:
         ram_mib: memory of the phone.
         limit_mib: what an app may use before it is killed; None where there is no fixed limit.
         entitled_mib: the same with iOS's increased-memory-limit entitlement; None if not known.
-        source: where the limit (else the memory) is from.
+        kind: how the source knows the limit, a word of the table's `kinds`.
+        source: where the limit is from (the memory, where there is no limit).
+        ram_kind: how the source of the memory knows it.
+        ram_source: where the memory is from.
     """
 
     name: str
@@ -36,7 +40,15 @@ class Phone:
     ram_mib: int
     limit_mib: int | None
     entitled_mib: int | None
+    kind: str
     source: str
+    ram_kind: str
+    ram_source: str
+
+
+def kinds() -> dict[str, str]:
+    """What the words mean that say how a source knows its figure."""
+    return dict(json.loads(TABLE.read_text(encoding="utf-8"))["kinds"])
 
 
 def phones() -> list[Phone]:
@@ -81,3 +93,27 @@ def verdicts(bench: Sequence[Row]) -> list[Row]:
                 },
             }
     return list(files.values())
+
+
+def markdown_table() -> str:
+    """The table of docs/phones.md: `python -m pocketfocus.benchmarks.phones`."""
+
+    def cell(mib: int | None, kind: str, source: str) -> str:
+        return "–" if mib is None else f"{mib} ([{kind}]({source}))"
+
+    rows = [
+        [
+            phone.name,
+            phone.chip or "–",
+            cell(phone.ram_mib, phone.ram_kind, phone.ram_source),
+            cell(phone.limit_mib, phone.kind, phone.source),
+            cell(phone.entitled_mib, phone.kind, phone.source),
+        ]
+        for phone in phones()
+    ]
+    header = ["phone", "chip", "memory MiB", "limit MiB", "with the entitlement"]
+    return markdown(header, rows)
+
+
+if __name__ == "__main__":
+    print(markdown_table())

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import pocketfocus
-from pocketfocus.benchmarks.charts import data_uri, latency_chart, size_chart
+from pocketfocus.benchmarks.charts import data_uri, latency_chart, size_chart, sustained_chart
 from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, plot_grids
 from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, ratios
-from pocketfocus.benchmarks.phones import phones, verdicts
+from pocketfocus.benchmarks.phones import kinds, phones, verdicts
+from pocketfocus.benchmarks.told import browser_rows, notes_rows
 from pocketfocus.benchmarks.verify import SHOWN, STACKS_FILE, VERIFY_FILE, parity_rows
 from pocketfocus.files import Row, read_json, read_rows, write_atomic
 from pocketfocus.manifest import Manifest, load_manifest
@@ -60,6 +61,8 @@ def render(folder: Path) -> str:
     verify, bench = read_rows(folder / VERIFY_FILE), read_rows(folder / BENCH_FILE)
     evaluation = folder / EVALUATE_FILE
     scores = read_rows(evaluation) if evaluation.exists() else []
+    browsers = browser_rows(bench)
+    sustained = sustained_chart(browsers)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["number"] = number
     environment.filters["mib"] = lambda value: number(value / 2**20, 2) if value else "–"
@@ -70,7 +73,11 @@ def render(folder: Path) -> str:
         counts={s: sum(r["status"] == s for r in verify) for s in ("pass", "fail", "not-run")},
         headline=headline(bench, verify),
         latency=latency_rows(bench),
+        browsers=browsers,
+        sustained=data_uri(sustained) if sustained else None,
+        notes=notes_rows(bench),
         phones=phones(),
+        kinds=kinds(),
         verdicts=verdicts(bench),
         fp32_bytes={r["target"]: r["bytes"] for r in bench if r["precision"] == "fp32"},
         means=[r for r in scores if "mean_psnr_db" in r],

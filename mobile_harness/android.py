@@ -260,6 +260,8 @@ class Android:
         if code is None or code[1] != "0":
             words = code[2].strip().splitlines() if code else []
             why = words[-1] if words else "see adb logcat -s ExecuTorch"
+            if "flag 'etdump_path'" in why:  # gflags knows only the flags that were built in
+                why += ": build it with EXECUTORCH_ENABLE_EVENT_TRACER=ON (docs/phones.md)"
             raise JobError(f"{self.name}: executor_runner ended with {code and code[1]}: {why}")
         kib = [int(number) for number in re.findall(r"^VmHWM:\s*(\d+) kB", said, re.M)]
         return max(kib, default=0) / 1024

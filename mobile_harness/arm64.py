@@ -53,7 +53,9 @@ class Arm64:
     worker: Worker | None = field(default=None, repr=False)
 
     def describe(self) -> dict[str, str]:
-        """The emulator and the versions of the runtimes."""
+        """The emulator and the versions of the runtimes; nothing where it is not set up."""
+        if setup.why_not_ready() is not None:
+            return {}
         wheels = (wheel.partition("==") for wheel in setup.wheels())
         return {
             "chip": "Cortex-A76, emulated",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from pathlib import Path
 from typing import cast
 
 from pocketfocus.benchmarks.device import Device, facts, runtime_target
@@ -19,11 +20,13 @@ DEVICES = {
     "android": "pocketfocus.mobile_harness.android",
     "mac": "pocketfocus.mobile_harness.mac",
     "iphone": "pocketfocus.mobile_harness.iphone",
+    "browser": "pocketfocus.mobile_harness.web.visit",
 }
 EVERY = {"android": "all"}  # how a kind of which there may be several is asked for all
 NOT_TIMED = ("mil-check", "arm64")  # what they take says nothing about a phone
 STAND_INS = {"host": ("mil-check",)}  # who verifies the files that a device cannot execute
 TWINS = {"arm64": "host"}  # who executes each file too: both must agree
+VISITORS = ("browser",)  # they come by themselves and send their rows
 INSTALLERS = {"arm64": "pocketfocus.mobile_harness.arm64_install"}
 
 
@@ -72,6 +75,17 @@ def stand_ins(name: str) -> tuple[Device, ...]:
     return tuple(map(get_device, STAND_INS.get(name, ())))
 
 
+def visited(
+    name: str, folder: Path, results: str, options: Options, say: Callable[[str], None]
+) -> list[Row]:
+    """The rows of the file `results` that a device sent which comes by itself; [] for others."""
+    kind, _, address = name.partition(":")
+    if kind not in VISITORS:
+        return []
+    visit = import_module(DEVICES[kind]).visit
+    return cast("list[Row]", visit(folder, address, results, options, say))
+
+
 def on_each(devices: tuple[Device, ...], work: Callable[[Device], list[Row]]) -> list[Row]:
     """The rows of `work` on every device, all at once: phones do not share a processor."""
     if len(devices) == 1:
@@ -86,9 +100,8 @@ def list_devices(options: Options | None = None) -> list[Row]:
     for kind in DEVICES:
         address = EVERY.get(kind)
         for device in get_devices(f"{kind}:{address}" if address else kind, options):
-            about = facts(device, runtime_target(device))
-            why = device.why_not(runtime_target(device)) or ""
-            missing = bool(why) and kind in INSTALLERS  # it is to be set up first
-            reachable = bool(about["os"]) and not missing
+            target = runtime_target(device)
+            about, why = facts(device, target), device.why_not(target) or ""
+            reachable = bool(about["os"])
             rows.append({"device": device.name, "reachable": reachable, **about, "why": why})
     return rows

@@ -17,12 +17,14 @@ class Options:
         cool_c: battery temperature (degrees Celsius) below which a measurement begins.
         cool_wait_s: seconds to wait for it before giving up.
         team: development team that signs the app of coremltools' remote device, for an iPhone.
+        visit_s: seconds to wait for a browser's next row.
     """
 
     runner: Path | None = None
     cool_c: float = 35.0
     cool_wait_s: float = 900.0
     team: str | None = None
+    visit_s: float = 1800.0
 
 
 @dataclass(frozen=True)

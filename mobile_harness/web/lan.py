@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -33,6 +34,17 @@ def lan_address() -> str:
     if ipaddress.ip_address(address).is_loopback:
         raise UserError("this machine is on no network: join the phone's Wi-Fi, or leave --lan out")
     return address
+
+
+def check_certificate(certificate: Path, key: Path) -> None:
+    """UserError when the PEM files are no certificate with its key."""
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise UserError(
+            f"--cert {certificate} and --key {key} are no certificate with its key ({error}): name "
+            "two PEM files, as mkcert or openssl write them"
+        ) from error
 
 
 def write_certificate(folder: Path, address: str) -> tuple[Path, Path]:

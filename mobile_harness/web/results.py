@@ -32,6 +32,7 @@ from pocketfocus.manifest import MANIFEST_FILE, Artifact
 from pocketfocus.mobile_harness.web.files import Served
 
 MAX_CALLS = 50_000
+STRETCHES = 60
 TREND_SHARE = 5  # a sustained run is slower at its end than in its first fifth, or not
 
 Text = Annotated[
@@ -40,6 +41,7 @@ Text = Annotated[
         strip_whitespace=True, min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f]*$"
     ),
 ]
+Mebibytes = Annotated[float, Field(gt=0, le=1 << 20, allow_inf_nan=False)]
 Milliseconds = Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)]
 
 
@@ -68,7 +70,11 @@ class Sustained(Checked):
 
 
 class Measurement(Checked):
-    """One file measured in one browser: the body of a POST."""
+    """One file measured in one browser: the body of a POST.
+
+    `heap_mib` is the peak of the runtime's WebAssembly heap, `memory_mib` the whole page's as the
+    browser tells it.
+    """
 
     artifact: Annotated[str, StringConstraints(max_length=200)]
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -80,7 +86,8 @@ class Measurement(Checked):
     first_ms: Milliseconds
     times_ms: Annotated[list[Milliseconds], Field(min_length=1, max_length=MAX_CALLS)]
     sustained: Sustained | None = None
-    memory_mib: Annotated[float, Field(gt=0, le=1 << 20, allow_inf_nan=False)] | None = None
+    heap_mib: Mebibytes | None = None
+    memory_mib: Mebibytes | None = None
 
     @property
     def device(self) -> str:
@@ -117,8 +124,9 @@ class Host:
         entry = Entry(artifact.name, "", artifact.target, artifact.precision, artifact.bytes)
         times = (measured.load_ms, measured.first_ms, tuple(measured.times_ms))
         row = row_of(entry, measured.device, [Result(None, *times, 0.0, measured.threads)])
-        row |= {"peak_rss_mib": None, **origin(measured)}  # no browser tells a peak
-        row |= {"browser_memory_mib": measured.memory_mib, "sustained": trend(measured.sustained)}
+        row |= {"status": "measured", "why": "", **origin(measured)}  # no browser tells a peak
+        row |= {"heap_mib": measured.heap_mib, "browser_memory_mib": measured.memory_mib}
+        row |= {"sustained": trend(measured.sustained)}
         with self._lock:
             self.keep(BENCH_FILE, row)
         return row
@@ -157,7 +165,8 @@ class Host:
 def origin(measured: Measurement) -> Row:
     """The fields of a row that say where it comes from."""
     return {
-        "chip": measured.phone.chip,
+        "model": measured.phone.name,
+        "chip": measured.phone.chip or "",
         "os": measured.phone.os,
         "cores": measured.phone.cores,
         "memory_gib": measured.phone.memory_gib,
@@ -167,16 +176,23 @@ def origin(measured: Measurement) -> Row:
 
 
 def trend(sustained: Sustained | None) -> dict[str, Any] | None:
-    """p50 of the first and the last fifth of a sustained run, and how many times slower it got."""
+    """p50 of the first and the last fifth of a sustained run, how many times slower it got, and
+    its course: `[seconds, ms]`, the median of at most 60 equal stretches."""
     if sustained is None:
         return None
-    times = sustained.times_ms
+    times = np.asarray(sustained.times_ms)
     share = max(1, len(times) // TREND_SHARE)
-    first, last = (float(np.median(part)) for part in (times[:share], times[-share:]))
+    first, last = float(np.median(times[:share])), float(np.median(times[-share:]))
+    parts = np.array_split(np.arange(len(times)), min(len(times), STRETCHES))
+    ends = np.cumsum(times) / 1000
     return {
         "seconds": sustained.seconds,
         "runs": len(times),
         "first_p50_ms": round(first, 3),
         "last_p50_ms": round(last, 3),
         "slower": round(last / first, 3) if first > 0 else None,
+        "course": [
+            [round(float(ends[part[-1]]), 2), round(float(np.median(times[part])), 3)]
+            for part in parts
+        ],
     }

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import io
+import signal
 import socket
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +40,15 @@ from pocketfocus.mobile_harness.web.guard import (
     new_token,
     refusal,
 )
-from pocketfocus.mobile_harness.web.lan import lan_address, write_certificate
+from pocketfocus.mobile_harness.web.lan import check_certificate, lan_address, write_certificate
 
 if TYPE_CHECKING:
+    from pocketfocus.files import Row
     from pocketfocus.mobile_harness.web.results import Host, Measurement
+    from pocketfocus.mobile_harness.web.visit import Visit
 
 LOOPBACK = "127.0.0.1"
+PORT = 8765
 JSON_BYTES = 2 * 2**20  # 50,000 times at most
 WAITING = 64  # measurements whose outputs have not come yet
 MEDIA = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm"}
@@ -52,10 +57,16 @@ MEDIA = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "applicat
 class Api:
     """The routes, over one run."""
 
-    def __init__(self, served: Served, page: Mapping[str, Path]) -> None:
+    def __init__(
+        self,
+        served: Served,
+        page: Mapping[str, Path],
+        judged: Callable[[Row, Row], None] = lambda bench, verify: None,
+    ) -> None:
         self.served = served
+        self.judged = judged  # called with both rows of a file when they are kept
         self.page = page
-        self.waiting: OrderedDict[str, Measurement] = OrderedDict()
+        self.waiting: OrderedDict[str, tuple[Measurement, Row]] = OrderedDict()
         self._host: Host | None = None
         self.one_upload = asyncio.Semaphore(2)  # stacks are megabytes each
 
@@ -116,7 +127,7 @@ class Api:
         except UserError as error:
             return refusal(409, str(error))
         key = new_token()
-        self.waiting[key] = measured
+        self.waiting[key] = measured, row
         while len(self.waiting) > WAITING:
             self.waiting.popitem(last=False)
         return JSONResponse({"id": key, "row": row}, 201)
@@ -137,13 +148,15 @@ class Api:
                 return refusal(413, f"outputs have {size} bytes")
             if len(body) != size:
                 return refusal(422, f"outputs have {size} bytes, {len(body)} came")
-            measured = self.waiting.pop(key, None)
-            if measured is None:
+            found = self.waiting.pop(key, None)
+            if found is None:
                 return refusal(404, "no such measurement waits for outputs")
+            measured, times = found
             try:
                 row = await run_in_threadpool(lambda: self.host().judge(measured, body))
             except UserError as error:
                 return refusal(409, str(error))
+        self.judged(times, row)
         return JSONResponse({"row": row}, 201)
 
     def host(self) -> Host:
@@ -176,27 +189,51 @@ def make_app(
     return Starlette(routes=api.routes(), middleware=middleware)
 
 
-def serve(folder: Path, lan: bool, port: int, say: Callable[[str], None]) -> None:
-    """Serve a run until Ctrl-C. UserError for a run or page that is not there, or a taken port."""
+@dataclass(frozen=True)
+class Network:
+    """Where to listen.
+
+    Attributes:
+        lan: on the network, over HTTPS and with one-time tokens; else on loopback.
+        port: 0 for any.
+        certificate: PEM files of a certificate (with its chain) and its key that phones trust, for
+            `lan`; None for one that this machine makes.
+    """
+
+    lan: bool = False
+    port: int = PORT
+    certificate: tuple[Path, Path] | None = None
+
+
+def serve(
+    folder: Path, network: Network, say: Callable[[str], None], visit: Visit | None = None
+) -> None:
+    """Serve a run until Ctrl-C or SIGTERM, or until a visit is over.
+
+    UserError for a run, page or certificate that is not there, or a taken port.
+    """
     served, page = load_served(folder), page_files()
-    address = lan_address() if lan else LOOPBACK
+    address = lan_address() if network.lan else LOOPBACK
     with ExitStack() as stack:
-        listener = stack.enter_context(listen(address, port))
-        base = f"{'https' if lan else 'http'}://{address}:{listener.getsockname()[1]}/"
-        token = new_token() if lan else None
+        listener = stack.enter_context(listen(address, network.port))
+        port = listener.getsockname()[1]
+        base = f"{'https' if network.lan else 'http'}://{address}:{port}/"
+        place = "#measure" if visit else ""
+        token = new_token() if network.lan else None
         secure: dict[str, Any] = {}
-        if lan:
+        if network.lan:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            certificate, key = write_certificate(scratch, address)
+            certificate, key = network.certificate or write_certificate(scratch, address)
+            check_certificate(certificate, key)
             secure = {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
 
         def invite(token: str) -> None:
             say("one device came in; for one more:")
-            say(invitation(f"{base}?{TOKEN}={token}"))
+            say(invitation(f"{base}?{TOKEN}={token}{place}"))
 
-        app = make_app(Api(served, page), address, token, invite)
+        api = Api(served, page, visit.take if visit else lambda bench, verify: None)
         config = uvicorn.Config(
-            app,
+            make_app(api, address, token, invite),
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -205,21 +242,41 @@ def serve(folder: Path, lan: bool, port: int, say: Callable[[str], None]) -> Non
             limit_concurrency=256,
             **secure,
         )
-        say(invitation(f"{base}?{TOKEN}={token}" if token else base))
-        if lan:
-            say(
-                "The certificate is this machine's own: the phone warns once, go on to the page. "
-                "Whoever has the address can come in once."
-            )
-        else:
-            say(
-                "On this machine only. A phone: --lan, or by USB "
-                f"`adb reverse tcp:{listener.getsockname()[1]} tcp:{listener.getsockname()[1]}`."
-            )
+        server = uvicorn.Server(config)
+        if visit:
+            stack.enter_context(visit.ends(server))
+        say(invitation(f"{base}?{TOKEN}={token}{place}" if token else base + place))
+        say(hint(network, port))
         say("Ctrl-C stops.")
-        with suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listener])
+        with suppress(KeyboardInterrupt), interrupted_by(signal.SIGTERM, signal.SIGHUP):
+            server.run(sockets=[listener])
         say("stopped")
+
+
+def hint(network: Network, port: int) -> str:
+    """What a phone's owner has to know of the address."""
+    reverse = f"`adb reverse tcp:{port} tcp:{port}`"
+    if not network.lan:
+        return f"On this machine only. A phone: --lan, or by USB {reverse}."
+    once = "Whoever has the address can come in once."
+    if network.certificate:
+        return once
+    return (
+        "The certificate is this machine's own: the phone warns once, go on to the page. Such a "
+        "phone keeps no copy for when the network is gone; it does with --cert and --key that it "
+        f"trusts, or by USB without --lan, {reverse}. {once}"
+    )
+
+
+@contextmanager
+def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
+    """Let these signals end the block as Ctrl-C does, so that what it opened is cleaned up."""
+    before = [(each, signal.signal(each, signal.default_int_handler)) for each in signals]
+    try:
+        yield
+    finally:
+        for each, handler in before:
+            signal.signal(each, handler)
 
 
 def listen(address: str, port: int) -> socket.socket:

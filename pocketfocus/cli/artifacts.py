@@ -30,6 +30,10 @@ CoolBelow = Annotated[
     float,
     typer.Option("--cool-below", metavar="CELSIUS", help="Android: begin below this temperature"),
 ]
+Wait = Annotated[
+    float,
+    typer.Option("--wait", min=1, metavar="SECONDS", help="browser: for its next row"),
+]
 Team = Annotated[
     str | None,
     typer.Option("--team", metavar="ID", help="iPhone: development team that signs the app"),
@@ -133,6 +137,7 @@ def verify(
     device: Device = "host",
     runner: Runner = None,
     team: Team = None,
+    wait: Wait = 1800.0,
     golden: Annotated[
         Path | None,
         typer.Option(
@@ -173,10 +178,11 @@ def verify(
     if golden is not None:
         arguments.output_folder(golden)
 
-    from pocketfocus.mobile_harness.devices import get_devices, on_each, stand_ins, twin
+    from pocketfocus.mobile_harness.devices import get_devices, on_each, stand_ins, twin, visited
     from pocketfocus.mobile_harness.options import Options
 
-    chosen, others = get_devices(device, Options(runner=runner, team=team)), stand_ins(device)
+    options = Options(runner=runner, team=team, visit_s=wait)
+    chosen, others = get_devices(device, options), stand_ins(device)
     devices = (*chosen, *others)
     if replay is not None or folder is None:
         from pocketfocus.benchmarks.golden import replay as replay_bundle
@@ -196,12 +202,12 @@ def verify(
         return
     else:
         from pocketfocus.benchmarks.full import is_full, verify_full
-        from pocketfocus.benchmarks.verify import verify_run
+        from pocketfocus.benchmarks.verify import VERIFY_FILE, verify_run
         from pocketfocus.manifest import load_manifest
 
         if is_full(load_manifest(folder)):
             rows = verify_full(folder)
-        else:
+        elif not (rows := visited(device, folder, VERIFY_FILE, options, say)):
             rows = on_each(
                 chosen,
                 lambda one: verify_run(folder, one, files, others, twin(device), places),
@@ -223,18 +229,19 @@ def bench(
     runner: Runner = None,
     cool_below: CoolBelow = 35.0,
     team: Team = None,
+    wait: Wait = 1800.0,
 ) -> None:
     """Measure load time, latency and memory of every file, the student and the reference."""
     folder = arguments.run_folder(run)
     spec = arguments.reference(reference)
     files = arguments.photo_files(photos)
 
-    from pocketfocus.benchmarks.latency import MEASURED, bench_run
-    from pocketfocus.mobile_harness.devices import on_each, timed_devices
+    from pocketfocus.benchmarks.latency import BENCH_FILE, MEASURED, bench_run
+    from pocketfocus.mobile_harness.devices import on_each, timed_devices, visited
     from pocketfocus.mobile_harness.options import Options
 
-    options = Options(runner=runner, cool_c=cool_below, team=team)
-    rows = on_each(
+    options = Options(runner=runner, cool_c=cool_below, team=team, visit_s=wait)
+    rows = visited(device, folder, BENCH_FILE, options, say) or on_each(
         timed_devices(device, options),
         lambda one: bench_run(folder, one, spec, runs, threads=threads, photos=files),
     )

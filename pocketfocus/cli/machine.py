@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pocketfocus.cli import arguments
+from pocketfocus.errors import UserError
 
 commands = typer.Typer()
 
@@ -50,10 +52,21 @@ def serve(
         bool, typer.Option("--lan", help="for phones on this network: HTTPS, one-time address")
     ] = False,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 for any")] = 8765,
+    cert: Annotated[
+        Path | None,
+        typer.Option("--cert", metavar="PEM", help="with --lan: a certificate that phones trust"),
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="PEM", help="with --cert: its private key")
+    ] = None,
 ) -> None:
     """Serve a page that refocuses and measures in a phone's browser, until Ctrl-C."""
     folder = arguments.run_folder(run)
+    if (cert is None) != (key is None) or (cert is not None and not lan):
+        raise UserError("--cert and --key go together, and with --lan: give all three or none")
 
+    from pocketfocus.mobile_harness.web.server import Network
     from pocketfocus.mobile_harness.web.server import serve as serve_run
 
-    serve_run(folder, lan, port, typer.echo)
+    certificate = (cert, key) if cert and key else None
+    serve_run(folder, Network(lan, port, certificate), typer.echo)

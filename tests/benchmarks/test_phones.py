@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
 
-from pocketfocus.benchmarks.phones import MIB, Phone, phones, verdict, verdicts
+from pocketfocus.benchmarks.phones import (
+    MIB,
+    Phone,
+    kinds,
+    markdown_table,
+    phones,
+    verdict,
+    verdicts,
+)
 
-IPHONE = Phone("an iPhone", "A0", 4000, 2000, 2400, "https://example.org")
-ANDROID = Phone("an Android phone", "T0", 8000, None, None, "https://example.org")
+SOURCES = ("available", "https://example.org", "press", "https://example.org")
+IPHONE = Phone("an iPhone", "A0", 4000, 2000, 2400, *SOURCES)
+ANDROID = Phone("an Android phone", "T0", 8000, None, None, *SOURCES)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +46,18 @@ def test_every_phone_of_the_table_has_a_source_and_limits_below_its_memory() -> 
     table = phones()
     assert len({phone.name for phone in table}) == len(table) > 3
     for phone in table:
-        assert urlparse(phone.source).scheme == "https"
+        assert urlparse(phone.source).scheme == urlparse(phone.ram_source).scheme == "https"
+        assert {phone.kind, phone.ram_kind} <= kinds().keys()
+        if phone.limit_mib:
+            assert phone.kind in ("kill message", "available", "author"), "a limit, not a brochure"
         assert (phone.limit_mib or 0) <= (phone.entitled_mib or phone.ram_mib) <= phone.ram_mib
+
+
+def test_the_documents_show_the_table(root: Path) -> None:
+    text = (root / "docs/phones.md").read_text(encoding="utf-8")
+    assert markdown_table() in text
+    for kind, meaning in kinds().items():
+        assert f"*{kind}*: {meaning}" in " ".join(text.split())
 
 
 def test_the_largest_measured_peak_of_a_file_decides() -> None:

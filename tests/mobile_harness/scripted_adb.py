@@ -23,7 +23,8 @@ import torch
 from executorch.devtools.etdump import schema_flatcc as etd
 from executorch.devtools.etdump.serialize import serialize_to_etdump_flatcc
 from executorch.extension.pybindings import _portable_lib
-FLAGS = {{"model_path", "inputs", "output_file", "num_executions", "etdump_path", "cpu_threads"}}
+FLAGS = {{"model_path", "inputs", "output_file", "num_executions", "cpu_threads"}}
+FLAGS |= {{"etdump_path"}} if {tracer} else set()
 flags = dict(argument.removeprefix("--").split("=", 1) for argument in sys.argv[1:])
 unknown = set(flags) - FLAGS
 if unknown:
@@ -63,7 +64,8 @@ GETPROP = {
 
 
 def install(folder: Path, phones: dict[str, str] | None = None, **script: object) -> Path:
-    """Put `adb` into folder/bin; `script` holds free_kib, temperatures and unplug_after."""
+    """Put `adb` into folder/bin; `script` holds free_kib, temperatures, unplug_after, full (a push
+    finds no space) and tracer (false: the runner is built without it)."""
     (folder / "bin").mkdir(parents=True)
     (folder / "tmp").mkdir()
     settings = {"phones": {"PHONE1": "device"} if phones is None else phones, **script}
@@ -98,8 +100,15 @@ def main(folder: Path, arguments: list[str]) -> None:
     local = str(folder / "tmp")
     if command == "push":
         source, target = rest
+        if script.get("full") and not target.endswith("model.pte"):
+            name = target.rsplit("/", 1)[-1]
+            print(f"adb: error: failed to copy '{source}' to '{target}': remote couldn't create "
+                  f"file: No space left on device ({name})", file=sys.stderr)  # fmt: skip
+            sys.exit(1)
         if target.endswith("/executor_runner"):
-            Path(target.replace(REMOTE, local)).write_text(RUNNER.format(python=sys.executable))
+            Path(target.replace(REMOTE, local)).write_text(
+                RUNNER.format(python=sys.executable, tracer=script.get("tracer", True))
+            )
         else:
             shutil.copy(source, target.replace(REMOTE, local))
         print(f"{source}: 1 file pushed, 0 skipped.")

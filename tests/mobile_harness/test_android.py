@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pocketfocus.benchmarks.device import Job, JobError
+from pocketfocus.benchmarks.device import Device, Job, JobError
+from pocketfocus.benchmarks.latency import bench_run
+from pocketfocus.benchmarks.told import notes_rows
 from pocketfocus.errors import UserError
 from pocketfocus.export.executorch import open_file
+from pocketfocus.export.stage import export_run
+from pocketfocus.files import Row, read_rows
 from pocketfocus.mobile_harness import adb, android
-from pocketfocus.mobile_harness.devices import get_device, get_devices
+from pocketfocus.mobile_harness.devices import get_device, get_devices, on_each
 from pocketfocus.mobile_harness.options import Absent, Options
 from pocketfocus.optics import one_hot
 from tests.conftest import Exported
@@ -85,6 +90,8 @@ def test_a_phone_runs_the_file_and_leaves_nothing_behind(
     [
         ({"unplug_after": 8}, "PHONE1 was unplugged"),
         ({"free_kib": 1000}, "has 1 MiB free .* free some space"),
+        ({"full": True}, "phone PHONE1: adb push failed: .*No space left on device"),
+        ({"tracer": False}, r"unknown command line flag 'etdump_path': build it with .*TRACER=ON"),
         ({"temperatures": [450]}, "is at 45 °C after 0 s"),
     ],
 )
@@ -101,6 +108,45 @@ def test_what_goes_wrong_on_the_way_is_one_line(
     with pytest.raises(JobError, match=message) as caught:
         device.run(job(pte, runs=1))
     assert "\n" not in str(caught.value)
+
+
+def test_phones_are_measured_at_once_each_with_its_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_student: Path
+) -> None:
+    plug_in(monkeypatch, tmp_path, phones={"ONE": "device", "TWO": "device", "OFF": "offline"})
+    run = tmp_path / "run"
+    export_run(small_student, run, ["executorch"], ["fp32"], log=lambda line: None)
+    runner = scripted_adb.elf(tmp_path / "executor_runner")
+    both = threading.Barrier(2, timeout=60)  # neither phone begins before the other is there
+
+    def bench(device: Device) -> list[Row]:
+        if isinstance(device, android.Android):
+            both.wait()
+        return bench_run(run, device, None, runs=2, warmup=0)
+
+    on_each(get_devices("android:all", Options(runner=runner)), bench)
+    rows = read_rows(run / "bench.json")
+    status = {(row["artifact"].rsplit("/")[-1], row["device"]): row["status"] for row in rows}
+    assert status == {
+        ("student-fp32.pte", "android:ONE"): "measured",
+        ("student-fp32.pte", "android:TWO"): "measured",
+        ("student-fp32.pte", "android:OFF"): "not-run",
+        ("student", "android:ONE"): "not-run",
+        ("student", "android:TWO"): "not-run",
+        ("student", "android:OFF"): "not-run",
+    }
+    measured = [row for row in rows if row["status"] == "measured"]
+    for row in measured:
+        assert (row["model"], row["chip"], row["os"]) == (
+            "Scripted Phone 1",
+            "SCRIPT1",
+            "Android 15",
+        )
+        assert row["runtime"].startswith("executor_runner ")
+        assert row["notes"]["battery_celsius"] == [30.0, 30.0]
+    shown = notes_rows(measured)
+    assert shown[0]["battery"] == "80 → 80 %, 30 → 30 °C"
+    assert shown[0]["operators"].startswith("DELEGATE_CALL ")
 
 
 def test_a_runner_for_another_processor_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,6 +64,30 @@ class Model:
 
 def job(**fields: Any) -> Job:
     return Job("a.mlpackage", "coreml", PHOTOS, [(0, 2), (0, 7)], **fields)
+
+
+def test_coremltools_has_what_the_wrappers_call() -> None:
+    from coremltools.models.compute_plan import MLComputePlan
+    from coremltools.models.ml_program.experimental import async_wrapper, remote_device
+
+    device, wrapper = remote_device.Device, async_wrapper.MLModelAsyncWrapper
+    assert remote_device.DeviceType.IPHONE
+    assert {"name", "udid", "os_version", "os_build_number"} <= set(device.__annotations__)
+    for function, named in (
+        (device.get_connected_devices, {"device_type"}),
+        (device.prepare_for_model_debugging, {"credentials"}),
+        (remote_device.AppSigningCredentials, {"development_team"}),
+        (
+            wrapper.from_spec_or_path,
+            {"spec_or_path", "weights_dir", "compute_units", "device"},
+        ),
+        (MLComputePlan.load_from_path, {"path", "compute_units"}),
+    ):
+        assert named <= set(inspect.signature(function).parameters), function
+    for name in ("load", "predict", "unload", "retrieve_compute_plan"):
+        assert inspect.iscoroutinefunction(getattr(wrapper, name)), name
+    for name in ("load_duration_in_nano_seconds", "last_predict_duration_in_nano_seconds"):
+        assert hasattr(wrapper, name)
 
 
 def test_operators_are_counted_by_unit() -> None:

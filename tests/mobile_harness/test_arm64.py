@@ -208,6 +208,10 @@ def test_without_a_set_up_every_row_names_the_command(cache: Path) -> None:
     assert "coreml" in (get_device("arm64").why_not("coreml") or "")
 
 
+def test_without_a_set_up_it_is_listed_as_not_reachable(cache: Path) -> None:
+    assert get_device("arm64").describe() == {}
+
+
 def test_its_times_are_no_latencies_and_its_twin_is_the_host() -> None:
     with pytest.raises(UserError, match="arm64 checks files"):
         timed_devices("arm64")

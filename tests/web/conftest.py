@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -22,7 +23,7 @@ def built_page(root: Path) -> Path:
     if shutil.which("npm") is None:
         pytest.skip("no npm found: apt-get install nodejs npm")
     made = subprocess.run(
-        ["make", "web"], cwd=root, capture_output=True, text=True, timeout=240, check=False
+        ["make", "web"], cwd=root, capture_output=True, text=True, timeout=900, check=False
     )
     assert made.returncode == 0, made.stdout + made.stderr
     return root / "mobile_harness/web/page/dist"
@@ -46,16 +47,25 @@ class Serving:
     def port(self) -> int:
         return int(re.findall(r":(\d+)/", self.url)[0])
 
-    def stop(self) -> int:
-        """SIGINT, and the exit code."""
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(15)
+    def stop(self, number: signal.Signals = signal.SIGINT) -> int:
+        """A signal, and the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(30)
 
 
-def start(run: Path, *options: str) -> Serving:
-    command = [sys.executable, "-m", "pocketfocus", "serve", str(run), "--port", "0", *options]
+def start(run: Path, *options: str, environment: dict[str, str] | None = None) -> Serving:
+    return started(["serve", str(run), "--port", "0", *options], run, environment)
+
+
+def started(arguments: list[str], run: Path, environment: dict[str, str] | None = None) -> Serving:
+    """A pocketfocus process that has said its address."""
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+        [sys.executable, "-m", "pocketfocus", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
+        env={**os.environ, **(environment or {})},
     )
     assert process.stdout
     said = []

@@ -6,9 +6,12 @@ import http.client
 import json
 import re
 import shutil
+import signal
+import socket
 import ssl
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from pocketfocus.benchmarks.report import render
 from pocketfocus.errors import UserError
 from pocketfocus.files import read_rows
 from pocketfocus.mobile_harness.web.files import load_served, page_files
+from pocketfocus.mobile_harness.web.lan import lan_address, write_certificate
 from pocketfocus.mobile_harness.web.results import Sustained, trend
 from pocketfocus.optics import one_hot
 from pocketfocus.student import load_student
@@ -38,7 +42,7 @@ def ask(
     headers: dict[str, str] | None = None,
 ) -> tuple[int, dict[str, str], bytes]:
     """One request, its path sent as it is: no client mends `..` here."""
-    connection = http.client.HTTPConnection("127.0.0.1", serving.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", serving.port, timeout=240)
     sent = {"Origin": f"http://127.0.0.1:{serving.port}"} | (headers or {})
     connection.request(method, path, body, sent)
     answer = connection.getresponse()
@@ -53,6 +57,15 @@ def send(serving: Serving, body: Any, **headers: str) -> tuple[int, dict[str, An
     fields = {"Content-Type": "application/json"} | headers
     status, _, content = ask(serving, "/api/measurements", "POST", raw, fields)
     return status, json.loads(content)
+
+
+def send_in_chunks(serving: Serving, size: int) -> int:
+    """The status of a measurement of `size` blanks whose length is not announced."""
+    connection = http.client.HTTPConnection("127.0.0.1", serving.port, timeout=60)
+    fields = {"Content-Type": "application/json", "Origin": f"http://127.0.0.1:{serving.port}"}
+    blanks = (b" " * min(2**16, size - at) for at in range(0, size, 2**16))
+    connection.request("POST", "/api/measurements", blanks, fields, encode_chunked=True)
+    return connection.getresponse().status
 
 
 @pytest.fixture
@@ -70,6 +83,8 @@ def measurement(serving: Serving) -> dict[str, Any]:
         "first_ms": 4.0,
         "times_ms": [1.0, 2.0, 3.0],
         "sustained": {"seconds": 10.0, "times_ms": [1.0, 1.0, 1.0, 2.0, 2.0]},
+        "heap_mib": 64.0,
+        "memory_mib": 321.5,
     }
 
 
@@ -151,6 +166,7 @@ def test_malformed_measurements_are_refused(
 def test_wrong_types_and_sizes_are_refused(serving: Serving, measurement: dict[str, Any]) -> None:
     assert send(serving, measurement, **{"Content-Type": "text/plain"})[0] == 415
     assert send(serving, b" " * (2 * 2**20 + 1))[0] == 413
+    assert send_in_chunks(serving, 2 * 2**20 + 1) == 413  # of unannounced length
     status, answer = send(serving, measurement)
     assert status == 201
     path = f"/api/measurements/{answer['id']}/outputs"
@@ -189,33 +205,62 @@ def test_the_host_judges_outputs_and_keeps_the_rows(
         assert bench[0]["sustained"]["slower"] == 2.0
     page = render(serving.run)
     assert "right, C (wasm)" in page
+    line = next(line for line in page.splitlines() if "1 in C" in line and "right, C" in line)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", line)
+    assert cells[5:13] == ["2 of 8", "64.0", "321.5", "10", "5", "1.0", "2.0", "2.00"]
+    assert "too few calls (5)" in cells[13]
 
 
 def test_fifty_clients_at_once_are_served(serving: Serving) -> None:
+    """All fifty are in the middle of their request before any of them ends it."""
     expected = (serving.run / "onnx/student-int8.onnx").read_bytes()
+    all_in = threading.Barrier(50, timeout=30)
+
+    def client(_: int) -> tuple[bytes, bytes]:
+        with socket.create_connection(("127.0.0.1", serving.port), timeout=60) as line:
+            line.sendall(f"GET {ONNX} HTTP/1.1\r\nHost: 127.0.0.1:{serving.port}\r\n".encode())
+            all_in.wait()
+            line.sendall(b"Connection: close\r\n\r\n")
+            with line.makefile("rb") as answer:
+                head, _, body = answer.read().partition(b"\r\n\r\n")
+        return head.splitlines()[0], body
+
     with ThreadPoolExecutor(50) as pool:
-        answers = list(pool.map(lambda _: ask(serving, ONNX), range(50)))
-    assert {status for status, _, _ in answers} == {200}
-    assert all(content == expected for _, _, content in answers)
+        answers = list(pool.map(client, range(50)))
+    assert {status for status, _ in answers} == {b"HTTP/1.1 200 OK"}
+    assert all(body == expected for _, body in answers)
 
 
-def test_stops_cleanly_on_interrupt(built_page: Path, web_run: Path) -> None:
-    server = start(web_run)
-    assert ask(server, "/api/run")[0] == 200
-    assert server.stop() == 0
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stops_cleanly(
+    built_page: Path, web_run: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """A client that says nothing holds nothing up, and no private key stays behind."""
+    server = start_on_network(web_run, {"TMPDIR": str(tmp_path)})
+    host, port = re.findall(r"https://([\d.]+):(\d+)/", server.url)[0]
+    assert list(tmp_path.glob("*/key.pem"))
+    with socket.create_connection((host, int(port)), timeout=30):
+        assert server.stop(number) == 0
     assert server.process.stdout
     rest = server.process.stdout.read()
     assert rest.endswith("stopped\n")
     assert "Traceback" not in rest
+    assert not list(tmp_path.rglob("*.pem"))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
-def test_on_a_network_each_address_lets_one_device_in(built_page: Path, web_run: Path) -> None:
+def start_on_network(run: Path, environment: dict[str, str] | None = None, *more: str) -> Serving:
     try:
-        server = start(web_run, "--lan")
+        return start(run, "--lan", *more, environment=environment)
     except AssertionError as error:
         if "on no network" in str(error):
             pytest.skip("this machine is on no network")
         raise
+
+
+def test_on_a_network_each_address_lets_one_device_in(built_page: Path, web_run: Path) -> None:
+    server = start_on_network(web_run)
     host, port, token = re.findall(r"https://([\d.]+):(\d+)/\?token=(\S+)", server.url)[0]
 
     def get(path: str, cookie: str = "") -> http.client.HTTPResponse:
@@ -239,6 +284,40 @@ def test_on_a_network_each_address_lets_one_device_in(built_page: Path, web_run:
         assert server.stop() == 0
 
 
+def test_a_certificate_that_phones_trust_is_used(
+    built_page: Path, web_run: Path, tmp_path: Path
+) -> None:
+    address = lan_address()
+    cert, key = write_certificate(tmp_path, address)
+    server = start_on_network(web_run, None, "--cert", str(cert), "--key", str(key))
+    try:
+        port, token = re.findall(r":(\d+)/\?token=(\S+)", server.url)[0]
+        trusting = ssl.create_default_context(cafile=str(cert))  # and nothing else
+        connection = http.client.HTTPSConnection(address, int(port), timeout=30, context=trusting)
+        connection.request("GET", f"/?token={token}")
+        assert connection.getresponse().status == 303
+    finally:
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lan", "--cert", "a.pem"], "go together"),
+        (["--cert", "a.pem", "--key", "a.pem"], "go together"),
+        (["--lan", "--cert", "README.md", "--key", "README.md"], "are no certificate with its key"),
+    ],
+)
+def test_a_wrong_certificate_is_one_line(
+    built_page: Path, web_run: Path, options: list[str], message: str
+) -> None:
+    command = [sys.executable, "-m", "pocketfocus", "serve", str(web_run), "--port", "0", *options]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert message in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+
+
 def test_bad_input_is_one_line(web_run: Path, tmp_path: Path, small_student: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="run `make web`"):
@@ -250,7 +329,12 @@ def test_bad_input_is_one_line(web_run: Path, tmp_path: Path, small_student: Pat
 
 
 def test_trend_compares_the_ends_of_a_sustained_run() -> None:
-    found = trend(Sustained(seconds=1.0, times_ms=[10.0, 10.0, 99.0, 15.0, 15.0] * 1))
+    found = trend(Sustained(seconds=1.0, times_ms=[10.0, 10.0, 99.0, 15.0, 15.0]))
     assert found
     assert (found["first_p50_ms"], found["last_p50_ms"], found["slower"]) == (10.0, 15.0, 1.5)
+    assert found["course"] == [[0.01, 10], [0.02, 10], [0.12, 99], [0.13, 15], [0.15, 15]]
+    long = trend(Sustained(seconds=9.0, times_ms=[1.0] * 3000 + [2.0] * 3000))
+    assert long
+    assert len(long["course"]) == 60
+    assert (long["course"][0], long["course"][-1]) == ([0.1, 1.0], [9.0, 2.0])
     assert trend(None) is None

@@ -1,9 +1,9 @@
 // Starts the page: tabs, what the host serves, and the copy that stays when the network is gone.
 import { find, trouble, why } from "./dom";
 import { measureTab } from "./measure";
-import { Run } from "./protocol";
+import { KEPT, Run } from "./protocol";
 import { refocusTab } from "./refocus";
-import { fillSettings } from "./settings";
+import { chosen, fillSettings } from "./settings";
 
 const TABS = ["refocus", "measure"];
 
@@ -14,6 +14,7 @@ function tabs(): void {
     buttons[i].setAttribute("aria-selected", String(i === index));
     buttons[i].tabIndex = i === index ? 0 : -1;
   });
+  if (TABS.includes(location.hash.slice(1))) select(TABS.indexOf(location.hash.slice(1)));
   buttons.forEach((button, i) => {
     button.addEventListener("click", () => { trouble(""); select(i); });
     button.addEventListener("keydown", (event) => {
@@ -25,14 +26,25 @@ function tabs(): void {
   });
 }
 
-async function keep(): Promise<void> {
+// A copy for when the network is gone. The page's own files are the service worker's; the run and
+// the chosen file were fetched before it came, so they are laid beside them here.
+async function keep(run: Run): Promise<void> {
   const words = find("offline");
   try {
     await navigator.serviceWorker.register("/sw.js");
     await navigator.serviceWorker.ready;
-    words.textContent = "Kept on this phone: the page works without network, with the files used before.";
-  } catch {
-    words.textContent = "Works without network until it is closed; this browser does not keep it (the certificate is not a trusted one).";
+    words.textContent = "Keeping a copy for when the network is gone.";
+    const { file } = chosen(run), kept = await caches.open(KEPT);
+    for (const path of ["/api/run", `/api/files/${file.name}`]) {
+      const response = await fetch(path);
+      if (!response.ok) throw new Error(`the host says ${response.status}`);
+      await kept.put(path, response);
+    }
+    words.textContent = `Kept on this phone: works without network with ${file.precision}, and with other files once used.`;
+  } catch (error) {
+    words.textContent = navigator.serviceWorker?.controller
+      ? `The copy kept on this phone was not renewed: ${why(error)}.`
+      : "Works without network until it is closed. To be kept, the page has to come over USB or with a certificate this phone trusts.";
   }
 }
 
@@ -45,7 +57,7 @@ async function start(): Promise<void> {
   refocusTab(run);
   measureTab(run);
   document.documentElement.dataset.ready = "true";
-  await keep();
+  await keep(run);
 }
 
 start().catch((error) => trouble(`The page did not start: ${why(error)}. Is \`pocketfocus serve\` still running?`));

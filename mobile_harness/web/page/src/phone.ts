@@ -1,4 +1,6 @@
 // What the browser tells of the phone. Browsers tell less and less: what is not known is null.
+const MEMORY_MS = 25_000;  // Chromium answers after about 20 s, and never while threads of WebAssembly wait
+
 export interface Phone {
   name: string; os: string; browser: string;
   chip: string | null; cores: number | null; memory_gib: number | null;
@@ -48,7 +50,7 @@ export async function memoryMib(): Promise<number | null> {
   const measure = (performance as { measureUserAgentSpecificMemory?(): Promise<{ bytes: number }> })
     .measureUserAgentSpecificMemory;
   if (!measure || !crossOriginIsolated) return null;
-  const late = new Promise<null>((done) => setTimeout(() => done(null), 5000));
+  const late = new Promise<null>((done) => setTimeout(() => done(null), MEMORY_MS));
   try {
     const found = await Promise.race([measure.call(performance), late]);
     return found ? found.bytes / 2 ** 20 : null;

@@ -1,6 +1,7 @@
 // What the page and its worker tell each other, and what the host tells the page.
 
 export const FRAMES = 9;
+export const KEPT = "files";  // the cache of what the host serves, for when the network is gone
 
 export type Backend = "wasm" | "webgpu";
 
@@ -33,7 +34,7 @@ export type Request =
 export type Reply =
   | { id: number; kind: "progress"; done: number; total: number; what: string }
   | { id: number; kind: "opened"; loadMs: number; threads: number }
-  | { id: number; kind: "stack"; stack: Float32Array; ms: number }
+  | { id: number; kind: "stack"; stack: Float32Array; ms: number; heapBytes: number }
   | { id: number; kind: "focus"; best: Uint8Array }
   | { id: number; kind: "failed"; why: string };
 

@@ -1,5 +1,7 @@
 // Keeps the page, the runtime and the files that were used, for when the network is gone.
 // What the network has is taken first where it may have changed: the page itself and the run.
+import { KEPT } from "./protocol";
+
 declare const ASSETS: string[];
 declare const VERSION: string;
 
@@ -9,7 +11,7 @@ const worker = self as unknown as {
   clients: { claim(): Promise<void> };
   location: Location;
 };
-const PAGE = `page-${VERSION}`, FILES = "files";
+const PAGE = `page-${VERSION}`;
 
 worker.addEventListener("install", (event) => {
   event.waitUntil(caches.open(PAGE).then((cache) => cache.addAll(ASSETS)).then(() => worker.skipWaiting()));
@@ -18,7 +20,7 @@ worker.addEventListener("install", (event) => {
 worker.addEventListener("activate", (event) => {
   event.waitUntil((async () => {
     for (const name of await caches.keys()) {
-      if (name !== PAGE && name !== FILES) await caches.delete(name);
+      if (name !== PAGE && name !== KEPT) await caches.delete(name);
     }
     await worker.clients.claim();
   })());
@@ -32,7 +34,7 @@ worker.addEventListener("fetch", (event) => {
 });
 
 async function newest(request: Request, url: URL): Promise<Response> {
-  const cache = await caches.open(FILES);
+  const cache = await caches.open(KEPT);
   const key = request.mode === "navigate" ? "/" : url.pathname;
   try {
     const response = await fetch(request);

@@ -9,6 +9,17 @@ const scope = self as unknown as {
   onmessage: ((event: MessageEvent<Request>) => void) | null;
   postMessage(message: Reply, transfer?: Transferable[]): void;
 };
+// The runtime's heaps, seen as they are made: they never shrink, so their size is their peak, and it
+// is told by every browser.
+const heaps: WebAssembly.Memory[] = [];
+WebAssembly.Memory = class extends WebAssembly.Memory {
+  constructor(descriptor: WebAssembly.MemoryDescriptor) {
+    super(descriptor);
+    heaps.push(this);
+  }
+};
+const heapBytes = () => heaps.reduce((sum, heap) => sum + heap.buffer.byteLength, 0);
+
 let ort: Ort;
 let session: InferenceSession;
 let names: { inputs: string[]; outputs: string[] };
@@ -68,7 +79,7 @@ async function call(message: Extract<Request, { kind: "call" }>): Promise<void> 
   const ms = performance.now() - began;
   if (stack.length !== FRAMES * 3 * height * width) throw new Error(`the file made ${stack.length} values`);
   const own = new Float32Array(stack);
-  scope.postMessage({ id: message.id, kind: "stack", stack: own, ms }, [own.buffer]);
+  scope.postMessage({ id: message.id, kind: "stack", stack: own, ms, heapBytes: heapBytes() }, [own.buffer]);
 }
 
 async function answer(message: Request): Promise<void> {
