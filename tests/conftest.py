@@ -46,13 +46,19 @@ def root() -> Path:
     return ROOT
 
 
+def chromium_path() -> str:
+    """Where Chromium is; skips the test where it is not."""
+    path = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if path is None:
+        pytest.skip("no Chromium found: apt-get install chromium")
+    return path
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A headless Chromium; skipped without one. Not for longer than a module: as long as it runs,
     nothing else can use asyncio."""
-    path = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if path is None:
-        pytest.skip("no Chromium found: apt-get install chromium")
+    path = chromium_path()
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

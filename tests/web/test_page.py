@@ -17,6 +17,7 @@ from pocketfocus.files import read_rows
 from pocketfocus.focusmap import best_focus, sharpness
 from pocketfocus.images import to_tensor
 from pocketfocus.scenes import bundled_photos
+from tests.conftest import chromium_path
 from tests.web.conftest import Serving, started
 
 if TYPE_CHECKING:
@@ -226,22 +227,18 @@ def test_a_browser_comes_for_bench_and_verify(browser: Browser, web_run: Path) -
 
 
 def test_webgpu_makes_the_same_frames(
-    built_page: Path, serving: Serving, photo: Path, stack: torch.Tensor
+    built_page: Path, serving: Serving, photo: Path, stack: torch.Tensor, browser: Browser
 ) -> None:
     """On Chromium's software adapter, which some builds of it lack."""
-    from playwright.sync_api import sync_playwright
-
     flags = ["--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=[*flags, "--enable-features=Vulkan"]
-        )
+    with browser.browser_type.launch(
+        executable_path=chromium_path(), args=[*flags, "--enable-features=Vulkan"]
+    ) as chromium:
         page = chromium.new_page(viewport={"width": 390, "height": 844})
         page.goto(serving.url)
         page.wait_for_selector("html[data-ready]")
         page.get_by_text("File and runtime").click()
         if not page.locator("#backend option[value=webgpu]").count():
-            chromium.close()
             pytest.skip("this Chromium gives no WebGPU adapter")
         page.select_option("#backend", "webgpu")
         page.select_option("#file", "onnx/student-fp32.onnx")
@@ -250,7 +247,6 @@ def test_webgpu_makes_the_same_frames(
         for frame in (0, 8):
             expected = ((stack[frame].numpy().transpose(1, 2, 0) + 1) * 127.5).round()
             assert np.abs(drawn(page, frame) - expected).max() <= 1
-        chromium.close()
 
 
 def refocus(page: Page, photo: Path, timeout_s: float = 120) -> None:
