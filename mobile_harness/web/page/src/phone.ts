@@ -1,5 +1,5 @@
 // What the browser tells of the phone. Browsers tell less and less: what is not known is null.
-const MEMORY_MS = 25_000;  // Chromium answers after about 20 s, and never while threads of WebAssembly wait
+const MEMORY_MS = 25_000;  // Chromium answers after about 20 s, or not while threads of WebAssembly wait
 
 export interface Phone {
   name: string; os: string; browser: string;
