@@ -78,8 +78,9 @@ class Recorder(fx.Interpreter):
 def weights_of(node: fx.Node) -> int:
     """How many weights a convolution or product has; 0 where it has none of its own."""
     weight = node.args[1]
-    constant = isinstance(weight, fx.Node) and weight.op == "get_attr"
-    return int(weight.meta["val"].numel()) if constant and "val" in weight.meta else 0
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or "val" not in weight.meta:
+        return 0
+    return int(weight.meta["val"].numel())
 
 
 def operator_of(node: fx.Node) -> str:

@@ -233,7 +233,7 @@ def _config(
 ) -> dict[str, Any]:
     """What a checkpoint has to agree with."""
     method = get_method(settings.method)
-    config = {
+    config: dict[str, Any] = {
         "method": method.name,
         "targets": _targets_key(reference, photos, settings),
         "stacks": list(settings.sources) if stacks is None else fingerprint(stacks),

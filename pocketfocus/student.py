@@ -126,15 +126,16 @@ class WeightNet(nn.Module):
         self.act = ACTIVATIONS[activation]()
         self.enter = nn.Conv2d(first // 2, first, 4, stride=2, padding=1)
         self.down = nn.ModuleList(nn.Conv2d(c, d, 2, stride=2) for c, d in pairwise(channels))
-        self.encoder = nn.ModuleList(stage(c, n) for c, n in zip(channels, blocks, strict=True))
+        encoder = [stage(c, n) for c, n in zip(channels, blocks, strict=True)]
+        if attention:
+            encoder[-1].append(Attention(channels[-1]))
+        self.encoder = nn.ModuleList(encoder)
         self.position = nn.ModuleList(nn.Linear(FRAMES, c, bias=False) for c in channels)
         self.up = nn.ModuleList(nn.Conv2d(d, c, 1) for c, d in pairwise(channels))
         self.decoder = nn.ModuleList(
             stage(channels[i], blocks[i], FRAMES if frames_apart and not i else 1)
             for i in range(len(channels) - 1)
         )
-        if attention:
-            self.encoder[-1].append(Attention(channels[-1]))
         self.head = nn.Conv2d(first, outputs, 3, padding=1)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)

@@ -64,7 +64,7 @@ class PerPixel(nn.Module):
         self.linear = nn.Linear(inputs, outputs, convolution.bias is not None)
         self.linear.weight = nn.Parameter(convolution.weight.detach().flatten(1))
         if convolution.bias is not None:
-            self.linear.bias = convolution.bias
+            self.linear.bias = cast(nn.Parameter, convolution.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
@@ -205,8 +205,10 @@ def group_linears(model: nn.Module, layers: Mapping[str, Granularity]) -> None:
         parent, _, name = path.rpartition(".")
         owner = model.get_submodule(parent)
         layer = owner.get_submodule(name)
-        pixels = isinstance(layer, nn.Conv2d)
-        setattr(owner, name, PerPixel(layer) if pixels else Rows(cast(nn.Linear, layer)))
+        if isinstance(layer, nn.Conv2d):
+            setattr(owner, name, PerPixel(layer))
+        else:
+            setattr(owner, name, Rows(cast(nn.Linear, layer)))
     for granularity in sorted(set(layers.values()), key=str):
         paths = {f"{path}.linear" for path, found in layers.items() if found == granularity}
         config = Int8DynamicActivationIntxWeightConfig(

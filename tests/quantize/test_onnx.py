@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -26,7 +28,7 @@ def quantized(values: str) -> list[onnx.NodeProto]:
 
 def model() -> onnx.ModelProto:
     """A photo, rounded for a layer, plus the layer's output, rounded too."""
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "scale": np.array(SCALE, np.float32),
         "zero": np.array(128, np.uint8),
         "weight": np.full((3, 3, 1, 1), 0.1, np.float32),

@@ -216,7 +216,7 @@ def test_fifty_clients_at_once_are_served(serving: Serving) -> None:
     expected = (serving.run / "onnx/student-int8.onnx").read_bytes()
     all_in = threading.Barrier(50, timeout=30)
 
-    def client(_: int) -> tuple[bytes, bytes]:
+    def client(number: int) -> tuple[bytes, bytes]:
         with socket.create_connection(("127.0.0.1", serving.port), timeout=60) as line:
             line.sendall(f"GET {ONNX} HTTP/1.1\r\nHost: 127.0.0.1:{serving.port}\r\n".encode())
             all_in.wait()
