@@ -52,12 +52,13 @@ class TrueLayer:
     """Of the student: a layer's path, or a fixed kernel's, and its output.
 
     Toolchains fuse a rectifier with its layer, so that only what lies within `limits` is compared.
-    `weights` counts them; 0 for a product of two values.
+    `weights` counts them; 0 for a product of two values. A `convolution` has its channels first.
     """
 
     path: str
     value: Tensor
     weights: int
+    convolution: bool
     limits: tuple[float, float] = NO_LIMITS
 
 
@@ -71,7 +72,8 @@ class Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if operator_of(n) in WEIGHTED_ATEN:
-            self.layers.append(TrueLayer(layer_name(n), result, weights_of(n), limits_behind(n)))
+            about = (weights_of(n), operator_of(n).startswith("conv"), limits_behind(n))
+            self.layers.append(TrueLayer(layer_name(n), result, *about))
         return result
 
 
@@ -158,6 +160,15 @@ def is_same(found: Layer, true: TrueLayer) -> bool:
     return found.path in ("", true.path)
 
 
+def ordered(found: Layer, true: TrueLayer) -> Tensor:
+    """A file's output with the student's dimensions."""
+    shape = true.value.shape
+    if not (found.channels_last and true.convolution):
+        return found.value.reshape(shape)
+    batch, channels, *places = shape
+    return found.value.reshape(batch, *places, channels).movedim(-1, 1)
+
+
 def compare(
     pairs: Sequence[tuple[Layer, TrueLayer]],
     stacks: tuple[Tensor, Tensor],
@@ -167,9 +178,9 @@ def compare(
     rows: list[Row] = []
     for found, true in pairs:
         low, high = true.limits
-        value, wanted = (v.clamp(low, high) for v in (found.value, true.value))
+        value, wanted = (v.clamp(low, high) for v in (ordered(found, true), true.value))
         peak = float(wanted.max() - wanted.min()) or 1.0
-        figure = psnr(value.reshape(wanted.shape), wanted, peak)
+        figure = psnr(value, wanted, peak)
         rows.append(row(true.path, found.operator, figure, gate_db - LAYER_MARGIN_DB))
     rows.append(row("stack", "output", psnr(*stacks), gate_db))
     bad = next((one for one in rows if one["status"] == "leaves"), None)

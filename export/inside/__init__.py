@@ -22,14 +22,17 @@ class Layer(NamedTuple):
     Attributes:
         path: of the layer, or of its fixed kernel, in the student; "" where the file does not say.
         operator: its kind and its name in the file.
-        value: the output, float32, its dimensions in the student's order.
+        value: the output, float32.
         weights: how many it has; 0 where that is not known.
+        channels_last: whether a convolution's output has its channels last, as XNNPACK does, for
+            which a 1x1 convolution is a product of rows.
     """
 
     path: str
     operator: str
     value: Tensor
     weights: int = 0
+    channels_last: bool = False
 
 
 Open = Callable[[Path, Mapping[str, Tensor]], tuple[list[Layer], Tensor]]

@@ -28,7 +28,6 @@ from pocketfocus.export.quiet import quiet, quiet_native
 from pocketfocus.export.taken.executorch import BACKEND, SCHEMA, WEIGHTED, schema_of
 
 PRODUCTS = (*WEIGHTED, "XNNBatchMatrixMultiply")
-CHANNELS_LAST = tuple(kind for kind in WEIGHTED if "Conv" in kind)
 OUTPUT_FLAG = 2  # XNN_VALUE_FLAG_EXTERNAL_OUTPUT
 PLANNED = 1  # the runtime's memory for values
 ALIGNMENT = 64  # bytes
@@ -52,11 +51,9 @@ class Shown:
     zero: int
 
     def layer(self, value: Tensor) -> Layer:
-        """The value as the student has it: floats, channels before height and width."""
+        """The value as floats."""
         found = (value.float() - self.zero) * self.scale
-        if self.kind in CHANNELS_LAST:
-            found = found.permute(0, 3, 1, 2)
-        return Layer("", f"{self.kind} {self.place}", found, self.weights)
+        return Layer("", f"{self.kind} {self.place}", found, self.weights, channels_last=True)
 
 
 def layers(path: Path, feeds: Mapping[str, Tensor]) -> tuple[list[Layer], Tensor]:

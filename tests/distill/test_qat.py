@@ -13,7 +13,7 @@ from pocketfocus.distill.qat import Rounded, round_weight, rounded, schemes_of
 from pocketfocus.errors import UserError
 from pocketfocus.optics import FRAMES
 from pocketfocus.quantize.calibration import calibration
-from pocketfocus.quantize.executorch import group_linears
+from pocketfocus.quantize.executorch import group_linears, linear_inputs
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.recipes import RECIPES, Scheme
 from pocketfocus.student import RefocusStudent, load_student
@@ -28,9 +28,9 @@ def student(small_student: Path) -> RefocusStudent:
 
 @pytest.fixture
 def four_bit(student: RefocusStudent) -> dict[str, Scheme]:
-    """Every linear layer in whole groups of four-bit weights."""
+    """Every layer that XNNPACK takes at 4 bits, in groups of eight weights."""
     layers = layers_of(student).items()
-    return {n: GROUP for n, m in layers if isinstance(m, nn.Linear) and m.in_features % 8 == 0}
+    return {n: GROUP for n, m in layers if linear_inputs(m) and linear_inputs(m) % 8 == 0}
 
 
 def inputs(count: int, seed: int) -> tuple[Tensor, Tensor]:
