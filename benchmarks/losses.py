@@ -118,7 +118,7 @@ def true_stacks(source: str, scenes: int, size: int | None) -> Iterable[FocalSta
 
 def main() -> None:
     """Write the rows of a run and print its worst."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="What every file loses against true stacks.")
     parser.add_argument("run", type=Path, metavar="DIR", help="of `export`")
     parser.add_argument("sources", nargs="+", metavar="STACKS", help="as of `evaluate --stacks`")
     parser.add_argument("--scenes", type=int, default=9)

@@ -72,11 +72,10 @@ def test_learning_through_the_rounding_recovers_what_it_costs(
     with torch.no_grad():
         truth = teacher(*unseen)
     before = lost(student)
-    network, optimizer = (
-        Rounded(student, four_bit, {}),
-        torch.optim.Adam(student.parameters(), 1e-3),
-    )
-    for step in range(25):
+    network, rate, steps = Rounded(student, four_bit, {}), 3e-4, 40
+    optimizer = torch.optim.Adam(student.parameters(), rate)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
         given = inputs(2, seed=step)
         with torch.no_grad():
             wanted = teacher(*given)
