@@ -24,7 +24,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
-ONE_WORKER = "files that all share"
+ONE_WORKER = "shared"
 
 Exported = Callable[[Sequence[str]], Path]
 
