@@ -17,7 +17,6 @@ from pocketfocus.benchmarks.latency import bench_run
 from pocketfocus.benchmarks.told import notes_rows
 from pocketfocus.errors import UserError
 from pocketfocus.export.executorch import open_file
-from pocketfocus.export.stage import export_run
 from pocketfocus.files import Row, read_rows
 from pocketfocus.mobile_harness import adb, android
 from pocketfocus.mobile_harness.devices import get_device, get_devices, on_each
@@ -111,11 +110,10 @@ def test_what_goes_wrong_on_the_way_is_one_line(
 
 
 def test_phones_are_measured_at_once_each_with_its_rows(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_student: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, exported: Exported
 ) -> None:
     plug_in(monkeypatch, tmp_path, phones={"ONE": "device", "TWO": "device", "OFF": "offline"})
-    run = tmp_path / "run"
-    export_run(small_student, run, ["executorch"], ["fp32"], log=lambda line: None)
+    run = exported(["executorch/student-fp32.pte"])
     runner = scripted_adb.elf(tmp_path / "executor_runner")
     both = threading.Barrier(2, timeout=60)  # neither phone begins before the other is there
 
