@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -114,7 +115,8 @@ def default_sampling(spec: str) -> Sampling:
     places = find_places(spec)
     stored = _stored_sampling(Path(places.unet[0]) / SAMPLING_FILE)
     config = Path(places.base) / "vae" / "config.json"
-    relative = config.is_file() and bool(read_json(config).get("relative_latents", False))
+    fields_there = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    relative = bool(fields_there.get("relative_latents", False))
     return stored or (MEAN if relative else PUBLISHED)
 
 
