@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pocketfocus.datasets import SYNTHETIC, Request
 from pocketfocus.distill.checkpoint import FILE, check_config
-from pocketfocus.distill.checks import check_preset, check_teacher, open_stacks
+from pocketfocus.distill.checks import check_crops, check_preset, check_teacher, open_stacks
 from pocketfocus.distill.crops import Crops, check_size, current
 from pocketfocus.distill.distributed import main_process_first, process_state
 from pocketfocus.distill.journal import LOG
@@ -161,10 +161,20 @@ def _train(
     if settings.qat is not None and not method.student:
         raise UserError(f"{method.name} trains no student that --qat could round: leave it out")
     student = _start(start, settings)
-    config = _config(reference, student, start, photos, stacks, settings)
-    check_config(out / TRAINING / FILE, config)
+    if stacks is not None:
+        check_size(stacks.shape, crops)
+    elif method.student:
+        check_crops(student, crops)
     size = student.photo_size if method.student else 2 * (max(part.size for part in crops),)
     sources = [] if stacks is not None else open_stacks(settings.sources, _request(settings, size))
+    content = _content(reference, photos)
+    true = {
+        "stacks": list(settings.sources) if stacks is None else fingerprint(stacks),
+        "scenes": settings.scenes if stacks is None else len(stacks),
+        "content of stacks": key_of(sources=[source.key for source in sources]),
+    }
+    config = {**_config(content, student, start, settings), **true}
+    check_config(out / TRAINING / FILE, config)
     files = None if photos is None else _pixels(photos, crops[0].size)
     teacher = load_reference(reference)
     check_teacher(teacher)
@@ -175,8 +185,7 @@ def _train(
     sampling = learner.targets(teacher)
     if stacks is None:
         stacks = true_stacks(sources, out, size)
-    check_size(stacks.shape, crops)
-    samples = _samples(teacher, files, out, config["targets"], sampling, settings)
+    samples = _samples(teacher, files, out, _targets_key(content, settings), sampling, settings)
     held_out = max(1, int(HELD_OUT_SHARE * len(samples)))
     teach = samples[held_out:] or samples
     learner.eval()
@@ -224,26 +233,22 @@ def _start(start: Path, settings: Distillation) -> RefocusStudent:
 
 
 def _config(
-    reference: str,
+    content: Mapping[str, Any],
     student: RefocusStudent,
     start: Path,
-    photos: Sequence[Path] | None,
-    stacks: Pixels | None,
     settings: Distillation,
 ) -> dict[str, Any]:
-    """What a checkpoint has to agree with."""
-    method = get_method(settings.method)
+    """What a checkpoint has to agree with, beside the true stacks."""
+    method, photos = get_method(settings.method), content["photos"]
     config = {
         "method": method.name,
-        "targets": _targets_key(reference, photos, settings),
-        "stacks": list(settings.sources) if stacks is None else fingerprint(stacks),
-        "scenes": settings.scenes if stacks is None else len(stacks),
+        "reference": content["reference"],
+        "photos": "bundled" if photos is None else f"{len(photos)} ({key_of(photos=photos)[:12]})",
         "crops": [asdict(part) for part in settings.parts],
         "rate": settings.rate,
         "seed": settings.seed,
+        "qat": None if settings.qat is None else fields_of(get_recipe(settings.qat)),
     }
-    if settings.qat is not None:
-        config["qat"] = fields_of(get_recipe(settings.qat))
     if not method.student:
         return config
     sizes = {f"student's {k}": v for k, v in student.config.items() if not k.startswith("_")}
@@ -316,12 +321,19 @@ def true_stacks(sources: Sequence[Source], out: Path, size: tuple[int, int]) -> 
         return cache_sources(out / "targets" / "true", sources, size).pixels
 
 
-def _targets_key(reference: str, photos: Sequence[Path] | None, settings: Distillation) -> str:
-    """Hash of what the targets depend on; a Hub id stands for itself."""
+def _content(reference: str, photos: Sequence[Path] | None) -> dict[str, Any]:
+    """Hashes of the reference and of each photo; a Hub id stands for itself."""
     folder = DEFAULT_WEIGHTS if reference == "default" else Path(reference)
+    return {
+        "reference": sha256(folder) if folder.is_dir() else reference,
+        "photos": None if photos is None else [sha256(path) for path in photos],
+    }
+
+
+def _targets_key(content: Mapping[str, Any], settings: Distillation) -> str:
+    """Hash of what the targets depend on."""
     return key_of(
-        reference=sha256(folder) if folder.is_dir() else reference,
-        photos=None if photos is None else [sha256(path) for path in photos],
+        **content,
         crop=settings.parts[0].size,
         seed=settings.seed,
         student=get_method(settings.method).student,
