@@ -145,7 +145,9 @@ def test_photos_and_students_smaller_than_the_crops(
     assert "photos are 64x64 pixels, crops need 128" in line and "64 at most" in line
 
 
-def test_another_preset(words: Words, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_preset_or_source(words: Words, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused([*words, "--learn-from", "books"], capsys)
+    assert "nothing to learn from books: choose both, reference, stacks" in line
     line = refused([*words, "--preset", "phone"], capsys)
     assert "no student of preset phone (its " in line and "leave out --preset" in line
 
@@ -188,6 +190,7 @@ def test_what_differs_from_the_checkpoint(
         (lambda: [*words, "--method", "adversarial"], "method was regression, is adversarial"),
         (lambda: [*words, "--learning-rate", "0.5"], "rate was 2e-05, is 0.5"),
         (lambda: [*words, "--qat", "int4"], "qat was None, is {"),
+        (lambda: [*words, "--learn-from", "stacks"], "learn from was both, is stacks"),
         (scene, "content of stacks was "),
     ]
     for change, said in cases:

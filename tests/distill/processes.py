@@ -29,6 +29,7 @@ from pocketfocus.distill.distributed import process_state
 from pocketfocus.distill.loop import Schedule, Task, Trainer
 from pocketfocus.distill.presets import SMALLEST, build_reference
 from pocketfocus.distill.reference import denoiser_task, train_reference
+from pocketfocus.distill.targets import true_batch
 
 STEPS = 4
 REFERENCE_STEPS = 10
@@ -88,8 +89,8 @@ def reference(folder: Path, checkpoint_minutes: float) -> None:
 
 def distill(stop: int, words: Sequence[str]) -> None:
     """`pocketfocus distill` twice, in fp32, with one sample a step and process."""
-    loop.computes_in_bf16 = lambda device: False
-    drawn, draw = 0, stage.true_batch
+    vars(loop)["computes_in_bf16"] = lambda device: False
+    drawn, draw = 0, true_batch
 
     def interrupting(*arguments: Any) -> Any:
         nonlocal drawn
@@ -98,7 +99,7 @@ def distill(stop: int, words: Sequence[str]) -> None:
         drawn += 1
         return draw(*arguments)
 
-    stage.true_batch = interrupting
+    vars(stage)["true_batch"] = interrupting
     codes = [main(["distill", *words]) for _ in range(2)]
     assert codes == [130, 0], codes
 
