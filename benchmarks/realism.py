@@ -253,12 +253,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         photos = textures(read_photos(options.photos)) if options.photos else []
         real = list(read_stacks(options.real, SIZE))
         tests = {"real": real, "rendered": validation_stacks()[:VALIDATION_SCENES]}
-        likeness = likeness_table(tests)
         rows = [
             measure(name, variant, options.out, options.scenes, options.steps, photos, tests)
             for name, variant in VARIANTS.items()
         ]
-        text = f"{realism_table(rows, list(tests))}\n\n{likeness}\n"
+        text = f"{realism_table(rows, list(tests))}\n\n{likeness_table(tests)}\n"
         with write_atomic(options.out / "tables.md") as scratch:
             scratch.write_text(text, encoding="utf-8")
     except UserError as error:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pocketfocus.datasets import Request, open_source
+from pocketfocus.distill.crops import Crops
 from pocketfocus.errors import UserError
 from pocketfocus.loading import LEARN2REFOCUS
 from pocketfocus.optics import FRAMES
@@ -40,6 +41,18 @@ def check_preset(student: RefocusStudent, preset: str, folder: Path) -> None:
         raise UserError(
             f"{folder} is no student of preset {preset} ({'; '.join(different)}): leave out "
             "--preset, or distil a new one with --from-scratch"
+        )
+
+
+def check_crops(student: RefocusStudent, crops: Sequence[Crops]) -> None:
+    """UserError for crops larger than the photos of the student, of which true stacks have the
+    size."""
+    largest, (height, width) = max(part.size for part in crops), student.photo_size
+    if min(height, width) < largest:
+        raise UserError(
+            f"the student's photos are {width}x{height} pixels, crops need {largest}: take a "
+            f"smaller --crop, {min(height, width) // 64 * 64} at most, or a larger --preset with "
+            "--from-scratch"
         )
 
 

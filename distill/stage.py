@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pocketfocus.datasets import SYNTHETIC, Request
 from pocketfocus.distill.checkpoint import FILE, check_config
-from pocketfocus.distill.checks import check_preset, check_teacher, open_stacks
+from pocketfocus.distill.checks import check_crops, check_preset, check_teacher, open_stacks
 from pocketfocus.distill.crops import Crops, check_size, current
 from pocketfocus.distill.distributed import main_process_first, process_state
 from pocketfocus.distill.journal import LOG
@@ -39,6 +39,7 @@ from pocketfocus.files import key_of, read_json, sha256, write_atomic, write_jso
 from pocketfocus.images import load_photo
 from pocketfocus.loading import DEFAULT_WEIGHTS, load_reference
 from pocketfocus.metrics import psnr
+from pocketfocus.optics import FRAMES
 from pocketfocus.progress import console
 from pocketfocus.quantize.calibration import calibration
 from pocketfocus.quantize.recipes import fields_of, get_recipe
@@ -52,6 +53,7 @@ MOST_TARGETS = 600
 HELD_OUT_SHARE = 0.2  # of the targets choose between the weights before and after
 SCENES = 24
 TEACHER_POOL, TEACHER_WEIGHT = 4, 0.2  # pixels, and against true stacks; see `distill_run`
+BOTH, REFERENCE, STACKS = LEARN_FROM = ("both", "reference", "stacks")
 TRAINING = "training"  # the folder of the checkpoint, train.jsonl and TensorBoard's files
 TAKEN = "targets.json"  # there: how many targets the training began with
 
@@ -66,6 +68,7 @@ class Distillation:
     crops: a sample is one of the reference's stacks, of the first crops' size, and crops of true
     ones; None leaves them to the method.
     qat: the recipe through whose rounding the student learns; None for none.
+    learn_from: `both`, the reference's stacks and true ones, or one of them (`LEARN_FROM`).
     """
 
     minutes: float = 1.0
@@ -79,6 +82,7 @@ class Distillation:
     max_targets: int = MOST_TARGETS
     learning_rate: float | None = None
     qat: str | None = None
+    learn_from: str = BOTH
     seed: int = 0
 
     @property
@@ -116,10 +120,10 @@ def distill_run(
     from the reference's stacks of `photos` (None: the bundled ones) and from true stacks, uint8
     [N,9,3,H,W] (None: those of `settings.sources`). The reference smooths what it guesses, so in
     pixels its stacks are compared at a quarter of their size, and with a fifth of the weight of
-    true ones. With 0 minutes the start is copied. A student is never worse than its start on
-    held-out targets. An interrupted distillation goes on from its checkpoint in `out`, unless
-    `anew`. Under `accelerate launch` all processes call this, share the sampling and each step, and
-    the main one writes. Returns a summary.
+    true ones; from those alone it learns at full size. With 0 minutes the start is copied. A
+    student is never worse than its start on held-out targets. An interrupted distillation goes on
+    from its checkpoint in `out`, unless `anew`. Under `accelerate launch` all processes call this,
+    share the sampling and each step, and the main one writes. Returns a summary.
 
     With `qat` the student is called, trained and scored through a recipe's rounding.
 
@@ -160,11 +164,27 @@ def _train(
     torch.manual_seed(settings.seed)
     if settings.qat is not None and not method.student:
         raise UserError(f"{method.name} trains no student that --qat could round: leave it out")
+    if settings.learn_from not in LEARN_FROM:
+        raise UserError(
+            f"nothing to learn from {settings.learn_from}: choose {', '.join(LEARN_FROM)}"
+        )
+    taught = settings.learn_from != STACKS
     student = _start(start, settings)
-    config = _config(reference, student, start, photos, stacks, settings)
-    check_config(out / TRAINING / FILE, config)
+    if stacks is not None:
+        check_size(stacks.shape, crops)
+    elif method.student:
+        check_crops(student, crops)
     size = student.photo_size if method.student else 2 * (max(part.size for part in crops),)
-    sources = [] if stacks is not None else open_stacks(settings.sources, _request(settings, size))
+    rendered = stacks is None and settings.learn_from != REFERENCE
+    sources = open_stacks(settings.sources, _request(settings, size)) if rendered else []
+    content = _content(reference, photos)
+    about = {
+        "stacks": list(settings.sources) if stacks is None else fingerprint(stacks),
+        "scenes": settings.scenes if stacks is None else len(stacks),
+        "content of stacks": key_of(sources=[source.key for source in sources]),
+    }
+    config = {**_config(content, student, start, settings), **about}
+    check_config(out / TRAINING / FILE, config)
     files = None if photos is None else _pixels(photos, crops[0].size)
     teacher = load_reference(reference)
     check_teacher(teacher)
@@ -173,20 +193,25 @@ def _train(
         inputs = calibration(student.photo_size, photos)
         learner.rounded = rounded(student, get_recipe(settings.qat), inputs)
     sampling = learner.targets(teacher)
-    if stacks is None:
+    if rendered:
         stacks = true_stacks(sources, out, size)
-    check_size(stacks.shape, crops)
-    samples = _samples(teacher, files, out, config["targets"], sampling, settings)
-    held_out = max(1, int(HELD_OUT_SHARE * len(samples)))
-    teach = samples[held_out:] or samples
+    if taught or stacks is None:
+        key = _targets_key(content, settings)
+        samples = _samples(teacher, files, out, key, sampling, settings)
+        count = max(1, int(HELD_OUT_SHARE * len(samples)))
+        held_out, teach = samples[:count], samples[count:] or samples
+    else:
+        held_out, stacks = held_out_stacks(stacks)
+        teach = []
     learner.eval()
-    before = score(learner, samples[:held_out])
+    before = score(learner, held_out)
     trainer = Trainer(learner.train(), settings.schedule, out / TRAINING, settings.seed, config)
     resume(trainer, "distilling")
     learner.average = trainer.average
-    trainer.run(_task(learner, teach, stacks, method, crops, trainer), "distilling")
+    true = None if settings.learn_from == REFERENCE else stacks
+    trainer.run(_task(learner, teach, true, method, crops, trainer), "distilling")
     trainer.load_average()
-    after = score(learner.cpu().eval(), samples[:held_out])
+    after = score(learner.cpu().eval(), held_out)
     worse = method.student and not settings.from_scratch and after < before
     kept = "start" if worse else "trained"
     if not worse:
@@ -195,18 +220,20 @@ def _train(
         if worse:
             _copy(start, out / learner.result)
         loss_plot(out / TRAINING / LOG, out / "loss.png")
+        against = f"{reference} on held-out photos" if taught else "held-out stacks"
         console.print(
-            f"distilled {trainer.step} steps on {len(teach)} targets of {reference}: {before:.2f} "
-            f"→ {after:.2f} dB against the reference on held-out photos, kept: {kept}"
+            f"distilled {trainer.step} steps from {settings.learn_from}: {before:.2f} → "
+            f"{after:.2f} dB against {against}, kept: {kept}"
         )
     return {
         "minutes": settings.minutes if math.isfinite(settings.minutes) else None,
         "method": method.name,
         "reference": reference,
         "qat": settings.qat,
+        "learn_from": settings.learn_from,
         "from_scratch": settings.from_scratch,
         "targets": len(teach),
-        "held_out": held_out,
+        "held_out": len(held_out),
         "steps": trainer.step,
         "before_db": round(before, 3),
         "after_db": round(after, 3),
@@ -224,26 +251,23 @@ def _start(start: Path, settings: Distillation) -> RefocusStudent:
 
 
 def _config(
-    reference: str,
+    content: Mapping[str, Any],
     student: RefocusStudent,
     start: Path,
-    photos: Sequence[Path] | None,
-    stacks: Pixels | None,
     settings: Distillation,
 ) -> dict[str, Any]:
-    """What a checkpoint has to agree with."""
-    method = get_method(settings.method)
+    """What a checkpoint has to agree with, beside the true stacks."""
+    method, photos = get_method(settings.method), content["photos"]
     config: dict[str, Any] = {
         "method": method.name,
-        "targets": _targets_key(reference, photos, settings),
-        "stacks": list(settings.sources) if stacks is None else fingerprint(stacks),
-        "scenes": settings.scenes if stacks is None else len(stacks),
+        "reference": content["reference"],
+        "photos": "bundled" if photos is None else f"{len(photos)} ({key_of(photos=photos)[:12]})",
         "crops": [asdict(part) for part in settings.parts],
         "rate": settings.rate,
         "seed": settings.seed,
+        "learn from": settings.learn_from,
+        "qat": None if settings.qat is None else fields_of(get_recipe(settings.qat)),
     }
-    if settings.qat is not None:
-        config["qat"] = fields_of(get_recipe(settings.qat))
     if not method.student:
         return config
     sizes = {f"student's {k}": v for k, v in student.config.items() if not k.startswith("_")}
@@ -285,22 +309,27 @@ def _samples(
 def _task(
     learner: Learner,
     teach: Sequence[Sample],
-    stacks: Pixels,
+    stacks: Pixels | None,
     method: Method,
     crops: Sequence[Crops],
     trainer: Trainer,
 ) -> Task:
-    """Samples of the teacher's stacks and true ones, each with the learner's own noise."""
+    """Samples of the teacher's stacks, true ones, or both, each with the learner's own noise."""
 
     def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
         size = current(crops, trainer.progress).size
-        taught = sample_batch(teach, 1, generator)
-        true = true_batch(stacks, method.true_samples, size, generator)
-        noise = [learner.noise(stack[None], generator) for stack in (*taught[2], *true[2])]
-        own = (torch.cat(parts) for parts in zip(*noise[1:], strict=True))
-        return *taught, *noise[0], *true, *own
+        parts = [sample_batch(teach, 1, generator)] if teach else []
+        if stacks is not None:
+            parts.append(true_batch(stacks, method.true_samples, size, generator))
+        drawn: list[Tensor] = []
+        for part in parts:
+            noise = [learner.noise(stack[None], generator) for stack in part[2]]
+            drawn += [*part, *map(torch.cat, zip(*noise, strict=True))]
+        return tuple(drawn)
 
     def losses(*batch: Tensor) -> dict[str, Tensor]:
+        if not teach or stacks is None:
+            return learner.losses(*batch)
         half = len(batch) // 2
         taught = learner.losses(*batch[:half], pool=TEACHER_POOL)
         true = learner.losses(*batch[half:])
@@ -316,12 +345,27 @@ def true_stacks(sources: Sequence[Source], out: Path, size: tuple[int, int]) -> 
         return cache_sources(out / "targets" / "true", sources, size).pixels
 
 
-def _targets_key(reference: str, photos: Sequence[Path] | None, settings: Distillation) -> str:
-    """Hash of what the targets depend on; a Hub id stands for itself."""
+def _content(reference: str, photos: Sequence[Path] | None) -> dict[str, Any]:
+    """Hashes of the reference and of each photo; a Hub id stands for itself."""
     folder = DEFAULT_WEIGHTS if reference == "default" else Path(reference)
+    return {
+        "reference": sha256(folder) if folder.is_dir() else reference,
+        "photos": None if photos is None else [sha256(path) for path in photos],
+    }
+
+
+def held_out_stacks(stacks: Pixels) -> tuple[list[Sample], Pixels]:
+    """Whole stacks of uint8 [N,9,3,H,W] to score on, and the others to learn from; one is both."""
+    count = min(FRAMES, max(1, int(HELD_OUT_SHARE * len(stacks))))
+    frames = torch.from_numpy(stacks[:count]).float() / 127.5 - 1
+    chosen = [Sample(stack[n][None], n, stack) for n, stack in enumerate(frames)]
+    return chosen, stacks[count:] if len(stacks) > 1 else stacks
+
+
+def _targets_key(content: Mapping[str, Any], settings: Distillation) -> str:
+    """Hash of what the targets depend on."""
     return key_of(
-        reference=sha256(folder) if folder.is_dir() else reference,
-        photos=None if photos is None else [sha256(path) for path in photos],
+        **content,
         crop=settings.parts[0].size,
         seed=settings.seed,
         student=get_method(settings.method).student,

@@ -93,11 +93,13 @@ def _eager() -> Opener:
     from pocketfocus.student import load_student
 
     def open_eager(artifact: str, threads: int) -> Runner:
-        kind, _, spec = artifact.partition(":")
+        kind, _, rest = artifact.partition(":")
         if kind != "reference":
             return load_student(Path(artifact)).eval()
+        spec, _, sampling = rest.partition("@")
         pipeline = load_reference(spec or "default")
-        return lambda photo, position: pipeline(photo, int(position.argmax()))
+        how = pipeline.sampling.changed(sampling) if sampling else None
+        return lambda photo, position: pipeline(photo, int(position.argmax()), how)
 
     return open_eager
 

@@ -75,7 +75,7 @@ def small_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pocketfocus.student import RefocusStudent
 
     torch.manual_seed(0)
-    student = RefocusStudent(channels=(8, 16), blocks=(1, 1), bands=3, size=(64, 64))
+    student = RefocusStudent(channels=(16, 32), blocks=(1, 1), bands=3, size=(64, 64))
     stir(student)
     folder = tmp_path_factory.mktemp("student")
     student.save_pretrained(folder)

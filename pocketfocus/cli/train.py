@@ -87,6 +87,14 @@ def distill(
             "that quantizing the student loses less",
         ),
     ] = None,
+    learn_from: Annotated[
+        str,
+        typer.Option(
+            "--learn-from",
+            metavar="both|reference|stacks",
+            help="the reference's stacks of --photos, true --stacks, or both",
+        ),
+    ] = "both",
     stacks: arguments.Stacks = None,
     scenes: Annotated[
         int, typer.Option("--scenes", min=1, help="how many focal stacks to render of each source")
@@ -95,8 +103,9 @@ def distill(
 ) -> None:
     """Distil the reference into a student, DIR/student; run it again to go on.
 
-    It learns from the reference's own stacks of --photos and from true stacks. Ctrl-C saves, and
-    the same command goes on where it stopped; a longer --distill-minutes trains it further.
+    It learns from the reference's own stacks of --photos and from true stacks, or from one of them.
+    Ctrl-C saves, and the same command goes on where it stopped; a longer --distill-minutes trains
+    it further.
     DIR/training has the checkpoint, train.jsonl and TensorBoard's files, DIR/loss.png the curve.
     On several GPUs, put `accelerate launch --multi_gpu --num_processes N -m` before the command.
     """
@@ -137,6 +146,7 @@ def distill(
         max_targets=targets,
         learning_rate=rate,
         qat=qat,
+        learn_from=learn_from,
         sources=tuple(stacks or [SYNTHETIC]),
         scenes=scenes,
         seed=seed,

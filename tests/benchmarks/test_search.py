@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
@@ -30,9 +32,9 @@ from pocketfocus.benchmarks.search import (
 from pocketfocus.distill.crops import Crops
 from pocketfocus.errors import UserError
 from pocketfocus.files import Row, read_json
-from pocketfocus.manifest import Artifact, Delegation, Manifest
+from pocketfocus.manifest import Artifact, Delegation, Manifest, load_manifest
 from pocketfocus.stacks import RenderedScenes
-from pocketfocus.student import RefocusStudent
+from pocketfocus.student import RefocusStudent, load_student
 
 SMALL: dict[str, dict[str, Any]] = {
     "one": {"channels": (8, 16), "blocks": (1, 1), "size": (64, 64)},
@@ -203,8 +205,21 @@ def test_arguments_that_the_student_does_not_take(monkeypatch: pytest.MonkeyPatc
 
 
 def test_it_trains_exports_and_times_once_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    exported: Callable[[Sequence[str]], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """The file to time is the one that other tests export, of a student of this size."""
+    made = exported([FILES[INT8][1]])
+
+    def copied(student: Path, folder: Path, *what: list[str], log: Any) -> Manifest:
+        assert load_student(student).photo_size == (64, 64)
+        assert what == (["executorch"], ["int8"])
+        shutil.copytree(made / "executorch", folder / "executorch", dirs_exist_ok=True)
+        return load_manifest(made)
+
+    monkeypatch.setattr(search, "export_run", copied)
     held_out = RenderedScenes([1_000_000], (64, 64)).load(0)
     monkeypatch.setattr(search, "validation_stacks", lambda: [held_out])
     out = tmp_path / "out"

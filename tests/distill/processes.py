@@ -2,7 +2,8 @@
 
 `processes.py tiny FOLDER BATCH ACCUMULATE STOP [sharded]`: the smallest denoiser for four steps,
 its last process interrupted in the step after STOP; `processes.py reference FOLDER`: both phases of
-the smallest reference, with a checkpoint after every step.
+the smallest reference, with a checkpoint after every step; `processes.py distill STOP ARGUMENT...`:
+the command, its last process interrupted in the step after STOP, and the same command again.
 """
 
 from __future__ import annotations
@@ -11,20 +12,24 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import DistributedType, PartialState
 from torch import Tensor
 
-from pocketfocus.distill import denoiser
+from pocketfocus.cli import main
+from pocketfocus.distill import denoiser, loop, stage
 from pocketfocus.distill.crops import Crops
 from pocketfocus.distill.denoiser import Denoiser, initialise_denoiser
 from pocketfocus.distill.distributed import process_state
 from pocketfocus.distill.loop import Schedule, Task, Trainer
 from pocketfocus.distill.presets import SMALLEST, build_reference
 from pocketfocus.distill.reference import denoiser_task, train_reference
+from pocketfocus.distill.targets import true_batch
 
 STEPS = 4
 REFERENCE_STEPS = 10
@@ -82,10 +87,29 @@ def reference(folder: Path, checkpoint_minutes: float) -> None:
     train_reference(ramps(), folder, schedule, schedule, SMALLEST, crops, crops)
 
 
+def distill(stop: int, words: Sequence[str]) -> None:
+    """`pocketfocus distill` twice, in fp32, with one sample a step and process."""
+    vars(loop)["computes_in_bf16"] = lambda device: False
+    drawn, draw = 0, true_batch
+
+    def interrupting(*arguments: Any) -> Any:
+        nonlocal drawn
+        if drawn == stop and process_state().is_last_process:
+            os.kill(os.getpid(), signal.SIGINT)
+        drawn += 1
+        return draw(*arguments)
+
+    vars(stage)["true_batch"] = interrupting
+    codes = [main(["distill", *words]) for _ in range(2)]
+    assert codes == [130, 0], codes
+
+
 if __name__ == "__main__":
     kind, path, *rest = sys.argv[1:]
     denoiser.PICTURE_STEPS = 1  # a step of the sampler gathers the shards twice
-    if kind == "tiny":
+    if kind == "distill":
+        distill(int(path), rest)
+    elif kind == "tiny":
         tiny(Path(path), int(rest[0]), int(rest[1]), int(rest[2]), "sharded" in rest)
     else:
         reference(Path(path), 0.0)

@@ -241,6 +241,51 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
     assert (tmp_path / "training/checkpoint.safetensors").read_bytes() == good
 
 
+# what is learned from
+
+
+@pytest.mark.parametrize("method", ["regression", "consistency"])
+@pytest.mark.parametrize("source", ["reference", "stacks"])
+def test_the_references_stacks_or_true_ones_alone(
+    folder: Path,
+    small_student: Path,
+    stacks: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    method: str,
+) -> None:
+    def unwanted(*_: Any, **__: Any) -> Any:
+        raise AssertionError(f"not to be learned from: only {source}")
+
+    if source == "stacks":
+        monkeypatch.setattr(stage, "teacher_targets", unwanted)
+        monkeypatch.setattr(stage, "sample_batch", unwanted)
+    else:
+        monkeypatch.setattr(stage, "true_stacks", unwanted)
+        monkeypatch.setattr(stage, "true_batch", unwanted)
+    asked = settings(method=method, steps=1, learn_from=source)
+    given = stacks if source == "stacks" else None
+    told = distill_run(tmp_path, str(folder), small_student, None, given, asked)
+    assert told["learn_from"] == source and told["steps"] == 1 and told["held_out"] == 1
+    assert told["targets"] == (1 if source == "reference" else 0)
+    (row,) = (tmp_path / "training/train.jsonl").read_text().splitlines()
+    assert np.isfinite(json.loads(row)["loss"]) and "teacher_" not in row
+
+
+def test_stacks_that_are_scored_on_are_not_learned_from() -> None:
+    numbered = np.arange(20, dtype=np.uint8)[:, None, None, None, None]
+    many = np.broadcast_to(numbered, (20, 9, 3, 2, 2)).copy()
+    held_out, others = stage.held_out_stacks(many)
+    scored = [round(float(sample.stack.mean() + 1) * 127.5) for sample in held_out]
+    assert scored == [0, 1, 2, 3] and sorted({int(stack.mean()) for stack in others}) == [
+        *range(4, 20)
+    ]
+    assert [sample.position for sample in held_out] == [0, 1, 2, 3]
+    assert all(torch.equal(s.photo[0], s.stack[s.position]) for s in held_out)
+    assert len(stage.held_out_stacks(many[:1])[1]) == 1
+
+
 # refusals
 
 

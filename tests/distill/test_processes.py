@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import runpy
 import signal
@@ -16,14 +17,19 @@ import pytest
 import torch
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from diffusers import UNetSpatioTemporalConditionModel
+from PIL import Image
 from safetensors.torch import load_file
 
+from pocketfocus.distill import loop
 from pocketfocus.distill.checkpoint import read_counters
+from pocketfocus.distill.crops import Crops
 from pocketfocus.distill.denoiser import Denoiser
 from pocketfocus.distill.distributed import SHARDED, sharding_plugin
 from pocketfocus.distill.presets import SMALLEST, build_reference
-from pocketfocus.distill.reference import train_reference
+from pocketfocus.distill.reference import save_reference, train_reference
+from pocketfocus.distill.stage import Distillation, distill_run
 from pocketfocus.errors import UserError
+from pocketfocus.files import read_json
 
 SCRIPT = Path(__file__).with_name("processes.py")
 STEPS, NEVER = 4, 99
@@ -96,6 +102,52 @@ def test_sharded_over_two_processes_it_trains_the_same(
     trainings["tiny"](tmp_path, 2, 2, 1)
     launch("tiny", tmp_path, 2, 1, NEVER, "sharded")
     assert_same(tmp_path, alone)
+
+
+@pytest.fixture
+def scenes(trainings: dict[str, Any], tmp_path: Path) -> Path:
+    """Focal stacks as a folder of images."""
+    for number, stack in enumerate(trainings["ramps"]()):
+        (tmp_path / "scenes" / str(number)).mkdir(parents=True)
+        for position, frame in enumerate(stack):
+            path = tmp_path / "scenes" / str(number) / f"{position}.png"
+            Image.fromarray(frame.transpose(1, 2, 0)).save(path)
+    return tmp_path / "scenes"
+
+
+def test_a_distillation_in_two_processes_is_one_with_twice_the_batch(
+    scenes: Path, small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command under `accelerate launch`, interrupted in its second step and gone on with: the
+    same targets, losses, weights and scores as one process with batches of two."""
+    teacher, alone, shared = (tmp_path / name for name in ("teacher", "alone", "shared"))
+    torch.manual_seed(0)
+    save_reference(build_reference(SMALLEST), teacher, {})
+    rate, count = 0.02, 3  # four steps are within the warm-up, to a twelfth of the rate
+    monkeypatch.setattr(loop, "computes_in_bf16", lambda device: False)
+    settings = Distillation(
+        minutes=math.inf,
+        steps=STEPS,
+        sources=(str(scenes),),
+        crops=(Crops(1.0, 2, 64),),
+        max_targets=count,
+        learning_rate=rate,
+    )
+    distill_run(alone, str(teacher), small_student, settings=settings)
+    words = ["--reference", teacher, "--student", small_student, "--stacks", scenes]
+    words += ["--steps", STEPS, "--crop", 64, "--targets", count, "--learning-rate", rate]
+    launch("distill", 1, *words, "--out", shared)
+    assert_same(shared / "training", alone / "training")
+    told, expected = (read_json(folder / "distill.json") for folder in (shared, alone))
+    for name in ("before_db", "after_db"):
+        assert told.pop(name) == pytest.approx(expected.pop(name), abs=2e-3)
+    assert told == expected and told["targets"] + told["held_out"] == count
+    made, wanted = (sorted((f / "targets").glob("*/*.safetensors")) for f in (shared, alone))
+    assert [p.relative_to(shared) for p in made] == [p.relative_to(alone) for p in wanted]
+    for one, other in zip(map(load_file, made), map(load_file, wanted), strict=True):
+        assert torch.equal(one["photo"], other["photo"])
+        assert (one["stack"].int() - other["stack"].int()).abs().max() <= 1
+    assert not list(shared.rglob(".*")), "nothing half-written is left"
 
 
 def test_the_full_size_unet_is_sharded_by_blocks() -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from pocketfocus.distill import stage
+from pocketfocus.distill import stage, targets
 from pocketfocus.distill.crops import Crops
 from pocketfocus.distill.methods import get_method
 from pocketfocus.distill.presets import SMALLEST, build_reference
 from pocketfocus.distill.reference import save_reference
-from pocketfocus.distill.regression import Regression
+from pocketfocus.distill.regression import Regression, stack_losses
 from pocketfocus.distill.stage import Distillation, distill_run
 from pocketfocus.distill.targets import (
     load_target,
@@ -51,7 +53,8 @@ def stacks() -> np.ndarray:
 
 
 def settings(**changes: object) -> Distillation:
-    options = {"minutes": 0.1, "crops": (Crops(1.0, 1, 64),), "max_targets": 3, **changes}
+    clockless = {"minutes": math.inf, "steps": 3, "max_targets": 3}
+    options = {**clockless, "crops": (Crops(1.0, 1, 64),), **changes}
     return Distillation(**options)  # type: ignore[arg-type]
 
 
@@ -74,6 +77,28 @@ def test_no_minutes_still_make_one_target(reference: ReferencePipeline, tmp_path
         reference, held_out_photos(), tmp_path, 9, minutes=0, size=64, sampling=Sampling(1)
     )
     assert len(made) == 1
+
+
+def test_processes_share_the_targets(
+    reference: ReferencePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Number k of two makes k, k + 2, …, and what they make is what one process makes."""
+    arguments = (reference, held_out_photos())
+    options = {"count": 3, "minutes": 9, "size": 64, "sampling": Sampling(1)}
+    alone = teacher_targets(*arguments, tmp_path / "alone", **options)  # type: ignore[arg-type]
+    for index, made in ((1, ["000001"]), (0, ["000000", "000001", "000002"])):
+        state = SimpleNamespace(
+            process_index=index,
+            num_processes=2,
+            device=torch.device("cpu"),
+            is_main_process=index == 0,
+            wait_for_everyone=lambda: None,
+        )
+        monkeypatch.setattr(targets, "process_state", lambda state=state: state)
+        teacher_targets(*arguments, tmp_path / "shared", **options)  # type: ignore[arg-type]
+        assert sorted(path.stem for path in (tmp_path / "shared").iterdir()) == made
+    for path in alone:
+        assert sha256(path) == sha256(tmp_path / "shared" / path.name)
 
 
 def test_a_saved_target_comes_back(tmp_path: Path) -> None:
@@ -111,6 +136,32 @@ def test_regression_is_zero_only_for_the_stack_itself(reference: ReferencePipeli
     assert same["loss"] == 0 < other["loss"]
 
 
+def test_the_loss_has_an_edge_and_an_adjacent_frame_term() -> None:
+    """Summed frame by frame in numpy; the frame of the photo's own position counts only beside its
+    neighbours."""
+    generator = np.random.default_rng(0)
+    made, stacks = generator.uniform(-1, 1, (2, 2, 9, 3, 6, 5))
+    positions = [2, 8]
+
+    def log(error: np.ndarray) -> float:
+        return float(np.log(1 + (error**2).mean() / 4e-4))
+
+    pixel, edge, adjacent = [], [], []
+    for photo, position in enumerate(positions):
+        error = made[photo] - stacks[photo]
+        for frame in set(range(9)) - {position}:
+            pixel.append(log(error[frame]))
+            across = error[frame][:, :, 1:] - error[frame][:, :, :-1]
+            down = error[frame][:, 1:] - error[frame][:, :-1]
+            edge.append(log(across) + log(down))
+        adjacent += [log(error[frame + 1] - error[frame]) for frame in range(8)]
+    expected = np.mean(pixel) + 0.1 * np.mean(edge) + 0.1 * np.mean(adjacent)
+    tensors = torch.from_numpy(made), torch.from_numpy(stacks)
+    photos = tensors[1][torch.arange(2), torch.tensor(positions)]
+    found = stack_losses(tensors[0], photos, torch.tensor(positions), tensors[1])
+    assert float(found["loss"]) == pytest.approx(float(expected), rel=1e-6)
+
+
 def test_gain_is_over_copying_and_leaves_out_the_photos_own_frame(
     reference: ReferencePipeline,
 ) -> None:
@@ -138,7 +189,7 @@ def test_distils_and_writes_everything(
     )
     student = load_student(tmp_path / "student")
     assert student.photo_size == (64, 64)
-    assert summary["targets"] == 2 and summary["held_out"] == 1 and summary["steps"] > 0
+    assert summary["targets"] == 2 and summary["held_out"] == 1 and summary["steps"] == 3
     assert summary["kept"] == (
         "trained" if summary["after_db"] >= summary["before_db"] else "start"
     )
