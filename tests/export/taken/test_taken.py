@@ -16,6 +16,7 @@ from pocketfocus.export.taken import coreml, executorch
 from pocketfocus.export.taken.onnx import schemes
 from pocketfocus.export.targets import TARGETS
 from pocketfocus.manifest import Artifact, load_manifest
+from pocketfocus.quantize.coreml import SMALLEST_WEIGHT
 from pocketfocus.quantize.executorch import NO_4_BIT_CONVOLUTIONS, linear_inputs
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.recipes import GROUP, RECIPES, Scheme
@@ -58,9 +59,14 @@ def is_odd(layer: Any) -> bool:
     return isinstance(layer, nn.Conv2d) and layer.out_channels % 8 > 0
 
 
+def is_palettized(layer: Any) -> bool:
+    """Whether it is a convolution that is large enough for palettes."""
+    return isinstance(layer, nn.Conv2d) and layer.weight.numel() > SMALLEST_WEIGHT
+
+
 def test_what_the_backends_cannot_take(run_dir: Path, small_student: Path) -> None:
     odd, odd_layer = first(small_student, is_odd)
-    even, _ = first(small_student, lambda m: isinstance(m, nn.Conv2d) and not is_odd(m))
+    even, _ = first(small_student, lambda m: is_palettized(m) and not is_odd(m))
     grouped, _ = first(small_student, lambda m: linear_inputs(m) > 0 == linear_inputs(m) % GROUP)
     linear, _ = first(small_student, lambda m: isinstance(m, nn.Linear))
     rows = artifact(run_dir, "executorch", "int4").taken["layers"]
@@ -96,7 +102,7 @@ def test_another_onnx_graph_is_another_statement(run_dir: Path, small_student: P
 
 def test_another_xnnpack_graph_is_another_statement(run_dir: Path) -> None:
     (graph,) = executorch.graphs(run_dir / artifact(run_dir, "executorch", "int8").name)
-    fixed = Scheme()  # kernels of discs, and the position's mask
+    fixed = Scheme()  # means of 2x2 pixels, and the position's mask
     assert {found for found, _ in executorch.graph_schemes(graph)} == {INT8, fixed}
     tensors = {
         value["tensor_value"]["id_out"]: value["tensor_value"]
