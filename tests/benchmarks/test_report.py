@@ -108,7 +108,7 @@ def test_a_missing_file_is_named(folder: Path, tmp_path: Path) -> None:
 def test_readme_table_has_a_line_an_artifact() -> None:
     lines = files_table(BENCH, VERIFY).splitlines()
     assert len(lines) == 2 + len(BENCH)
-    assert lines[4] == f"| `{PTE}` | 1.00 | 12.5 | 12.5 | 300 | 1600 | 4.00 | 49.0 pass |"
+    assert lines[4] == f"| `{PTE}` | 1.00 | 12.5 | 12.5 | 300 | 1600 | – | 4.00 | 49.0 pass |"
     assert lines[5].endswith("– not-run |")
 
 
