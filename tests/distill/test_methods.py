@@ -342,7 +342,7 @@ def test_another_preset_start_or_setting_is_refused(
         distill_run(tmp_path, *how, settings(method="adversarial"))
     other = build_student("phone")
     other.save_pretrained(tmp_path / "phone")
-    with pytest.raises(UserError, match=r"student's channels was \[8, 16, 16\], is \[128"):
+    with pytest.raises(UserError, match=r"student's channels was \[16, 32\], is \[128"):
         distill_run(tmp_path, str(folder), tmp_path / "phone", None, stacks, settings(steps=2))
 
 
