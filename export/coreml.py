@@ -49,6 +49,7 @@ from pocketfocus.quantize.plan import (
 from pocketfocus.quantize.recipes import Recipe, Scheme
 from pocketfocus.student import RefocusStudent
 
+DEBUG_TABLE = "executorch_debug_handle_mapping.json"
 WRITER_FAILED = "[MIL FileWriter]"  # how its RuntimeError begins when the disk is full
 NOTES = {
     32: "float32 throughout, on CPU or GPU: the Neural Engine computes in float16",
@@ -101,9 +102,14 @@ def label(scheme: Scheme) -> str:
 
 
 def save(model: Any, path: Path) -> None:
-    """Write a model; OSError when the disk is full."""
+    """Write a model; OSError when the disk is full.
+
+    coremltools leaves a table for ExecuTorch's debugger in packages of captured graphs: as large as
+    the program itself, and nothing reads it here.
+    """
     try:
         model.save(str(path))
+        (path / DEBUG_TABLE).unlink(missing_ok=True)
     except RuntimeError as error:
         if str(error).startswith(WRITER_FAILED):
             raise OSError(f"{error} (a full disk, here or in the temporary folder)") from error

@@ -301,6 +301,7 @@ def static_int8(
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        extra_options={"QuantizeBias": False},
     )
     found = onnx.load(written)
     unrounded(

@@ -133,6 +133,11 @@ def test_onnx_files_keep_their_contract_and_no_traces(run_dir: Path) -> None:
         assert not any(node.metadata_props for node in model.graph.node)
 
 
+def test_int8_onnx_files_keep_biases_once(run_dir: Path) -> None:
+    """In float32: onnxruntime rounds them when it loads the file, and no scales are stored."""
+    assert "INT32" not in artifact(run_dir, "onnx", "int8").taken["weight_bytes"]
+
+
 def operators(spec: Any) -> list[Any]:
     """Every operator of a .mlpackage, loaded back into MIL."""
     return [op for function in spec.functions.values() for op in function.operations]
@@ -144,6 +149,7 @@ def test_core_ml_packages_load_back_into_mil(precision: str, run_dir: Path) -> N
     from coremltools.converters.mil.frontend.milproto.load import load
 
     path = run_dir / artifact(run_dir, "coreml", precision).name
+    assert {found.name for found in path.iterdir()} == {"Data", "Manifest.json"}
     model = ct.models.MLModel(str(path), skip_model_load=True)
     spec = model.get_spec()
     values = [*spec.description.input, *spec.description.output]
