@@ -89,17 +89,13 @@ def prepare(target: str) -> Opener:
 
 
 def _eager() -> Opener:
-    from pocketfocus.loading import load_reference
-    from pocketfocus.student import load_student
+    import pocketfocus.loading
+    import pocketfocus.student  # noqa: F401 - `open_model` imports them when it needs them
+    from pocketfocus.export.open import open_model
 
     def open_eager(artifact: str, threads: int) -> Runner:
-        kind, _, rest = artifact.partition(":")
-        if kind != "reference":
-            return load_student(Path(artifact)).eval()
-        spec, _, sampling = rest.partition("@")
-        pipeline = load_reference(spec or "default")
-        how = pipeline.sampling.changed(sampling) if sampling else None
-        return lambda photo, position: pipeline(photo, int(position.argmax()), how)
+        model = open_model(artifact, threads)
+        return lambda photo, position: model(photo, int(position.argmax()))
 
     return open_eager
 

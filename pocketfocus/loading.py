@@ -24,7 +24,7 @@ from pocketfocus.autoencoder import QUARTERS, CompactAutoencoder
 from pocketfocus.checkpoints import DIFFUSERS_STEM, TRANSFORMERS_STEM, find_weights
 from pocketfocus.errors import UserError
 from pocketfocus.files import read_json
-from pocketfocus.reference import MEAN, PLANES, PUBLISHED, ReferencePipeline, Sampling
+from pocketfocus.reference import PLANES, ReferencePipeline, Sampling, own_sampling
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "reference"
 LEARN2REFOCUS = "tedlasai/learn2refocus"
@@ -116,8 +116,7 @@ def default_sampling(spec: str) -> Sampling:
     stored = _stored_sampling(Path(places.unet[0]) / SAMPLING_FILE)
     config = Path(places.base) / "vae" / "config.json"
     fields_there = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    relative = bool(fields_there.get("relative_latents", False))
-    return stored or (MEAN if relative else PUBLISHED)
+    return own_sampling(stored, bool(fields_there.get("relative_latents", False)))
 
 
 def _stored_sampling(path: Path) -> Sampling | None:

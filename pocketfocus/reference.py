@@ -69,6 +69,14 @@ PUBLISHED = Sampling()
 MEAN = Sampling(steps=1, guidance=1.0, temperature=0.0)
 
 
+def own_sampling(few_steps: Sampling | None, relative: bool) -> Sampling:
+    """The default way of a reference: its own `few_steps`, else as published, and the mean where
+    latents are `relative`."""
+    if few_steps is not None:
+        return few_steps
+    return MEAN if relative else PUBLISHED
+
+
 @dataclass
 class ReferencePipeline:
     """The four components of the reference and the way Learn2Refocus drives them.
@@ -113,11 +121,8 @@ class ReferencePipeline:
 
     @property
     def sampling(self) -> Sampling:
-        """The default way: its own `few_steps`, else as published, and the mean where latents are
-        `relative`."""
-        if self.few_steps is not None:
-            return self.few_steps
-        return MEAN if self.relative else PUBLISHED
+        """The default way, see `own_sampling`."""
+        return own_sampling(self.few_steps, self.relative)
 
     def latent_shape(self, photo: Tensor) -> tuple[int, int, int, int, int]:
         """(1, T, C, h, w) of the latents of `photo` [1,3,H,W]."""

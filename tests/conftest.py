@@ -82,6 +82,20 @@ def small_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained reference of the smallest size, in the diffusers layout."""
+    import torch
+
+    from pocketfocus.distill.presets import SMALLEST, build_reference
+    from pocketfocus.distill.reference import save_reference
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("reference")
+    save_reference(build_reference(SMALLEST), folder, {})
+    return folder
+
+
 def stir(student: nn.Module) -> None:
     """Frames and positions that differ clearly: nothing stays zero as training starts it, and what
     reads the position is strong. Few pixels are clamped, and 4 bits keep their gate."""

@@ -66,6 +66,7 @@ Stacks = Annotated[
         "can be given several times",
     ),
 ]
+SCENES = "how many focal stacks to render of each source"
 Seed = Annotated[int, typer.Option("--seed", min=0, help="of every random number")]
 
 Ios = Annotated[

@@ -96,9 +96,7 @@ def distill(
         ),
     ] = "both",
     stacks: arguments.Stacks = None,
-    scenes: Annotated[
-        int, typer.Option("--scenes", min=1, help="how many focal stacks to render of each source")
-    ] = 24,
+    scenes: Annotated[int, typer.Option("--scenes", min=1, help=arguments.SCENES)] = 24,
     seed: arguments.Seed = 0,
 ) -> None:
     """Distil the reference into a student, DIR/student; run it again to go on.
@@ -196,9 +194,7 @@ def train_reference(
         ),
     ] = None,
     stacks: arguments.Stacks = None,
-    scenes: Annotated[
-        int, typer.Option("--scenes", min=8, help="how many focal stacks to render of each source")
-    ] = 400,
+    scenes: Annotated[int, typer.Option("--scenes", min=8, help=arguments.SCENES)] = 400,
     size: Annotated[int, typer.Option("--size", min=64, help="of the stacks, in pixels")] = 256,
     photos: arguments.Photos = None,
     batch: Annotated[

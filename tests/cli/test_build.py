@@ -17,20 +17,6 @@ ARTIFACT = "onnx/student-fp32.onnx"
 
 
 @pytest.fixture(scope="module")
-def small_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained reference of the smallest size, in the diffusers layout."""
-    import torch
-
-    from pocketfocus.distill.presets import SMALLEST, build_reference
-    from pocketfocus.distill.reference import save_reference
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("reference")
-    save_reference(build_reference(SMALLEST), folder, {})
-    return folder
-
-
-@pytest.fixture(scope="module")
 def command(
     small_reference: Path, small_student: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[str]:

@@ -44,23 +44,15 @@ def folder_of_stacks(folder: Path, widths: tuple[int, ...]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("teacher")
-    save_reference(build_reference(SMALLEST), folder, {})
-    return folder
-
-
-@pytest.fixture(scope="module")
 def stacks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder_of_stacks(tmp_path_factory.mktemp("stacks"), (SIDE,))
 
 
 @pytest.fixture
-def words(teacher: Path, stacks: Path, small_student: Path, tmp_path: Path) -> Words:
+def words(small_reference: Path, stacks: Path, small_student: Path, tmp_path: Path) -> Words:
     """A distillation of one step into tmp_path/out."""
     asked = ["distill", "--steps", "1", "--targets", "2", "--crop", str(SIDE)]
-    asked += ["--reference", str(teacher), "--student", str(small_student)]
+    asked += ["--reference", str(small_reference), "--student", str(small_student)]
     return [*asked, "--stacks", str(stacks), "--out", str(tmp_path / "out")]
 
 
@@ -101,13 +93,13 @@ def refused(words: Words, capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_teacher_of_other_frames_or_widths(
     change: dict[str, object],
     said: str,
-    teacher: Path,
+    small_reference: Path,
     words: Words,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     other = tmp_path / "other"
-    shutil.copytree(teacher, other)
+    shutil.copytree(small_reference, other)
     config = other / "unet" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
     line = refused(changed(words, "--reference", other), capsys)
@@ -153,7 +145,7 @@ def test_another_preset_or_source(words: Words, capsys: pytest.CaptureFixture[st
 
 
 def test_what_differs_from_the_checkpoint(
-    teacher: Path, words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_reference: Path, words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A resume with another student, reference, photos, stacks or option names both sides."""
     own = folder_of_stacks(tmp_path / "own", (SIDE,))
@@ -183,7 +175,7 @@ def test_what_differs_from_the_checkpoint(
 
     cases: list[tuple[Callable[[], Words], str]] = [
         (student, "student's channels was [16, 32], is [16, 8]"),
-        (reference, f"reference was {sha256(teacher)}, is "),
+        (reference, f"reference was {sha256(small_reference)}, is "),
         (photos, "photos was bundled, is 1 ("),
         (lambda: changed(words, "--stacks", "synthetic"), "stacks was ["),
         (lambda: [*words, "--seed", "5"], "seed was 0, is 5"),

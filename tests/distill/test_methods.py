@@ -22,7 +22,6 @@ from pocketfocus.distill.checkpoint import read_counters
 from pocketfocus.distill.consistency import LEVELS, Consistency, estimate
 from pocketfocus.distill.crops import Crops
 from pocketfocus.distill.presets import SMALLEST, build_reference
-from pocketfocus.distill.reference import save_reference
 from pocketfocus.distill.stage import Distillation, distill_run
 from pocketfocus.distill.targets import load_target, true_batch
 from pocketfocus.errors import UserError
@@ -37,14 +36,6 @@ KEEPS_PUBLISHED = replace(SMALLEST, relative_latents=False)  # the published for
 def teacher(request: pytest.FixtureRequest) -> ReferencePipeline:
     torch.manual_seed(0)
     return build_reference(request.param)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    made = tmp_path_factory.mktemp("reference")
-    save_reference(build_reference(SMALLEST), made, {})
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -155,15 +146,18 @@ def test_estimates_without_noise_are_what_was_given(teacher: ReferencePipeline) 
 
 
 def test_consistency_makes_a_reference_that_draws_in_few_steps(
-    folder: Path, stacks: np.ndarray, tmp_path: Path
+    small_reference: Path, stacks: np.ndarray, tmp_path: Path
 ) -> None:
     summary = distill_run(
-        tmp_path, str(folder), stacks=stacks, settings=settings(method="consistency", steps=2)
+        tmp_path,
+        str(small_reference),
+        stacks=stacks,
+        settings=settings(method="consistency", steps=2),
     )
     made = load_reference(str(tmp_path / "reference"))
     assert summary["kept"] == "trained" and summary["steps"] == 2
     assert made.sampling == Sampling(4, 1.0, 1.0)
-    teacher = load_reference(str(folder))
+    teacher = load_reference(str(small_reference))
     weights, before = made.unet.state_dict(), teacher.unet.state_dict()
     assert any(not torch.equal(weights[name], before[name]) for name in before)
     assert all(
@@ -189,14 +183,14 @@ def test_consistency_makes_a_reference_that_draws_in_few_steps(
 
 @pytest.mark.parametrize("method", ["regression", "adversarial", "consistency"])
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
-    folder: Path,
+    small_reference: Path,
     small_student: Path,
     stacks: np.ndarray,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     method: str,
 ) -> None:
-    how = (str(folder), small_student, None, stacks, settings(method=method))
+    how = (str(small_reference), small_student, None, stacks, settings(method=method))
     distill_run(tmp_path / "whole", *how)
     drawn, draw = 0, true_batch
 
@@ -222,13 +216,13 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
-    folder: Path,
+    small_reference: Path,
     small_student: Path,
     stacks: np.ndarray,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    how = (str(folder), small_student, None, stacks)
+    how = (str(small_reference), small_student, None, stacks)
     distill_run(tmp_path, *how, settings(steps=2))
     good = (tmp_path / "training/checkpoint.safetensors").read_bytes()
 
@@ -247,7 +241,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
 @pytest.mark.parametrize("method", ["regression", "consistency"])
 @pytest.mark.parametrize("source", ["reference", "stacks"])
 def test_the_references_stacks_or_true_ones_alone(
-    folder: Path,
+    small_reference: Path,
     small_student: Path,
     stacks: np.ndarray,
     tmp_path: Path,
@@ -266,7 +260,7 @@ def test_the_references_stacks_or_true_ones_alone(
         monkeypatch.setattr(stage, "true_batch", unwanted)
     asked = settings(method=method, steps=1, learn_from=source)
     given = stacks if source == "stacks" else None
-    told = distill_run(tmp_path, str(folder), small_student, None, given, asked)
+    told = distill_run(tmp_path, str(small_reference), small_student, None, given, asked)
     assert told["learn_from"] == source and told["steps"] == 1 and told["held_out"] == 1
     assert told["targets"] == (1 if source == "reference" else 0)
     (row,) = (tmp_path / "training/train.jsonl").read_text().splitlines()
@@ -290,7 +284,7 @@ def test_stacks_that_are_scored_on_are_not_learned_from() -> None:
 
 
 def test_a_teacher_of_other_frames_or_widths_is_refused(
-    folder: Path, small_student: Path, stacks: np.ndarray, tmp_path: Path
+    small_reference: Path, small_student: Path, stacks: np.ndarray, tmp_path: Path
 ) -> None:
     for change, said in (
         ({"num_frames": 14}, "expects 9 frames.* makes 14"),
@@ -302,7 +296,7 @@ def test_a_teacher_of_other_frames_or_widths_is_refused(
     ):
         broken = tmp_path / "teacher"
         shutil.rmtree(broken, ignore_errors=True)
-        shutil.copytree(folder, broken)
+        shutil.copytree(small_reference, broken)
         config = broken / "unet" / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
         with pytest.raises(UserError, match=said):
@@ -311,7 +305,7 @@ def test_a_teacher_of_other_frames_or_widths_is_refused(
 
 
 def test_stacks_of_mixed_sizes_are_refused(
-    folder: Path, small_student: Path, tmp_path: Path
+    small_reference: Path, small_student: Path, tmp_path: Path
 ) -> None:
     from PIL import Image
 
@@ -322,7 +316,7 @@ def test_stacks_of_mixed_sizes_are_refused(
     with pytest.raises(UserError, match=r"a/0.png is 64x64, b/0.png is 96x64"):
         distill_run(
             tmp_path / "out",
-            str(folder),
+            str(small_reference),
             small_student,
             settings=settings(sources=(str(tmp_path / "stacks"),)),
         )
@@ -330,9 +324,9 @@ def test_stacks_of_mixed_sizes_are_refused(
 
 
 def test_another_preset_start_or_setting_is_refused(
-    folder: Path, small_student: Path, stacks: np.ndarray, tmp_path: Path
+    small_reference: Path, small_student: Path, stacks: np.ndarray, tmp_path: Path
 ) -> None:
-    how = (str(folder), small_student, None, stacks)
+    how = (str(small_reference), small_student, None, stacks)
     with pytest.raises(UserError, match=r"no student of preset phone .*its channels is"):
         distill_run(tmp_path, *how, settings(preset="phone"))
     distill_run(tmp_path, *how, settings(steps=1))
@@ -343,17 +337,26 @@ def test_another_preset_start_or_setting_is_refused(
     other = build_student("phone")
     other.save_pretrained(tmp_path / "phone")
     with pytest.raises(UserError, match=r"student's channels was \[16, 32\], is \[128"):
-        distill_run(tmp_path, str(folder), tmp_path / "phone", None, stacks, settings(steps=2))
+        distill_run(
+            tmp_path, str(small_reference), tmp_path / "phone", None, stacks, settings(steps=2)
+        )
 
 
 def test_targets_hold_the_seed_that_made_them(
-    folder: Path, small_student: Path, stacks: np.ndarray, tmp_path: Path
+    small_reference: Path, small_student: Path, stacks: np.ndarray, tmp_path: Path
 ) -> None:
     distill_run(
-        tmp_path, str(folder), small_student, None, stacks, settings(method="consistency", steps=1)
+        tmp_path,
+        str(small_reference),
+        small_student,
+        None,
+        stacks,
+        settings(method="consistency", steps=1),
     )
     paths = sorted((tmp_path / "targets").glob("*/*.safetensors"))
     sample = load_target(paths[1])
-    expected = load_reference(str(folder))(sample.photo, sample.position, PUBLISHED, sample.seed)
+    expected = load_reference(str(small_reference))(
+        sample.photo, sample.position, PUBLISHED, sample.seed
+    )
     assert len(paths) == 2 and sample.position == 1
     assert (sample.stack - expected).abs().mean() < 0.03  # the photo was stored in 8 bits

@@ -14,8 +14,6 @@ import torch
 from pocketfocus.distill import stage, targets
 from pocketfocus.distill.crops import Crops
 from pocketfocus.distill.methods import get_method
-from pocketfocus.distill.presets import SMALLEST, build_reference
-from pocketfocus.distill.reference import save_reference
 from pocketfocus.distill.regression import Regression, stack_losses
 from pocketfocus.distill.stage import Distillation, distill_run
 from pocketfocus.distill.targets import (
@@ -35,16 +33,8 @@ from pocketfocus.student import RefocusStudent, load_student
 
 
 @pytest.fixture(scope="module")
-def reference_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("reference")
-    save_reference(build_reference(SMALLEST), folder, {})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def reference(reference_folder: Path) -> ReferencePipeline:
-    return load_reference(str(reference_folder))
+def reference(small_reference: Path) -> ReferencePipeline:
+    return load_reference(str(small_reference))
 
 
 @pytest.fixture(scope="module")
@@ -182,10 +172,10 @@ def test_small_photos_are_refused() -> None:
 
 
 def test_distils_and_writes_everything(
-    reference_folder: Path, small_student: Path, stacks: np.ndarray, tmp_path: Path
+    small_reference: Path, small_student: Path, stacks: np.ndarray, tmp_path: Path
 ) -> None:
     summary = distill_run(
-        tmp_path, str(reference_folder), small_student, stacks=stacks, settings=settings()
+        tmp_path, str(small_reference), small_student, stacks=stacks, settings=settings()
     )
     student = load_student(tmp_path / "student")
     assert student.photo_size == (64, 64)
@@ -199,7 +189,7 @@ def test_distils_and_writes_everything(
 
 
 def test_a_worse_result_is_not_kept(
-    reference_folder: Path,
+    small_reference: Path,
     small_student: Path,
     stacks: np.ndarray,
     tmp_path: Path,
@@ -208,7 +198,7 @@ def test_a_worse_result_is_not_kept(
     scores = iter([30.0, 20.0])
     monkeypatch.setattr(stage, "score", lambda *_: next(scores))
     summary = distill_run(
-        tmp_path, str(reference_folder), small_student, stacks=stacks, settings=settings()
+        tmp_path, str(small_reference), small_student, stacks=stacks, settings=settings()
     )
     assert summary["kept"] == "start"
     start, kept = (load_student(f).state_dict() for f in (small_student, tmp_path / "student"))
