@@ -159,9 +159,8 @@ class WeightNet(nn.Module):
 class Bands(nn.Module):
     """The photo's Laplacian pyramid: means of 2x2 pixels down, bilinear up.
 
-    `forward(photo [B,3,H,W])` gives the photo at a quarter of its size, [B,3,h,w], and K bands
-    [B,3,H/2**k,W/2**k], finest first: what averaging takes away at every level. H and W are
-    multiples of 2**K.
+    `forward(photo [B,3,H,W]) -> K bands [B,3,H/2**k,W/2**k]`, finest first: what averaging takes
+    away at every level. H and W are multiples of 2**K.
     """
 
     mean: Tensor
@@ -172,13 +171,13 @@ class Bands(nn.Module):
         # a convolution: XNNPACK does not take `avg_pool2d`
         self.register_buffer("mean", torch.full((COLOURS, 1, 2, 2), 0.25), persistent=False)
 
-    def forward(self, photo: Tensor) -> tuple[Tensor, list[Tensor]]:
-        sizes, bands = [photo], []
+    def forward(self, photo: Tensor) -> list[Tensor]:
+        bands = []
         for _ in range(self.bands):
-            smaller = F.conv2d(sizes[-1], self.mean, stride=2, groups=COLOURS)
-            bands.append(sizes[-1] - enlarged(smaller))
-            sizes.append(smaller)
-        return sizes[COARSE], bands
+            smaller = F.conv2d(photo, self.mean, stride=2, groups=COLOURS)
+            bands.append(photo - enlarged(smaller))
+            photo = smaller
+        return bands
 
 
 class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -186,7 +185,7 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     `forward(photo [B,3,H,W] in [-1,1], position one-hot [B,9]) -> [B*9,3,H,W] in [-1,1]`; H and W
     are multiples of `2 ** max(len(channels) + 1, bands)`. The frame at `position` is the photo,
-    but for float rounding; the untrained network gives it in all nine, as the `copy` baseline.
+    exactly; the untrained network gives the photo in all nine, as the `copy` baseline.
 
     Args:
         channels: width of each level; level i works at 1/2**(i+2) of the photo's size.
@@ -232,30 +231,31 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def forward(self, photo: Tensor, position: Tensor) -> Tensor:
         others = 1.0 - F.linear(position, self.frames)
         outputs = self.network(photo, position) * others[:, :, None, None]
-        return self.compose(outputs, *self.pyramid(photo))
+        return self.compose(photo, outputs, self.pyramid(photo))
 
     @staticmethod
-    def compose(outputs: Tensor, small: Tensor, bands: Sequence[Tensor]) -> Tensor:
-        """Rebuild the photo nine times from its pyramid, every band strengthened by its gains.
+    def compose(photo: Tensor, outputs: Tensor, bands: Sequence[Tensor]) -> Tensor:
+        """The photo, every band times its gains, and the added colours, to the stack in [-1,1].
 
-        outputs [B,K*9+27,h,w], nine gains a band, then nine frames' colours; small [B,3,h,w], the
-        photo at their size; K bands, finest first; result [B*9,3,H,W], clamped to [-1,1]. No tensor
-        has more than four dimensions. Whole numbers are written as floats: ExecuTorch converts
-        integers at run time, outside the delegate.
+        photo [B,3,H,W]; outputs [B,K*9+27,h,w], nine gains a band, then nine frames' colours;
+        K bands, finest first; result [B*9,3,H,W]. No tensor has more than four dimensions. Whole
+        numbers are written as floats: ExecuTorch converts integers at run time, outside the
+        delegate.
         """
-        batch, _, height, width = outputs.shape
-        colours = outputs[:, len(bands) * FRAMES :].reshape(-1, COLOURS, height * width)
-        stack = colours + repeated(small.flatten(2), batch)
-        stack = stack.reshape(batch, FRAMES * COLOURS, height, width)
+        height, width = photo.shape[-2:]
+        gains = [outputs[:, n * FRAMES : (n + 1) * FRAMES] for n in range(len(bands))]
+        change = outputs[:, len(bands) * FRAMES :]
         for level in reversed(range(len(bands))):
-            gain, band = outputs[:, level * FRAMES : (level + 1) * FRAMES], bands[level]
-            if level < COARSE:  # not in `small`: as strong as in the photo, and the gain on top
-                stack = enlarged(stack)
-                gain = enlarged(1.0 + gain, 2.0 ** (COARSE - level))
+            gain, band = gains[level], bands[level]
+            if level < COARSE:  # finer than the outputs: all that is coarser is enlarged once
+                change = enlarged(change)
+                gain = enlarged(gain, 2.0 ** (COARSE - level))
             elif level > COARSE:
                 band = enlarged(band, 2.0 ** (level - COARSE))
-            stack = stack + weighted(gain, band)
-        return stack.clamp(-1.0, 1.0).reshape(-1, COLOURS, *bands[0].shape[-2:])
+            change = change + weighted(gain, band)
+        photos = repeated(photo.flatten(2), len(photo)).reshape(-1, COLOURS, height * width)
+        stack = photos + change.reshape(-1, COLOURS, height * width)
+        return stack.clamp(-1.0, 1.0).reshape(-1, COLOURS, height, width)
 
 
 def weighted(gain: Tensor, band: Tensor) -> Tensor:
