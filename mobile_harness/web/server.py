@@ -245,10 +245,10 @@ def serve(
         server = uvicorn.Server(config)
         if visit:
             stack.enter_context(visit.ends(server))
-        say(invitation(f"{base}?{TOKEN}={token}{place}" if token else base + place))
-        say(hint(network, port))
-        say("Ctrl-C stops.")
         with suppress(KeyboardInterrupt), interrupted_by(signal.SIGTERM, signal.SIGHUP):
+            say(invitation(f"{base}?{TOKEN}={token}{place}" if token else base + place))
+            say(hint(network, port))
+            say("Ctrl-C stops.")
             server.run(sockets=[listener])
         say("stopped")
 
