@@ -55,7 +55,7 @@ def loss_cell(row: Row | None) -> str:
     if row is None:
         return "–"
     judged = "" if row["most_db"] is None else f" {row['status']}"
-    return f"{figure(row['loss_db'], 3)}{judged}"
+    return f"{figure(round(row['loss_db'], 3) + 0.0, 3)}{judged}"  # never "-0.000"
 
 
 def differences_table(artifacts: Sequence[Artifact]) -> str:
