@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from pocketfocus.errors import UserError
 from pocketfocus.quantize.calibration import Calibration
-from pocketfocus.quantize.fake import Ranges, by_pixel, observe, static
+from pocketfocus.quantize.fake import Ranges, by_pixel, grouped, observe, static
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.recipes import Recipe, Scheme
 from pocketfocus.quantize.sensitivity import CHOICES
@@ -111,22 +110,9 @@ def at_run_time(x: Tensor) -> Tensor:
 
 
 def round_weight(weight: Tensor, scheme: Scheme, transposed: bool) -> Tensor:
-    """A weight in a scheme's symmetric integers times a scale, by torchao.
-
-    Its outputs come first, or second when `transposed`; a group is of one output's weights.
-    """
+    """A weight in a scheme's symmetric integers times a scale, by torchao; see `fake.grouped`."""
     from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer
 
-    integers = getattr(torch, f"int{scheme.bits}")
-    turned = weight.transpose(0, 1) if transposed else weight
-    rows = turned.reshape(turned.shape[0], -1)
-    width = rows.shape[1]
-    if isinstance(scheme.granularity, int):
-        rows = F.pad(rows, (0, -width % scheme.granularity))
-        config = IntxFakeQuantizeConfig(integers, group_size=scheme.granularity)
-    else:
-        rows = rows.reshape(1, -1) if scheme.granularity == "tensor" else rows
-        config = IntxFakeQuantizeConfig(integers, "per_channel")
-    found: Tensor = IntxFakeQuantizer(config)(rows)
-    found = found.reshape(turned.shape[0], -1)[:, :width].reshape(turned.shape)
-    return found.transpose(0, 1) if transposed else found
+    config = IntxFakeQuantizeConfig(getattr(torch, f"int{scheme.bits}"), "per_channel")
+    rows, back = grouped(weight, scheme, transposed)
+    return back(IntxFakeQuantizer(config)(rows))

@@ -94,22 +94,35 @@ def round_weight(weight: Tensor, scheme: Scheme, transposed: bool) -> Tensor:
         return weight.half().float() if scheme.bits == 16 else weight
     if scheme.form != "affine":
         raise ValueError("palettes are made by coremltools alone")
-    turned = weight.transpose(0, 1) if transposed else weight
-    rows = turned.reshape(turned.shape[0], -1)
-    if scheme.granularity == "tensor":
-        groups = rows.reshape(1, -1)
-    elif scheme.granularity == "channel":
-        groups = rows
-    else:
-        size = int(scheme.granularity)
-        spare = -rows.shape[1] % size
-        groups = nn.functional.pad(rows, (0, spare)).reshape(-1, size)
+    groups, back = grouped(weight, scheme, transposed)
     highest = 2 ** (scheme.bits - 1) - 1
     scales = (groups.abs().amax(1) / highest).clamp_min(TINY)
     zeros = torch.zeros(len(scales), dtype=torch.int32)
-    found = torch.fake_quantize_per_channel_affine(groups, scales, zeros, 0, -highest - 1, highest)
-    found = found.reshape(rows.shape[0], -1)[:, : rows.shape[1]].reshape(turned.shape)
-    return found.transpose(0, 1) if transposed else found
+    lowest = -highest - 1
+    return back(torch.fake_quantize_per_channel_affine(groups, scales, zeros, 0, lowest, highest))
+
+
+def grouped(weight: Tensor, scheme: Scheme, transposed: bool) -> tuple[Tensor, Round]:
+    """A weight as rows that share a scale, and what makes such rows a weight again.
+
+    A group is of one output's weights, its last one filled with zeros. Outputs come first in a
+    weight, or second when `transposed`.
+    """
+    turned = weight.transpose(0, 1) if transposed else weight
+    outputs = turned.reshape(turned.shape[0], -1)
+    count, width = outputs.shape
+    rows = outputs
+    if scheme.granularity == "tensor":
+        rows = outputs.reshape(1, -1)
+    elif isinstance(scheme.granularity, int):
+        spare = -width % scheme.granularity
+        rows = nn.functional.pad(outputs, (0, spare)).reshape(-1, scheme.granularity)
+
+    def back(found: Tensor) -> Tensor:
+        whole = found.reshape(count, -1)[:, :width].reshape(turned.shape)
+        return whole.transpose(0, 1) if transposed else whole
+
+    return rows, back
 
 
 def static(x: Tensor, span: tuple[float, float]) -> Tensor:
