@@ -123,6 +123,8 @@ def converted(
     import coremltools as ct
 
     precision = ct.precision.FLOAT32 if recipe.weight_bits == 32 else ct.precision.FLOAT16
+    passes = ct.PassPipeline()
+    passes.set_options("common::const_deduplication", {"const_threshold": 1})
     return ct.convert(
         captured,
         inputs=[
@@ -132,6 +134,7 @@ def converted(
         minimum_deployment_target=ct.target[f"iOS{recipe.ios}"],
         compute_precision=precision,
         convert_to="mlprogram",
+        pass_pipeline=passes,
         skip_model_load=True,
     )
 

@@ -1,9 +1,10 @@
 """The one-step student: photo and focal position in, focal stack out, in one convolutional pass.
 
 A U-Net at a quarter of the photo's size says by how much every frame strengthens or weakens each
-band of the photo's Laplacian pyramid (Burt and Adelson, 1983) at every place, and which colours it
-adds. Defocus weakens bands, finest first; the full size sees nothing but two multiplications. No
-decoder has to carry the photo's detail, and a frame with nothing to change is the photo itself.
+band of the photo at every place (after the Laplacian pyramid of Burt and Adelson, 1983), and which
+colours it adds. Defocus weakens bands, finest first; the full size sees little but two
+multiplications. No decoder has to carry the photo's detail, and a frame with nothing to change is
+the photo itself.
 
 Design: the nine frames are channels of one pass, not a batch of nine, so that temporal mixing is
 an ordinary convolution. Only layers that XNNPACK and Core ML take whole are used: convolutions,
@@ -157,27 +158,39 @@ class WeightNet(nn.Module):
 
 
 class Bands(nn.Module):
-    """The photo's Laplacian pyramid: means of 2x2 pixels down, bilinear up.
+    """What a binomial blur of 3x3 pixels takes away from the photo, at every size.
 
-    `forward(photo [B,3,H,W]) -> K bands [B,3,H/2**k,W/2**k]`, finest first: what averaging takes
-    away at every level. H and W are multiples of 2**K.
+    `forward(photo [B,3,H,W]) -> K bands [B,3,H/2**k,W/2**k]`, finest first; smaller sizes are means
+    of 2x2 pixels, H and W multiples of 2**K. In a Laplacian pyramid, which takes away what the
+    next smaller size shows, decimation's own errors are in every band. Here none is decimated
+    within (as in the "algorithme a trous" of Holschneider et al., 1989), so small blurs are exact.
     """
 
     mean: Tensor
+    binomial: Tensor
 
     def __init__(self, bands: int) -> None:
         super().__init__()
         self.bands = bands
         # a convolution: XNNPACK does not take `avg_pool2d`
         self.register_buffer("mean", torch.full((COLOURS, 1, 2, 2), 0.25), persistent=False)
+        row = torch.tensor([0.25, 0.5, 0.25])
+        kernel = (row[:, None] * row).repeat(COLOURS, 1, 1, 1)
+        self.register_buffer("binomial", kernel, persistent=False)
 
     def forward(self, photo: Tensor) -> list[Tensor]:
         bands = []
-        for _ in range(self.bands):
-            smaller = F.conv2d(photo, self.mean, stride=2, groups=COLOURS)
-            bands.append(photo - enlarged(smaller))
-            photo = smaller
+        for level in range(self.bands):
+            if level:
+                photo = F.conv2d(photo, self.mean, stride=2, groups=COLOURS)
+            bands.append(photo - F.conv2d(edged(photo), self.binomial, groups=COLOURS))
         return bands
+
+
+def edged(x: Tensor) -> Tensor:
+    """[B,C,H,W] -> [B,C,H+2,W+2], its edges repeated; XNNPACK has no such padding."""
+    x = torch.cat([x[:, :, :1], x, x[:, :, -1:]], dim=2)
+    return torch.cat([x[..., :1], x, x[..., -1:]], dim=3)
 
 
 class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -194,7 +207,7 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
         activation: one of `ACTIVATIONS`.
         depthwise: whether the blocks' convolutions are; see `ConvBlock`.
         attention, frames_apart: see `WeightNet`.
-        bands: of the Laplacian pyramid, three at least.
+        bands: how many, three at least; see `Bands`.
         size: (height, width) of the photo that the exported files take, pixels.
     """
 
