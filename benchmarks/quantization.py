@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from pocketfocus.benchmarks.device import HOST, MIL_CHECK
 from pocketfocus.benchmarks.losses import LOSSES_FILE
 from pocketfocus.benchmarks.tables import figure, markdown
-from pocketfocus.benchmarks.verify import VERIFY_FILE, is_written, parity_rows
+from pocketfocus.benchmarks.verify import SAME_FILE, VERIFY_FILE, is_written, parity_rows
 from pocketfocus.errors import UserError
 from pocketfocus.files import Row, read_rows
 from pocketfocus.manifest import Artifact, load_manifest
@@ -25,11 +26,17 @@ FLOAT = "fp32"
 def files_table(
     artifacts: Sequence[Artifact], verify: Sequence[Row], losses: Sequence[Row] = ()
 ) -> str:
-    """Bytes of every file, its share of the target's fp32 file, parity, what it loses against true
-    stacks of every source, and bits of its layers."""
+    """Bytes of every file, its share of the target's fp32 file, parity here and of every other
+    device with this host, what it loses against true stacks of every source, and bits of its
+    layers."""
     sources = list(dict.fromkeys(row["stacks"] for row in losses))
     lost = {(row["artifact"], row["stacks"]): row for row in losses}
-    gates = {row["artifact"]: row for row in parity_rows(verify)}
+    rows = parity_rows(verify)
+    gates = {row["artifact"]: row for row in rows if row["device"] in (HOST, MIL_CHECK)}
+    twins = {
+        (row["artifact"], row["device"]): row for row in rows if row["gate"].startswith(SAME_FILE)
+    }
+    others = sorted({device for _, device in twins})
     whole = {a.target: a.bytes for a in artifacts if a.precision == FLOAT}
     lines = []
     for artifact in artifacts:
@@ -40,14 +47,21 @@ def files_table(
                 f"`{artifact.name}`",
                 figure(artifact.bytes / 1e6, 2),
                 "–" if not floats else figure(artifact.bytes / floats, 3),
-                "–" if gate is None else f"{figure(gate['psnr_db'])} {gate['status']}",
+                gate_cell(gate),
+                *(gate_cell(twins.get((artifact.name, device))) for device in others),
                 *(loss_cell(lost.get((artifact.name, source))) for source in sources),
                 ", ".join(f"{n} × {b}" for b, n in sorted(bits.items(), reverse=True)) or "–",
             ]
         )
     heads = ["file", "MB", "of fp32", "worst stack, dB"]
+    heads += [f"{device} against host, dB" for device in others]
     heads += [f"loss on {source}, dB" for source in sources]
     return markdown([*heads, "layers × bits"], lines)
+
+
+def gate_cell(row: Row | None) -> str:
+    """Parity, and whether it passed; a file that could not be executed has none."""
+    return "–" if row is None else f"{figure(row['psnr_db'])} {row['status']}"
 
 
 def loss_cell(row: Row | None) -> str:

@@ -12,6 +12,7 @@ import torch
 from pocketfocus.benchmarks import losses as module
 from pocketfocus.benchmarks.losses import fewest_bits, losses
 from pocketfocus.benchmarks.quantization import files_table
+from pocketfocus.benchmarks.verify import SAME_FILE
 from pocketfocus.export.open import Model
 from pocketfocus.manifest import Artifact, load_manifest
 from pocketfocus.optics import FRAMES, one_hot
@@ -70,6 +71,20 @@ def test_losses_are_columns_of_the_table(run: Path) -> None:
     assert "| 0.000 |" in exact
     assert f"| {rows[2]['loss_db']:.3f} fail |" in much
     assert "loss" not in files_table(artifacts, [])
+
+
+def test_other_devices_are_columns_beside_this_hosts_parity(run: Path) -> None:
+    artifacts = load_manifest(run).artifacts[:1]
+    row = {"artifact": artifacts[0].name, "gate": "student", "status": "pass"}
+    verify = [
+        row | {"device": "host", "psnr_db": 60.0},
+        row | {"device": "arm64", "psnr_db": 50.0},
+        row | {"device": "arm64", "gate": f"{SAME_FILE} host", "psnr_db": 44.0, "status": "fail"},
+    ]
+    head, _, line = files_table(artifacts, verify).splitlines()
+    assert "| worst stack, dB | arm64 against host, dB |" in head
+    assert "| 60.0 pass | 44.0 fail |" in line
+    assert "arm64" not in files_table(artifacts, verify[:1])
 
 
 def test_a_file_that_says_nothing_has_no_limit() -> None:
