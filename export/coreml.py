@@ -123,7 +123,7 @@ def converted(
     import coremltools as ct
 
     precision = ct.precision.FLOAT32 if recipe.weight_bits == 32 else ct.precision.FLOAT16
-    passes = ct.PassPipeline()
+    passes = ct.PassPipeline()  # numbers of any size are kept once, not those of 100 elements alone
     passes.set_options("common::const_deduplication", {"const_threshold": 1})
     return ct.convert(
         captured,

@@ -69,6 +69,21 @@ def test_float16_is_what_a_float16_program_loses(
     assert psnr(stack_of(program), truth) + 1 < psnr(stack_of(program, declared=False), truth) < 110
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_equal_numbers_are_in_a_package_once(precision: str, packages: dict[str, Path]) -> None:
+    spec = ct.models.MLModel(str(packages[precision]), skip_model_load=True).get_spec()
+    (block,) = spec.mlProgram.functions["main"].block_specializations.values()
+    texts = {ct.proto.MIL_pb2.STRING, ct.proto.MIL_pb2.BOOL}
+    values = [op.attributes["val"] for op in block.operations if op.type == "const"]
+    numbers = [
+        value.SerializeToString(deterministic=True)
+        for value in values
+        if value.type.tensorType.dataType not in texts
+    ]
+    assert len(numbers) > 30
+    assert len(numbers) == len(set(numbers))
+
+
 def weight_names(program: Program) -> list[str]:
     """The weights of the network's convolutions and linear layers, in order."""
     names = [op.weight.name for op in program.operations() if op.op_type in WEIGHTED]
