@@ -335,7 +335,7 @@ def plot_grids(rows: Sequence[Row], path: Path) -> None:
     ]
     columns = min(3, len(grids))
     lines = math.ceil(len(grids) / columns)
-    figure = Figure(figsize=(4.6 * columns, 4.6 * lines), layout="constrained")
+    figure = Figure(figsize=(4.6 * columns, 5.1 * lines), layout="constrained")
     for index, (model, stacks) in enumerate(grids):
         axis = figure.add_subplot(lines, columns, index + 1)
         own = [cell for cell in cells if (cell["model"], cell["stacks"]) == (model, stacks)]
