@@ -1,41 +1,37 @@
-"""Quantization-aware distillation: a student learns through the rounding of a recipe.
+"""Quantization-aware distillation: a student learns through the rounding of a recipe's files.
 
-Weights and activations are rounded in every call, as the files of the recipe have them, and the
-gradient passes straight through (Bengio et al., arXiv 1308.3432; LLM-QAT, arXiv 2305.17888). The
-rounding of weights, and of activations at run time, is torchao's, that of its own exporters. What
-is learned, and saved, is an ordinary student: quantizing it afterwards loses less.
+In every call weights and activations are rounded as the targets' files have them, and the gradient
+passes straight through (LLM-QAT, arXiv 2305.17888). What is learned, and saved, is an ordinary
+student: quantizing it afterwards loses less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from pocketfocus.errors import UserError
+from pocketfocus.optics import FRAMES
 from pocketfocus.quantize.calibration import Calibration
-from pocketfocus.quantize.fake import Ranges, by_pixel, grouped, observe, static
-from pocketfocus.quantize.layers import layers_of
+from pocketfocus.quantize.fake import Rounded, observe
 from pocketfocus.quantize.recipes import Recipe, Scheme
-from pocketfocus.quantize.sensitivity import CHOICES
+from pocketfocus.quantize.sensitivity import TARGETS
 
 
-def schemes_of(recipe: Recipe, network: nn.Module) -> dict[str, Scheme]:
-    """The coarsest integers that any target takes of a recipe, for every layer that has some.
+def schemes_of(recipe: Recipe, network: nn.Module) -> dict[str, dict[str, Scheme]]:
+    """The integers that every target takes of a recipe: by target, and of its layers by path.
 
     Palettes, which are found by k-means, do not count. UserError when no layer is rounded.
     """
-    tables = [choices(recipe, network) for choices in CHOICES.values()]
     found = {}
-    for name in layers_of(network):
-        taken = [table[name].scheme for table in tables]
-        integers = [s for s in taken if s.bits < 16 and s.form == "affine"]
+    for name, target in TARGETS.items():
+        taken = {layer: c.scheme for layer, c in target.choices(recipe, network).items()}
+        integers = {n: s for n, s in taken.items() if s.bits < 16 and s.form == "affine"}
         if integers:
-            found[name] = min(integers, key=lambda s: (s.bits, s.activations == "float"))
+            found[name] = integers
     if not found:
         raise UserError(
             f"the recipe {recipe.name} rounds no layer to integers, so there is nothing to learn: "
@@ -45,74 +41,38 @@ def schemes_of(recipe: Recipe, network: nn.Module) -> dict[str, Scheme]:
 
 
 @dataclass(frozen=True)
-class Rounded:
-    """A student as the files of a recipe compute it; called as the student is, and differentiable.
+class Files:
+    """A student as the files of several targets compute it, each photo as another one does.
 
     Attributes:
-        student: whose parameters learn.
-        schemes: of the layers that are rounded, by path.
-        ranges: of their inputs and outputs on real photos, for static activations.
+        files: of which photo i of a batch, at position p, goes through number i + p, in turn: a
+            batch has its share of all, and so have photos that come one by one.
     """
 
-    student: nn.Module
-    schemes: Mapping[str, Scheme]
-    ranges: Mapping[str, Ranges]
+    files: tuple[Callable[[Tensor, Tensor], Tensor], ...]
 
     def __call__(self, photo: Tensor, position: Tensor) -> Tensor:
         """Photo [B,3,H,W] in [-1,1] and position one-hot [B,9] to the stack [B*9,3,H,W]."""
-        weights, handles = {}, []
-        for name, scheme in self.schemes.items():
-            layer = self.student.get_submodule(name)
-            weight = layer.get_parameter("weight")
-            turned = isinstance(layer, nn.ConvTranspose2d)
-            weights[f"{name}.weight"] = round_weight(weight, scheme, turned)
-            handles += hooked(layer, scheme, self.ranges.get(name))
-        try:
-            stack: Tensor = functional_call(self.student, weights, (photo, position))
-        finally:
-            for handle in handles:
-                handle.remove()
-        return stack
-
-
-def rounded(student: nn.Module, recipe: Recipe, inputs: Calibration) -> Rounded:
-    """A student through a recipe; ranges are those of the calibration inputs before it learns."""
-    schemes = schemes_of(recipe, student)
-    fixed = any(scheme.activations == "static" for scheme in schemes.values())
-    return Rounded(student, schemes, observe(student, inputs) if fixed else {})
-
-
-def hooked(layer: nn.Module, scheme: Scheme, ranges: Ranges | None) -> list[Any]:
-    """Hooks that round what goes into a layer and, with fixed ranges, what comes out."""
-    if scheme.activations == "static" and ranges is not None:
-        return [
-            layer.register_forward_pre_hook(lambda _, given: (fixed(given[0], ranges.input),)),
-            layer.register_forward_hook(lambda _, given, output: fixed(output, ranges.output)),
+        place = torch.arange(len(photo), device=photo.device)
+        turn = (place + position.argmax(1)) % len(self.files)
+        parts = [place[turn == index] for index in range(len(self.files))]
+        made = [
+            file(photo[part], position[part]).reshape(-1, FRAMES, *photo.shape[1:])
+            for file, part in zip(self.files, parts, strict=True)
+            if len(part)
         ]
-    if scheme.activations == "dynamic":
-        rows = by_pixel(layer, at_run_time)
-        return [layer.register_forward_pre_hook(lambda _, given: (rows(given[0]),))]
-    return []
+        return torch.cat(made)[torch.cat(parts).argsort()].flatten(0, 1)
 
 
-def fixed(x: Tensor, span: tuple[float, float]) -> Tensor:
-    """Values rounded to int8 over a fixed range, in float32 whatever their type."""
-    return static(x.float(), span).to(x.dtype)
-
-
-def at_run_time(x: Tensor) -> Tensor:
-    """Values rounded to int8 over the range of each row (the last dimension), by torchao."""
-    from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer
-
-    config = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
-    found: Tensor = IntxFakeQuantizer(config)(x.float())
-    return found.to(x.dtype)
-
-
-def round_weight(weight: Tensor, scheme: Scheme, transposed: bool) -> Tensor:
-    """A weight in a scheme's symmetric integers times a scale, by torchao; see `fake.grouped`."""
-    from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer
-
-    config = IntxFakeQuantizeConfig(getattr(torch, f"int{scheme.bits}"), "per_channel")
-    rows, back = grouped(weight, scheme, transposed)
-    return back(IntxFakeQuantizer(config)(rows))
+def rounded(student: nn.Module, recipe: Recipe, inputs: Calibration) -> Files:
+    """A student through a recipe's files; ranges are those of the calibration inputs before it
+    learns. UserError when no target rounds a layer to integers."""
+    schemes = schemes_of(recipe, student)
+    fixed = any(s.activations == "static" for table in schemes.values() for s in table.values())
+    ranges = observe(student, inputs) if fixed else {}
+    return Files(
+        tuple(
+            Rounded(student, table, ranges, TARGETS[target].grid)
+            for target, table in schemes.items()
+        )
+    )

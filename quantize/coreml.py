@@ -17,11 +17,13 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from pocketfocus.quantize.executorch import Inputs, capture, int8
+from pocketfocus.quantize.fake import symmetric
 from pocketfocus.quantize.plan import Choice, plan
 from pocketfocus.quantize.recipes import Recipe, Scheme
 
 TARGET = "coreml"
 SMALLEST_WEIGHT = 512  # elements; fewer are not worth a palette
+grid = symmetric  # see `fake.Grid`
 MODERN_IOS = 18  # has blocks of integers, and palettes for groups of channels
 FLOATS_16 = "a file is float16 throughout unless every layer is asked to be float32"
 NO_BLOCKS = "iOS 17 has no blocks of integers"

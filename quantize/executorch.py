@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from pocketfocus.quantize.fake import symmetric
 from pocketfocus.quantize.layers import quantizable
 from pocketfocus.quantize.plan import Choice, plan
 from pocketfocus.quantize.recipes import Granularity, Recipe, Scheme
@@ -131,6 +132,17 @@ def linear_inputs(layer: nn.Module) -> int:
 def choices(recipe: Recipe, network: nn.Module) -> dict[str, Choice]:
     """What XNNPACK is asked for, layer by layer; UserError for patterns that fit none."""
     return plan(recipe, TARGET, network, choose)
+
+
+def grid(rows: Tensor, bits: int) -> Tensor:
+    """Where weights [R,N], a scale a row, come to lie: at 4 bits torchao's, whose largest one is
+    between 7 and 8 steps. See `fake.Grid`."""
+    if bits == 8:
+        return symmetric(rows, bits)
+    from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer
+
+    found: Tensor = IntxFakeQuantizer(IntxFakeQuantizeConfig(INT4, "per_channel"))(rows)
+    return found
 
 
 def quantized(student: nn.Module, recipe: Recipe, inputs: Inputs) -> tuple[Any, int]:

@@ -1,19 +1,25 @@
-"""One layer of a network as a scheme would have it: weights and activations rounded, in float32."""
+"""A network as schemes would have it: weights and activations of its layers rounded, in float32.
+
+The gradient passes straight through the rounding (Bengio et al., arXiv 1308.3432).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.recipes import Scheme
 
 Round = Callable[[Tensor], Tensor]
+Grid = Callable[[Tensor, int], Tensor]
+"""Rows [R,N] of weights, each with a scale of its own, to signed integers of so many bits times
+that scale: what targets differ in is where the largest weight of a row comes to lie."""
 
 LOWEST, HIGHEST = -128, 127
 TINY = 1e-12  # a scale is never zero
@@ -58,35 +64,66 @@ def observe(network: nn.Module, inputs: Any) -> dict[str, Ranges]:
     }
 
 
-@contextmanager
-def rounded_layer(
-    network: nn.Module, name: str, scheme: Scheme, ranges: Mapping[str, Ranges]
-) -> Iterator[None]:
-    """Within, the layer computes with a scheme's weights and activations; afterwards as before."""
-    layer = network.get_submodule(name)
-    weight = layer.get_parameter("weight")
-    kept = weight.detach().clone()
-    handles = []
-    if scheme.bits < 16 and scheme.activations == "static":
-        span = ranges[name]
-        handles = [
-            layer.register_forward_pre_hook(lambda _, given: (static(given[0], span.input),)),
-            layer.register_forward_hook(lambda _, given, output: static(output, span.output)),
-        ]
-    elif scheme.bits < 16 and scheme.activations == "dynamic":
-        rows = by_pixel(layer, dynamic)
-        handles = [layer.register_forward_pre_hook(lambda _, given: (rows(given[0]),))]
-    try:
-        weight.data.copy_(round_weight(kept, scheme, isinstance(layer, nn.ConvTranspose2d)))
-        yield
-    finally:
-        weight.data.copy_(kept)
-        for handle in handles:
-            handle.remove()
+@dataclass(frozen=True)
+class Rounded:
+    """A network with some layers rounded; called as the network is, and differentiable.
+
+    Attributes:
+        network: which stays as it is; its parameters get the gradients.
+        schemes: of the layers that are rounded, by path. ValueError, when called, for palettes.
+        ranges: of inputs and outputs, of every layer with static activations.
+        grid: the integers of the weights.
+    """
+
+    network: nn.Module
+    schemes: Mapping[str, Scheme]
+    ranges: Mapping[str, Ranges]
+    grid: Grid
+
+    def __call__(self, *arguments: Tensor) -> Tensor:
+        weights, handles = {}, []
+        for name, scheme in self.schemes.items():
+            layer = self.network.get_submodule(name)
+            transposed = isinstance(layer, nn.ConvTranspose2d)
+            weight = layer.get_parameter("weight")
+            weights[f"{name}.weight"] = round_weight(weight, scheme, transposed, self.grid)
+            handles += self._hooks(name, layer, scheme)
+        try:
+            found: Tensor = functional_call(self.network, weights, arguments)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+    def _hooks(self, name: str, layer: nn.Module, scheme: Scheme) -> list[Any]:
+        if scheme.bits < 16 and scheme.activations == "static":
+            span = self.ranges[name]
+            return [
+                layer.register_forward_pre_hook(lambda _, given: (static(given[0], span.input),)),
+                layer.register_forward_hook(lambda _, given, output: static(output, span.output)),
+            ]
+        if scheme.bits < 16 and scheme.activations == "dynamic":
+            rows = by_pixel(layer, dynamic)
+            return [layer.register_forward_pre_hook(lambda _, given: (rows(given[0]),))]
+        return []
 
 
-def round_weight(weight: Tensor, scheme: Scheme, transposed: bool) -> Tensor:
-    """A weight in a scheme's values: float16, or symmetric integers times a scale.
+def symmetric(rows: Tensor, bits: int) -> Tensor:
+    """The largest weight of a row is the largest integer, 127 or 7: a `Grid`, and the coarsest."""
+    largest = 2 ** (bits - 1) - 1
+    return scaled(rows, rows.abs().amax(1) / largest, bits)
+
+
+def scaled(rows: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """Rows rounded to signed integers times these scales, one a row."""
+    half = 2 ** (bits - 1)
+    scales = torch.where(scales.abs() < TINY, TINY, scales).detach()
+    zeros = torch.zeros(len(scales), dtype=torch.int32, device=rows.device)
+    return torch.fake_quantize_per_channel_affine(rows, scales, zeros, 0, -half, half - 1)
+
+
+def round_weight(weight: Tensor, scheme: Scheme, transposed: bool, grid: Grid) -> Tensor:
+    """A weight in a scheme's values: float16, or the integers of a grid times a scale.
 
     Its outputs come first, or second when `transposed`. ValueError for palettes.
     """
@@ -94,12 +131,8 @@ def round_weight(weight: Tensor, scheme: Scheme, transposed: bool) -> Tensor:
         return weight.half().float() if scheme.bits == 16 else weight
     if scheme.form != "affine":
         raise ValueError("palettes are made by coremltools alone")
-    groups, back = grouped(weight, scheme, transposed)
-    highest = 2 ** (scheme.bits - 1) - 1
-    scales = (groups.abs().amax(1) / highest).clamp_min(TINY)
-    zeros = torch.zeros(len(scales), dtype=torch.int32)
-    lowest = -highest - 1
-    return back(torch.fake_quantize_per_channel_affine(groups, scales, zeros, 0, lowest, highest))
+    rows, back = grouped(weight, scheme, transposed)
+    return back(grid(rows, scheme.bits))
 
 
 def grouped(weight: Tensor, scheme: Scheme, transposed: bool) -> tuple[Tensor, Round]:
@@ -126,11 +159,13 @@ def grouped(weight: Tensor, scheme: Scheme, transposed: bool) -> tuple[Tensor, R
 
 
 def static(x: Tensor, span: tuple[float, float]) -> Tensor:
-    """Values rounded to int8 over a fixed range, one scale for all."""
+    """Values rounded to int8 over a fixed range, one scale for all; in float32 whatever their
+    type."""
     low, high = min(span[0], 0.0), max(span[1], 0.0)
     scale = max((high - low) / (HIGHEST - LOWEST), TINY)
     zero = int(min(max(round(LOWEST - low / scale), LOWEST), HIGHEST))
-    return torch.fake_quantize_per_tensor_affine(x, scale, zero, LOWEST, HIGHEST)
+    made = torch.fake_quantize_per_tensor_affine(x.float(), scale, zero, LOWEST, HIGHEST)
+    return made.to(x.dtype)
 
 
 def by_pixel(layer: nn.Module, rounding: Round) -> Round:
@@ -142,10 +177,9 @@ def by_pixel(layer: nn.Module, rounding: Round) -> Round:
 
 
 def dynamic(x: Tensor) -> Tensor:
-    """Values rounded to int8 over the range of each row (the last dimension)."""
-    rows = x.reshape(-1, x.shape[-1])
-    low, high = rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0)
-    scales = ((high - low) / (HIGHEST - LOWEST)).clamp_min(TINY)
-    zeros = (LOWEST - low / scales).round().clamp(LOWEST, HIGHEST).to(torch.int32)
-    found = torch.fake_quantize_per_channel_affine(rows, scales, zeros, 0, LOWEST, HIGHEST)
-    return found.reshape(x.shape)
+    """Values rounded to int8 over the range of each row (the last dimension), by torchao."""
+    from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer
+
+    config = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
+    found: Tensor = IntxFakeQuantizer(config)(x.float())
+    return found.to(x.dtype)

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import helper, version_converter
-from torch import nn
+from torch import Tensor, nn
 
 from pocketfocus.quantize.calibration import Calibration
+from pocketfocus.quantize.fake import scaled, symmetric
 from pocketfocus.quantize.layers import LAYER_TYPES, layers_of
 from pocketfocus.quantize.plan import Choice, plan
 from pocketfocus.quantize.recipes import GROUP, Recipe, Scheme
@@ -37,6 +38,7 @@ DYNAMIC_PRODUCTS = "MatMulNBits multiplies with activations quantized at run tim
 FLOAT_CONVOLUTIONS = "onnxruntime has no 4-bit convolution: weights are unpacked to float32"
 STATIC_ONLY = "8 bits are QDQ, whose ranges are fixed"
 CHANNELS_ONLY = "QDQ weights have one scale a channel here"
+LOWEST_4 = -8  # of 4-bit integers
 INT8_ARITHMETIC = 4  # MatMulNBits' accuracy_level: activations to int8 at run time
 
 
@@ -67,6 +69,15 @@ def choose(asked: Scheme, layer: nn.Module) -> Choice:
 def choices(recipe: Recipe, network: nn.Module) -> dict[str, Choice]:
     """What onnxruntime is asked for, layer by layer; UserError for patterns that fit none."""
     return plan(recipe, TARGET, network, choose)
+
+
+def grid(rows: Tensor, bits: int) -> Tensor:
+    """Where weights [R,N], a scale a row, come to lie: at 4 bits the largest one is -8, whatever
+    its sign. See `fake.Grid`."""
+    if bits == 8:
+        return symmetric(rows, bits)
+    largest = rows.gather(1, rows.abs().argmax(1, keepdim=True)).squeeze(1)
+    return scaled(rows, largest / LOWEST_4, bits)
 
 
 def quantized(

@@ -3,8 +3,8 @@
     pocketfocus sensitivity build/mine
 
 writes sensitivity.json, a row a layer and scheme, saved as it grows: an interrupted run goes on
-where it stopped. Weights and activations are rounded in eager PyTorch, as `quantize.fake` does; the
-schemes are those that the targets take of 8 and of 4 bits.
+where it stopped. Weights and activations are rounded in eager PyTorch by `quantize.fake`, weights
+to the coarsest of the targets' grids; the schemes are those that the targets take of 8 and 4 bits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ from pocketfocus.optics import one_hot
 from pocketfocus.progress import track
 from pocketfocus.quantize import coreml, executorch, onnx
 from pocketfocus.quantize.calibration import Calibration, calibration
-from pocketfocus.quantize.fake import observe, rounded_layer
+from pocketfocus.quantize.fake import Grid, Rounded, observe, symmetric
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.plan import Choice
 from pocketfocus.quantize.recipes import GROUP, IOS_VERSIONS, Recipe, Rule, Scheme
@@ -38,23 +38,35 @@ PHOTOS = 8
 INT8 = Scheme(8, "affine", "channel", "static")
 INT4 = Scheme(4, "affine", GROUP, "dynamic")
 CANDIDATES = (INT8, INT4)
-CHOICES: dict[str, Callable[[Recipe, nn.Module], dict[str, Choice]]] = {
-    "executorch": executorch.choices,
-    "coreml": coreml.choices,
-    "onnx": onnx.choices,
-}
+
+
+class Target(Protocol):
+    """What a target's module says of its toolchain."""
+
+    @property
+    def choices(self) -> Callable[[Recipe, nn.Module], dict[str, Choice]]:
+        """What it takes of a recipe, layer by layer; UserError for patterns that fit none."""
+
+    @property
+    def grid(self) -> Grid:
+        """Where it puts weights."""
+
+
+TARGETS: dict[str, Target] = {"executorch": executorch, "coreml": coreml, "onnx": onnx}
 
 
 def taken_by(target: str, asked: Scheme, network: nn.Module) -> dict[str, Scheme]:
     """What a target takes of one scheme for every layer of a network."""
     rules = (Rule("*", asked),)
     recipe = Recipe("candidate", "", 0.0, 0.0, rules, max(IOS_VERSIONS))
-    return {name: choice.scheme for name, choice in CHOICES[target](recipe, network).items()}
+    return {
+        name: choice.scheme for name, choice in TARGETS[target].choices(recipe, network).items()
+    }
 
 
 def schemes_to_try(network: nn.Module) -> list[tuple[str, Scheme]]:
     """Every layer with every scheme below 16 bits that a target takes of a candidate."""
-    tables = [taken_by(t, asked, network) for t in CHOICES for asked in CANDIDATES]
+    tables = [taken_by(t, asked, network) for t in TARGETS for asked in CANDIDATES]
     return [
         (name, scheme)
         for name in layers_of(network)
@@ -117,8 +129,8 @@ def measured(
     pairs = [(photo, one_hot(position)) for photo, position in calls]
     truth = [student(*pair) for pair in pairs]
     for name, scheme in track(todo, "layers", len(todo)):
-        with rounded_layer(student, name, scheme, ranges):
-            stacks = [student(*pair) for pair in pairs]
+        rounded = Rounded(student, {name: scheme}, ranges, symmetric)
+        stacks = [rounded(*pair) for pair in pairs]
         figures = [psnr(a, b) for a, b in zip(stacks, truth, strict=True)]
         errors = [float(((a - b) ** 2).mean()) for a, b in zip(stacks, truth, strict=True)]
         mse = sum(errors) / len(errors)

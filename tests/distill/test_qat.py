@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pocketfocus.distill.qat import Rounded, round_weight, rounded, schemes_of
+from pocketfocus.distill.qat import Files, rounded, schemes_of
 from pocketfocus.errors import UserError
 from pocketfocus.optics import FRAMES
 from pocketfocus.quantize.calibration import calibration
-from pocketfocus.quantize.executorch import group_linears, linear_inputs
+from pocketfocus.quantize.executorch import grid, group_linears, linear_inputs
+from pocketfocus.quantize.fake import Rounded
 from pocketfocus.quantize.layers import layers_of
-from pocketfocus.quantize.recipes import RECIPES, Scheme
+from pocketfocus.quantize.recipes import RECIPES, Scheme, for_ios
 from pocketfocus.student import RefocusStudent, load_student
 
 GROUP = Scheme(4, "affine", 8, "dynamic")
@@ -52,7 +54,7 @@ def test_a_rounded_student_computes_what_torchaos_integer_layers_do(
     given = inputs(1, seed=0)
     with torch.no_grad():
         plain, real = student(*given), quantized(student, four_bit)(*given)
-        found = Rounded(student, four_bit, {})(*given)
+        found = Rounded(student, four_bit, {}, grid)(*given)
     error, loss = (found - real).abs().mean(), (plain - real).abs().mean()
     assert loss > 1e-3 and error < 0.02 * loss
     torch.testing.assert_close(student(*given), plain)  # the student itself stays as it was
@@ -72,7 +74,7 @@ def test_learning_through_the_rounding_recovers_what_it_costs(
     with torch.no_grad():
         truth = teacher(*unseen)
     before = lost(student)
-    network, rate, steps = Rounded(student, four_bit, {}), 3e-4, 40
+    network, rate, steps = Rounded(student, four_bit, {}, grid), 3e-4, 40
     optimizer = torch.optim.Adam(student.parameters(), rate)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
@@ -86,38 +88,41 @@ def test_learning_through_the_rounding_recovers_what_it_costs(
     assert lost(student) < 0.8 * before
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("granularity", ["tensor", "channel", 8])
-def test_weights_are_rounded_to_the_integers_of_their_bits(
-    granularity: str | int, transposed: bool
-) -> None:
-    """Counted: a group has at most 16 values at 4 bits, an odd group size is filled up."""
-    weight = torch.randn(6, 10, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    found = round_weight(weight, Scheme(4, "affine", granularity), transposed)
-    assert found.shape == weight.shape
-    rows = (found.transpose(0, 1) if transposed else found).flatten(1)
-    groups = {"tensor": [rows.flatten()], "channel": list(rows)}.get(
-        str(granularity), [g for row in rows for g in row.split(8)]
-    )
-    assert all(len(group.detach().round(decimals=5).unique()) <= 16 for group in groups)
-    step = max(float(weight.detach().abs().max()) / 7.5, 1e-9)
-    assert 0 < float((found - weight).detach().abs().max()) <= 0.51 * step
-    found.sum().backward()
-    assert weight.grad is not None and float(weight.grad.mean()) > 0.9  # straight through
+def test_each_photo_of_a_batch_goes_through_another_file() -> None:
+    """A file marks its nine frames by adding its number; the photo's level is its place."""
+
+    def numbered(number: int) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda photo, _: photo.repeat_interleave(FRAMES, 0) + 100 * number
+
+    photos = torch.arange(7.0)[:, None, None, None].expand(7, 3, 4, 4)
+    places = torch.eye(FRAMES)[torch.tensor([0, 0, 0, 5, 8, 1, 2])]
+    made = Files((numbered(0), numbered(1), numbered(2)))(photos, places)
+    turns = torch.tensor([0, 1, 2, (3 + 5) % 3, (4 + 8) % 3, (5 + 1) % 3, (6 + 2) % 3])
+    wanted = photos + 100 * turns[:, None, None, None]
+    assert torch.equal(made, wanted.repeat_interleave(FRAMES, 0))
+    alone = [Files((numbered(0), numbered(1)))(photos[:1], place[None]) for place in places]
+    assert {float(stack.max()) for stack in alone} == {0, 100}
 
 
-def test_the_coarsest_of_what_targets_take_is_learned_with(student: RefocusStudent) -> None:
+def test_every_target_with_integers_is_learned_for(student: RefocusStudent) -> None:
+    """Core ML has palettes of int4, but blocks of integers where they are asked for."""
     schemes = schemes_of(RECIPES["int4"], student)
-    assert set(schemes) == set(layers_of(student))
-    assert {scheme.bits for scheme in schemes.values()} == {4}
-    assert {s.activations for s in schemes_of(RECIPES["int8"], student).values()} == {"static"}
+    assert set(schemes) == {"executorch", "onnx"}
+    assert {scheme.bits for scheme in schemes["onnx"].values()} == {4}
+    assert {scheme.bits for scheme in schemes["executorch"].values()} == {4, 8}
+    for table in schemes_of(RECIPES["int8"], student).values():
+        assert set(table) == set(layers_of(student))
+        assert {scheme.activations for scheme in table.values()} == {"static"}
+    blocks = for_ios(RECIPES["int4"], 18, "blocks")
+    assert set(schemes_of(blocks, student)) == {"executorch", "onnx", "coreml"}
 
 
 def test_fixed_ranges_come_from_real_photos(student: RefocusStudent) -> None:
     network = rounded(student, RECIPES["int8"], calibration((64, 64), inputs=9))
-    assert set(network.ranges) == set(layers_of(student))
+    for file in network.files:
+        assert isinstance(file, Rounded) and set(file.ranges) == set(layers_of(student))
     with torch.no_grad():
-        photo, place = inputs(1, seed=0)
+        photo, place = inputs(2, seed=0)
         error = (network(photo, place) - student(photo, place)).abs().mean()
     assert 0 < error < 0.1
 

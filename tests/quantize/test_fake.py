@@ -12,12 +12,13 @@ from torch import nn
 
 from pocketfocus.quantize.fake import (
     Ranges,
+    Rounded,
     by_pixel,
     dynamic,
     observe,
     round_weight,
-    rounded_layer,
     static,
+    symmetric,
 )
 from pocketfocus.quantize.recipes import Scheme
 
@@ -35,7 +36,7 @@ def test_weights_are_few_levels_within_half_a_step(
     seed: int, bits: int, granularity: int | str, transposed: bool
 ) -> None:
     weight = torch.randn(6, 6, 3, 3, generator=torch.Generator().manual_seed(seed))
-    found = round_weight(weight, Scheme(bits, "affine", granularity), transposed)
+    found = round_weight(weight, Scheme(bits, "affine", granularity), transposed, symmetric)
     assert found.shape == weight.shape
     first = (found.transpose(0, 1) if transposed else found).reshape(6, -1)
     truth = (weight.transpose(0, 1) if transposed else weight).reshape(6, -1)
@@ -53,10 +54,10 @@ def test_weights_are_few_levels_within_half_a_step(
 
 def test_float16_and_palettes() -> None:
     weight = torch.randn(4, 4)
-    assert torch.equal(round_weight(weight, Scheme(16), False), weight.half().float())
-    assert torch.equal(round_weight(weight, Scheme(32), False), weight)
+    assert torch.equal(round_weight(weight, Scheme(16), False, symmetric), weight.half().float())
+    assert torch.equal(round_weight(weight, Scheme(32), False, symmetric), weight)
     with pytest.raises(ValueError, match="palettes"):
-        round_weight(weight, Scheme(4, "palette", 8), False)
+        round_weight(weight, Scheme(4, "palette", 8), False, symmetric)
 
 
 def test_activations_are_256_levels() -> None:
@@ -69,7 +70,7 @@ def test_activations_are_256_levels() -> None:
     assert dynamic(rows)[0, 1].item() == pytest.approx(0.001, rel=1e-3)
 
 
-def test_a_layer_is_rounded_within_and_itself_again_afterwards() -> None:
+def test_a_rounded_network_leaves_the_network_as_it_is() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Hardswish(), nn.Conv2d(4, 2, 3))
     x = torch.rand(1, 3, 9, 9)
@@ -78,13 +79,21 @@ def test_a_layer_is_rounded_within_and_itself_again_afterwards() -> None:
     assert ranges["0"] == Ranges((float(x.min()), float(2 * x.max())), ranges["0"].output)
     with torch.no_grad():
         before = network(x)
-        with rounded_layer(network, "0", INT8, ranges):
-            inside = network(x)
-        with rounded_layer(network, "0", Scheme(4, "affine", 9, "dynamic"), ranges):
-            coarse = network(x)
+        inside = Rounded(network, {"0": INT8}, ranges, symmetric)(x)
+        coarse = Scheme(4, "affine", 9, "dynamic")
+        coarsely = Rounded(network, {"0": coarse}, ranges, symmetric)(x)
         assert torch.equal(network(x), before)
-    fine, rough = (inside - before).abs().mean(), (coarse - before).abs().mean()
+        with pytest.raises(ValueError, match="palettes"):
+            Rounded(network, {"2": Scheme(4, "palette", 8)}, ranges, symmetric)(x)
+        assert torch.equal(network(x), before)
+    fine, rough = (inside - before).abs().mean(), (coarsely - before).abs().mean()
     assert 0 < fine < rough < before.abs().mean()
+
+
+def test_the_gradient_passes_straight_through() -> None:
+    weight = torch.randn(6, 10, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    round_weight(weight, Scheme(4, "affine", 8), False, symmetric).sum().backward()
+    assert weight.grad is not None and float(weight.grad.mean()) > 0.9
 
 
 def test_a_convolutions_rows_are_the_channels_of_its_pixels() -> None:
