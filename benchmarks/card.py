@@ -27,7 +27,7 @@ from torch import Tensor
 from pocketfocus.autoencoder import QUARTERS
 from pocketfocus.benchmarks.evaluate import Refocuser, plot_grids, refocus, validation_stacks
 from pocketfocus.benchmarks.tables import figure, markdown
-from pocketfocus.errors import UserError
+from pocketfocus.errors import UserError, reported
 from pocketfocus.export.open import open_model
 from pocketfocus.files import Row, read_json, read_rows, size_bytes, write_atomic
 from pocketfocus.focusmap import sharpness
@@ -259,6 +259,7 @@ def stacks_name(rows: Sequence[Row]) -> str:
     return str(rows[0]["stacks"])
 
 
+@reported("card")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the card; see the module's docstring."""
     parser = argparse.ArgumentParser(description="write MODEL_CARD.md and its pictures")
@@ -266,12 +267,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=SCENES, help="to choose pictures from")
     parser.add_argument("--out", type=Path, default=Path(), help="the folder that gets both")
     options = parser.parse_args(arguments)
-    try:
-        tables = [read_rows(path) for path in options.evaluations]
-        found = shots(open_model("reference"), validation_stacks()[: options.scenes])
-        write_card(tables, found, facts(), options.out)
-    except UserError as error:
-        parser.exit(2, f"card: {error}\n")
+    tables = [read_rows(path) for path in options.evaluations]
+    found = shots(open_model("reference"), validation_stacks()[: options.scenes])
+    write_card(tables, found, facts(), options.out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ from pocketfocus.benchmarks.verify import (
     gate_of,
     gate_row,
 )
-from pocketfocus.errors import UserError
+from pocketfocus.errors import UserError, reported
 from pocketfocus.export.full.stage import CHECKS
 from pocketfocus.export.targets import get_target
 from pocketfocus.files import Row, read_rows, write_rows
@@ -208,13 +207,14 @@ def table(manifest: Manifest, rows: Sequence[Row]) -> str:
     return markdown([*header, "s a call", "GiB to run", "parity, dB"], lines)
 
 
-def main() -> None:
+@reported("full")
+def main(arguments: Sequence[str] | None = None) -> None:
     """What the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--rewritten", action="store_true")
     parser.add_argument("--call", type=Path, nargs=3, metavar=("FILE", "CHECK", "OUTPUT"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.call:
         call(*options.call)
         return
@@ -228,7 +228,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"full: {error}")
+    main()

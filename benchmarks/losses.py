@@ -20,7 +20,7 @@ from torch import Tensor
 from pocketfocus.benchmarks.evaluate import Refocuser, evaluate_models, validation_stacks
 from pocketfocus.benchmarks.verify import is_written, load_parent
 from pocketfocus.datasets import SYNTHETIC, TEST, Request, check_source, open_source
-from pocketfocus.errors import UserError
+from pocketfocus.errors import reported
 from pocketfocus.export.open import Model, open_model
 from pocketfocus.export.targets import get_target
 from pocketfocus.files import Row, write_rows
@@ -116,7 +116,8 @@ def true_stacks(source: str, scenes: int, size: int | None) -> Iterable[FocalSta
     yield from islice((stack for stack in stacks if stack is not None), scenes)
 
 
-def main() -> None:
+@reported("losses")
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write the rows of a run and print its worst."""
     parser = argparse.ArgumentParser(description="What every file loses against true stacks.")
     parser.add_argument("run", type=Path, metavar="DIR", help="of `export`")
@@ -124,15 +125,10 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=9)
     parser.add_argument("--inputs-per-scene", type=int, default=3)
     parser.add_argument("--size", type=int, help="scale a folder's images to this square")
-    given = parser.parse_args()
-    try:
-        with torch.inference_mode():
-            rows = losses(
-                given.run, given.sources, given.scenes, given.inputs_per_scene, given.size
-            )
+    given = parser.parse_args(arguments)
+    with torch.inference_mode():
+        rows = losses(given.run, given.sources, given.scenes, given.inputs_per_scene, given.size)
         write_rows(given.run / LOSSES_FILE, rows)
-    except UserError as error:
-        raise SystemExit(f"{error}") from error
     for row in rows:
         most = "" if row["most_db"] is None else f" of {row['most_db']:g} dB: {row['status']}"
         print(f"{row['artifact']} on {row['stacks']}: loses {row['loss_db']:.3f} dB{most}")

@@ -9,7 +9,6 @@ and without.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from pocketfocus.benchmarks.baselines import baselines
 from pocketfocus.benchmarks.evaluate import Refocuser, evaluate_models, validation_stacks
 from pocketfocus.benchmarks.tables import figure, markdown
 from pocketfocus.datasets import SYNTHETIC, TEST, Request, open_source
-from pocketfocus.errors import UserError
+from pocketfocus.errors import reported
 from pocketfocus.export.open import Model, open_model
 from pocketfocus.files import Row, write_rows
 from pocketfocus.loading import load_reference
@@ -72,6 +71,7 @@ def truth(spec: str, scenes: int, size: int) -> Sequence[FocalStack]:
     return [stack for stack in opened if stack is not None]
 
 
+@reported("methods")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Score all models on all stacks and print the table."""
     parser = argparse.ArgumentParser(
@@ -100,7 +100,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"methods: {error}")
+    main()

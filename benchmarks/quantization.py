@@ -7,7 +7,7 @@ otherwise than the recipe asks. What files lose against true stacks is there aft
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from pocketfocus.benchmarks.device import HOST, MIL_CHECK
 from pocketfocus.benchmarks.losses import LOSSES_FILE
 from pocketfocus.benchmarks.tables import figure, markdown
 from pocketfocus.benchmarks.verify import SAME_FILE, VERIFY_FILE, is_written, parity_rows
-from pocketfocus.errors import UserError
+from pocketfocus.errors import reported
 from pocketfocus.files import Row, read_rows
 from pocketfocus.manifest import Artifact, load_manifest
 
@@ -82,18 +82,16 @@ def differences_table(artifacts: Sequence[Artifact]) -> str:
     return markdown(["file", "layers", "why they are not as asked"], lines)
 
 
-def main() -> None:
-    """Print both tables of the run that the command line names."""
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: python -m pocketfocus.benchmarks.quantization DIR")
-    folder = Path(sys.argv[1])
-    try:
-        artifacts = [a for a in load_manifest(folder).artifacts if is_written(a)]
-        verify = read_rows(folder / VERIFY_FILE)
-        losses = folder / LOSSES_FILE
-        lost = read_rows(losses) if losses.exists() else []
-    except UserError as error:
-        raise SystemExit(f"{error}") from error
+@reported("quantization")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print both tables of a run."""
+    parser = argparse.ArgumentParser(description="sizes, parity and differences of a run's files")
+    parser.add_argument("run", type=Path, help="after export and verify")
+    folder: Path = parser.parse_args(arguments).run
+    artifacts = [a for a in load_manifest(folder).artifacts if is_written(a)]
+    verify = read_rows(folder / VERIFY_FILE)
+    losses = folder / LOSSES_FILE
+    lost = read_rows(losses) if losses.exists() else []
     print(files_table(artifacts, verify, lost), "", differences_table(artifacts), sep="\n")
 
 

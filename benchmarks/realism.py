@@ -34,7 +34,7 @@ from pocketfocus.distill.denoiser import encode_stacks
 from pocketfocus.distill.loop import Schedule
 from pocketfocus.distill.presets import build_reference
 from pocketfocus.distill.reference import INITIAL_CROPS, fingerprint, train_denoiser
-from pocketfocus.errors import UserError
+from pocketfocus.errors import UserError, reported
 from pocketfocus.export.open import Model
 from pocketfocus.files import Row, key_of, read_json, write_atomic, write_json
 from pocketfocus.focusmap import all_in_focus, best_focus, luma
@@ -240,6 +240,7 @@ def likeness_table(tests: Mapping[str, Iterable[FocalStack]]) -> str:
     return markdown(["stacks", "scenes", "blur, px a step", "far/near light, %", *heads], lines)
 
 
+@reported("realism")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print; see the module's docstring."""
     parser = argparse.ArgumentParser(description="what realism of the scenes is worth")
@@ -249,19 +250,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="of training, each variant")
     parser.add_argument("--out", type=Path, default=Path("build/realism"))
     options = parser.parse_args(arguments)
-    try:
-        photos = textures(read_photos(options.photos)) if options.photos else []
-        real = list(read_stacks(options.real, SIZE))
-        tests = {"real": real, "rendered": validation_stacks()[:VALIDATION_SCENES]}
-        rows = [
-            measure(name, variant, options.out, options.scenes, options.steps, photos, tests)
-            for name, variant in VARIANTS.items()
-        ]
-        text = f"{realism_table(rows, list(tests))}\n\n{likeness_table(tests)}\n"
-        with write_atomic(options.out / "tables.md") as scratch:
-            scratch.write_text(text, encoding="utf-8")
-    except UserError as error:
-        parser.exit(2, f"realism: {error}\n")
+    photos = textures(read_photos(options.photos)) if options.photos else []
+    real = list(read_stacks(options.real, SIZE))
+    tests = {"real": real, "rendered": validation_stacks()[:VALIDATION_SCENES]}
+    rows = [
+        measure(name, variant, options.out, options.scenes, options.steps, photos, tests)
+        for name, variant in VARIANTS.items()
+    ]
+    text = f"{realism_table(rows, list(tests))}\n\n{likeness_table(tests)}\n"
+    with write_atomic(options.out / "tables.md") as scratch:
+        scratch.write_text(text, encoding="utf-8")
     console.print(f"tables: {options.out / 'tables.md'}")
     print(text)
 

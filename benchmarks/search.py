@@ -39,7 +39,7 @@ from pocketfocus.distill.methods import get_method
 from pocketfocus.distill.reference import resume
 from pocketfocus.distill.regression import stack_losses
 from pocketfocus.distill.targets import Pixels, true_batch
-from pocketfocus.errors import UserError
+from pocketfocus.errors import UserError, reported
 from pocketfocus.export.open import Model
 from pocketfocus.export.stage import STUDENT, export_run
 from pocketfocus.files import Row, key_of, read_json, write_atomic, write_json
@@ -383,6 +383,7 @@ def search(options: argparse.Namespace) -> str:
     return text
 
 
+@reported("search")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Search and print; see the module's docstring."""
     parser = argparse.ArgumentParser(description="architectures by latency and short distillation")
@@ -404,10 +405,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} is {value}, at least 1 is needed")
-    try:
-        text = search(options)
-    except UserError as error:
-        parser.exit(2, f"search: {error}\n")
+    text = search(options)
     console.print(f"table: {options.out / 'search.md'}", markup=False)
     print(text)
 

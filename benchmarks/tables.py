@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from pocketfocus.benchmarks.device import HOST, MIL_CHECK
 from pocketfocus.benchmarks.evaluate import EVALUATE_FILE
 from pocketfocus.benchmarks.latency import BENCH_FILE, ratios
 from pocketfocus.benchmarks.verify import VERIFY_FILE, parity_rows
-from pocketfocus.errors import UserError
+from pocketfocus.errors import UserError, reported
 from pocketfocus.files import Row, read_rows
 
 
@@ -82,8 +82,17 @@ def quality_table(rows: Sequence[Row]) -> str:
     return markdown(header, lines)
 
 
-def main(folder: Path) -> None:
-    """Print every table that the folder's files hold."""
+@reported("tables")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print every table that a run's files hold."""
+    parser = argparse.ArgumentParser(description="the README's tables of a run")
+    parser.add_argument("run", type=Path, help="after bench, verify or evaluate")
+    folder: Path = parser.parse_args(arguments).run
+    if not any((folder / name).exists() for name in (BENCH_FILE, EVALUATE_FILE)):
+        raise UserError(
+            f"{folder} holds neither {BENCH_FILE} nor {EVALUATE_FILE}: run `pocketfocus bench` or "
+            "`evaluate` first"
+        )
     if (folder / BENCH_FILE).exists():
         print(files_table(read_rows(folder / BENCH_FILE), read_rows(folder / VERIFY_FILE)))
     if (folder / EVALUATE_FILE).exists():
@@ -91,9 +100,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m pocketfocus.benchmarks.tables DIR")
-    try:
-        main(Path(sys.argv[1]))
-    except UserError as error:
-        sys.exit(f"tables: {error}")
+    main()

@@ -1,4 +1,10 @@
-"""The one exception for what a user can mend."""
+"""The one exception for what a user can mend, and how a program ends with it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -6,3 +12,13 @@ class UserError(Exception):
 
     The command line prints it as one line and exits with 2; a traceback only with `--debug`.
     """
+
+
+@contextmanager
+def reported(program: str) -> Iterator[None]:
+    """Within, of a script: a UserError ends it with its message in one line and exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
