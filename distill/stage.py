@@ -212,7 +212,7 @@ def _train(
     trainer.run(_task(learner, teach, true, method, crops, trainer), "distilling")
     trainer.load_average()
     after = score(learner.cpu().eval(), held_out)
-    worse = method.student and not settings.from_scratch and after < before
+    worse = method.by_psnr and not settings.from_scratch and after < before
     kept = "start" if worse else "trained"
     if not worse:
         learner.save(out / learner.result)

@@ -188,7 +188,10 @@ def test_distils_and_writes_everything(
     assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_worse_result_is_not_kept(
+@pytest.mark.parametrize(("method", "stays"), [("regression", "start"), ("adversarial", "trained")])
+def test_a_worse_result_is_not_kept_unless_the_method_aims_at_looks(
+    method: str,
+    stays: str,
     small_reference: Path,
     small_student: Path,
     stacks: np.ndarray,
@@ -197,12 +200,13 @@ def test_a_worse_result_is_not_kept(
 ) -> None:
     scores = iter([30.0, 20.0])
     monkeypatch.setattr(stage, "score", lambda *_: next(scores))
+    chosen = settings(method=method)
     summary = distill_run(
-        tmp_path, str(small_reference), small_student, stacks=stacks, settings=settings()
+        tmp_path, str(small_reference), small_student, stacks=stacks, settings=chosen
     )
-    assert summary["kept"] == "start"
+    assert summary["kept"] == stays
     start, kept = (load_student(f).state_dict() for f in (small_student, tmp_path / "student"))
-    assert all(torch.equal(start[name], kept[name]) for name in start)
+    assert all(torch.equal(start[name], kept[name]) for name in start) == (stays == "start")
 
 
 def test_zero_minutes_copy_the_start(small_student: Path, tmp_path: Path) -> None:
