@@ -136,7 +136,7 @@ def failures_figure(found: Sequence[Shot]) -> Figure:
         error = (shot.made[to] - shot.truth[to]).abs().mean(0).numpy()
         heads = [
             f"{shot.name}: photo (focus {shot.position})",
-            f"made (focus {to}), {shot.gain:+.2f} dB over copy",
+            f"made (focus {to}), {shot.gain:+z.2f} dB over copy",
             "truth",
             "error",
         ]
@@ -182,7 +182,7 @@ def distance_table(rows: Sequence[Row]) -> str:
         if row["model"] == "copy" or row["gain_db"] is None:
             return "–"
         error = row["gain_error_db"]
-        return f"{row['gain_db']:+.2f}" + ("" if error is None else f" ± {error:.2f}")
+        return f"{row['gain_db']:+z.2f}" + ("" if error is None else f" ± {error:.2f}")
 
     lines = [
         [

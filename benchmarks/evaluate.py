@@ -313,7 +313,7 @@ def _gain(row: Row) -> str:
     if row["model"] == COPY:
         return "–"
     error = row["gain_error_db"]
-    return _figure(row["gain_db"], "+.2f") + ("" if error is None else f" ± {error:.2f}")
+    return _figure(row["gain_db"], "+z.2f") + ("" if error is None else f" ± {error:.2f}")
 
 
 def _figure(value: float | None, form: str) -> str:

@@ -166,7 +166,7 @@ def realism_table(rows: Sequence[Row], kinds: Sequence[str]) -> str:
         cells = [row["variant"]]
         for kind in kinds:
             values = list(row[kind].values())
-            cells.append(f"{fmean(values):+.2f}")
+            cells.append(f"{fmean(values):+z.2f}")
             paired = [row[kind][scene] - whole[kind][scene] for scene in row[kind]]
             cells.append("–" if row is whole else _with_error(paired))
         lines.append(cells)
@@ -176,7 +176,7 @@ def realism_table(rows: Sequence[Row], kinds: Sequence[str]) -> str:
 
 def _with_error(values: Sequence[float]) -> str:
     error = f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
-    return f"{fmean(values):+.2f}{error}"
+    return f"{fmean(values):+z.2f}{error}"
 
 
 def blur_slope(stack: FocalStack) -> float:

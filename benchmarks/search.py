@@ -322,7 +322,7 @@ def search_table(
             *(figure(ratio(measured, timed_name(candidate, k), int8), 2) for k in others),
         ]
         for kind in kinds:
-            cells.append(f"{fmean(row['gains'][kind].values()):+.2f}")
+            cells.append(f"{fmean(row['gains'][kind].values()):+z.2f}")
             cells.append("–" if row is rows[0] else paired(row, rows[0], kind))
         lines.append(cells)
     heads = ["candidate", "M parameters", "GFLOPs", "int8 MB", "delegate calls, share", "int8 ms"]
@@ -336,7 +336,7 @@ def paired(row: Row, other: Row, kind: str) -> str:
     differences = [gain - other["gains"][kind][scene] for scene, gain in row["gains"][kind].items()]
     count = len(differences)
     error = f" ± {stdev(differences) / count**0.5:.2f}" if count > 1 else ""
-    return f"{fmean(differences):+.2f}{error}"
+    return f"{fmean(differences):+z.2f}{error}"
 
 
 def search_plot(
