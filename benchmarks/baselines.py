@@ -23,7 +23,7 @@ from skimage.filters import gaussian
 from torch import Tensor
 
 import pocketfocus
-from pocketfocus.errors import UserError
+from pocketfocus.errors import UserError, reported
 from pocketfocus.files import read_json, write_json
 from pocketfocus.optics import FRAMES
 from pocketfocus.progress import track
@@ -187,6 +187,7 @@ def load_table(path: Path = TABLE_FILE) -> dict[tuple[int, int], Filter]:
 _HOW = "python -m pocketfocus.benchmarks.baselines"
 
 
+@reported("baselines")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Render training scenes, fit the table and write it."""
     parser = argparse.ArgumentParser(prog=_HOW, description="Fit the blur baseline.")

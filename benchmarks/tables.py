@@ -86,12 +86,12 @@ def quality_table(rows: Sequence[Row]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print every table that a run's files hold."""
     parser = argparse.ArgumentParser(description="the README's tables of a run")
-    parser.add_argument("run", type=Path, help="after bench, verify or evaluate")
+    parser.add_argument("run", type=Path, help="after bench and verify, or evaluate")
     folder: Path = parser.parse_args(arguments).run
     if not any((folder / name).exists() for name in (BENCH_FILE, EVALUATE_FILE)):
         raise UserError(
-            f"{folder} holds neither {BENCH_FILE} nor {EVALUATE_FILE}: run `pocketfocus bench` or "
-            "`evaluate` first"
+            f"{folder} holds neither {BENCH_FILE} nor {EVALUATE_FILE}: run `pocketfocus verify` "
+            "and `bench`, or `evaluate`, first"
         )
     if (folder / BENCH_FILE).exists():
         print(files_table(read_rows(folder / BENCH_FILE), read_rows(folder / VERIFY_FILE)))

@@ -87,7 +87,7 @@ class Adversarial(StudentLearner):
         self, photos: Tensor, positions: Tensor, stacks: Tensor, *noise: Tensor, pool: int = 1
     ) -> dict[str, Tensor]:
         """Pixels, and the hinge of both sides unless `pool` leaves no detail to judge."""
-        made = self.made(photos, positions, stacks)
+        made = self.made(photos, positions, stacks, *noise)
         told = stack_losses(made, photos, positions, stacks, pool)
         pixels = pseudo_huber(pooled(made, pool) - pooled(stacks, pool))
         terms = {"loss": pixels, "gain_db": told["gain_db"], "psnr_db": told["psnr_db"]}

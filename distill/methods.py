@@ -32,8 +32,8 @@ class Method:
         crops: of the samples, unless others are asked for.
         true_samples: crops of true stacks for each of the teacher's.
         student: whether a student of this package is what learns.
-        by_psnr: whether a start stays that has the better PSNR on held-out targets; not where a
-            method gives PSNR for how pictures look.
+        by_psnr: whether a student's start is kept when training lowers PSNR on held-out targets;
+            False where a method trades PSNR for looks.
     """
 
     name: str
@@ -66,7 +66,6 @@ METHODS = {
             crops=SMALL_CROPS,
             true_samples=1,
             student=False,
-            by_psnr=False,
         ),
     )
 }

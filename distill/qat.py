@@ -1,6 +1,7 @@
 """Quantization-aware distillation: a student learns through the rounding of a recipe's files.
 
-In every call weights and activations are rounded as the targets' files have them, and the gradient
+In every call weights are rounded as the targets' files have them and activations nearly so (static
+ones over minima and maxima, where XNNPACK and Core ML take ranges by histograms); the gradient
 passes straight through (LLM-QAT, arXiv 2305.17888). What is learned, and saved, is an ordinary
 student: quantizing it afterwards loses less.
 """
@@ -18,7 +19,7 @@ from pocketfocus.optics import FRAMES
 from pocketfocus.quantize.calibration import Calibration
 from pocketfocus.quantize.fake import Rounded, observe
 from pocketfocus.quantize.recipes import Recipe, Scheme
-from pocketfocus.quantize.sensitivity import TARGETS
+from pocketfocus.quantize.toolchains import TOOLCHAINS
 
 
 def schemes_of(recipe: Recipe, network: nn.Module) -> dict[str, dict[str, Scheme]]:
@@ -27,8 +28,8 @@ def schemes_of(recipe: Recipe, network: nn.Module) -> dict[str, dict[str, Scheme
     Palettes, which are found by k-means, do not count. UserError when no layer is rounded.
     """
     found = {}
-    for name, target in TARGETS.items():
-        taken = {layer: c.scheme for layer, c in target.choices(recipe, network).items()}
+    for name, toolchain in TOOLCHAINS.items():
+        taken = {layer: c.scheme for layer, c in toolchain.choices(recipe, network).items()}
         integers = {n: s for n, s in taken.items() if s.bits < 16 and s.form == "affine"}
         if integers:
             found[name] = integers
@@ -42,20 +43,14 @@ def schemes_of(recipe: Recipe, network: nn.Module) -> dict[str, dict[str, Scheme
 
 @dataclass(frozen=True)
 class Files:
-    """A student as the files of several targets compute it, each photo as another one does.
-
-    Attributes:
-        files: of which photo i of a batch, at position p, goes through number i + p, in turn: a
-            batch has its share of all, and so have photos that come one by one.
-    """
+    """A student as the files of several targets compute it, every photo as one of them does."""
 
     files: tuple[Callable[[Tensor, Tensor], Tensor], ...]
 
-    def __call__(self, photo: Tensor, position: Tensor) -> Tensor:
-        """Photo [B,3,H,W] in [-1,1] and position one-hot [B,9] to the stack [B*9,3,H,W]."""
-        place = torch.arange(len(photo), device=photo.device)
-        turn = (place + position.argmax(1)) % len(self.files)
-        parts = [place[turn == index] for index in range(len(self.files))]
+    def __call__(self, photo: Tensor, position: Tensor, turn: Tensor) -> Tensor:
+        """Photo [B,3,H,W] in [-1,1] and position one-hot [B,9] to the stack [B*9,3,H,W]; `turn` [B]
+        is the number of each photo's file."""
+        parts = [(turn == index).nonzero().flatten() for index in range(len(self.files))]
         made = [
             file(photo[part], position[part]).reshape(-1, FRAMES, *photo.shape[1:])
             for file, part in zip(self.files, parts, strict=True)
@@ -72,7 +67,7 @@ def rounded(student: nn.Module, recipe: Recipe, inputs: Calibration) -> Files:
     ranges = observe(student, inputs) if fixed else {}
     return Files(
         tuple(
-            Rounded(student, table, ranges, TARGETS[target].grid)
+            Rounded(student, table, ranges, TOOLCHAINS[target].grid)
             for target, table in schemes.items()
         )
     )

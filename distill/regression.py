@@ -7,7 +7,6 @@ difference of adjacent frames; Any-to-Bokeh (arXiv 2505.21593) for the gradient 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from pocketfocus.distill.distributed import process_state
 from pocketfocus.distill.learner import Learner
+from pocketfocus.distill.qat import Files
 from pocketfocus.optics import FRAMES, one_hot
 from pocketfocus.reference import ReferencePipeline
 from pocketfocus.student import RefocusStudent, save_student
@@ -31,22 +31,31 @@ class StudentLearner(Learner):
         super().__init__()
         # a fifth faster to train on a CPU, where depthwise convolutions are slow in planes
         self.student = student.to(memory_format=torch.channels_last)
-        self.rounded: Callable[[Tensor, Tensor], Tensor] | None = None
+        self.rounded: Files | None = None  # what it has to stand
 
-    @property
-    def call(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The student, or the student through the rounding that it has to stand (`distill.qat`)."""
-        return self.rounded or self.student
+    def noise(self, stack: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Where it is rounded, the number [1] of the file that computes the sample."""
+        if self.rounded is None:
+            return ()
+        return (torch.randint(len(self.rounded.files), (1,), generator=generator),)
 
-    def made(self, photos: Tensor, positions: Tensor, stacks: Tensor) -> Tensor:
+    def made(self, photos: Tensor, positions: Tensor, stacks: Tensor, *turn: Tensor) -> Tensor:
         """The student's stacks, of the shape [B,9,3,H,W] of `stacks`."""
         places = F.one_hot(positions, FRAMES).float()
-        stack = self.call(photos, places)
+        stack = (
+            self.student(photos, places)
+            if self.rounded is None
+            else self.rounded(photos, places, *turn)
+        )
         return stack.float().reshape(stacks.shape)
 
     def refocus(self, photo: Tensor, position: int, seed: int) -> Tensor:
-        """In its one step, without noise."""
-        return self.call(photo, one_hot(position))
+        """In its one step, without noise; where it is rounded, through a file by the seed."""
+        if self.rounded is None:
+            found: Tensor = self.student(photo, one_hot(position))
+            return found
+        turn = torch.tensor([seed % len(self.rounded.files)], device=photo.device)
+        return self.rounded(photo, one_hot(position), turn)
 
     def save(self, folder: Path) -> None:
         """A student folder, fp16."""
@@ -63,7 +72,8 @@ class Regression(StudentLearner):
         self, photos: Tensor, positions: Tensor, stacks: Tensor, *noise: Tensor, pool: int = 1
     ) -> dict[str, Tensor]:
         """See `stack_losses`."""
-        return stack_losses(self.made(photos, positions, stacks), photos, positions, stacks, pool)
+        made = self.made(photos, positions, stacks, *noise)
+        return stack_losses(made, photos, positions, stacks, pool)
 
 
 def stack_losses(

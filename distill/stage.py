@@ -120,10 +120,11 @@ def distill_run(
     from the reference's stacks of `photos` (None: the bundled ones) and from true stacks, uint8
     [N,9,3,H,W] (None: those of `settings.sources`). The reference smooths what it guesses, so in
     pixels its stacks are compared at a quarter of their size, and with a fifth of the weight of
-    true ones; from those alone it learns at full size. With 0 minutes the start is copied. A
-    student is never worse than its start on held-out targets. An interrupted distillation goes on
-    from its checkpoint in `out`, unless `anew`. Under `accelerate launch` all processes call this,
-    share the sampling and each step, and the main one writes. Returns a summary.
+    true ones; from those alone it learns at full size. With 0 minutes the start is copied. It is
+    kept, too, where training lowers PSNR on held-out targets, unless the method trades PSNR for
+    looks. An interrupted distillation goes on from its checkpoint in `out`, unless `anew`. Under
+    `accelerate launch` all processes call this, share the sampling and each step, and the main one
+    writes. Returns a summary.
 
     With `qat` the student is called, trained and scored through a recipe's rounding.
 
@@ -212,7 +213,7 @@ def _train(
     trainer.run(_task(learner, teach, true, method, crops, trainer), "distilling")
     trainer.load_average()
     after = score(learner.cpu().eval(), held_out)
-    worse = method.by_psnr and not settings.from_scratch and after < before
+    worse = method.student and method.by_psnr and not settings.from_scratch and after < before
     kept = "start" if worse else "trained"
     if not worse:
         learner.save(out / learner.result)
@@ -358,7 +359,7 @@ def held_out_stacks(stacks: Pixels) -> tuple[list[Sample], Pixels]:
     """Whole stacks of uint8 [N,9,3,H,W] to score on, and the others to learn from; one is both."""
     count = min(FRAMES, max(1, int(HELD_OUT_SHARE * len(stacks))))
     frames = torch.from_numpy(stacks[:count]).float() / 127.5 - 1
-    chosen = [Sample(stack[n][None], n, stack) for n, stack in enumerate(frames)]
+    chosen = [Sample(stack[n][None], n, stack, n) for n, stack in enumerate(frames)]
     return chosen, stacks[count:] if len(stacks) > 1 else stacks
 
 

@@ -13,17 +13,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from pocketfocus.quantize.executorch import Inputs, capture, int8
+from pocketfocus.quantize.executorch import LEAST_SCALE, Inputs, capture, int8
 from pocketfocus.quantize.fake import symmetric
 from pocketfocus.quantize.plan import Choice, plan
 from pocketfocus.quantize.recipes import Recipe, Scheme
 
 TARGET = "coreml"
 SMALLEST_WEIGHT = 512  # elements; fewer are not worth a palette
-grid = symmetric  # see `fake.Grid`
 MODERN_IOS = 18  # has blocks of integers, and palettes for groups of channels
 FLOATS_16 = "a file is float16 throughout unless every layer is asked to be float32"
 NO_BLOCKS = "iOS 17 has no blocks of integers"
@@ -95,6 +94,12 @@ def choices(recipe: Recipe, network: nn.Module) -> dict[str, Choice]:
         return found
     float16 = Choice(Scheme(16), FLOATS_16)
     return {name: float16 if c.scheme.bits == 32 else c for name, c in found.items()}
+
+
+def grid(rows: Tensor, scheme: Scheme) -> Tensor:
+    """Where weights [R,N], a scale a row, come to lie: coremltools', whose largest one is 7 or 127
+    steps, or XNNPACK's quantizer's beside int8 activations. See `fake.Grid`."""
+    return symmetric(rows, scheme, LEAST_SCALE if scheme.activations == "static" else 0.0)
 
 
 def program(network: nn.Module, recipe: Recipe, inputs: Inputs) -> ExportedProgram:

@@ -22,6 +22,7 @@ from pocketfocus.quantize.plan import Choice, plan
 from pocketfocus.quantize.recipes import Granularity, Recipe, Scheme
 
 TARGET = "executorch"
+LEAST_SCALE = 2**-12  # of int8 weights, by XNNPACK's quantizer
 
 # All but concatenations, whose annotator takes every one in the graph, whatever the filter says.
 OPERATORS = (
@@ -134,11 +135,11 @@ def choices(recipe: Recipe, network: nn.Module) -> dict[str, Choice]:
     return plan(recipe, TARGET, network, choose)
 
 
-def grid(rows: Tensor, bits: int) -> Tensor:
+def grid(rows: Tensor, scheme: Scheme) -> Tensor:
     """Where weights [R,N], a scale a row, come to lie: at 4 bits torchao's, whose largest one is
-    between 7 and 8 steps. See `fake.Grid`."""
-    if bits == 8:
-        return symmetric(rows, bits)
+    7.5 steps; at 8 bits those of XNNPACK's quantizer. See `fake.Grid`."""
+    if scheme.bits == 8:
+        return symmetric(rows, scheme, LEAST_SCALE)
     from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer
 
     found: Tensor = IntxFakeQuantizer(IntxFakeQuantizeConfig(INT4, "per_channel"))(rows)

@@ -17,9 +17,9 @@ from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.recipes import Scheme
 
 Round = Callable[[Tensor], Tensor]
-Grid = Callable[[Tensor, int], Tensor]
-"""Rows [R,N] of weights, each with a scale of its own, to signed integers of so many bits times
-that scale: what targets differ in is where the largest weight of a row comes to lie."""
+Grid = Callable[[Tensor, Scheme], Tensor]
+"""Rows [R,N] of weights, each with a scale of its own, to a scheme's signed integers times that
+scale: what targets differ in is where the largest weight of a row comes to lie."""
 
 LOWEST, HIGHEST = -128, 127
 TINY = 1e-12  # a scale is never zero
@@ -81,14 +81,15 @@ class Rounded:
     grid: Grid
 
     def __call__(self, *arguments: Tensor) -> Tensor:
-        weights, handles = {}, []
-        for name, scheme in self.schemes.items():
-            layer = self.network.get_submodule(name)
-            transposed = isinstance(layer, nn.ConvTranspose2d)
-            weight = layer.get_parameter("weight")
-            weights[f"{name}.weight"] = round_weight(weight, scheme, transposed, self.grid)
-            handles += self._hooks(name, layer, scheme)
+        weights: dict[str, Tensor] = {}
+        handles: list[Any] = []
         try:
+            for name, scheme in self.schemes.items():
+                layer = self.network.get_submodule(name)
+                transposed = isinstance(layer, nn.ConvTranspose2d)
+                weight = layer.get_parameter("weight")
+                weights[f"{name}.weight"] = round_weight(weight, scheme, transposed, self.grid)
+                handles += self._hooks(name, layer, scheme)
             found: Tensor = functional_call(self.network, weights, arguments)
         finally:
             for handle in handles:
@@ -108,15 +109,16 @@ class Rounded:
         return []
 
 
-def symmetric(rows: Tensor, bits: int) -> Tensor:
-    """The largest weight of a row is the largest integer, 127 or 7: a `Grid`, and the coarsest."""
-    largest = 2 ** (bits - 1) - 1
-    return scaled(rows, rows.abs().amax(1) / largest, bits)
+def symmetric(rows: Tensor, scheme: Scheme, least: float = 0.0) -> Tensor:
+    """The largest weight of a row is the largest integer, 127 or 7, and no scale is below `least`:
+    a `Grid`, at 4 bits the coarsest."""
+    largest = 2 ** (scheme.bits - 1) - 1
+    return scaled(rows, (rows.abs().amax(1) / largest).clamp_min(least), scheme)
 
 
-def scaled(rows: Tensor, scales: Tensor, bits: int) -> Tensor:
+def scaled(rows: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
     """Rows rounded to signed integers times these scales, one a row."""
-    half = 2 ** (bits - 1)
+    half = 2 ** (scheme.bits - 1)
     scales = torch.where(scales.abs() < TINY, TINY, scales).detach()
     zeros = torch.zeros(len(scales), dtype=torch.int32, device=rows.device)
     return torch.fake_quantize_per_channel_affine(rows, scales, zeros, 0, -half, half - 1)
@@ -132,7 +134,7 @@ def round_weight(weight: Tensor, scheme: Scheme, transposed: bool, grid: Grid) -
     if scheme.form != "affine":
         raise ValueError("palettes are made by coremltools alone")
     rows, back = grouped(weight, scheme, transposed)
-    return back(grid(rows, scheme.bits))
+    return back(grid(rows, scheme))
 
 
 def grouped(weight: Tensor, scheme: Scheme, transposed: bool) -> tuple[Tensor, Round]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import helper, version_converter
 from torch import Tensor, nn
 
@@ -71,13 +72,13 @@ def choices(recipe: Recipe, network: nn.Module) -> dict[str, Choice]:
     return plan(recipe, TARGET, network, choose)
 
 
-def grid(rows: Tensor, bits: int) -> Tensor:
+def grid(rows: Tensor, scheme: Scheme) -> Tensor:
     """Where weights [R,N], a scale a row, come to lie: at 4 bits the largest one is -8, whatever
     its sign. See `fake.Grid`."""
-    if bits == 8:
-        return symmetric(rows, bits)
-    largest = rows.gather(1, rows.abs().argmax(1, keepdim=True)).squeeze(1)
-    return scaled(rows, largest / LOWEST_4, bits)
+    if scheme.bits == 8:
+        return symmetric(rows, scheme)
+    low, high = rows.amin(1), rows.amax(1)
+    return scaled(rows, torch.where(high > -low, high, low) / LOWEST_4, scheme)
 
 
 def quantized(

@@ -10,10 +10,10 @@ to the coarsest of the targets' grids; the schemes are those that the targets ta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -24,12 +24,11 @@ from pocketfocus.files import Row, key_of, read_json, sha256, write_atomic, writ
 from pocketfocus.metrics import CAP_DB, PEAK, psnr
 from pocketfocus.optics import one_hot
 from pocketfocus.progress import track
-from pocketfocus.quantize import coreml, executorch, onnx
 from pocketfocus.quantize.calibration import Calibration, calibration
-from pocketfocus.quantize.fake import Grid, Rounded, observe, symmetric
+from pocketfocus.quantize.fake import Rounded, observe, symmetric
 from pocketfocus.quantize.layers import layers_of
-from pocketfocus.quantize.plan import Choice
 from pocketfocus.quantize.recipes import GROUP, IOS_VERSIONS, Recipe, Rule, Scheme
+from pocketfocus.quantize.toolchains import TOOLCHAINS
 from pocketfocus.student import RefocusStudent, load_student
 
 SENSITIVITY_FILE, PLOT_FILE = "sensitivity.json", "sensitivity.png"
@@ -40,33 +39,18 @@ INT4 = Scheme(4, "affine", GROUP, "dynamic")
 CANDIDATES = (INT8, INT4)
 
 
-class Target(Protocol):
-    """What a target's module says of its toolchain."""
-
-    @property
-    def choices(self) -> Callable[[Recipe, nn.Module], dict[str, Choice]]:
-        """What it takes of a recipe, layer by layer; UserError for patterns that fit none."""
-
-    @property
-    def grid(self) -> Grid:
-        """Where it puts weights."""
-
-
-TARGETS: dict[str, Target] = {"executorch": executorch, "coreml": coreml, "onnx": onnx}
-
-
 def taken_by(target: str, asked: Scheme, network: nn.Module) -> dict[str, Scheme]:
     """What a target takes of one scheme for every layer of a network."""
     rules = (Rule("*", asked),)
     recipe = Recipe("candidate", "", 0.0, 0.0, rules, max(IOS_VERSIONS))
     return {
-        name: choice.scheme for name, choice in TARGETS[target].choices(recipe, network).items()
+        name: choice.scheme for name, choice in TOOLCHAINS[target].choices(recipe, network).items()
     }
 
 
 def schemes_to_try(network: nn.Module) -> list[tuple[str, Scheme]]:
     """Every layer with every scheme below 16 bits that a target takes of a candidate."""
-    tables = [taken_by(t, asked, network) for t in TARGETS for asked in CANDIDATES]
+    tables = [taken_by(t, asked, network) for t in TOOLCHAINS for asked in CANDIDATES]
     return [
         (name, scheme)
         for name in layers_of(network)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pocketfocus.distill.qat import Files, rounded, schemes_of
+from pocketfocus.distill.regression import Regression
 from pocketfocus.errors import UserError
-from pocketfocus.optics import FRAMES
+from pocketfocus.loading import load_reference
+from pocketfocus.optics import FRAMES, one_hot
 from pocketfocus.quantize.calibration import calibration
 from pocketfocus.quantize.executorch import grid, group_linears, linear_inputs
 from pocketfocus.quantize.fake import Rounded
@@ -88,20 +90,38 @@ def test_learning_through_the_rounding_recovers_what_it_costs(
     assert lost(student) < 0.8 * before
 
 
-def test_each_photo_of_a_batch_goes_through_another_file() -> None:
+def test_each_photo_of_a_batch_goes_through_its_own_file() -> None:
     """A file marks its nine frames by adding its number; the photo's level is its place."""
 
     def numbered(number: int) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda photo, _: photo.repeat_interleave(FRAMES, 0) + 100 * number
 
-    photos = torch.arange(7.0)[:, None, None, None].expand(7, 3, 4, 4)
-    places = torch.eye(FRAMES)[torch.tensor([0, 0, 0, 5, 8, 1, 2])]
-    made = Files((numbered(0), numbered(1), numbered(2)))(photos, places)
-    turns = torch.tensor([0, 1, 2, (3 + 5) % 3, (4 + 8) % 3, (5 + 1) % 3, (6 + 2) % 3])
-    wanted = photos + 100 * turns[:, None, None, None]
-    assert torch.equal(made, wanted.repeat_interleave(FRAMES, 0))
-    alone = [Files((numbered(0), numbered(1)))(photos[:1], place[None]) for place in places]
-    assert {float(stack.max()) for stack in alone} == {0, 100}
+    files = Files((numbered(0), numbered(1), numbered(2)))
+    photos = torch.arange(5.0)[:, None, None, None].expand(5, 3, 4, 4)
+    for turn in ([2, 0, 2, 1, 0], [1, 1, 1, 1, 1], [2, 1, 0, 0, 2]):
+        chosen = torch.tensor(turn)
+        made = files(photos, torch.eye(FRAMES)[:5], chosen)
+        wanted = photos + 100 * chosen[:, None, None, None]
+        assert torch.equal(made, wanted.repeat_interleave(FRAMES, 0))
+
+
+def test_samples_are_shared_out_among_the_files(
+    student: RefocusStudent, small_reference: Path
+) -> None:
+    """By chance in training, by the seed where scored; none for a student that is not rounded."""
+    learner = Regression(load_reference(str(small_reference)), student)
+    stack, generator = torch.zeros(1, FRAMES, 3, 64, 64), torch.Generator().manual_seed(0)
+    assert learner.noise(stack, generator) == ()
+    learner.rounded = rounded(student, RECIPES["int4"], calibration((64, 64), inputs=1))
+    drawn = torch.cat([learner.noise(stack, generator)[0] for _ in range(200)])
+    assert 70 < int((drawn == 0).sum()) < 130 and set(drawn.tolist()) == {0, 1}
+    photo, _ = inputs(1, seed=0)
+    with torch.no_grad():
+        made = [learner.refocus(photo, 4, seed) for seed in range(4)]
+        through = [file(photo, one_hot(4)) for file in learner.rounded.files]
+    assert not torch.equal(*through)
+    for index, stack in enumerate(made):
+        torch.testing.assert_close(stack, through[index % 2])
 
 
 def test_every_target_with_integers_is_learned_for(student: RefocusStudent) -> None:
@@ -123,7 +143,7 @@ def test_fixed_ranges_come_from_real_photos(student: RefocusStudent) -> None:
         assert isinstance(file, Rounded) and set(file.ranges) == set(layers_of(student))
     with torch.no_grad():
         photo, place = inputs(2, seed=0)
-        error = (network(photo, place) - student(photo, place)).abs().mean()
+        error = (network(photo, place, torch.arange(2)) - student(photo, place)).abs().mean()
     assert 0 < error < 0.1
 
 

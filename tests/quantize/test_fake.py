@@ -83,16 +83,18 @@ def test_a_rounded_network_leaves_the_network_as_it_is() -> None:
         coarse = Scheme(4, "affine", 9, "dynamic")
         coarsely = Rounded(network, {"0": coarse}, ranges, symmetric)(x)
         assert torch.equal(network(x), before)
-        with pytest.raises(ValueError, match="palettes"):
-            Rounded(network, {"2": Scheme(4, "palette", 8)}, ranges, symmetric)(x)
+        with pytest.raises(ValueError, match="palettes"):  # after the first layer is rounded
+            Rounded(network, {"0": INT8, "2": Scheme(4, "palette", 8)}, ranges, symmetric)(x)
         assert torch.equal(network(x), before)
     fine, rough = (inside - before).abs().mean(), (coarsely - before).abs().mean()
     assert 0 < fine < rough < before.abs().mean()
 
 
-def test_the_gradient_passes_straight_through() -> None:
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("granularity", ["tensor", "channel", 8])
+def test_the_gradient_passes_straight_through(granularity: int | str, transposed: bool) -> None:
     weight = torch.randn(6, 10, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    round_weight(weight, Scheme(4, "affine", 8), False, symmetric).sum().backward()
+    round_weight(weight, Scheme(4, "affine", granularity), transposed, symmetric).sum().backward()
     assert weight.grad is not None and float(weight.grad.mean()) > 0.9
 
 

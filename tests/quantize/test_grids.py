@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pocketfocus.quantize.executorch import capture, group_linears, int8
 from pocketfocus.quantize.onnx import unpacking
 from pocketfocus.quantize.recipes import Scheme
-from pocketfocus.quantize.sensitivity import TARGETS
+from pocketfocus.quantize.toolchains import TOOLCHAINS
 
 ROWS, WIDTH = 24, 32
 
@@ -39,8 +39,7 @@ def torchao_channels(rows: Tensor) -> Tensor:
     layer = nn.Conv2d(WIDTH, ROWS, 1, bias=False)
     layer.weight.data.copy_(rows[:, :, None, None])
     inputs = [(torch.rand(1, WIDTH, 4, 4),)]
-    scheme = Scheme(8, "affine", "channel", "static")
-    graph = int8(capture(nn.Sequential(layer), inputs), inputs, {"0": scheme}, True)
+    graph = int8(capture(nn.Sequential(layer), inputs), inputs, {"0": STATIC}, True)
     (unpacked,) = (n for n in graph.graph.nodes if "dequantize_per_channel" in str(n.target))
     weight, scales = (
         getattr(graph, argument.target, None) if hasattr(argument, "target") else argument
@@ -82,48 +81,61 @@ def coremltools_rows(bits: int) -> Callable[[Tensor], Tensor]:
     return rounded
 
 
-TOOLCHAINS = {
-    ("executorch", 4): torchao_groups,
-    ("executorch", 8): torchao_channels,
-    ("onnx", 4): onnxruntime_groups,
-    ("onnx", 8): onnxruntime_channels,
-    ("coreml", 4): coremltools_rows(4),
-    ("coreml", 8): coremltools_rows(8),
+STATIC = Scheme(8, "affine", "channel", "static")
+WRITTEN = {
+    ("executorch", Scheme(4, "affine", WIDTH, "dynamic")): torchao_groups,
+    ("executorch", STATIC): torchao_channels,
+    ("onnx", Scheme(4, "affine", WIDTH)): onnxruntime_groups,
+    ("onnx", STATIC): onnxruntime_channels,
+    ("coreml", Scheme(4, "affine", WIDTH)): coremltools_rows(4),
+    ("coreml", Scheme(8, "affine", "channel")): coremltools_rows(8),
+    ("coreml", STATIC): torchao_channels,
 }
 
 
-def weights() -> Tensor:
-    """Rows whose largest weight is negative, positive, and both."""
-    rows = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(0)) * 0.1
-    rows[0, :2] = torch.tensor([0.5, -0.5])
-    return rows
+def weights(largest: float = 1.0) -> Tensor:
+    """Rows whose largest weight is negative, or positive; and one that has both."""
+    rows = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(0))
+    rows[0, :2] = torch.tensor([4.0, -4.0])
+    return rows * largest / rows.abs().amax(1, keepdim=True)
 
 
-@pytest.mark.parametrize(("target", "bits"), TOOLCHAINS, ids=lambda value: str(value))
-def test_weights_lie_where_the_toolchain_puts_them(target: str, bits: int) -> None:
-    rows = weights()
-    step = rows.abs().amax(1, keepdim=True) / 2 ** (bits - 1)
-    written = TOOLCHAINS[target, bits](rows)
-    found = TARGETS[target].grid(rows, bits)
-    assert (written - rows).abs().max() > 0.3 * step.max()  # it does round
-    off = (found - written).abs() > 0.02 * step + 1e-7
-    assert off.float().mean() < 0.005  # a weight in the middle may go either way
+@pytest.mark.parametrize("largest", [1.0, 0.02])
+@pytest.mark.parametrize(("target", "scheme"), WRITTEN, ids=str)
+def test_weights_lie_where_the_toolchain_puts_them(
+    target: str, scheme: Scheme, largest: float
+) -> None:
+    rows = weights(largest)
+    step = largest / 2 ** (scheme.bits - 1)
+    written = WRITTEN[target, scheme](rows)
+    found = TOOLCHAINS[target].grid(rows, scheme)
+    assert (written - rows).abs().max() > 0.3 * step  # it does round
+    off = (found - written).abs() > 0.02 * step
+    assert off.float().mean() < 0.005  # one that lies in the middle may go either way
+    assert not off[0, :2].any()
 
 
 def test_the_targets_differ_at_4_bits() -> None:
-    rows = weights()
-    for one, other in itertools.combinations(TARGETS, 2):
-        four = [TARGETS[target].grid(rows, 4) for target in (one, other)]
-        eight = [TARGETS[target].grid(rows, 8) for target in (one, other)]
-        torch.testing.assert_close(*eight)
-        moved = (four[0] - four[1]).norm() / (four[0] - rows).norm()
+    rows, scheme = weights(), Scheme(4, "affine", WIDTH)
+    for one, other in itertools.combinations(TOOLCHAINS.values(), 2):
+        found = [toolchain.grid(rows, scheme) for toolchain in (one, other)]
+        moved = (found[0] - found[1]).norm() / (found[0] - rows).norm()
         assert moved > 0.3, (one, other)
 
 
+@pytest.mark.parametrize(("target", "scheme"), WRITTEN, ids=str)
+def test_the_gradient_passes_straight_through(target: str, scheme: Scheme) -> None:
+    """But where a weight lies beyond the last integer, as an ONNX row's largest may."""
+    rows = weights().requires_grad_()
+    TOOLCHAINS[target].grid(rows, scheme).sum().backward()
+    assert rows.grad is not None
+    assert set(rows.grad.unique().tolist()) <= {0.0, 1.0} and rows.grad.mean() > 0.9
+
+
 def test_rows_of_zeros_stay_so() -> None:
-    for target, bits in itertools.product(TARGETS.values(), (4, 8)):
-        assert not target.grid(torch.zeros(2, WIDTH), bits).any()
+    for target, scheme in WRITTEN:
+        assert not TOOLCHAINS[target].grid(torch.zeros(2, WIDTH), scheme).any()
 
 
 def test_every_target_has_been_held_against_its_toolchain() -> None:
-    assert {target for target, _ in TOOLCHAINS} == set(TARGETS)
+    assert {target for target, _ in WRITTEN} == set(TOOLCHAINS)
