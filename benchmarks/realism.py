@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from pocketfocus.benchmarks.evaluate import (
     refocus,
     validation_stacks,
 )
-from pocketfocus.benchmarks.tables import markdown
+from pocketfocus.benchmarks.tables import difference, markdown
 from pocketfocus.datasets import RGBD_PAIRS, Request, open_source, textures
 from pocketfocus.distill.autoencoder import initialise, random_crops
 from pocketfocus.distill.crops import Crops
@@ -168,15 +168,10 @@ def realism_table(rows: Sequence[Row], kinds: Sequence[str]) -> str:
             values = list(row[kind].values())
             cells.append(f"{fmean(values):+z.2f}")
             paired = [row[kind][scene] - whole[kind][scene] for scene in row[kind]]
-            cells.append("–" if row is whole else _with_error(paired))
+            cells.append("–" if row is whole else difference(paired))
         lines.append(cells)
     heads = [head for kind in kinds for head in (f"{kind}: over copy", "against everything")]
     return markdown(["scenes", *heads], lines)
-
-
-def _with_error(values: Sequence[float]) -> str:
-    error = f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
-    return f"{fmean(values):+z.2f}{error}"
 
 
 def blur_slope(stack: FocalStack) -> float:

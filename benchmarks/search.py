@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from pocketfocus.benchmarks.clock import Round, Timed, p50, ratio, rounds
 from pocketfocus.benchmarks.device import PYTORCH
 from pocketfocus.benchmarks.evaluate import validation_stacks
 from pocketfocus.benchmarks.realism import gains
-from pocketfocus.benchmarks.tables import figure, markdown
+from pocketfocus.benchmarks.tables import difference, figure, markdown
 from pocketfocus.datasets import PHOTOS, SYNTHETIC, Request, open_source
 from pocketfocus.distill.crops import Crops
 from pocketfocus.distill.loop import Schedule, Task, Trainer
@@ -334,9 +334,7 @@ def search_table(
 def paired(row: Row, other: Row, kind: str) -> str:
     """Mean difference of two candidates' gains over the same scenes, and its standard error."""
     differences = [gain - other["gains"][kind][scene] for scene, gain in row["gains"][kind].items()]
-    count = len(differences)
-    error = f" ± {stdev(differences) / count**0.5:.2f}" if count > 1 else ""
-    return f"{fmean(differences):+z.2f}{error}"
+    return difference(differences)
 
 
 def search_plot(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
 from pocketfocus.benchmarks.device import HOST, MIL_CHECK
 from pocketfocus.benchmarks.evaluate import EVALUATE_FILE
@@ -18,6 +19,12 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table, first column to the left, figures to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def difference(values: Sequence[float]) -> str:
+    """Mean of paired differences and, of more than one, its standard error."""
+    error = f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
+    return f"{fmean(values):+z.2f}{error}"
 
 
 def figure(value: float | None, digits: int = 1) -> str:

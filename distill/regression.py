@@ -7,6 +7,7 @@ difference of adjacent frames; Any-to-Bokeh (arXiv 2505.21593) for the gradient 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -31,7 +32,12 @@ class StudentLearner(Learner):
         super().__init__()
         # a fifth faster to train on a CPU, where depthwise convolutions are slow in planes
         self.student = student.to(memory_format=torch.channels_last)
-        self.rounded: Files | None = None  # what it has to stand
+        self.rounded: Files | None = None
+
+    @property
+    def call(self) -> Callable[..., Tensor]:
+        """The student; or, rounded, the files that it has to stand (`distill.qat`)."""
+        return self.rounded or self.student
 
     def noise(self, stack: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Where it is rounded, the number [1] of the file that computes the sample."""
@@ -42,20 +48,13 @@ class StudentLearner(Learner):
     def made(self, photos: Tensor, positions: Tensor, stacks: Tensor, *turn: Tensor) -> Tensor:
         """The student's stacks, of the shape [B,9,3,H,W] of `stacks`."""
         places = F.one_hot(positions, FRAMES).float()
-        stack = (
-            self.student(photos, places)
-            if self.rounded is None
-            else self.rounded(photos, places, *turn)
-        )
+        stack: Tensor = self.call(photos, places, *turn)
         return stack.float().reshape(stacks.shape)
 
     def refocus(self, photo: Tensor, position: int, seed: int) -> Tensor:
         """In its one step, without noise; where it is rounded, through a file by the seed."""
-        if self.rounded is None:
-            found: Tensor = self.student(photo, one_hot(position))
-            return found
-        turn = torch.tensor([seed % len(self.rounded.files)], device=photo.device)
-        return self.rounded(photo, one_hot(position), turn)
+        turn = () if self.rounded is None else (torch.tensor([seed % len(self.rounded.files)]),)
+        return self.call(photo, one_hot(position), *turn)
 
     def save(self, folder: Path) -> None:
         """A student folder, fp16."""

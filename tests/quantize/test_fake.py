@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from pocketfocus.quantize.executorch import grid
 from pocketfocus.quantize.fake import (
     Ranges,
     Rounded,
@@ -50,6 +51,26 @@ def test_weights_are_few_levels_within_half_a_step(
             assert (group - origin).abs().max() <= 0.5001 * step
             levels = group / step
             assert torch.allclose(levels, levels.round(), atol=1e-3)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("granularity", ["tensor", "channel", 8])
+def test_weights_are_rounded_to_the_integers_of_their_bits(
+    granularity: str | int, transposed: bool
+) -> None:
+    """Counted: a group has at most 16 values at 4 bits, an odd group size is filled up."""
+    weight = torch.randn(6, 10, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    found = round_weight(weight, Scheme(4, "affine", granularity), transposed, grid)
+    assert found.shape == weight.shape
+    rows = (found.transpose(0, 1) if transposed else found).flatten(1)
+    groups = {"tensor": [rows.flatten()], "channel": list(rows)}.get(
+        str(granularity), [g for row in rows for g in row.split(8)]
+    )
+    assert all(len(group.detach().round(decimals=5).unique()) <= 16 for group in groups)
+    step = max(float(weight.detach().abs().max()) / 7.5, 1e-9)
+    assert 0 < float((found - weight).detach().abs().max()) <= 0.51 * step
+    found.sum().backward()
+    assert weight.grad is not None and float(weight.grad.mean()) > 0.9  # straight through
 
 
 def test_float16_and_palettes() -> None:
