@@ -23,12 +23,12 @@ from skimage.filters import gaussian
 from torch import Tensor
 
 import pocketfocus
-from pocketfocus.errors import UserError, reported
-from pocketfocus.files import read_json, write_json
-from pocketfocus.optics import FRAMES
-from pocketfocus.progress import track
-from pocketfocus.scenes import TRAIN_PHOTOS, train_photos
-from pocketfocus.stacks import FocalStack, synthetic_stacks
+from pocketfocus.data.optics import FRAMES
+from pocketfocus.data.scenes import TRAIN_PHOTOS, train_photos
+from pocketfocus.data.stacks import FocalStack, synthetic_stacks
+from pocketfocus.run.errors import UserError, reported
+from pocketfocus.run.files import read_json, write_json
+from pocketfocus.run.progress import track
 
 TABLE_FILE = Path(pocketfocus.__file__).parent / "weights" / "blur_baseline.json"
 FIT_SCENES, FIT_SEED = 40, 0

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import matplotlib
 
-from pocketfocus.benchmarks.device import HOST
-from pocketfocus.files import Row
-from pocketfocus.manifest import Manifest
+from pocketfocus.mobile_harness.device import HOST
+from pocketfocus.run.files import Row
+from pocketfocus.run.manifest import Manifest
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -26,14 +26,14 @@ from rich.table import Table
 from torch import Tensor
 
 from pocketfocus.benchmarks.scores import Call, Ledger, Scores
-from pocketfocus.errors import UserError
-from pocketfocus.files import Row, write_atomic
-from pocketfocus.images import MULTIPLE
-from pocketfocus.metrics import psnr, ssim
-from pocketfocus.optics import FRAMES
-from pocketfocus.progress import track
-from pocketfocus.scenes import VALIDATION_SEED, held_out_photos
-from pocketfocus.stacks import FocalStack, StackCache, cache_stacks
+from pocketfocus.data.optics import FRAMES
+from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
+from pocketfocus.data.stacks import FocalStack, StackCache, cache_stacks
+from pocketfocus.photos.images import MULTIPLE
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import Row, write_atomic
+from pocketfocus.run.metrics import psnr, ssim
+from pocketfocus.run.progress import track
 
 EVALUATE_FILE = "evaluate.json"
 TOLERANCE = 0.25  # a frame this far from a whole position still is the truth for it

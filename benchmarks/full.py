@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pocketfocus.benchmarks.device import MIL_CHECK
 from pocketfocus.benchmarks.tables import figure, markdown
 from pocketfocus.benchmarks.verify import (
     VERIFY_FILE,
@@ -29,15 +28,16 @@ from pocketfocus.benchmarks.verify import (
     gate_of,
     gate_row,
 )
-from pocketfocus.errors import UserError, reported
 from pocketfocus.export.full.stage import CHECKS
 from pocketfocus.export.targets import get_target
-from pocketfocus.files import Row, read_rows, write_rows
-from pocketfocus.manifest import Artifact, Manifest, check_artifact, load_manifest
-from pocketfocus.memory import peak_mib
-from pocketfocus.metrics import psnr
-from pocketfocus.processes import death, run_module
-from pocketfocus.progress import step
+from pocketfocus.mobile_harness.device import MIL_CHECK
+from pocketfocus.run.errors import UserError, reported
+from pocketfocus.run.files import Row, read_rows, write_rows
+from pocketfocus.run.manifest import Artifact, Manifest, check_artifact, load_manifest
+from pocketfocus.run.memory import peak_mib
+from pocketfocus.run.metrics import psnr
+from pocketfocus.run.processes import death, run_module
+from pocketfocus.run.progress import step
 
 MODULE = "pocketfocus.benchmarks.full"
 REWRITTEN_DB = 90.0
@@ -133,13 +133,13 @@ def call(path: Path, check: Path, output: Path) -> None:
 def opened(path: Path) -> tuple[Callable[[Tensor], Tensor], bool]:
     """What calls a file of one input and one output, and whether its first call is slower."""
     if path.suffix == ".pte":
-        from pocketfocus.export.executorch import load
+        from pocketfocus.export.executorch.write import load
 
         module = load(path)
         return lambda sample: module.forward([sample])[0].clone(), True
     if get_target(COREML).cannot_run() is None:
         return core_ml(path), True
-    from pocketfocus.export.mil.program import load_program
+    from pocketfocus.export.coreml.mil.program import load_program
 
     program = load_program(path)
     (name,) = program.inputs
@@ -159,9 +159,9 @@ def core_ml(path: Path) -> Callable[[Tensor], Tensor]:
 @torch.no_grad()
 def rewritten_db(spec: str, folder: Path) -> dict[str, float]:
     """PSNR (dB) of the rewritten decoder and UNet against diffusers' own, weights shared."""
-    from pocketfocus.loading import load_reference
     from pocketfocus.mobile.pipeline import rewritten
-    from pocketfocus.reference import added_time_ids
+    from pocketfocus.models.loading import load_reference
+    from pocketfocus.models.reference import added_time_ids
 
     theirs = load_reference(spec)
     ours = rewritten(theirs)

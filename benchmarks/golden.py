@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketfocus.benchmarks.device import Call, Device, Job
 from pocketfocus.benchmarks.verify import (
     ARM64_DB,
     Gate,
@@ -32,11 +31,12 @@ from pocketfocus.benchmarks.verify import (
     load_parent,
     parent_stacks,
 )
-from pocketfocus.errors import UserError
-from pocketfocus.files import Row, read_json, sha256, write_atomic, write_json, write_rows
-from pocketfocus.manifest import Artifact, check_artifact, load_manifest
-from pocketfocus.optics import one_hot
-from pocketfocus.progress import track
+from pocketfocus.data.optics import one_hot
+from pocketfocus.mobile_harness.device import Call, Device, Job
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import Row, read_json, sha256, write_atomic, write_json, write_rows
+from pocketfocus.run.manifest import Artifact, check_artifact, load_manifest
+from pocketfocus.run.progress import track
 
 GOLDEN_FILE = "golden.json"
 REPLAY_FILE = "replay.json"

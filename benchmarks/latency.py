@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pocketfocus.benchmarks.device import PYTORCH, Device, Job, JobError, Result, facts
 from pocketfocus.benchmarks.verify import (
     SHOWN,
     Stacks,
@@ -25,11 +24,12 @@ from pocketfocus.benchmarks.verify import (
     save_stacks,
     to_bytes,
 )
-from pocketfocus.errors import UserError
-from pocketfocus.files import Row, merge_rows, size_bytes
-from pocketfocus.manifest import MANIFEST_FILE, check_artifact, load_manifest
-from pocketfocus.progress import console, track
-from pocketfocus.reference import PUBLISHED
+from pocketfocus.mobile_harness.device import PYTORCH, Device, Job, JobError, Result, facts
+from pocketfocus.models.reference import PUBLISHED
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import Row, merge_rows, size_bytes
+from pocketfocus.run.manifest import MANIFEST_FILE, check_artifact, load_manifest
+from pocketfocus.run.progress import console, track
 
 BENCH_FILE = "bench.json"
 REFERENCE_STACK_FILE = "reference.npz"
@@ -161,7 +161,7 @@ def reference_entries(spec: str) -> list[Entry]:
 
     Its size is known when its weights lie in a local folder.
     """
-    from pocketfocus.loading import DEFAULT_WEIGHTS, default_sampling
+    from pocketfocus.models.loading import DEFAULT_WEIGHTS, default_sampling
 
     weights = DEFAULT_WEIGHTS if spec == "default" else Path(spec)
     size = sum(size_bytes(path) for path in weights.glob("*/*.safetensors")) or None

@@ -1,7 +1,7 @@
 """Where a file goes wrong: the first layer whose output leaves its tolerance.
 
 Layers are the operators with weights, in order: those of the file and those of its student do the
-same work, whatever a toolchain did around them. `export.inside` executes the file itself with its
+same work, whatever a toolchain did around them. `export.layers` executes the file itself with its
 layers' outputs laid open: Core ML's by the MIL check, ONNX's by onnxruntime, a `.pte`'s by XNNPACK.
 """
 
@@ -23,13 +23,13 @@ from pocketfocus.benchmarks.verify import (
     is_written,
     load_parent,
 )
-from pocketfocus.errors import UserError
-from pocketfocus.export.inside import Layer, get_inside
-from pocketfocus.files import Row
-from pocketfocus.manifest import check_artifact, load_manifest
-from pocketfocus.metrics import psnr
-from pocketfocus.optics import one_hot
+from pocketfocus.data.optics import one_hot
+from pocketfocus.export.layers import Layer, get_inside
 from pocketfocus.quantize.layers import layer_of
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import Row
+from pocketfocus.run.manifest import check_artifact, load_manifest
+from pocketfocus.run.metrics import psnr
 
 LAYER_MARGIN_DB = 20.0
 """A layer may be this much worse than the stack: the photo that is added last forgives much."""

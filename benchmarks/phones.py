@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketfocus.benchmarks.tables import markdown
-from pocketfocus.files import Row
+from pocketfocus.run.files import Row
 
 TABLE = Path(__file__).parent / "phones.json"
 TIGHT = 0.7  # of the limit: the rest is left to the app's own pictures and views

@@ -21,12 +21,12 @@ import pocketfocus
 from pocketfocus.benchmarks.charts import data_uri, latency_chart, size_chart, sustained_chart
 from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, plot_grids
 from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, ratios
+from pocketfocus.benchmarks.notes import browser_rows, notes_rows
 from pocketfocus.benchmarks.phones import kinds, phones, verdicts
-from pocketfocus.benchmarks.told import browser_rows, notes_rows
 from pocketfocus.benchmarks.verify import SHOWN, STACKS_FILE, VERIFY_FILE, parity_rows
-from pocketfocus.files import Row, read_json, read_rows, write_atomic
-from pocketfocus.manifest import Manifest, load_manifest
-from pocketfocus.optics import FRAMES, dioptres
+from pocketfocus.data.optics import FRAMES, dioptres
+from pocketfocus.run.files import Row, read_json, read_rows, write_atomic
+from pocketfocus.run.manifest import Manifest, load_manifest
 
 REPORT_FILE = "report.html"
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"

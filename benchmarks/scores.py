@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pocketfocus.files import writing_failed
+from pocketfocus.run.files import writing_failed
 
 Scores = dict[int, tuple[float, float]]
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from pocketfocus.benchmarks.device import HOST, MIL_CHECK
 from pocketfocus.benchmarks.evaluate import EVALUATE_FILE
 from pocketfocus.benchmarks.latency import BENCH_FILE, ratios
 from pocketfocus.benchmarks.verify import VERIFY_FILE, parity_rows
-from pocketfocus.errors import UserError, reported
-from pocketfocus.files import Row, read_rows
+from pocketfocus.mobile_harness.device import HOST, MIL_CHECK
+from pocketfocus.run.errors import UserError, reported
+from pocketfocus.run.files import Row, read_rows
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

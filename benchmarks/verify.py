@@ -19,24 +19,24 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pocketfocus.benchmarks.device import HOST, MIL_CHECK, PYTORCH, Call, Device, Job, facts
-from pocketfocus.errors import UserError
-from pocketfocus.files import Row, merge_rows, sha256, write_atomic
-from pocketfocus.images import load_photo
-from pocketfocus.manifest import (
+from pocketfocus.data.optics import FRAMES, one_hot
+from pocketfocus.data.scenes import held_out_photos
+from pocketfocus.mobile_harness.device import HOST, MIL_CHECK, PYTORCH, Call, Device, Job, facts
+from pocketfocus.models.student import RefocusStudent, load_student
+from pocketfocus.photos.images import load_photo
+from pocketfocus.quantize.calibration import fitted
+from pocketfocus.quantize.recipes import RECIPES, Recipe, get_recipe, recipe_from
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import Row, merge_rows, sha256, write_atomic
+from pocketfocus.run.manifest import (
     MANIFEST_FILE,
     Artifact,
     Manifest,
     check_artifact,
     load_manifest,
 )
-from pocketfocus.metrics import psnr
-from pocketfocus.optics import FRAMES, one_hot
-from pocketfocus.progress import step, track
-from pocketfocus.quantize.calibration import fitted
-from pocketfocus.quantize.recipes import RECIPES, Recipe, get_recipe, recipe_from
-from pocketfocus.scenes import held_out_photos
-from pocketfocus.student import RefocusStudent, load_student
+from pocketfocus.run.metrics import psnr
+from pocketfocus.run.progress import step, track
 
 VERIFY_FILE = "verify.json"
 STACKS_FILE = "stacks.npz"

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pocketfocus.errors import UserError
+from pocketfocus.data.optics import one_hot
 from pocketfocus.export.targets import TARGETS, Target, get_target
-from pocketfocus.manifest import MANIFEST_FILE, check_artifact, load_manifest
-from pocketfocus.optics import one_hot
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.manifest import MANIFEST_FILE, check_artifact, load_manifest
 
 if TYPE_CHECKING:
-    from pocketfocus.reference import ReferencePipeline
+    from pocketfocus.models.reference import ReferencePipeline
 
 REFERENCE, AUTOENCODER, STUDENT = "reference", "autoencoder", "student"
 ANY_MULTIPLE = 64
@@ -78,7 +78,7 @@ def open_any(spec: str) -> Model | Autoencoder:
     """As `open_model`, and `autoencoder[:DIR_or_HUB_ID]`; for evaluations."""
     kind, _, rest = spec.partition(":")
     if kind == AUTOENCODER and not Path(spec).exists():
-        from pocketfocus.loading import load_reference
+        from pocketfocus.models.loading import load_reference
 
         return Autoencoder(load_reference(rest or "default"), spec)
     return open_model(spec)
@@ -119,7 +119,7 @@ def _eager(threads: int | None, load: Callable[[], Model]) -> Model:
 
 
 def _reference(name: str, spec: str, sampling: str) -> Model:
-    from pocketfocus.loading import load_reference
+    from pocketfocus.models.loading import load_reference
 
     pipeline = load_reference(spec or "default")
     if not sampling:
@@ -129,7 +129,7 @@ def _reference(name: str, spec: str, sampling: str) -> Model:
 
 
 def _student(path: Path | None = None) -> Model:
-    from pocketfocus.student import load_student
+    from pocketfocus.models.student import load_student
 
     student = load_student(path)
     name = path.name if path else STUDENT

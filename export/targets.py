@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from pocketfocus.errors import UserError
-from pocketfocus.manifest import Delegation, TensorSpec
-from pocketfocus.optics import FRAMES
+from pocketfocus.data.optics import FRAMES
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.manifest import Delegation, TensorSpec
 
 if TYPE_CHECKING:  # what executes a file needs none of these and their many imports
+    from pocketfocus.models.student import RefocusStudent
     from pocketfocus.quantize.calibration import Calibration
     from pocketfocus.quantize.recipes import Recipe
-    from pocketfocus.student import RefocusStudent
 
 TARGETS = {
     "executorch": "pocketfocus.export.executorch",

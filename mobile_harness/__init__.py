@@ -1,1 +1,1 @@
-"""Where a file runs: one module a device, all behind `pocketfocus.benchmarks.device.Device`."""
+"""Where a file runs: one module a device, all behind `pocketfocus.mobile_harness.device.Device`."""

@@ -8,18 +8,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import cast
 
-from pocketfocus.benchmarks.device import Device, facts, runtime_target
-from pocketfocus.errors import UserError
-from pocketfocus.files import Row
+from pocketfocus.mobile_harness.device import Device, facts, runtime_target
 from pocketfocus.mobile_harness.options import Options
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import Row
 
 DEVICES = {
     "host": "pocketfocus.mobile_harness.host",
     "mil-check": "pocketfocus.mobile_harness.mil",
     "arm64": "pocketfocus.mobile_harness.arm64",
     "android": "pocketfocus.mobile_harness.android",
-    "mac": "pocketfocus.mobile_harness.mac",
-    "iphone": "pocketfocus.mobile_harness.iphone",
+    "mac": "pocketfocus.mobile_harness.ios.mac",
+    "iphone": "pocketfocus.mobile_harness.ios.iphone",
     "browser": "pocketfocus.mobile_harness.web.visit",
 }
 EVERY = {"android": "all"}  # how a kind of which there may be several is asked for all
@@ -27,7 +27,7 @@ NOT_TIMED = ("mil-check", "arm64")  # what they take says nothing about a phone
 STAND_INS = {"host": ("mil-check",)}  # who verifies the files that a device cannot execute
 TWINS = {"arm64": "host"}  # who executes each file too: both must agree
 VISITORS = ("browser",)  # they come by themselves and send their rows
-INSTALLERS = {"arm64": "pocketfocus.mobile_harness.arm64_install"}
+INSTALLERS = {"arm64": "pocketfocus.mobile_harness.arm64.install"}
 
 
 def get_devices(name: str, options: Options | None = None) -> tuple[Device, ...]:

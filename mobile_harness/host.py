@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import psutil
 
-from pocketfocus.benchmarks.device import PYTORCH, Job, JobError, Result
-from pocketfocus.doctor import processor
-from pocketfocus.errors import UserError
 from pocketfocus.export.targets import get_target
+from pocketfocus.mobile_harness.device import PYTORCH, Job, JobError, Result
+from pocketfocus.mobile_harness.doctor import processor
 from pocketfocus.mobile_harness.options import Options
-from pocketfocus.processes import death, run_module
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.processes import death, run_module
 
 WORKER = "pocketfocus.mobile_harness.worker"
 RUNTIMES = ("torch", "executorch", "onnxruntime", "coremltools")

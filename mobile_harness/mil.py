@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pocketfocus.benchmarks.device import MIL_CHECK, Job, Result
 from pocketfocus.export.targets import get_target
+from pocketfocus.mobile_harness.device import MIL_CHECK, Job, Result
 from pocketfocus.mobile_harness.host import Host
 from pocketfocus.mobile_harness.options import Options
 

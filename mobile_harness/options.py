@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketfocus.benchmarks.device import Job, JobError, Result
+from pocketfocus.mobile_harness.device import Job, JobError, Result
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pocketfocus.benchmarks.device import MIL_CHECK, PYTORCH
-from pocketfocus.errors import UserError
-from pocketfocus.memory import peak_mib
+from pocketfocus.mobile_harness.device import MIL_CHECK, PYTORCH
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.memory import peak_mib
 
 Runner = Callable[[Tensor, Tensor], Tensor]
 """(photo [1,3,H,W], position one-hot [1,9]) -> stack [9,3,H,W], all in [-1, 1] or {0, 1}."""
@@ -76,7 +76,7 @@ def prepare(target: str) -> Opener:
     if target == PYTORCH:
         return _eager()
     if target == MIL_CHECK:
-        from pocketfocus.export.mil.program import open_file
+        from pocketfocus.export.coreml.mil.program import open_file
 
         return lambda artifact, threads: open_file(Path(artifact))
     from pocketfocus.export.targets import get_target
@@ -89,8 +89,8 @@ def prepare(target: str) -> Opener:
 
 
 def _eager() -> Opener:
-    import pocketfocus.loading
-    import pocketfocus.student  # noqa: F401 - `open_model` imports them when it needs them
+    import pocketfocus.models.loading
+    import pocketfocus.models.student  # noqa: F401 - `open_model` imports them when it needs them
     from pocketfocus.export.open import open_model
 
     def open_eager(artifact: str, threads: int) -> Runner:
@@ -101,7 +101,7 @@ def _eager() -> Opener:
 
 
 def _inputs(photos: NDArray[np.float32], index: int, position: int) -> tuple[Tensor, Tensor]:
-    from pocketfocus.optics import one_hot
+    from pocketfocus.data.optics import one_hot
 
     return torch.from_numpy(photos[index : index + 1].copy()), one_hot(position)
 

@@ -15,9 +15,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import nn
 
-from pocketfocus.errors import UserError
-from pocketfocus.files import Row, read_rows, write_atomic
-from pocketfocus.manifest import load_manifest
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.recipes import Recipe, Rule, Scheme
 from pocketfocus.quantize.sensitivity import (
@@ -27,6 +24,9 @@ from pocketfocus.quantize.sensitivity import (
     scheme_in,
     taken_by,
 )
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import Row, read_rows, write_atomic
+from pocketfocus.run.manifest import load_manifest
 
 PARETO_FILE = "pareto.png"
 SCALE_BYTES = 4  # at most; XNNPACK and Core ML keep two of them

@@ -24,7 +24,7 @@ from typing import Any, Literal, cast
 
 import yaml
 
-from pocketfocus.errors import UserError
+from pocketfocus.run.errors import UserError
 
 Bits = Literal[32, 16, 8, 4]
 Form = Literal["affine", "palette"]

@@ -19,17 +19,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from pocketfocus.errors import UserError
-from pocketfocus.files import Row, key_of, read_json, sha256, write_atomic, write_json
-from pocketfocus.metrics import CAP_DB, PEAK, psnr
-from pocketfocus.optics import one_hot
-from pocketfocus.progress import track
+from pocketfocus.data.optics import one_hot
+from pocketfocus.models.student import RefocusStudent, load_student
 from pocketfocus.quantize.calibration import Calibration, calibration
 from pocketfocus.quantize.fake import Rounded, observe, symmetric
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.recipes import GROUP, IOS_VERSIONS, Recipe, Rule, Scheme
 from pocketfocus.quantize.toolchains import TOOLCHAINS
-from pocketfocus.student import RefocusStudent, load_student
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import Row, key_of, read_json, sha256, write_atomic, write_json
+from pocketfocus.run.metrics import CAP_DB, PEAK, psnr
+from pocketfocus.run.progress import track
 
 SENSITIVITY_FILE, PLOT_FILE = "sensitivity.json", "sensitivity.png"
 POSITIONS = (1, 4, 7)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +17,8 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
     from torch import nn
+
+    from pocketfocus.run.manifest import Artifact
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the network is a mistake: let it fail
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -75,7 +77,7 @@ def small_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random student for 64-pixel photos, of two levels with a block each."""
     import torch
 
-    from pocketfocus.student import RefocusStudent
+    from pocketfocus.models.student import RefocusStudent
 
     torch.manual_seed(0)
     student = RefocusStudent(channels=(16, 32), blocks=(1, 1), bands=3, size=(64, 64))
@@ -90,8 +92,8 @@ def small_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained reference of the smallest size, in the diffusers layout."""
     import torch
 
-    from pocketfocus.distill.presets import SMALLEST, build_reference
-    from pocketfocus.distill.reference import save_reference
+    from pocketfocus.distill.reference.phases import save_reference
+    from pocketfocus.distill.reference.presets import SMALLEST, build_reference
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("reference")
@@ -104,7 +106,7 @@ def stir(student: nn.Module) -> None:
     reads the position is strong. Few pixels are clamped, and 4 bits keep their gate."""
     from torch import nn
 
-    from pocketfocus.optics import FRAMES
+    from pocketfocus.data.optics import FRAMES
 
     for parameter in student.parameters():
         if parameter.ndim > 1 and parameter.shape[1] == FRAMES:
@@ -118,7 +120,7 @@ def exported(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> E
     """exported(names): a run with these files of the small student, such as
     "onnx/student-fp32.onnx"; it is a copy, which the caller may change."""
     from pocketfocus.export.stage import export_run
-    from pocketfocus.manifest import load_manifest
+    from pocketfocus.run.manifest import load_manifest
 
     whole = tmp_path_factory.mktemp("exported")
 
@@ -146,3 +148,42 @@ def run_dir(exported: Exported) -> Path:
     from pocketfocus.quantize.recipes import RECIPES
 
     return exported([path_of(get_target(name), recipe) for name in TARGETS for recipe in RECIPES])
+
+
+@pytest.fixture
+def make_run() -> Callable[..., None]:
+    """make_run(folder, student, names, refused={}), names as "onnx/student-fp32.onnx": a run folder
+    without exporting anything, placeholders for files and an honest manifest."""
+    return _make_run
+
+
+def _make_run(
+    folder: Path, student: Path, names: Sequence[str], refused: Mapping[str, str] | None = None
+) -> None:
+    from pocketfocus.run.files import sha256
+    from pocketfocus.run.manifest import Manifest
+
+    shutil.copytree(student, folder / "student")
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            path.write_bytes(name.encode() * 100)
+    artifacts = [_artifact(name, folder / name, "") for name in names]
+    artifacts += [_artifact(name, None, why) for name, why in (refused or {}).items()]
+    Manifest((64, 64), artifacts=artifacts, student_sha256=sha256(folder / "student")).save(folder)
+
+
+def _artifact(name: str, path: Path | None, why: str) -> Artifact:
+    from pocketfocus.run.files import sha256, size_bytes
+    from pocketfocus.run.manifest import Artifact
+
+    return Artifact(
+        name=name,
+        target=name.partition("/")[0],
+        precision=Path(name).stem.partition("-")[2],
+        sha256=sha256(path) if path else "",
+        bytes=size_bytes(path) if path else 0,
+        status="written" if path else "refused",
+        why=why,
+    )

@@ -15,18 +15,22 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-FOLDERS = ("distill", "quantize", "export", "benchmarks", "mobile_harness")
-INNER = ("cli", "mobile")
+SHIPPED = ("distill", "quantize", "export", "benchmarks", "mobile_harness")
+FOLDERS = (*SHIPPED, "research")
+INNER = ("cli", "data", "mobile", "models", "photos", "run")
 MODELS = {"core", "distill", "quantize", "export"}
 MAY_IMPORT = {
     "core": {"core"},
-    "cli": {"core", "cli", *FOLDERS},
+    "device": {"core"},
+    "cli": {"core", "cli", "device", *SHIPPED},
     "distill": MODELS,
     "quantize": MODELS,
     "export": MODELS,
-    "benchmarks": MODELS | {"benchmarks"},
-    "mobile_harness": MODELS | {"benchmarks", "mobile_harness"},
+    "benchmarks": MODELS | {"benchmarks", "device"},
+    "mobile_harness": MODELS | {"benchmarks", "device", "mobile_harness"},
+    "research": MODELS | {"benchmarks", "device", "research"},
 }
+DEVICE = "mobile_harness/device.py"  # the interface that benchmarks execute files through
 TEXT = {".py", ".md", ".toml", ".yaml", ".json", ".jsonl", ".j2", ".html", ".js", ".css", ".txt"}
 
 
@@ -42,8 +46,10 @@ def modules(root: Path) -> list[Path]:
 
 def layer(dotted: str) -> str:
     """Layer of a module name such as pocketfocus.export.open."""
-    second = [*dotted.split("."), ""][1]
-    return second if second in MAY_IMPORT else "core"
+    parts = [*dotted.split("."), ""]
+    if parts[1:3] == ["mobile_harness", "device"]:
+        return "device"
+    return parts[1] if parts[1] in MAY_IMPORT else "core"
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -64,6 +70,7 @@ def test_imports_point_one_way(root: Path) -> None:
             continue
         place = path.relative_to(root).parts
         own = place[1] if place[:2] == ("pocketfocus", "cli") else place[0]
+        own = "device" if path == root / DEVICE else own
         allowed = MAY_IMPORT["core" if own == "pocketfocus" else own]
         wrong += [
             f"{path.relative_to(root)} imports {name}"
@@ -104,14 +111,14 @@ def test_no_absolute_path_of_a_machine(root: Path) -> None:
     assert not found
 
 
-def layout(readme: str) -> dict[str, str]:
-    """Module path -> phrase, of the README's Layout section.
+def layout(text: str) -> dict[str, str]:
+    """Module path -> phrase, of the section Layout of docs/map.md.
 
     A line names a folder (`export/`) or a module (`export/open.py`, or `open.py` below the folder's
     own line), in backticks, a tree or a table, and the phrase follows.
     """
-    section = re.search(r"^## Layout\n(.*?)(?=^## |\Z)", readme, re.DOTALL | re.MULTILINE)
-    assert section, "README.md has a section '## Layout'"
+    section = re.search(r"^## Layout\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert section, "docs/map.md has a section '## Layout'"
     named, folder = {}, ""
     for line in section[1].splitlines():
         match = re.match(r"[\s|`│├└─*-]*([\w./-]+(?:/|\.py))[`\s|:—–-]*(.*?)[\s|]*$", line)
@@ -123,17 +130,17 @@ def layout(readme: str) -> dict[str, str]:
 
 
 def test_layout_is_read_from_trees_and_tables() -> None:
-    readme = "## Layout\n```\nexport/  files\n  open.py   opens any model\n```\n"
-    readme += "| `pocketfocus/files.py` | whole or absent |\n## Next\nx.py nothing\n"
-    phrases = {"export/open.py": "opens any model", "pocketfocus/files.py": "whole or absent"}
-    assert layout(readme) == phrases
+    text = "## Layout\n```\nexport/  files\n  open.py   opens any model\n```\n"
+    text += "| `pocketfocus/run/files.py` | whole or absent |\n## Next\nx.py nothing\n"
+    phrases = {"export/open.py": "opens any model", "pocketfocus/run/files.py": "whole or absent"}
+    assert layout(text) == phrases
 
 
-def test_readme_names_every_module(root: Path) -> None:
-    named = layout((root / "README.md").read_text(encoding="utf-8"))
+def test_the_map_names_every_module(root: Path) -> None:
+    named = layout((root / "docs/map.md").read_text(encoding="utf-8"))
     there = {p.relative_to(root).as_posix() for p in modules(root) if not p.stem.startswith("__")}
-    assert sorted(there - named.keys()) == [], "modules that the README's layout does not name"
-    assert sorted(named.keys() - there) == [], "modules that the README names and are not there"
+    assert sorted(there - named.keys()) == [], "modules that the map does not name"
+    assert sorted(named.keys() - there) == [], "modules that the map names and are not there"
     assert all(len(phrase.split()) >= 2 for phrase in named.values()), "each has its phrase"
 
 
@@ -147,8 +154,11 @@ def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFi
 
 
 def test_wheel_holds_every_module_as_a_real_file(root: Path, wheel: zipfile.ZipFile) -> None:
+    """All but those of research, which are this repository's own."""
     inside = {n for n in wheel.namelist() if n.endswith(".py")}
-    expected = {p.relative_to(root).as_posix().removeprefix("pocketfocus/") for p in modules(root)}
+    places = (p.relative_to(root).as_posix() for p in modules(root))
+    expected = {p.removeprefix("pocketfocus/") for p in places if not p.startswith("research/")}
+    assert not any("research" in name for name in wheel.namelist())
     assert inside == {f"pocketfocus/{name}" for name in expected}
     sample = next(p for p in (root / "export").glob("*.py") if p.stat().st_size)
     assert wheel.read(f"pocketfocus/export/{sample.name}") == sample.read_bytes()
@@ -157,8 +167,8 @@ def test_wheel_holds_every_module_as_a_real_file(root: Path, wheel: zipfile.ZipF
 def test_wheel_holds_weights_and_templates_and_no_junk(root: Path, wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     for kind in ("weights", "templates"):
-        files = [p for p in root.glob(f"[!.]*/{kind}/**/*") if p.is_file()]
-        files = [p for p in files if p.parts[len(root.parts)] not in ("build", "tests")]
+        files = [p for p in (root / "pocketfocus").glob(f"**/{kind}/**/*") if p.is_file()]
+        files += [p for name in SHIPPED for p in (root / name).glob(f"**/{kind}/*") if p.is_file()]
         parts = (p.relative_to(root).as_posix().removeprefix("pocketfocus/") for p in files)
         assert {f"pocketfocus/{part}" for part in parts} <= names
     for name in ("student/config.json", "student/diffusion_pytorch_model.safetensors"):

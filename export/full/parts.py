@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from pocketfocus.autoencoder import latent_factor
-from pocketfocus.errors import UserError
-from pocketfocus.images import prepare
-from pocketfocus.loading import assemble, find_places
+from pocketfocus.data.optics import FRAMES
+from pocketfocus.data.scenes import held_out_photos, train_photos
 from pocketfocus.mobile.autoencoder import mobile_autoencoder
 from pocketfocus.mobile.conditioning import baked
 from pocketfocus.mobile.folders import open_component
 from pocketfocus.mobile.pipeline import MobileDenoiser
-from pocketfocus.optics import FRAMES
-from pocketfocus.reference import ReferencePipeline, added_time_ids
-from pocketfocus.scenes import held_out_photos, train_photos
+from pocketfocus.models.autoencoder import latent_factor
+from pocketfocus.models.loading import assemble, find_places
+from pocketfocus.models.reference import ReferencePipeline, added_time_ids
+from pocketfocus.photos.images import prepare
+from pocketfocus.run.errors import UserError
 
 SMALLEST = 64  # side of a photo that the published model takes, in pixels
 BLUR_STEP = 1  # pixels of radius that a frame is blurred for each position it is away

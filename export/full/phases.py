@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from pocketfocus.memory import peak_mib
+from pocketfocus.run.memory import peak_mib
 
 Log = Callable[[str], object]
 

@@ -15,13 +15,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pocketfocus.errors import UserError
+from pocketfocus.data.scenes import TRAIN_PHOTOS
 from pocketfocus.export.full.parts import SMALLEST, check_size, named_parts, open_reference
 from pocketfocus.export.stage import TOOLS, Log, check_writable, code_hash
 from pocketfocus.export.targets import Target, get_target
-from pocketfocus.files import key_of, sha256, size_bytes, write_atomic
-from pocketfocus.loading import find_places
-from pocketfocus.manifest import (
+from pocketfocus.models.loading import find_places
+from pocketfocus.quantize.recipes import Recipe, fields_of, for_ios, get_recipe
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import key_of, sha256, size_bytes, write_atomic
+from pocketfocus.run.manifest import (
     MANIFEST_FILE,
     Artifact,
     Delegation,
@@ -29,9 +31,7 @@ from pocketfocus.manifest import (
     TensorSpec,
     load_manifest,
 )
-from pocketfocus.processes import death, run_module
-from pocketfocus.quantize.recipes import Recipe, fields_of, for_ios, get_recipe
-from pocketfocus.scenes import TRAIN_PHOTOS
+from pocketfocus.run.processes import death, run_module
 
 WORKER = "pocketfocus.export.full.worker"
 TARGETS = ("executorch", "coreml")

@@ -10,8 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from pocketfocus.errors import UserError
 from pocketfocus.export.quiet import quiet
+from pocketfocus.run.errors import UserError
 
 
 def main(path: Path) -> None:

@@ -23,9 +23,9 @@ from pocketfocus.export.full.parts import (
 from pocketfocus.export.full.phases import Phases
 from pocketfocus.export.quiet import quiet
 from pocketfocus.export.targets import Written
-from pocketfocus.manifest import TensorSpec
-from pocketfocus.memory import peak_mib, swapped_mib
 from pocketfocus.quantize.recipes import Recipe, recipe_from
+from pocketfocus.run.manifest import TensorSpec
+from pocketfocus.run.memory import peak_mib, swapped_mib
 
 SHARES = {
     "executorch": {"read and fold": 0.05, "quantize": 0.1, "capture": 0.05, "lower": 0.8},
@@ -70,7 +70,7 @@ def write_executorch(
     box: list[nn.Module], part: Part, recipe: Recipe, calls: Calls, phases: Phases, path: Path
 ) -> Written:
     """Quantize with the calls after the first, capture, lower to XNNPACK and save."""
-    from pocketfocus.export.executorch import NOTES, lower
+    from pocketfocus.export.executorch.write import NOTES, lower
     from pocketfocus.quantize.executorch import capture, quantized_in_place
 
     with quiet():
@@ -93,8 +93,8 @@ def write_coreml(
     box: list[nn.Module], part: Part, recipe: Recipe, calls: Calls, phases: Phases, path: Path
 ) -> Written:
     """Capture, convert, compress and save."""
-    from pocketfocus.export.coreml import NOTES, converted, facts, save
-    from pocketfocus.export.taken.coreml import schemes
+    from pocketfocus.export.coreml.read import schemes
+    from pocketfocus.export.coreml.write import NOTES, converted, facts, save
     from pocketfocus.quantize.coreml import CONVOLUTIONS, compressed, config_of, program, uniform
 
     with quiet():

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketfocus.errors import UserError
-from pocketfocus.manifest import Artifact, Manifest, check_artifact, load_manifest
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.manifest import Artifact, Manifest, check_artifact, load_manifest
 
 TARGET = "onnx"
 PAGE = Path(__file__).parent / "page" / "dist"

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from pocketfocus.errors import UserError
+from pocketfocus.run.errors import UserError
 
 ANYWHERE = ("203.0.113.1", 9)  # RFC 5737: no such host; connecting a UDP socket sends nothing
 VALID = timedelta(days=7)

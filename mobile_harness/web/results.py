@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from pocketfocus.benchmarks.device import Result
 from pocketfocus.benchmarks.golden import POSITIONS
 from pocketfocus.benchmarks.latency import BENCH_FILE, Entry, row_of
 from pocketfocus.benchmarks.verify import (
@@ -26,10 +25,11 @@ from pocketfocus.benchmarks.verify import (
     load_parent,
     parent_stacks,
 )
-from pocketfocus.errors import UserError
-from pocketfocus.files import Row, merge_rows
-from pocketfocus.manifest import MANIFEST_FILE, Artifact
+from pocketfocus.mobile_harness.device import Result
 from pocketfocus.mobile_harness.web.files import Served
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import Row, merge_rows
+from pocketfocus.run.manifest import MANIFEST_FILE, Artifact
 
 MAX_CALLS = 50_000
 STRETCHES = 60

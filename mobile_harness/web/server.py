@@ -29,7 +29,6 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from pocketfocus.errors import UserError
 from pocketfocus.mobile_harness.web.files import Served, load_served, page_files, plain_file
 from pocketfocus.mobile_harness.web.guard import (
     TOKEN,
@@ -41,11 +40,12 @@ from pocketfocus.mobile_harness.web.guard import (
     refusal,
 )
 from pocketfocus.mobile_harness.web.lan import check_certificate, lan_address, write_certificate
+from pocketfocus.run.errors import UserError
 
 if TYPE_CHECKING:
-    from pocketfocus.files import Row
     from pocketfocus.mobile_harness.web.results import Host, Measurement
     from pocketfocus.mobile_harness.web.visit import Visit
+    from pocketfocus.run.files import Row
 
 LOOPBACK = "127.0.0.1"
 PORT = 8765

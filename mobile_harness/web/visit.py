@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from pocketfocus.benchmarks.latency import BENCH_FILE
 from pocketfocus.benchmarks.verify import VERIFY_FILE
-from pocketfocus.errors import UserError
-from pocketfocus.files import Row
 from pocketfocus.mobile_harness.options import Absent, Options
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import Row
 
 if TYPE_CHECKING:
     import uvicorn

@@ -16,8 +16,8 @@ import typer
 
 import pocketfocus
 from pocketfocus.cli import artifacts, build, machine, photos, quiet, recipes, train
-from pocketfocus.errors import UserError
-from pocketfocus.memory import keep_freed_memory
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.memory import keep_freed_memory
 
 GATE_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 DEBUG = "--debug"

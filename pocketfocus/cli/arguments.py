@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from pocketfocus.cli import quiet
-from pocketfocus.errors import UserError
-from pocketfocus.files import Row, writing_failed
-from pocketfocus.progress import console
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import Row, writing_failed
+from pocketfocus.run.progress import console
 
 LAST_POSITION = 8  # optics.FRAMES - 1, without importing torch for it
 
@@ -217,7 +217,7 @@ def photo_files(folder: Path | None) -> list[Path] | None:
     """The photos of a folder, in natural order; None stands for the bundled ones."""
     if folder is None:
         return None
-    from pocketfocus.stacks import read_photos
+    from pocketfocus.data.stacks import read_photos
 
     return read_photos(folder)
 

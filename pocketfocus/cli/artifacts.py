@@ -10,8 +10,8 @@ import typer
 
 from pocketfocus.cli import arguments
 from pocketfocus.cli.stages import say
-from pocketfocus.errors import UserError
-from pocketfocus.files import Row
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import Row
 
 commands = typer.Typer()
 
@@ -203,7 +203,7 @@ def verify(
     else:
         from pocketfocus.benchmarks.full import is_full, verify_full
         from pocketfocus.benchmarks.verify import VERIFY_FILE, verify_run
-        from pocketfocus.manifest import load_manifest
+        from pocketfocus.run.manifest import load_manifest
 
         if is_full(load_manifest(folder)):
             rows = verify_full(folder)

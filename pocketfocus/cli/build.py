@@ -66,7 +66,7 @@ def build(
     run_stages(settings.out, stages(settings))
     typer.echo(f"report: {settings.out / 'report.html'}")
 
-    from pocketfocus.files import read_rows
+    from pocketfocus.run.files import read_rows
 
     arguments.exit_by_gates(read_rows(settings.out / "verify.json"))
 
@@ -148,7 +148,7 @@ def reference_key(spec: str) -> list[str]:
 
 
 def _distill(settings: Settings) -> None:
-    from pocketfocus.distill.stage import Distillation, distill_run
+    from pocketfocus.distill.student.stage import Distillation, distill_run
 
     how = Distillation(settings.minutes, from_scratch=settings.from_scratch, seed=settings.seed)
     distill_run(
@@ -188,12 +188,12 @@ def _bench(settings: Settings) -> None:
 def _evaluate(settings: Settings) -> None:
     from pocketfocus.benchmarks.baselines import baselines
     from pocketfocus.benchmarks.evaluate import evaluate_models
+    from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
+    from pocketfocus.data.stacks import synthetic_stacks
     from pocketfocus.export.open import REFERENCE, open_model
     from pocketfocus.export.targets import get_target
-    from pocketfocus.files import write_rows
-    from pocketfocus.manifest import load_manifest
-    from pocketfocus.scenes import VALIDATION_SEED, held_out_photos
-    from pocketfocus.stacks import synthetic_stacks
+    from pocketfocus.run.files import write_rows
+    from pocketfocus.run.manifest import load_manifest
 
     specs = {
         REFERENCE: f"{REFERENCE}:{settings.reference}",

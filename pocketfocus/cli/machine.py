@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pocketfocus.cli import arguments
-from pocketfocus.errors import UserError
+from pocketfocus.run.errors import UserError
 
 commands = typer.Typer()
 
@@ -31,10 +31,10 @@ def doctor(
 
     from rich.console import Console
 
-    from pocketfocus import doctor
     from pocketfocus.export.targets import TARGETS, get_target
-    from pocketfocus.files import SCHEMA_VERSION
-    from pocketfocus.progress import step
+    from pocketfocus.mobile_harness import doctor
+    from pocketfocus.run.files import SCHEMA_VERSION
+    from pocketfocus.run.progress import step
 
     with step("looking at this machine"):
         findings = doctor.examine([get_target(name) for name in TARGETS])

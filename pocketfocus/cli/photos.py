@@ -14,7 +14,7 @@ from pocketfocus.cli import arguments
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pocketfocus.stacks import FocalStack
+    from pocketfocus.data.stacks import FocalStack
 
 commands = typer.Typer()
 
@@ -48,10 +48,10 @@ def refocus(
     arguments.model(model)
 
     from pocketfocus.export.open import open_model
-    from pocketfocus.gallery import run_model, save_refocus
-    from pocketfocus.images import load_photo
-    from pocketfocus.progress import step
-    from pocketfocus.student import SHIPPED_WEIGHTS
+    from pocketfocus.models.student import SHIPPED_WEIGHTS
+    from pocketfocus.photos.gallery import run_model, save_refocus
+    from pocketfocus.photos.images import load_photo
+    from pocketfocus.run.progress import step
 
     picture = load_photo(photo)
     opened = open_model(model or str(SHIPPED_WEIGHTS))
@@ -112,9 +112,9 @@ def evaluate(
     from pocketfocus.benchmarks.baselines import baselines
     from pocketfocus.benchmarks.evaluate import evaluate_models, print_table
     from pocketfocus.benchmarks.scores import Ledger
-    from pocketfocus.datasets import check_source
+    from pocketfocus.data.datasets import check_source
     from pocketfocus.export.open import open_any
-    from pocketfocus.files import write_rows
+    from pocketfocus.run.files import write_rows
 
     check_source(stacks)
     always = baselines()
@@ -139,7 +139,7 @@ def evaluate(
 def _key(specs: list[str], stacks: str, how: dict[str, object]) -> str:
     """Hash of all that the scores depend on, weights and true stacks included."""
     from pocketfocus.cli.build import WEIGHTS
-    from pocketfocus.files import key_of, sha256
+    from pocketfocus.run.files import key_of, sha256
 
     def content(spec: str) -> str:
         path = Path(spec) if Path(spec).exists() else Path(spec.partition("@")[0].partition(":")[2])
@@ -158,7 +158,7 @@ def true_stacks(
     A folder's images keep their size unless one is given; the others are 256 by 256.
     """
     from pocketfocus.benchmarks.evaluate import validation_stacks
-    from pocketfocus.datasets import TEST, Request, open_source
+    from pocketfocus.data.datasets import TEST, Request, open_source
 
     request = Request(scenes or SCENES, (size, size) if size else None, TEST, crop=False)
     source = open_source(stacks, request)

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from pocketfocus.cli import arguments
-from pocketfocus.errors import UserError
-from pocketfocus.files import Row
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import Row
 
 commands = typer.Typer()
 
@@ -53,9 +53,9 @@ def mixed(
     arguments.output_file(recipe)
     rows = measured(run, photos)
 
-    from pocketfocus.files import write_atomic
+    from pocketfocus.models.student import load_student
     from pocketfocus.quantize import mixed as search
-    from pocketfocus.student import load_student
+    from pocketfocus.run.files import write_atomic
 
     student = load_student(run / "student")
     paths = {target: search.path(target, student, rows) for target in chosen_targets}

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pocketfocus
-from pocketfocus.errors import UserError
-from pocketfocus.files import key_of, read_json, sha256, write_json
-from pocketfocus.progress import console
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import key_of, read_json, sha256, write_json
+from pocketfocus.run.progress import console
 
 RECORD = "stages.json"
 PINNED = ("torch", "executorch", "torchao", "coremltools", "diffusers", "onnxruntime")
 PACKAGE = Path(pocketfocus.__file__).parent
+CORE = ("models", "data", "photos", "run")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _records(folder: Path) -> dict[str, Any]:
 def code_of(*folders: str) -> str:
     """Hash of the package's own sources: its core modules and the named folders."""
     files = list(PACKAGE.glob("*.py"))
-    for folder in folders:
+    for folder in (*CORE, *folders):
         files += (PACKAGE / folder).rglob("*.py")
     return key_of(**{p.relative_to(PACKAGE).as_posix(): sha256(p) for p in files})
 

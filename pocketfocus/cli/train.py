@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pocketfocus.cli import arguments
-from pocketfocus.errors import UserError
+from pocketfocus.run.errors import UserError
 
 commands = typer.Typer()
 
@@ -120,10 +120,10 @@ def distill(
         raise UserError(f"--learning-rate {rate} is not between 0 and 1: leave it out")
     files = arguments.photo_files(photos)
 
-    from pocketfocus.datasets import SYNTHETIC
-    from pocketfocus.distill.crops import Crops
-    from pocketfocus.distill.methods import get_method
-    from pocketfocus.distill.stage import Distillation, distill_run
+    from pocketfocus.data.datasets import SYNTHETIC
+    from pocketfocus.distill.student.methods import get_method
+    from pocketfocus.distill.student.stage import Distillation, distill_run
+    from pocketfocus.distill.train.crops import Crops
     from pocketfocus.quantize.recipes import get_recipe
 
     chosen = get_method(method)
@@ -234,8 +234,8 @@ def train_reference(
         arguments.reference(init)
     files = arguments.photo_files(photos)
 
-    from pocketfocus.datasets import SYNTHETIC
-    from pocketfocus.distill.training import Training, run_training
+    from pocketfocus.data.datasets import SYNTHETIC
+    from pocketfocus.distill.reference.training import Training, run_training
 
     training = Training(
         minutes=None if minutes is None else arguments.minutes(minutes),

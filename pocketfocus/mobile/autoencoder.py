@@ -17,7 +17,6 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
 
-from pocketfocus.errors import UserError
 from pocketfocus.mobile.blocks import ResBlock, SpatialResBlock
 from pocketfocus.mobile.folds import fold_mode, fold_unshuffle
 from pocketfocus.mobile.layers import (
@@ -31,6 +30,7 @@ from pocketfocus.mobile.layers import (
     to_tokens,
 )
 from pocketfocus.mobile.source import Rewritten, Source, Tensors, build, gather, take
+from pocketfocus.run.errors import UserError
 
 GROUPS = 32  # diffusers' own; CompactAutoencoder has them in its config
 EPS, TEMPORAL_EPS = 1e-6, 1e-5

@@ -15,8 +15,9 @@ from diffusers import EulerDiscreteScheduler
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
-from pocketfocus.checkpoints import DIFFUSERS_STEM, Checkpoint, find_weights
-from pocketfocus.loading import (
+from pocketfocus.mobile.pipeline import rewritten
+from pocketfocus.models.checkpoints import DIFFUSERS_STEM, Checkpoint, find_weights
+from pocketfocus.models.loading import (
     assemble,
     attempt,
     check_weights,
@@ -25,8 +26,7 @@ from pocketfocus.loading import (
     load_component,
     place_of,
 )
-from pocketfocus.mobile.pipeline import rewritten
-from pocketfocus.reference import ReferencePipeline
+from pocketfocus.models.reference import ReferencePipeline
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pocketfocus.mobile.autoencoder import mobile_autoencoder
 from pocketfocus.mobile.conditioning import Conditioning, run
 from pocketfocus.mobile.unet import mobile_unet
-from pocketfocus.reference import ReferencePipeline
+from pocketfocus.models.reference import ReferencePipeline
 
 
 class MobileDenoiser(nn.Module):

@@ -25,10 +25,10 @@ from pocketfocus.benchmarks.baselines import (
     main,
     save_table,
 )
-from pocketfocus.errors import UserError
-from pocketfocus.metrics import psnr
-from pocketfocus.scenes import VALIDATION_SEED, held_out_photos, render_scene, train_photos
-from pocketfocus.stacks import FocalStack, synthetic_stacks
+from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos, render_scene, train_photos
+from pocketfocus.data.stacks import FocalStack, synthetic_stacks
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.metrics import psnr
 
 WHOLE = tuple(map(float, range(9)))
 

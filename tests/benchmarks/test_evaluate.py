@@ -24,11 +24,11 @@ from pocketfocus.benchmarks.evaluate import (
     validation_stacks,
 )
 from pocketfocus.benchmarks.scores import Ledger
-from pocketfocus.errors import UserError
-from pocketfocus.files import Row, read_rows, write_rows
-from pocketfocus.metrics import ssim
-from pocketfocus.scenes import VALIDATION_SEED, held_out_photos, render_scene
-from pocketfocus.stacks import FocalStack, read_stacks
+from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos, render_scene
+from pocketfocus.data.stacks import FocalStack, read_stacks
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import Row, read_rows, write_rows
+from pocketfocus.run.metrics import ssim
 
 WHOLE = tuple(map(float, range(9)))
 
@@ -359,7 +359,7 @@ def test_validation_scenes_are_rendered_once(
     ]
     expected = render_scene(VALIDATION_SEED + 1, (32, 32), held_out_photos())
     assert float((rendered[1].frames - expected).abs().max()) <= 1.01 / 255
-    monkeypatch.setattr("pocketfocus.stacks.render_scene", None)  # would fail if it rendered
+    monkeypatch.setattr("pocketfocus.data.stacks.render_scene", None)  # would fail if it rendered
     started = time.perf_counter()
     again = validation_stacks(2, 32)
     assert time.perf_counter() - started < 5

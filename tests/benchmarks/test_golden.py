@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from pocketfocus.benchmarks.device import Job, Result
 from pocketfocus.benchmarks.golden import replay, write_golden
-from pocketfocus.errors import UserError
-from pocketfocus.files import read_rows
-from pocketfocus.optics import one_hot
-from pocketfocus.student import load_student
+from pocketfocus.data.optics import one_hot
+from pocketfocus.mobile_harness.device import Job, Result
+from pocketfocus.models.student import load_student
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import read_rows
 
 PTE, PACKAGE = "executorch/student-int8.pte", "coreml/student-fp16.mlpackage"
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocketfocus.benchmarks import latency, verify
-from pocketfocus.benchmarks.device import PYTORCH, Job, JobError, Result
-from pocketfocus.errors import UserError
-from pocketfocus.files import read_rows
+from pocketfocus.mobile_harness.device import PYTORCH, Job, JobError, Result
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import read_rows
 
 MakeRun = Callable[..., None]
 COLUMNS = [

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from pocketfocus.benchmarks.locate import Recorder, locate_fault
-from pocketfocus.errors import UserError
-from pocketfocus.files import sha256
-from pocketfocus.manifest import load_manifest
+from pocketfocus.models.student import load_student
 from pocketfocus.quantize.layers import layers_of
-from pocketfocus.student import load_student
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import sha256
+from pocketfocus.run.manifest import load_manifest
 from tests.conftest import Exported
 
 FILES = (

@@ -14,9 +14,9 @@ import pytest
 from pocketfocus.benchmarks.report import distance, headline, render, write_report
 from pocketfocus.benchmarks.tables import files_table
 from pocketfocus.benchmarks.verify import save_stacks
-from pocketfocus.errors import UserError
-from pocketfocus.files import write_rows
-from pocketfocus.manifest import Artifact, Delegation, Manifest
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import write_rows
+from pocketfocus.run.manifest import Artifact, Delegation, Manifest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -14,12 +14,12 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor, nn
 
 from pocketfocus.benchmarks import verify
-from pocketfocus.benchmarks.device import Job, JobError, Result
-from pocketfocus.errors import UserError
-from pocketfocus.files import read_rows, sha256
+from pocketfocus.data.optics import one_hot
+from pocketfocus.mobile_harness.device import Job, JobError, Result
 from pocketfocus.mobile_harness.devices import get_device
-from pocketfocus.optics import one_hot
-from pocketfocus.student import RefocusStudent, load_student
+from pocketfocus.models.student import RefocusStudent, load_student
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import read_rows, sha256
 
 MakeRun = Callable[..., None]
 Model = Callable[[Tensor, Tensor], Tensor]

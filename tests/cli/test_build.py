@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pocketfocus.cli import build, main
-from pocketfocus.files import read_rows
-from pocketfocus.manifest import load_manifest
 from pocketfocus.quantize.recipes import RECIPES
+from pocketfocus.run.files import read_rows
+from pocketfocus.run.manifest import load_manifest
 
 ARTIFACT = "onnx/student-fp32.onnx"
 

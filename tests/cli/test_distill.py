@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from transformers.utils import logging
 
 from pocketfocus.cli import main
-from pocketfocus.distill.presets import SMALLEST, build_reference
-from pocketfocus.distill.reference import save_reference
-from pocketfocus.files import read_json, sha256
-from pocketfocus.student import RefocusStudent, load_student
+from pocketfocus.distill.reference.phases import save_reference
+from pocketfocus.distill.reference.presets import SMALLEST, build_reference
+from pocketfocus.models.student import RefocusStudent, load_student
+from pocketfocus.run.files import read_json, sha256
 
 Words = list[str]
 SIDE = 64

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pocketfocus.cli import main
-from pocketfocus.files import read_rows
+from pocketfocus.run.files import read_rows
 
 
 @pytest.fixture

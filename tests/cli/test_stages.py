@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pocketfocus.cli.stages import RECORD, Stage, run_stages
-from pocketfocus.errors import UserError
-from pocketfocus.files import read_json, write_atomic
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import read_json, write_atomic
 
 
 class Kitchen:

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pocketfocus.optics import one_hot
+from pocketfocus.data.optics import one_hot
+from pocketfocus.data.scenes import held_out_photos
+from pocketfocus.models.student import load_student
 from pocketfocus.quantize.calibration import fitted
-from pocketfocus.scenes import held_out_photos
-from pocketfocus.student import load_student
 
 SIZE = 64
 POSITIONS = (0, 5, 8)

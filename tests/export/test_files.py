@@ -9,16 +9,16 @@ import onnx
 import pytest
 from torch import Tensor, nn
 
+from pocketfocus.data.optics import FRAMES
 from pocketfocus.export.open import open_model
 from pocketfocus.export.targets import TARGETS, get_target
-from pocketfocus.files import size_bytes
-from pocketfocus.manifest import Artifact, check_artifact, load_manifest
-from pocketfocus.metrics import psnr
-from pocketfocus.optics import FRAMES
+from pocketfocus.models.student import load_student
 from pocketfocus.quantize.executorch import linear_inputs
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.recipes import GROUP, RECIPES
-from pocketfocus.student import load_student
+from pocketfocus.run.files import size_bytes
+from pocketfocus.run.manifest import Artifact, check_artifact, load_manifest
+from pocketfocus.run.metrics import psnr
 
 Pairs = list[tuple[Tensor, int]]
 EXECUTED = [t for t in TARGETS if get_target(t).cannot_run() is None]
@@ -176,7 +176,7 @@ def test_core_ml_packages_load_back_into_mil(precision: str, run_dir: Path) -> N
 def test_core_ml_off_macos_says_why(run_dir: Path) -> None:
     if get_target("coreml").cannot_run() is None:
         pytest.skip("this is macOS: the file is executed above")
-    from pocketfocus.errors import UserError
+    from pocketfocus.run.errors import UserError
 
     with pytest.raises(UserError, match="macOS only"):
         open_model(str(run_dir / artifact(run_dir, "coreml", "fp32").name))

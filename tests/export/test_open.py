@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pocketfocus import loading
-from pocketfocus.distill.presets import SMALLEST, build_reference
-from pocketfocus.distill.reference import save_reference
-from pocketfocus.errors import UserError
+from pocketfocus.distill.reference.phases import save_reference
+from pocketfocus.distill.reference.presets import SMALLEST, build_reference
 from pocketfocus.export.open import Autoencoder, open_any, open_model
-from pocketfocus.reference import Sampling
+from pocketfocus.models import loading
+from pocketfocus.models.reference import Sampling
+from pocketfocus.run.errors import UserError
 
 
 def test_a_student_folder(small_student: Path, pairs: list[tuple[Tensor, int]]) -> None:

@@ -10,14 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from pocketfocus.errors import UserError
 from pocketfocus.export import onnx
+from pocketfocus.export.onnx.write import write
 from pocketfocus.export.stage import export_run
 from pocketfocus.export.targets import Target, get_target
-from pocketfocus.files import sha256
-from pocketfocus.manifest import load_manifest
+from pocketfocus.models.student import RefocusStudent, load_student
 from pocketfocus.quantize.recipes import get_recipe
-from pocketfocus.student import RefocusStudent, load_student
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import sha256
+from pocketfocus.run.manifest import load_manifest
 
 
 class Lines(list[str]):
@@ -103,7 +104,7 @@ def test_a_broken_manifest_does_not_stop_an_export(copied: Path) -> None:
 def test_an_interrupted_export_goes_on(
     small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = onnx.write
+    real = write
 
     def interrupted(student: RefocusStudent, recipe: object, *rest: object) -> object:
         if recipe == get_recipe("fp16"):

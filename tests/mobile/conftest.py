@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from pocketfocus.distill.presets import SMALLEST, build_reference
+from pocketfocus.distill.reference.presets import SMALLEST, build_reference
 from pocketfocus.mobile.pipeline import rewritten
-from pocketfocus.reference import ReferencePipeline
+from pocketfocus.models.reference import ReferencePipeline
 
 Module = TypeVar("Module", bound=nn.Module)
 

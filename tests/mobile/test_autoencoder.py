@@ -10,10 +10,10 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from torch import nn
 
-from pocketfocus.autoencoder import CompactAutoencoder
-from pocketfocus.errors import UserError
-from pocketfocus.metrics import psnr
 from pocketfocus.mobile.autoencoder import MobileEncoder, mobile_autoencoder
+from pocketfocus.models.autoencoder import CompactAutoencoder
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.metrics import psnr
 
 Randomise = Callable[[nn.Module], nn.Module]
 DOWN = "DownEncoderBlock2D"

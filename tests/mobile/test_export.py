@@ -11,9 +11,9 @@ from diffusers.models.resnet import TemporalResnetBlock
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from pocketfocus.metrics import psnr
 from pocketfocus.mobile.conditioning import baked
-from pocketfocus.reference import ReferencePipeline, added_time_ids
+from pocketfocus.models.reference import ReferencePipeline, added_time_ids
+from pocketfocus.run.metrics import psnr
 
 RANK = 4
 GATE_DB = 90.0

@@ -13,14 +13,14 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from safetensors.torch import load_file, save_file
 
-from pocketfocus import loading
-from pocketfocus.distill.presets import SMALLEST, build_reference
-from pocketfocus.errors import UserError
-from pocketfocus.loading import LEARN2REFOCUS_UNET, find_places, load_reference
-from pocketfocus.metrics import psnr
+from pocketfocus.distill.reference.presets import SMALLEST, build_reference
 from pocketfocus.mobile.folders import Opened, load_mobile, open_component
 from pocketfocus.mobile.unet import mobile_unet
-from pocketfocus.reference import ReferencePipeline, Sampling
+from pocketfocus.models import loading
+from pocketfocus.models.loading import LEARN2REFOCUS_UNET, find_places, load_reference
+from pocketfocus.models.reference import ReferencePipeline, Sampling
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.metrics import psnr
 
 GATE_DB = 90.0
 SHARD = "60KB"

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pocketfocus.metrics import psnr
 from pocketfocus.mobile import layers
 from pocketfocus.mobile.blocks import ResBlock
 from pocketfocus.mobile.layers import (
@@ -31,6 +30,7 @@ from pocketfocus.mobile.layers import (
     to_frames,
 )
 from pocketfocus.mobile.source import Network, Source, build, take
+from pocketfocus.run.metrics import psnr
 
 HALF_DB = 50.0
 

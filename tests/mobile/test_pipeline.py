@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pocketfocus.loading import load_reference
-from pocketfocus.metrics import psnr
+from pocketfocus.data.optics import FRAMES
 from pocketfocus.mobile import autoencoder, blocks, layers
 from pocketfocus.mobile.pipeline import rewritten
-from pocketfocus.optics import FRAMES
-from pocketfocus.reference import ReferencePipeline, Sampling
+from pocketfocus.models.loading import load_reference
+from pocketfocus.models.reference import ReferencePipeline, Sampling
+from pocketfocus.run.metrics import psnr
 
 GATE_DB = 90.0
 GUIDED = Sampling(2, 1.5, 1.0)

@@ -10,13 +10,13 @@ import torch
 from diffusers.models.resnet import SpatioTemporalResBlock
 from torch import Tensor, nn
 
-from pocketfocus.export import executorch
-from pocketfocus.export.mil.program import load_program
+from pocketfocus.export.coreml.mil.program import load_program
+from pocketfocus.export.executorch import write as executorch
 from pocketfocus.export.quiet import quiet
-from pocketfocus.metrics import psnr
 from pocketfocus.mobile.autoencoder import FrameAttention
 from pocketfocus.mobile.blocks import ResBlock, Transformer
 from pocketfocus.mobile.layers import Downsample, Upsample
+from pocketfocus.run.metrics import psnr
 
 FRAMES, CHANNELS, HEIGHT, WIDTH = 3, 32, 4, 6
 FILE_DB = 80.0

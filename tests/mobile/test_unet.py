@@ -10,10 +10,10 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
 
-from pocketfocus.errors import UserError
-from pocketfocus.metrics import psnr
 from pocketfocus.mobile.conditioning import Conditioning, baked, run
 from pocketfocus.mobile.unet import MobileUNet, mobile_unet
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.metrics import psnr
 
 Randomise = Callable[[nn.Module], nn.Module]
 PLAIN, ATTENTIVE = "DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal"

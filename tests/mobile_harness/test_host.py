@@ -12,12 +12,12 @@ import psutil
 import pytest
 import torch
 
-from pocketfocus.benchmarks.device import PYTORCH, Job, JobError
-from pocketfocus.errors import UserError
+from pocketfocus.data.optics import one_hot
 from pocketfocus.mobile_harness import host
+from pocketfocus.mobile_harness.device import PYTORCH, Job, JobError
 from pocketfocus.mobile_harness.devices import DEVICES, get_device, list_devices
-from pocketfocus.optics import one_hot
-from pocketfocus.student import load_student
+from pocketfocus.models.student import load_student
+from pocketfocus.run.errors import UserError
 
 SIZE = 64
 
@@ -112,7 +112,7 @@ def test_ctrl_c_kills_the_worker_and_leaves_nothing(tmp_path: Path) -> None:
             "-c",
             "import numpy as np\n"
             "from pocketfocus.mobile_harness import host\n"
-            "from pocketfocus.benchmarks.device import Job\n"
+            "from pocketfocus.mobile_harness.device import Job\n"
             "host.WORKER = 'substitute'\n"
             "host.device().run(Job('a', 'pytorch', np.zeros((1, 3, 64, 64)), [(0, 0)]))",
         ],

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pocketfocus.metrics import psnr
-from pocketfocus.optics import one_hot
+from pocketfocus.data.optics import one_hot
+from pocketfocus.data.scenes import held_out_photos
+from pocketfocus.models.student import load_student
 from pocketfocus.quantize.calibration import calibration, fitted
 from pocketfocus.quantize.coreml import program
 from pocketfocus.quantize.recipes import RECIPES
-from pocketfocus.scenes import held_out_photos
-from pocketfocus.student import load_student
+from pocketfocus.run.metrics import psnr
 
 
 def test_the_int8_graph_is_the_student(small_student: Path) -> None:

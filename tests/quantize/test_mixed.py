@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from pocketfocus.cli import main
-from pocketfocus.errors import UserError
-from pocketfocus.files import Row, read_json
+from pocketfocus.models.student import RefocusStudent, load_student
 from pocketfocus.quantize import sensitivity
 from pocketfocus.quantize.executorch import linear_inputs
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.mixed import Point, choose_point, path, recipe_of
 from pocketfocus.quantize.recipes import TARGET_NAMES, Recipe, get_recipe
 from pocketfocus.quantize.sensitivity import CANDIDATES, INT8, measure, scheme_in, taken_by
-from pocketfocus.student import RefocusStudent, load_student
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import Row, read_json
 
 
 @pytest.fixture(scope="module")

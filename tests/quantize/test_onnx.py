@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from pocketfocus.export.onnx import session_of
+from pocketfocus.export.onnx.write import session_of
 from pocketfocus.quantize.onnx import unrounded
 
 SCALE, SHAPE = 0.25, (1, 3, 4, 4)

@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from pocketfocus.errors import UserError
+from pocketfocus.data.scenes import HELD_OUT_PHOTOS, TRAIN_PHOTOS
 from pocketfocus.quantize.calibration import calibration
 from pocketfocus.quantize.recipes import (
     RECIPES,
@@ -26,7 +26,7 @@ from pocketfocus.quantize.recipes import (
     recipe_from,
     to_yaml,
 )
-from pocketfocus.scenes import HELD_OUT_PHOTOS, TRAIN_PHOTOS
+from pocketfocus.run.errors import UserError
 
 
 def test_the_gates_are_those_of_the_design() -> None:

@@ -15,18 +15,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pocketfocus.benchmarks import full
-from pocketfocus.benchmarks.device import MIL_CHECK
-from pocketfocus.benchmarks.random_svd import write_random
 from pocketfocus.benchmarks.verify import COVERAGE
 from pocketfocus.cli.app import main
-from pocketfocus.errors import UserError
 from pocketfocus.export.full.parts import PARTS, calibration_stacks, check_stack, open_reference
 from pocketfocus.export.full.stage import TARGETS, FullExport, export_full
-from pocketfocus.files import Row, read_rows
-from pocketfocus.loading import load_reference
-from pocketfocus.manifest import Artifact, load_manifest
+from pocketfocus.mobile_harness.device import MIL_CHECK
+from pocketfocus.models.loading import load_reference
 from pocketfocus.quantize.executorch import linear_inputs
 from pocketfocus.quantize.recipes import GROUP
+from pocketfocus.research.random_svd import write_random
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import Row, read_rows
+from pocketfocus.run.manifest import Artifact, load_manifest
 
 pytestmark = pytest.mark.timeout(1200)  # lowering the UNet takes minutes on a busy machine
 

@@ -1,4 +1,4 @@
-// Where a stack is sharp: the measure of pocketfocus/focusmap.py (sum-modified Laplacian of Nayar
+// Where a stack is sharp: the measure of pocketfocus/photos/focusmap.py (sum-modified Laplacian of Nayar
 // and Nakagawa over windows of several sizes), so that a tap here and there agree.
 import { FRAMES } from "./protocol";
 

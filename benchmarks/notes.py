@@ -1,0 +1,63 @@
+"""What devices tell beside times: browsers their memory and how calls without a pause went, phones
+their battery and slowest operators, Core ML its plan. Rows for the report; nothing measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pocketfocus.run.files import Row
+
+STEADY = 1.1  # times slower at the end of a sustained run; within it is noise
+SLOWEST = 3
+
+
+def browser_rows(bench: Sequence[Row]) -> list[Row]:
+    """Rows that browsers sent, each with `throttles` in words."""
+    return [
+        {**row, "throttles": throttles(row["sustained"])} for row in bench if "sustained" in row
+    ]
+
+
+def throttles(sustained: dict[str, Any] | None) -> str:
+    """`steady`, `slows down` (more than 10 % at the end), or why that is not known."""
+    if sustained is None or sustained["slower"] is None:
+        return "not run"
+    if sustained["runs"] < 10:
+        return f"too few calls ({sustained['runs']})"
+    return "slows down" if sustained["slower"] > STEADY else "steady"
+
+
+def notes_rows(bench: Sequence[Row]) -> list[dict[str, str]]:
+    """Rows `{artifact, device, battery, operators, plan}` of devices that left notes, in words."""
+    return [
+        {
+            "artifact": row["artifact"],
+            "device": row["device"],
+            "battery": battery(row["notes"]),
+            "operators": slowest(row["notes"].get("operators", [])),
+            "plan": plan(row["notes"].get("compute_plan", {})),
+        }
+        for row in bench
+        if row.get("notes")
+    ]
+
+
+def battery(notes: dict[str, Any]) -> str:
+    """Level and temperature before and after; empty where they are not told."""
+    if "battery_percent" not in notes:
+        return ""
+    percent, celsius = notes["battery_percent"], notes["battery_celsius"]
+    return f"{percent[0]} → {percent[1]} %, {celsius[0]:g} → {celsius[1]:g} °C"
+
+
+def slowest(operators: Sequence[dict[str, Any]]) -> str:
+    """The slowest operators and their medians."""
+    ranked = sorted(operators, key=lambda each: -float(each["p50_ms"]))[:SLOWEST]
+    return ", ".join(f"{each['operator']} {each['p50_ms']:g} ms" for each in ranked)
+
+
+def plan(units: dict[str, int]) -> str:
+    """How many operators Core ML gives to each unit."""
+    return ", ".join(f"{unit}: {count}" for unit, count in units.items())

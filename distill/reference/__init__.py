@@ -1,0 +1,1 @@
+"""Train or fine-tune the reference, the teacher of all students."""

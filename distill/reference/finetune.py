@@ -1,0 +1,124 @@
+"""Fine-tune a full-size Stable Video Diffusion into a refocusing model, as Learn2Refocus does.
+
+Tedla et al. (SIGGRAPH Asia 2025) train only the temporal transformer blocks of the UNet (397.6 of
+its 1524.6 M parameters) at 1e-5; VAE and CLIP stay frozen. The formulation is the published one,
+absolute latents, unless the VAE's config says otherwise. What is saved is the EMA, in fp16.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import UNetSpatioTemporalConditionModel
+
+from pocketfocus.data.optics import FRAMES
+from pocketfocus.distill.reference.phases import (
+    cached_latents,
+    check_run,
+    denoiser_task,
+    fingerprint,
+    resume,
+    save_reference,
+)
+from pocketfocus.distill.train.checkpoint import Config
+from pocketfocus.distill.train.crops import Crops, check_size
+from pocketfocus.distill.train.loop import Schedule, Trainer
+from pocketfocus.models.loading import BASE, load_reference
+from pocketfocus.models.reference import ReferencePipeline
+from pocketfocus.run.errors import UserError
+
+SVD = "svd"
+LEARNING_RATE = 1e-5
+TRAINED = {"temporal": "temporal_transformer_block", "all": ""}  # what a parameter's name holds
+SIDES = 64  # crops are multiples: the VAE halves three times, the UNet three times
+
+
+def load_start(spec: str) -> ReferencePipeline:
+    """The model to start from: `svd`, `learn2refocus`, a folder or a Hub id; see load_reference."""
+    return load_reference(BASE if spec == SVD else spec)
+
+
+def check_request(size: int, train: str) -> None:
+    """UserError for a size that is no multiple of 64, and a `train` that is not one of TRAINED."""
+    if size % SIDES:
+        raise UserError(
+            f"a full-size model takes sides in multiples of {SIDES}, not {size}: change --size"
+        )
+    if train not in TRAINED:
+        raise UserError(f"unknown part '{train}' to train: choose from {', '.join(TRAINED)}")
+
+
+def choose_trained(unet: UNetSpatioTemporalConditionModel, train: str) -> int:
+    """Let only the parameters that `train` names learn; returns how many there are.
+
+    UserError when the UNet has none of them.
+    """
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(TRAINED[train] in name)
+    chosen = sum(p.numel() for p in unet.parameters() if p.requires_grad)
+    if not chosen:
+        raise UserError(f"the UNet has no {TRAINED[train]}: train all of it with --train all")
+    return chosen
+
+
+def fine_tune(
+    pipeline: ReferencePipeline,
+    stacks: np.ndarray,
+    out: Path,
+    schedule: Schedule,
+    train: str = "temporal",
+    batch: int = 1,
+    size: int = 256,
+    seed: int = 0,
+    config: Config | None = None,
+) -> ReferencePipeline:
+    """Train the UNet of `pipeline` on true focal stacks, uint8 [N,9,3,H,W], in crops of `size`, and
+    write the reference to `out`, from where `load_reference` reads it.
+
+    Goes on from `out`/finetune. Latents are encoded once, in fp32, and kept there. Raises UserError
+    for a size that is no multiple of 64, stacks smaller than it, an unknown `train`, and
+    checkpoints in `out` that were made with other settings, stacks, weights or `config`.
+    """
+    crops = (Crops(1.0, batch, size),)
+    check_request(size, train)
+    check_size(stacks.shape, crops)
+    trained = choose_trained(pipeline.unet, train)
+    config = {
+        "init": pipeline.name,
+        **(config or {}),
+        "train": train,
+        "weights": _identity(pipeline),
+        "crops": [asdict(part) for part in crops],
+        "pixels": fingerprint(stacks),
+    }
+    check_run(out, config)
+    folder = out / "finetune"
+    latents = cached_latents(pipeline, stacks, folder / f"latents-{len(stacks)}.npy", bf16=False)
+    pipeline.unet.enable_gradient_checkpointing()
+    trainer = Trainer(pipeline.unet.train(), schedule, folder, seed, config)
+    resume(trainer, "fine-tuning")
+    for frozen in (pipeline.vae, pipeline.image_encoder):
+        frozen.to(trainer.device)
+    trainer.run(denoiser_task(pipeline, stacks, latents, crops, trainer), "fine-tuning")
+    with torch.device("meta"):
+        unet = UNetSpatioTemporalConditionModel.from_config(pipeline.unet.config)
+    unet.load_state_dict(trainer.weights(), assign=True)
+    unet.register_to_config(num_frames=FRAMES)
+    pipeline.unet = unet.eval().requires_grad_(False)
+    for frozen in (pipeline.vae, pipeline.image_encoder):
+        frozen.cpu()
+    facts = {"init": config["init"], "train": train, "parameters": trained, "steps": trainer.step}
+    save_reference(pipeline, out, {**facts, "seed": seed, "scenes": len(stacks)})
+    return pipeline
+
+
+def _identity(pipeline: ReferencePipeline) -> str:
+    """A hash of the first layers of UNet and VAE: a checkpoint holds what is trained, no more."""
+    digest = hashlib.sha256()
+    for layer in (pipeline.unet.conv_in, pipeline.vae.encoder.conv_in):
+        digest.update(layer.weight.detach().numpy().tobytes())
+    return digest.hexdigest()[:12]

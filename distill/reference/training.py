@@ -1,0 +1,148 @@
+"""What `train-reference` does: a training as data, from its options to its files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pocketfocus.data.datasets import SYNTHETIC, Request, open_source
+from pocketfocus.data.stacks import Source, cache_sources
+from pocketfocus.distill.reference.finetune import (
+    LEARNING_RATE,
+    check_request,
+    fine_tune,
+    load_start,
+)
+from pocketfocus.distill.reference.phases import (
+    AUTOENCODER_CROPS,
+    DENOISER_CROPS,
+    check_run,
+    train_reference,
+)
+from pocketfocus.distill.train.crops import check_size
+from pocketfocus.distill.train.distributed import main_process_first
+from pocketfocus.distill.train.loop import Schedule
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import key_of, sha256
+
+DEFAULT_MINUTES = 120.0
+# The autoencoder starts at principal components and has little left to learn.
+AUTOENCODER_SHARE = 0.03
+AUTOENCODER_RATE, DENOISER_RATE = 1e-3, 2e-3
+
+
+@dataclass(frozen=True)
+class Training:
+    """The options of `train-reference`; `size` in pixels, `photos` are textures of the scenes.
+
+    `stacks` are sources by name (`datasets`); of each that is rendered there are `scenes`.
+    `init` None trains the small reference, otherwise `svd`, `learn2refocus`, a folder or a Hub id
+    is fine-tuned, the part of its UNet that `train` names. The budget ends at `minutes` or `steps`,
+    whichever first; None and None are 120 minutes.
+    """
+
+    minutes: float | None = None
+    steps: int | None = None
+    init: str | None = None
+    train: str = "temporal"
+    stacks: tuple[str, ...] = (SYNTHETIC,)
+    scenes: int = 400
+    size: int = 256
+    photos: tuple[Path, ...] = ()
+    batch: int | None = None
+    accumulate: int = 1
+    learning_rate: float | None = None
+    seed: int = 0
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What a checkpoint has to agree with, before any stack is rendered."""
+        return {
+            "init": self.init,
+            "stacks": list(self.stacks),
+            "scenes": self.scenes,
+            "size": self.size,
+            "photos": key_of(photos=[sha256(path) for path in self.photos]),
+            "batch": self.batch,
+            "denoiser rate": self.rate,
+            "seed": self.seed,
+        }
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate, of the denoiser."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return DENOISER_RATE if self.init is None else LEARNING_RATE
+
+    def schedule(self, share: float = 1.0, rate: float | None = None) -> Schedule:
+        """A schedule with a share of the budget; UserError for a budget or rate of nothing."""
+        rate = rate or self.rate
+        minutes = self.minutes
+        if minutes is None:
+            minutes = DEFAULT_MINUTES if self.steps is None else math.inf
+        if minutes <= 0:
+            raise UserError(f"{minutes:g} minutes train nothing: give more with --minutes")
+        if not 0 < rate < 1:
+            raise UserError(f"--learning-rate {rate} is not between 0 and 1: try {DENOISER_RATE}")
+        budget = Schedule(minutes * share, learning_rate=rate, accumulate=self.accumulate)
+        if self.steps is None:
+            return budget
+        return replace(budget, steps=max(1, round(self.steps * share)))
+
+
+def run_training(training: Training, out: Path) -> None:
+    """Train, or go on, and write the reference to `out`.
+
+    Raises UserError, before anything is rendered, for options that do not fit each other, a start
+    that cannot be loaded, and checkpoints in `out` of other options.
+    """
+    schedule, config = training.schedule(), training.config
+    check_run(out, config)
+    sources = _sources(training)
+    if training.init is None:
+        denoiser_crops = tuple(
+            replace(part, batch=training.batch or part.batch, size=min(part.size, training.size))
+            for part in DENOISER_CROPS
+        )
+        check_size((training.size, training.size), (*AUTOENCODER_CROPS, *denoiser_crops))
+        train_reference(
+            _gathered(sources, training, out),
+            out,
+            training.schedule(AUTOENCODER_SHARE, AUTOENCODER_RATE),
+            training.schedule(1 - AUTOENCODER_SHARE),
+            denoiser_crops=denoiser_crops,
+            seed=training.seed,
+            config=config,
+        )
+        return
+    check_request(training.size, training.train)
+    start = load_start(training.init)
+    fine_tune(
+        start,
+        _gathered(sources, training, out),
+        out,
+        schedule,
+        training.train,
+        training.batch or 1,
+        training.size,
+        training.seed,
+        config,
+    )
+
+
+def _sources(training: Training) -> list[Source]:
+    """UserError for a source that is not there, or that has no usable stack."""
+    request = Request(training.scenes, (training.size, training.size), photos=training.photos)
+    return [open_source(spec, request) for spec in training.stacks]
+
+
+def _gathered(sources: Sequence[Source], training: Training, out: Path) -> np.ndarray:
+    """uint8 [N,9,3,size,size], made by the main process."""
+    with main_process_first():
+        return cache_sources(out / "stacks", sources, (training.size, training.size)).pixels

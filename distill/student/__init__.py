@@ -1,0 +1,1 @@
+"""Distil the reference into a student: the stage and its methods."""

@@ -1,0 +1,78 @@
+"""The distillation methods: one module each, one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pocketfocus.distill.student.adversarial import Adversarial
+from pocketfocus.distill.student.consistency import Consistency
+from pocketfocus.distill.student.regression import Regression
+from pocketfocus.distill.student.trainer import Learner
+from pocketfocus.distill.train.crops import Crops
+from pocketfocus.models.reference import ReferencePipeline
+from pocketfocus.models.student import RefocusStudent
+from pocketfocus.run.errors import UserError
+
+# How blur looks is local: small crops first show more scenes a minute; whole pictures show layout.
+CROPS = (Crops(0.55, 4, 128), Crops(0.8, 2, 192), Crops(1.0, 1, 256))
+SMALL_CROPS = (Crops(1.0, 1, 128),)  # a step of `consistency` evaluates UNets five times a sample
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to distil: what it trains, a sentence with its paper, and how it is trained.
+
+    Attributes:
+        name: as on the command line.
+        prepare: the learner, from the teacher and the student to start from.
+        about: a sentence with the paper.
+        rate: peak learning rate from a warm start.
+        scratch_rate: the same from a random one.
+        crops: of the samples, unless others are asked for.
+        true_samples: crops of true stacks for each of the teacher's.
+        student: whether a student of this package is what learns.
+        by_psnr: whether a student's start is kept when training lowers PSNR on held-out targets;
+            False where a method trades PSNR for looks.
+    """
+
+    name: str
+    prepare: Callable[[ReferencePipeline, RefocusStudent], Learner]
+    about: str
+    rate: float = 2e-5
+    scratch_rate: float = 1e-3
+    crops: tuple[Crops, ...] = CROPS
+    true_samples: int = 3
+    student: bool = True
+    by_psnr: bool = True
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("regression", Regression, "one step, zero noise, pixel losses (2409.11355)"),
+        Method(
+            "adversarial",
+            Adversarial,
+            "regression and a hinge GAN on the reference's encoder (2311.17042)",
+            rate=1e-4,
+            by_psnr=False,
+        ),
+        Method(
+            "consistency",
+            Consistency.of,
+            "the reference's UNet in 1 to 4 steps, guidance inside (2303.01469, 2310.04378)",
+            rate=1e-4,
+            crops=SMALL_CROPS,
+            true_samples=1,
+            student=False,
+        ),
+    )
+}
+
+
+def get_method(name: str) -> Method:
+    """The method called `name`; UserError naming the known ones otherwise."""
+    if name not in METHODS:
+        raise UserError(f"unknown method {name}: choose one of {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,1 @@
+"""Training: the loop, its checkpoints and logs, and what the denoiser learns."""

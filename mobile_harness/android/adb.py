@@ -1,0 +1,84 @@
+"""The command lines of Android's `adb`, and its errors as one line each."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocketfocus.mobile_harness.device import JobError
+from pocketfocus.run.errors import UserError
+
+GONE = re.compile(r"device '.*' not found|no devices/emulators|device offline|closed$", re.M)
+STATES = {
+    "unauthorized": "it does not trust this computer yet: unlock it and allow USB debugging",
+    "offline": "it does not answer: plug it in again",
+    "no permissions": "this user may not open its USB port: install Android's udev rules",
+}
+
+
+def missing() -> str | None:
+    """Why there is no adb; None when there is one."""
+    if shutil.which("adb"):
+        return None
+    return "adb is not installed: apt-get install adb, or Android's platform-tools"
+
+
+def call(*arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """Run adb; JobError when it does not end in time."""
+    try:
+        return subprocess.run(
+            ["adb", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise JobError(f"adb {arguments[-1][:60]} did not end within {timeout_s:g} s") from None
+
+
+def serials() -> dict[str, str]:
+    """The phones that adb lists, each with its state (`device` when it can be used)."""
+    ended = call("devices")
+    if ended.returncode != 0:
+        raise UserError(f"adb devices failed: {last_line(ended)}")
+    rows = (line.split(None, 1) for line in ended.stdout.splitlines() if "\t" in line)
+    return {serial: state.strip() for serial, state in rows}
+
+
+@dataclass(frozen=True)
+class Adb:
+    """One phone, by its serial. Every method raises JobError when the phone is gone."""
+
+    serial: str
+
+    def shell(self, command: str, timeout_s: float = 60.0) -> str:
+        """Standard output of a shell command; JobError when its exit code is not 0."""
+        return self._checked("shell", command, timeout_s=timeout_s)
+
+    def push(self, source: Path, target: str) -> None:
+        """Copy a file to the phone."""
+        self._checked("push", str(source), target, timeout_s=600.0)
+
+    def pull(self, source: str, target: Path) -> None:
+        """Copy a file from the phone."""
+        self._checked("pull", source, str(target), timeout_s=600.0)
+
+    def _checked(self, *arguments: str, timeout_s: float) -> str:
+        ended = call("-s", self.serial, *arguments, timeout_s=timeout_s)
+        if ended.returncode == 0:
+            return ended.stdout
+        if GONE.search(ended.stderr + ended.stdout):  # push says it on standard output
+            raise JobError(f"phone {self.serial} was unplugged ({last_line(ended)}): plug it in")
+        raise JobError(f"phone {self.serial}: adb {arguments[0]} failed: {last_line(ended)}")
+
+
+def last_line(ended: subprocess.CompletedProcess[str]) -> str:
+    """What a command said last."""
+    lines = (ended.stderr.strip() or ended.stdout.strip()).splitlines()
+    return lines[-1] if lines else f"exit code {ended.returncode}"

@@ -1,0 +1,294 @@
+"""Android phones, through adb and ExecuTorch's own `executor_runner` (docs/phones.md).
+
+Legend: N calls, T = 9 frames, S the exported size. Files lie in a folder of their own below
+/data/local/tmp while a job runs, and are deleted after it.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketfocus.data.optics import FRAMES, one_hot
+from pocketfocus.mobile_harness.android import adb
+from pocketfocus.mobile_harness.android.etdump import Profile, read_profile
+from pocketfocus.mobile_harness.device import Device, Job, JobError, Result
+from pocketfocus.mobile_harness.options import Absent, Options
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import sha256
+
+KIND = "android"
+TARGET = "executorch"
+REMOTE = "/data/local/tmp"
+SPARE_BYTES = 64 * 2**20  # outputs, ETDump and logs
+POLL_S = 5.0  # between looks at the battery while it cools
+MACHINES = {62: "x86_64", 183: "arm64-v8a", 40: "armeabi-v7a", 3: "x86"}  # ELF's e_machine
+
+
+def connect(address: str, options: Options) -> tuple[Device, ...]:
+    """The phones of `android`, `android:SERIAL,SERIAL` or `android:all`.
+
+    UserError when none is named and there are several; what is not there is an `Absent`.
+    """
+    reason = adb.missing()
+    if reason is not None:
+        return (Absent(name_of(address), reason),)
+    found = adb.serials()
+    if not address or address == "all":
+        if not found:
+            return (Absent(KIND, "adb sees no phone: plug one in and allow USB debugging"),)
+        if not address and len(found) > 1:
+            raise UserError(
+                f"{len(found)} phones are plugged in ({', '.join(found)}): name one as "
+                f"--device android:{next(iter(found))}, or all with --device android:all"
+            )
+        wanted = list(found)
+    else:
+        wanted = address.split(",")
+    return tuple(phone(serial, found.get(serial), options) for serial in dict.fromkeys(wanted))
+
+
+def phone(serial: str, state: str | None, options: Options) -> Device:
+    """One phone in the state that adb gives it."""
+    if state == "device":
+        return Android(serial, options)
+    known = next(
+        (why for start, why in adb.STATES.items() if state and state.startswith(start)), ""
+    )
+    reason = (
+        "adb does not see it: plug it in" if state is None else known or f"adb calls it {state}"
+    )
+    return Absent(name_of(serial), reason)
+
+
+def name_of(address: str) -> str:
+    """The name in rows."""
+    return f"{KIND}:{address}" if address and address != "all" else KIND
+
+
+@dataclass(frozen=True)
+class Battery:
+    """What `dumpsys battery` says: level in percent, temperature in degrees Celsius."""
+
+    level: int
+    celsius: float
+
+
+@dataclass(frozen=True)
+class Android:
+    """One phone that adb can use."""
+
+    serial: str
+    options: Options = field(default_factory=Options)
+
+    @property
+    def name(self) -> str:
+        """`android:SERIAL`."""
+        return name_of(self.serial)
+
+    @property
+    def _adb(self) -> adb.Adb:
+        return adb.Adb(self.serial)
+
+    @cached_property
+    def properties(self) -> dict[str, str]:
+        """The phone's system properties."""
+        return dict(re.findall(r"^\[(.+?)\]: \[(.*)\]\s*$", self._adb.shell("getprop"), re.M))
+
+    def describe(self) -> dict[str, str]:
+        """Model, chip, Android's version, ABIs, and the runner by its hash."""
+        get = self.properties.get
+        runner = self.options.runner
+        return {
+            "model": f"{get('ro.product.manufacturer', '')} {get('ro.product.model', '')}".strip(),
+            "chip": get("ro.soc.model") or get("ro.board.platform", ""),
+            "os": f"Android {get('ro.build.version.release', '?')}",
+            "abis": get("ro.product.cpu.abilist", ""),
+            TARGET: f"executor_runner {sha256(runner)[:12]}" if runner and runner.is_file() else "",
+        }
+
+    def why_not(self, target: str) -> str | None:
+        """Why not: another target, no runner, or one for another processor."""
+        if target != TARGET:
+            return f"executor_runner executes .pte files, not those of {target}"
+        runner = self.options.runner
+        if runner is None:
+            return "ExecuTorch's executor_runner is needed: name it with --runner PATH"
+        if not runner.is_file():
+            return f"there is no executor_runner at {runner}"
+        abi, abis = abi_of(runner), self.properties.get("ro.product.cpu.abilist", "").split(",")
+        if abi in abis:
+            return None
+        return f"{runner.name} is built for {abi}, the phone runs {', '.join(abis)}: build it anew"
+
+    def run(self, job: Job) -> Result:
+        """Push, run and pull. Raises JobError when the phone goes away, fails or stays hot."""
+        reason = self.why_not(job.target)
+        if reason is not None:
+            raise UserError(f"{self.name}: {reason}")
+        with (
+            tempfile.TemporaryDirectory(prefix="pocketfocus-adb-") as scratch,
+            self._folder(job) as remote,
+        ):
+            return self._run(job, remote, Path(scratch))
+
+    def battery(self) -> Battery:
+        """Level and temperature now; JobError when the phone does not say."""
+        said = self._adb.shell("dumpsys battery")
+        fields = dict(re.findall(r"^\s*(level|temperature): (-?\d+)", said, re.M))
+        if len(fields) < 2:
+            raise JobError(f"{self.name}: dumpsys battery tells no level and temperature")
+        return Battery(int(fields["level"]), int(fields["temperature"]) / 10)
+
+    def cool_down(self) -> Battery:
+        """Wait until the battery is cooler than `cool_c`; JobError after `cool_wait_s`."""
+        deadline = time.monotonic() + self.options.cool_wait_s
+        while (now := self.battery()).celsius >= self.options.cool_c:
+            if time.monotonic() >= deadline:
+                raise JobError(
+                    f"{self.name} is at {now.celsius:g} °C after {self.options.cool_wait_s:g} s, "
+                    f"a measurement begins below {self.options.cool_c:g} °C: let it cool"
+                )
+            time.sleep(min(POLL_S, self.options.cool_wait_s))
+        return now
+
+    @contextmanager
+    def _folder(self, job: Job) -> Iterator[str]:
+        """A folder on the phone, deleted in the end, if it is still there to delete it."""
+        runner = Path(self.options.runner or "")
+        needed = Path(job.artifact).stat().st_size + runner.stat().st_size + SPARE_BYTES
+        free = free_bytes(self._adb.shell(f"df -k {REMOTE}"))
+        if free < needed:
+            raise JobError(
+                f"{self.name} has {free / 2**20:.0f} MiB free in {REMOTE}, "
+                f"{needed / 2**20:.0f} MiB are needed: free some space"
+            )
+        remote = f"{REMOTE}/pocketfocus-{uuid.uuid4().hex[:8]}"
+        self._adb.shell(f"mkdir {remote}")
+        try:
+            self._adb.push(Path(job.artifact), f"{remote}/model.pte")
+            self._adb.push(runner, f"{remote}/executor_runner")
+            self._adb.shell(f"chmod 755 {remote}/executor_runner")
+            yield remote
+        finally:
+            with suppress(JobError):
+                self._adb.shell(f"rm -rf {remote}")
+
+    def _run(self, job: Job, remote: str, scratch: Path) -> Result:
+        for index, position in dict.fromkeys(job.calls):
+            for name, values in (
+                (f"photo-{index}.bin", job.photos[index]),
+                (f"position-{position}.bin", one_hot(position).numpy()),
+            ):
+                if not (scratch / name).exists():
+                    values.astype("<f4").tofile(scratch / name)
+                    self._adb.push(scratch / name, f"{remote}/{name}")
+        outputs, peak = None, 0.0
+        if job.want_outputs:
+            stacks = []
+            for number, call in enumerate(job.calls):
+                peak = max(peak, self._execute(job, remote, call, 1, output="out"))
+                self._adb.pull(f"{remote}/out-0.bin", scratch / f"out-{number}.bin")
+                stacks.append(read_stack(scratch / f"out-{number}.bin", job.photos.shape[-1]))
+            outputs = np.stack(stacks)
+        if job.runs == 0 and outputs is not None:
+            return Result(outputs, 0.0, 0.0, (), peak, job.threads)
+        before = self.cool_down()
+        trial, trial_peak = self._profile(job, remote, scratch, 2)
+        fitting = max(1, int(min(job.runs, 1000 * job.budget_s / max(trial.times_ms[-1], 1e-3))))
+        measured, run_peak = self._profile(job, remote, scratch, 1 + job.warmup + fitting)
+        after = self.battery()
+        return Result(
+            outputs=outputs,
+            load_ms=measured.load_ms,
+            first_ms=measured.times_ms[0],
+            times_ms=measured.times_ms[1 + job.warmup :],
+            peak_rss_mib=max(peak, trial_peak, run_peak),
+            threads=job.threads,
+            notes={
+                "battery_percent": [before.level, after.level],
+                "battery_celsius": [before.celsius, after.celsius],
+                "operators": list(measured.operators),
+            },
+        )
+
+    def _profile(
+        self, job: Job, remote: str, scratch: Path, executions: int
+    ) -> tuple[Profile, float]:
+        peak = self._execute(job, remote, job.calls[0], executions, etdump="profile.etdump")
+        self._adb.pull(f"{remote}/profile.etdump", scratch / "profile.etdump")
+        return read_profile(scratch / "profile.etdump"), peak
+
+    def _execute(
+        self,
+        job: Job,
+        remote: str,
+        call: tuple[int, int],
+        executions: int,
+        output: str | None = None,
+        etdump: str | None = None,
+    ) -> float:
+        """Run the runner to its end; its peak resident memory in MiB (0 when it was too quick)."""
+        flags = {
+            "model_path": "model.pte",
+            "inputs": f"photo-{call[0]}.bin,position-{call[1]}.bin",
+            "num_executions": executions,
+            "output_file": output,
+            "etdump_path": etdump,
+            "cpu_threads": job.threads,
+        }
+        line = " ".join(f"--{key}={value}" for key, value in flags.items() if value is not None)
+        # A process that has ended has no VmHWM line any more, which ends the loop.
+        said = self._adb.shell(
+            f"cd {remote} && {{ ./executor_runner {line} >said.txt 2>&1 & p=$!; "
+            "while grep VmHWM /proc/$p/status 2>/dev/null; do sleep 0.05; done; "
+            "wait $p; echo code=$?; tail -n 3 said.txt; }",
+            timeout_s=job.timeout_s,
+        )
+        code = re.search(r"^code=(\d+)\n?(.*)", said, re.M | re.S)
+        if code is None or code[1] != "0":
+            words = code[2].strip().splitlines() if code else []
+            why = words[-1] if words else "see adb logcat -s ExecuTorch"
+            if "flag 'etdump_path'" in why:  # gflags knows only the flags that were built in
+                why += ": build it with EXECUTORCH_ENABLE_EVENT_TRACER=ON (docs/phones.md)"
+            raise JobError(f"{self.name}: executor_runner ended with {code and code[1]}: {why}")
+        kib = [int(number) for number in re.findall(r"^VmHWM:\s*(\d+) kB", said, re.M)]
+        return max(kib, default=0) / 1024
+
+
+def abi_of(runner: Path) -> str:
+    """The ABI a program is built for, from its ELF header."""
+    with open(runner, "rb") as handle:
+        head = handle.read(20)
+    if len(head) < 20 or head[:4] != b"\x7fELF":
+        return "no Android (it is no ELF program)"
+    machine = int.from_bytes(head[18:20], "little")
+    return MACHINES.get(machine, f"ELF machine {machine}")
+
+
+def free_bytes(said: str) -> int:
+    """Free space from the last line of `df -k`."""
+    fields = said.strip().splitlines()[-1].split()
+    try:
+        return int(fields[3]) * 1024
+    except (IndexError, ValueError):
+        raise JobError(f"df -k says '{said.strip()[-80:]}', no free space in it") from None
+
+
+def read_stack(path: Path, size: int) -> NDArray[Any]:
+    """A stack [9,3,S,S] float32 as the runner wrote it; JobError when it has another length."""
+    values = np.fromfile(path, "<f4")
+    if values.size != FRAMES * 3 * size * size:
+        raise JobError(f"the phone wrote {values.size} values, {FRAMES * 3 * size * size} are due")
+    return values.reshape(FRAMES, 3, size, size)

@@ -1,0 +1,1 @@
+"""Apple's devices: this Mac, and a connected iPhone."""

@@ -1,0 +1,139 @@
+"""A connected iPhone, through coremltools' own remote device; it needs a Mac with Xcode.
+
+coremltools builds, signs and installs an app that predicts on the phone; this is a thin wrapper.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pocketfocus.data.optics import one_hot
+from pocketfocus.export.coreml.write import cannot_run
+from pocketfocus.export.targets import INPUT_NAMES, OUTPUT_NAME
+from pocketfocus.mobile_harness.device import Device, Job, JobError, Result
+from pocketfocus.mobile_harness.ios.mac import COREML, units
+from pocketfocus.mobile_harness.options import Absent, Options
+
+KIND = "iphone"
+
+
+def connect(address: str, options: Options) -> tuple[Device, ...]:
+    """The first connected iPhone, or the one of that name or UDID; else why there is none."""
+    reason = cannot_run()
+    if reason is not None:
+        return (Absent(KIND, f"an iPhone is reached from a Mac with Xcode: {reason}"),)
+    from coremltools.models.ml_program.experimental.remote_device import Device as Remote
+    from coremltools.models.ml_program.experimental.remote_device import DeviceType
+
+    try:
+        found = Remote.get_connected_devices(DeviceType.IPHONE)
+    except Exception as error:  # devicectl's errors share no public base
+        return (Absent(KIND, f"Xcode's devicectl does not answer: {first_line(error)}"),)
+    chosen = [each for each in found if not address or address in (each.name, each.udid)]
+    if not chosen:
+        names = ", ".join(each.name for each in found) or "none"
+        return (
+            Absent(KIND, f"not connected (Xcode sees: {names}): plug it in and trust this Mac"),
+        )
+    return (IPhone(chosen[0], options),)
+
+
+@dataclass
+class IPhone:
+    """One connected iPhone."""
+
+    remote: Any
+    options: Options = field(default_factory=Options)
+    name: str = KIND
+    _ready: Any = None
+
+    def describe(self) -> dict[str, str]:
+        """Name and iOS version; coremltools does not tell the chip."""
+        from importlib import metadata
+
+        return {
+            "model": self.remote.name,
+            "chip": "",
+            "os": f"iOS {self.remote.os_version} ({self.remote.os_build_number})",
+            "coremltools": metadata.version("coremltools"),
+        }
+
+    def why_not(self, target: str) -> str | None:
+        """Core ML packages only."""
+        return None if target == COREML else f"an iPhone runs Core ML packages here, not {target}"
+
+    def run(self, job: Job) -> Result:
+        """Predict on the phone; JobError when its app does not build, start or answer."""
+        try:
+            return asyncio.run(asyncio.wait_for(self._run(job), job.timeout_s))
+        except JobError:
+            raise
+        except Exception as error:  # of coremltools, Xcode or the phone
+            raise JobError(f"{self.name}: {first_line(error)}") from error
+
+    async def _run(self, job: Job) -> Result:
+        from coremltools import ComputeUnit
+        from coremltools.models.ml_program.experimental import async_wrapper, remote_device
+
+        if self._ready is None:
+            credentials = remote_device.AppSigningCredentials(
+                development_team=self.options.team or ""
+            )
+            self._ready = await self.remote.prepare_for_model_debugging(credentials=credentials)
+        model = async_wrapper.MLModelAsyncWrapper.from_spec_or_path(
+            spec_or_path=job.artifact,
+            weights_dir="",
+            compute_units=ComputeUnit.ALL,
+            device=self._ready,
+        )
+        await model.load()
+        try:
+            return await measure(model, job)
+        finally:
+            await model.unload()
+
+
+async def measure(model: Any, job: Job) -> Result:
+    """The calls of a job with a loaded model; times are those that the phone itself reports."""
+    feeds = [
+        dict(zip(INPUT_NAMES, (job.photos[i : i + 1], one_hot(p).numpy()), strict=True))
+        for i, p in job.calls
+    ]
+
+    async def predict(feed: dict[str, Any]) -> tuple[Any, float]:
+        made = await model.predict(feed)
+        return np.asarray(made[OUTPUT_NAME], np.float32), milliseconds(
+            model.last_predict_duration_in_nano_seconds
+        )
+
+    first, first_ms = await predict(feeds[0])
+    endless = itertools.cycle(feeds)
+    for _ in range(job.warmup):
+        await predict(next(endless))
+    times: list[float] = []
+    while len(times) < job.runs and (not times or sum(times) < 1000 * job.budget_s):
+        times.append((await predict(next(endless)))[1])
+    stacks = None
+    if job.want_outputs:
+        rest = [(await predict(feed))[0] for feed in feeds[1:]]
+        stacks = np.stack([first, *rest])
+    notes = {"compute_plan": units(await model.retrieve_compute_plan())} if job.runs else {}
+    load_ms = milliseconds(model.load_duration_in_nano_seconds)
+    return Result(stacks, load_ms, first_ms, tuple(times), None, None, notes)
+
+
+def milliseconds(nanoseconds: int | None) -> float:
+    """JobError when the phone told no duration."""
+    if nanoseconds is None:
+        raise JobError("the iPhone told no duration of a load or prediction")
+    return nanoseconds / 1e6
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

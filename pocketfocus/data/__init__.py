@@ -1,0 +1,1 @@
+"""Focal stacks: optics, rendered scenes, readers, and what trainings are given."""

@@ -1,0 +1,185 @@
+"""Every source of focal stacks behind one interface, named as on the command line.
+
+`synthetic`      procedural scenes with the bundled photos as textures
+`photos:DIR`     procedural scenes with a folder's photos as textures too
+`rgbd`           the bundled Middlebury motorcycle; `rgbd:DIR`, a folder of photos with depth maps
+`DIR`            a folder a scene, or Learn2Refocus's own layout; broken scenes are skipped
+
+A folder of stacks may hold `train_scenes.txt` and `test_scenes.txt`, names of scenes one a line:
+the first are for training, the second for evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from pocketfocus.data.optics import FRAMES
+from pocketfocus.data.rgbd import RGBD, motorcycle, read_rgbd, rgbd_layers, rgbd_pairs
+from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos, photograph, train_photos
+from pocketfocus.data.stacks import (
+    CACHE_VERSION,
+    FocalStack,
+    Photos,
+    RenderedScenes,
+    Size,
+    Source,
+    open_photo,
+    read_photos,
+    read_stacks,
+    say_skipped,
+)
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import key_of
+
+SYNTHETIC, PHOTOS, RGBD_PAIRS = "synthetic", "photos", "rgbd"
+TRAIN, TEST = "train", "test"
+RENDERED: Size = (256, 256)
+TEXTURE_SIDE = 900  # photos are scaled down to this for textures: scenes are 256 pixels wide
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of a source: of rendered ones so many `scenes`, with `photos` as textures
+    beside the bundled ones; of a folder those of `split`.
+
+    size: (height, width); None is 256 by 256 for rendered scenes and a folder's own otherwise.
+    crop: keep the proportions of a folder's images.
+    """
+
+    scenes: int
+    size: Size | None
+    split: str = TRAIN
+    photos: tuple[Path, ...] = ()
+    crop: bool = True
+
+    @property
+    def rendered(self) -> Size:
+        """Of rendered scenes."""
+        return self.size or RENDERED
+
+    @property
+    def seeds(self) -> range:
+        """Of rendered scenes."""
+        first = 0 if self.split == TRAIN else VALIDATION_SEED
+        return range(first, first + self.scenes)
+
+
+class RGBDScenes:
+    """Scenes rendered from RGB-D pairs in turn: each time another crop, scale and camera."""
+
+    rendered = True
+
+    def __init__(self, folder: Path | None, request: Request) -> None:
+        self.folder, self.size, self.seeds = folder, request.rendered, list(request.seeds)
+        self.pairs = None if folder is None else rgbd_pairs(folder)
+        self.names = tuple(f"{RGBD_PAIRS}-{seed}" for seed in self.seeds)
+        self._broken: set[str] = set()
+
+    @cached_property
+    def _motorcycle(self) -> RGBD:
+        return motorcycle()
+
+    @property
+    def key(self) -> str:
+        """Of the renderer's version, seeds, size, and the names and sizes of the files."""
+        files = [[path.name, path.stat().st_size] for pair in self.pairs or () for path in pair]
+        return key_of(version=CACHE_VERSION, seeds=self.seeds, size=list(self.size), files=files)
+
+    def load(self, index: int) -> FocalStack | None:
+        """Render one; None, said once a pair, when its files are broken or do not fit."""
+        pair = self._pair(index)
+        if pair is None:
+            return None
+        seed = self.seeds[index]
+        frames = photograph(rgbd_layers(pair, seed, self.size), seed)
+        return FocalStack(self.names[index], frames, tuple(map(float, range(FRAMES))))
+
+    def _pair(self, index: int) -> RGBD | None:
+        if self.pairs is None:
+            return self._motorcycle
+        photo, depth = self.pairs[index % len(self.pairs)]
+        try:
+            return read_rgbd(photo, depth)
+        except (UserError, OSError, ValueError, SyntaxError) as error:
+            if photo.stem not in self._broken:
+                say_skipped(photo.stem, str(error))
+            self._broken.add(photo.stem)
+            return None
+
+
+def open_source(spec: str, request: Request) -> Source:
+    """A source by its name; UserError, naming the kinds, when there is none such."""
+    check_source(spec)
+    if not Path(spec).exists():
+        kind, _, folder = spec.partition(":")
+        return KINDS[kind](folder, request)
+    only = scene_list(Path(spec), request.split)
+    return read_stacks(Path(spec), request.size, only=only, crop=request.crop)
+
+
+def check_source(spec: str) -> None:
+    """UserError, naming the kinds, for a name that is neither one of them nor a folder."""
+    if spec.partition(":")[0] not in KINDS and not Path(spec).is_dir():
+        raise UserError(
+            f"no focal stacks at {spec}: name a folder of them, `{SYNTHETIC}`, `{PHOTOS}:DIR` (a "
+            f"folder of photos as textures), or `{RGBD_PAIRS}:DIR` (photos with depth maps)"
+        )
+
+
+def scene_list(folder: Path, split: str) -> set[str] | None:
+    """The names in a folder's list for a split, None when it has no list.
+
+    UserError for an empty list, and for one that is there as a pickle only, as Learn2Refocus
+    publishes them: those are not opened.
+    """
+    path = folder / f"{split}_scenes.txt"
+    if path.is_file():
+        names = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
+        if not names:
+            raise UserError(f"{path} is empty: name a scene of {folder} a line, or delete it")
+        return names
+    pickled = path.with_suffix(".pkl")
+    if pickled.exists():
+        raise UserError(
+            f"{pickled} is a pickle, which can run code and is refused: write its names, one a "
+            f"line, into {path.name}"
+        )
+    return None
+
+
+def textures(files: Sequence[Path]) -> list[np.ndarray]:
+    """Photos [H, W, 3] uint8 for the surfaces of rendered scenes."""
+    found = []
+    for file in files:
+        picture = open_photo(file)
+        picture.thumbnail((TEXTURE_SIDE, TEXTURE_SIDE))
+        found.append(np.asarray(picture))
+    return found
+
+
+def _synthetic(folder: str, request: Request, extra: Sequence[Path] = ()) -> Source:
+    if folder:
+        raise UserError(f"{SYNTHETIC}:{folder} is no source: name {SYNTHETIC} alone")
+    photos: Photos = held_out_photos() if request.split == TEST else train_photos()
+    photos = [*photos, *textures([*request.photos, *extra])]
+    return RenderedScenes(request.seeds, request.rendered, photos)
+
+
+def _photos(folder: str, request: Request) -> Source:
+    return _synthetic("", request, read_photos(Path(folder)))
+
+
+def _rgbd(folder: str, request: Request) -> Source:
+    return RGBDScenes(Path(folder) if folder else None, request)
+
+
+KINDS: dict[str, Callable[[str, Request], Source]] = {
+    SYNTHETIC: _synthetic,
+    PHOTOS: _photos,
+    RGBD_PAIRS: _rgbd,
+}

@@ -1,0 +1,470 @@
+"""Focal stacks behind one interface: rendered, read from folders, or cached on disk.
+
+Legend: N frames of a stack (9 unless its folder says otherwise), H, W; S stacks in a cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Protocol, overload
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from pocketfocus.data.optics import FRAMES
+from pocketfocus.data.scenes import FULL, Realism, render_scene
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import key_of, read_json, write_atomic, write_json, writing_failed
+from pocketfocus.run.progress import console, track
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+POSITIONS_FILE = "positions.txt"
+RIG_PATTERN = "midsize/undistorted/RigCenter*"
+LAYOUT = (
+    f"expected a folder per scene with {FRAMES} images named in order near to far, or 2 or more "
+    f"and a {POSITIONS_FILE} with a number 0..{FRAMES - 1} a line, or SCENE/{RIG_PATTERN}/"
+)
+CACHE_VERSION = 3  # to be raised when rendering changes: older caches are then rendered anew
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF, and its values that swap the sides
+WORTH_SHARING = 24  # rendered stacks: fewer are made before other processes have started
+
+Size = tuple[int, int]
+Photos = Sequence[NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class FocalStack:
+    """One scene: frames [N, 3, H, W] sRGB in [-1, 1] at ascending focal positions in [0, 8]."""
+
+    name: str
+    frames: Tensor
+    positions: tuple[float, ...]
+
+
+def synthetic_stacks(
+    n: int, seed0: int = 0, size: Size = (256, 256), photos: Photos = ()
+) -> Iterator[FocalStack]:
+    """Render the scenes of seeds seed0 … seed0 + n - 1, one at a time."""
+    for seed in range(seed0, seed0 + n):
+        frames = render_scene(seed, size, photos)
+        yield FocalStack(f"synthetic-{seed}", frames, tuple(map(float, range(FRAMES))))
+
+
+@dataclass(frozen=True)
+class _Scene:
+    name: str
+    images: tuple[Path, ...]
+    positions: tuple[float, ...]
+
+
+class _SceneError(Exception):
+    """Why one scene of a folder cannot be used."""
+
+
+def _warn(message: str) -> None:
+    console.print(f"warning: {message}", markup=False, soft_wrap=True)
+
+
+def say_skipped(scene: str, reason: str) -> None:
+    """Tell on standard error that a scene is not used."""
+    _warn(f"scene {scene} skipped: {reason}")
+
+
+class StackFolder:
+    """The usable stacks of a folder, opened one at a time; `skipped` maps a scene to the reason.
+
+    `len` counts scenes whose files are listed in order; one whose images turn out to be broken is
+    skipped, with a message, when it is reached, and is then no longer counted. `names` are those
+    listed at first, in natural order, and `load(index)` is the stack of one, None if it is broken.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        size: Size | None,
+        say: Callable[[str], None] | None = None,
+        only: Collection[str] | None = None,
+        crop: bool = False,
+    ) -> None:
+        self.folder, self.size, self.crop = Path(folder), size, crop
+        self.skipped: dict[str, str] = {}
+        self._say = say or _warn
+        self._scenes: list[_Scene] = []
+        if not self.folder.is_dir():
+            raise UserError(f"{self.folder} is not a folder: {LAYOUT}")
+        for scene in sorted((p for p in self.folder.iterdir() if p.is_dir()), key=natural_key):
+            if only is not None and scene.name not in only:
+                continue
+            try:
+                self._scenes.append(_list_scene(scene))
+            except _SceneError as reason:
+                self._skip(scene.name, str(reason))
+        self._demand_some()
+        self.names = tuple(scene.name for scene in self._scenes)
+
+    @property
+    def key(self) -> str:
+        """Hash of the names and sizes of all images, and of how they are read."""
+        files = [
+            [image.relative_to(self.folder).as_posix(), image.stat().st_size]
+            for scene in self._scenes
+            for image in scene.images
+        ]
+        return key_of(files=files, size=list(self.size or ()), crop=self.crop)
+
+    def __len__(self) -> int:
+        return sum(scene.name not in self.skipped for scene in self._scenes)
+
+    def __iter__(self) -> Iterator[FocalStack]:
+        stacks = (self.load(index) for index in range(len(self.names)))
+        yield from (stack for stack in stacks if stack is not None)
+        self._demand_some()
+
+    def sizes(self) -> Iterator[tuple[Path, Size]]:
+        """Width and height of every image as its file's head says; of broken files none."""
+        for scene in self._scenes:
+            for path in scene.images:
+                with suppress(OSError, ValueError, SyntaxError), Image.open(path) as image:
+                    turned = image.getexif().get(ORIENTATION, 1) in SIDEWAYS
+                    yield path, image.size[::-1] if turned else image.size
+
+    def load(self, index: int) -> FocalStack | None:
+        """Read one stack; a broken one is said to be skipped, once, and is None."""
+        scene = self._scenes[index]
+        if scene.name in self.skipped:
+            return None
+        try:
+            frames = _read_frames(scene.images, self.size, self.crop)
+        except _SceneError as reason:
+            self._skip(scene.name, str(reason))
+            return None
+        return FocalStack(scene.name, frames, scene.positions)
+
+    def _skip(self, name: str, reason: str) -> None:
+        self.skipped[name] = reason
+        self._say(f"scene {name} skipped: {reason}")
+
+    def _demand_some(self) -> None:
+        if len(self) == 0:
+            also = f" ({len(self.skipped)} skipped)" if self.skipped else ""
+            raise UserError(f"{self.folder} holds no usable focal stack{also}: {LAYOUT}")
+
+
+def read_stacks(
+    folder: Path,
+    size: Size | None = None,
+    say: Callable[[str], None] | None = None,
+    only: Collection[str] | None = None,
+    crop: bool = False,
+) -> StackFolder:
+    """The focal stacks of a folder: 9 images a scene, images and positions.txt, or a RigCenter.
+
+    size: (height, width) to resize to with Pillow's Lanczos filter, None to leave as it is.
+    say: is given one line per scene that is skipped; by default it goes to standard error.
+    only: names of the scenes to use, None for all.
+    crop: keep proportions, cutting off what the size does not hold.
+    UserError, naming the folder and the layout, when nothing in it is usable.
+    """
+    return StackFolder(folder, size, say, only, crop)
+
+
+def read_photos(folder: Path) -> list[Path]:
+    """The photos of a folder in natural order; UserError when there are none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give one that holds photos")
+    photos = _images_in(folder)
+    if not photos:
+        kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+        raise UserError(f"{folder} holds no photo: put {kinds} files into it")
+    return photos
+
+
+def natural_key(path: Path) -> list[tuple[int, int, str]]:
+    """Sort key by name in which 10 comes after 9."""
+    parts = re.findall(r"\d+|\D+", path.name.casefold())
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    entries = (p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file())
+    return sorted((p for p in entries if p.suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
+
+
+def _list_scene(scene: Path) -> _Scene:
+    """Images and positions of one scene's folder; _SceneError says what is wrong with it."""
+    rigs = sorted((p for p in scene.glob(RIG_PATTERN) if p.is_dir()), key=natural_key)
+    folder = rigs[0] if rigs else scene
+    images = tuple(_images_in(folder))
+    listed = folder / POSITIONS_FILE
+    if listed.exists():
+        positions = _read_positions(listed)
+        if len(positions) != len(images):
+            raise _SceneError(
+                f"{POSITIONS_FILE} has {len(positions)} positions for {len(images)} images"
+            )
+    elif len(images) != FRAMES:
+        raise _SceneError(f"{len(images)} images instead of {FRAMES}, and no {POSITIONS_FILE}")
+    else:
+        positions = tuple(map(float, range(FRAMES)))
+    return _Scene(scene.name, images, positions)
+
+
+def _read_positions(path: Path) -> tuple[float, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").split()
+        positions = tuple(float(line) for line in lines)
+    except (OSError, ValueError) as error:
+        raise _SceneError(f"{POSITIONS_FILE} is not a list of numbers ({error})") from error
+    if len(positions) < 2:
+        raise _SceneError(f"{POSITIONS_FILE} has {len(positions)} positions, at least 2 are needed")
+    if not all(0 <= p <= FRAMES - 1 for p in positions):
+        raise _SceneError(f"{POSITIONS_FILE} has a position outside 0..{FRAMES - 1}")
+    if any(a >= b for a, b in pairwise(positions)):
+        raise _SceneError(f"{POSITIONS_FILE} does not ascend: order the images near to far")
+    return positions
+
+
+def _read_frames(images: Sequence[Path], size: Size | None, crop: bool) -> Tensor:
+    """[N, 3, H, W] in [-1, 1]; _SceneError when one is broken or they differ in size."""
+    frames: list[NDArray[np.uint8]] = []
+    for path in images:
+        try:
+            image = open_photo(path)
+        except (UserError, OSError, ValueError, SyntaxError) as error:
+            raise _SceneError(f"{path.name} cannot be read ({error})") from error
+        if size is not None:
+            sides, filter_ = (size[1], size[0]), Image.Resampling.LANCZOS
+            image = ImageOps.fit(image, sides, filter_) if crop else image.resize(sides, filter_)
+        pixels = np.asarray(image)
+        if frames and pixels.shape != frames[0].shape:
+            raise _SceneError(
+                f"{path.name} is {pixels.shape[1]}x{pixels.shape[0]}, {images[0].name} is "
+                f"{frames[0].shape[1]}x{frames[0].shape[0]}"
+            )
+        frames.append(pixels)
+    return _to_float(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2))
+
+
+def open_photo(path: Path) -> Image.Image:
+    """A photo as upright sRGB; with colour management when `pocketfocus.photos.images` is there."""
+    try:
+        from pocketfocus.photos.images import load_photo
+    except ImportError:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    photo: Image.Image = load_photo(path)
+    return photo
+
+
+def _to_float(pixels: Tensor) -> Tensor:
+    return pixels.to(torch.float32) / 127.5 - 1
+
+
+class Source(Protocol):
+    """Numbered focal stacks that a cache is filled from; `key` changes with their pixels.
+
+    `load(index)` is None for a stack that turns out to be broken, which was said. A source with an
+    attribute `rendered` that is true may be copied into other processes to load there.
+    """
+
+    @property
+    def names(self) -> Sequence[str]:
+        """One a stack."""
+
+    @property
+    def key(self) -> str:
+        """Hash of all that the pixels depend on."""
+
+    def load(self, index: int) -> FocalStack | None:
+        """One stack."""
+
+
+class RenderedScenes:
+    """The scenes of seeds, as a source."""
+
+    rendered = True
+
+    def __init__(
+        self, seeds: Sequence[int], size: Size, photos: Photos = (), realism: Realism = FULL
+    ) -> None:
+        self.seeds, self.size, self.photos = [int(seed) for seed in seeds], size, photos
+        self.realism = realism
+        self.names = tuple(f"synthetic-{seed}" for seed in self.seeds)
+
+    @property
+    def key(self) -> str:
+        """Of the renderer's version, seeds, size and photos."""
+        photos = [[*p.shape, hashlib.sha256(p.tobytes()).hexdigest()] for p in self.photos]
+        pixels = {"seeds": self.seeds, "size": list(self.size), "photos": photos}
+        if self.realism != FULL:
+            pixels["realism"] = asdict(self.realism)
+        return key_of(version=CACHE_VERSION, **pixels)
+
+    def load(self, index: int) -> FocalStack:
+        """Render one."""
+        frames = render_scene(self.seeds[index], self.size, self.photos, self.realism)
+        return FocalStack(self.names[index], frames, tuple(map(float, range(FRAMES))))
+
+
+class StackCache(Sequence[FocalStack]):
+    """Stacks on disk: `pixels` is a read-only memory map, uint8 [S, 9, 3, H, W]."""
+
+    def __init__(self, pixels: NDArray[np.uint8], names: Sequence[str]) -> None:
+        self.pixels, self.names = pixels, tuple(names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> FocalStack: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[FocalStack]: ...
+    def __getitem__(self, index: int | slice) -> FocalStack | list[FocalStack]:
+        """One stack as float frames, or a list of them for a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        frames = _to_float(torch.from_numpy(self.pixels[index].copy()))
+        return FocalStack(self.names[index], frames, tuple(map(float, range(FRAMES))))
+
+
+def cache_stacks(
+    folder: Path, seeds: Sequence[int], size: Size = (256, 256), photos: Photos = ()
+) -> StackCache:
+    """Render the scenes of `seeds` into a folder, or reuse what is already there."""
+    return cache_sources(folder, [RenderedScenes(seeds, size, photos)], size)
+
+
+def cache_sources(folder: Path, sources: Sequence[Source], size: Size) -> StackCache:
+    """Gather the stacks of all sources in a folder, or reuse what is already there.
+
+    Writes stacks.npy, uint8 [S, 9, 3, H, W], and stacks.json with size, the sources' key, and how
+    many of their stacks were taken; of those that are broken or lack a position there is none. An
+    interrupted run goes on where it stopped; another key starts anew. UserError when the folder
+    cannot be written, or nothing is usable.
+    """
+    folder, total = Path(folder), sum(len(source.names) for source in sources)
+    about: dict[str, Any] = {
+        "key": key_of(sources=[source.key for source in sources]),
+        "size": list(size),
+        "total": total,
+        "taken": 0,
+        "names": [],
+    }
+    found = _begun(folder, about["key"], (total, FRAMES, 3, *size)) or about
+    if found["taken"] < total:
+        try:
+            _gather(folder, sources, found, (total, FRAMES, 3, *size))
+        except OSError as error:
+            raise writing_failed(folder, error) from error
+    return load_cache(folder)
+
+
+def load_cache(folder: Path) -> StackCache:
+    """Open a finished cache; UserError when it is missing, unfinished or does not fit its JSON."""
+    folder = Path(folder)
+    about = read_json(folder / "stacks.json")
+    names, total, taken = (about.get(name) for name in ("names", "total", "taken"))
+    if not isinstance(names, list) or taken != total:
+        raise UserError(f"{folder} holds {taken} of {total} stacks: run the caching to its end")
+    if not names:
+        raise UserError(f"{folder} holds no usable focal stack: {LAYOUT}")
+    wanted = (total, FRAMES, 3, *about.get("size", ()))
+    try:
+        pixels = np.load(folder / "stacks.npy", mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/stacks.npy cannot be read ({error}): delete {folder}") from error
+    if pixels.shape != wanted or pixels.dtype != np.uint8:
+        raise UserError(
+            f"{folder}/stacks.npy is {pixels.dtype} {pixels.shape}, its stacks.json says uint8 "
+            f"{wanted}: delete {folder}"
+        )
+    return StackCache(pixels[: len(names)], names)
+
+
+def _begun(folder: Path, key: str, shape: tuple[int, ...]) -> dict[str, Any] | None:
+    """What is there of this very cache; None when it is absent, broken or another."""
+    try:
+        about = read_json(folder / "stacks.json")
+        fits = np.load(folder / "stacks.npy", mmap_mode="r").shape == shape
+    except (UserError, OSError, ValueError):
+        return None
+    return about if fits and about.get("key") == key and "taken" in about else None
+
+
+def _gather(
+    folder: Path, sources: Sequence[Source], about: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    if about["taken"] == 0:
+        with write_atomic(folder / "stacks.npy") as scratch:
+            np.lib.format.open_memmap(scratch, mode="w+", dtype=np.uint8, shape=shape).flush()
+        write_json(folder / "stacks.json", about)
+    pixels = np.lib.format.open_memmap(folder / "stacks.npy", mode="r+")
+    places = [(source, n) for source in sources for n in range(len(source.names))]
+    left = places[about["taken"] :]
+    for stack in track(_loaded(left), "gathering stacks", len(left)):
+        if stack is not None and stack.positions != tuple(range(FRAMES)):
+            _warn(f"scene {stack.name} skipped: training needs frames at 0 to {FRAMES - 1}")
+        elif stack is not None:
+            pixels[len(about["names"])] = _to_bytes(stack.frames)
+            about["names"].append(stack.name)
+        about["taken"] += 1
+        if about["taken"] % 32 == 0 or about["taken"] == shape[0]:
+            pixels.flush()
+            write_json(folder / "stacks.json", about)
+    skipped = shape[0] - len(about["names"])
+    if skipped:
+        _warn(f"{skipped} of {shape[0]} scenes skipped")
+
+
+def cores() -> int:
+    """How many this process may use."""
+    affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
+    return len(affinity()) if affinity else os.cpu_count() or 1
+
+
+def _loaded(places: Sequence[tuple[Source, int]]) -> Iterator[FocalStack | None]:
+    """The stacks at these places in turn; many rendered ones are shared among the cores."""
+    workers = cores()
+    parallel = all(getattr(source, "rendered", False) for source, _ in places)
+    if not parallel or workers < 2 or len(places) < WORTH_SHARING:
+        for source, index in places:
+            yield source.load(index)
+        return
+    sources = list({id(source): source for source, _ in places}.values())
+    numbers = {id(source): n for n, source in enumerate(sources)}
+    tasks = [(numbers[id(source)], index) for source, index in places]
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=_begin_worker, initargs=(sources,)
+    ) as pool:
+        yield from pool.map(_load_in_worker, tasks)
+
+
+_worker_sources: list[Source] = []
+
+
+def _begin_worker(sources: list[Source]) -> None:
+    torch.set_num_threads(1)
+    _worker_sources[:] = sources
+
+
+def _load_in_worker(place: tuple[int, int]) -> FocalStack | None:
+    return _worker_sources[place[0]].load(place[1])
+
+
+def _to_bytes(frames: Tensor) -> NDArray[np.uint8]:
+    pixels = ((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return np.asarray(pixels.cpu().numpy())

@@ -1,0 +1,1 @@
+"""The networks: the reference, the student, and how they are loaded."""

@@ -1,0 +1,243 @@
+"""Loading a reference: from the package, local folders in the diffusers layout, or the Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLTemporalDecoder,
+    EulerDiscreteScheduler,
+    UNetSpatioTemporalConditionModel,
+)
+from diffusers.utils import logging as diffusers_log
+from safetensors import SafetensorError
+from transformers import CLIPVisionModelWithProjection
+from transformers.utils import logging as transformers_log
+
+from pocketfocus.models.autoencoder import QUARTERS, CompactAutoencoder
+from pocketfocus.models.checkpoints import DIFFUSERS_STEM, TRANSFORMERS_STEM, find_weights
+from pocketfocus.models.reference import PLANES, ReferencePipeline, Sampling, own_sampling
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import read_json
+
+DEFAULT_WEIGHTS = Path(__file__).parent.parent / "weights" / "reference"
+LEARN2REFOCUS = "tedlasai/learn2refocus"
+LEARN2REFOCUS_UNET = "checkpoint-200000/unet"
+BASE = "stabilityai/stable-video-diffusion-img2vid"
+SAMPLING_FILE = "sampling.json"  # of a consistency model: steps, guidance, temperature
+BUFFER = "position_ids"  # a constant that older versions of transformers saved with the weights
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a reference lies: local folders in the diffusers layout, or Hub ids.
+
+    Attributes:
+        base: holds vae/, image_encoder/ and scheduler/.
+        unet: what holds the UNet, and its folder there.
+        name: the reference's.
+    """
+
+    base: str
+    unet: tuple[str, str]
+    name: str
+
+
+def find_places(spec: str) -> Places:
+    """The places that `spec` names, see `load_reference`; UserError when it names none."""
+    if spec in ("learn2refocus", LEARN2REFOCUS):
+        return Places(BASE, (LEARN2REFOCUS, LEARN2REFOCUS_UNET), "learn2refocus")
+    root = str(DEFAULT_WEIGHTS) if spec == "default" else spec
+    finetuned, plus, base = root.partition("+")
+    if not plus or Path(root).is_dir():
+        finetuned = base = root
+    for place in (finetuned, base):
+        hub_id = place.count("/") == 1 and not place.startswith((".", "/"))
+        if not place or not (hub_id or Path(place).is_dir()):
+            raise UserError(
+                f"no reference at {place or spec}: name `default`, `learn2refocus`, a local folder "
+                "in the diffusers layout, a Hub id such as owner/model, or the folders of a "
+                "fine-tuned UNet and of its base, UNET_DIR+BASE_DIR"
+            )
+    return Places(base, (finetuned, _unet_folder(finetuned)), spec)
+
+
+def _unet_folder(root: str) -> str:
+    """Where below `root` the UNet lies: unet/, the last of checkpoint-*/unet/, or root itself."""
+    if root == LEARN2REFOCUS:
+        return LEARN2REFOCUS_UNET
+    if (Path(root) / "unet").is_dir() or not Path(root).is_dir():
+        return "unet"
+    steps = [p.parent.name for p in Path(root).glob("checkpoint-*/unet") if p.is_dir()]
+    if steps:
+        return f"{max(steps, key=lambda name: (len(name), name))}/unet"
+    return "" if (Path(root) / "config.json").is_file() else "unet"
+
+
+def load_reference(spec: str = "default") -> ReferencePipeline:
+    """Load a reference in fp32 evaluation mode.
+
+    `spec` is `default` (shipped), `learn2refocus` (the published model), a local folder in the
+    diffusers layout (unet/, vae/, image_encoder/, scheduler/), a Hub id of that layout, or
+    UNET+BASE, two of these: a fine-tuned UNet (unet/, checkpoint-*/unet/ as Learn2Refocus has it,
+    or the UNet's own folder) and what it was tuned from.
+    Raises UserError for missing components, weights that are pickled or do not fit their config, or
+    no network.
+    """
+    return assemble(find_places(spec), load_component)
+
+
+def assemble(places: Places, load: Callable[[Any, str, str], Any]) -> ReferencePipeline:
+    """The pipeline of four components, each from `load(class, root, folder)`; UserError when they
+    do not fit each other."""
+    root = places.base
+    pipeline = ReferencePipeline(
+        vae=load(_autoencoder_class(root), root, "vae"),
+        unet=load(UNetSpatioTemporalConditionModel, *places.unet),
+        image_encoder=load(CLIPVisionModelWithProjection, root, "image_encoder"),
+        scheduler=load(EulerDiscreteScheduler, root, "scheduler"),
+        name=places.name,
+        few_steps=_stored_sampling(Path(places.unet[0]) / SAMPLING_FILE),
+    )
+    _check_fit(pipeline)
+    return pipeline
+
+
+def default_sampling(spec: str) -> Sampling:
+    """`load_reference(spec).sampling`, of which only small JSON files are read. A Hub id that is
+    not on this disk is sampled as published."""
+    places = find_places(spec)
+    stored = _stored_sampling(Path(places.unet[0]) / SAMPLING_FILE)
+    config = Path(places.base) / "vae" / "config.json"
+    fields_there = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return own_sampling(stored, bool(fields_there.get("relative_latents", False)))
+
+
+def _stored_sampling(path: Path) -> Sampling | None:
+    """What a consistency model's folder says; None of others, UserError for what is no sampling."""
+    if not path.is_file():
+        return None
+    stored = read_json(path)
+    text = "/".join(str(stored.get(field.name)) for field in fields(Sampling))
+    try:
+        return Sampling().changed(text)
+    except UserError as error:
+        raise UserError(f"{path} holds no sampling ({error}): distil the model anew") from error
+
+
+def _autoencoder_class(root: str) -> Any:
+    """The published class, or the compact one where the folder's config names it."""
+    config = Path(root) / "vae" / "config.json"
+    if config.is_file() and CompactAutoencoder.__name__ in config.read_text(encoding="utf-8"):
+        return CompactAutoencoder
+    return AutoencoderKLTemporalDecoder
+
+
+def load_component(cls: Any, root: str, subfolder: str) -> Any:
+    """One component, fp32; safetensors only, the fp16 variant where that is all there is."""
+    folder = component_folder(root, subfolder)
+    if cls is EulerDiscreteScheduler:
+        return attempt(lambda: cls.from_pretrained(root, subfolder=subfolder), root, subfolder)
+    clip = cls is CLIPVisionModelWithProjection
+    stem = TRANSFORMERS_STEM if clip else DIFFUSERS_STEM
+    options: dict[str, Any] = {
+        "use_safetensors": True,
+        "variant": find_weights(folder, stem).variant if folder else None,
+        "dtype" if clip else "torch_dtype": torch.float32,
+    }
+    model, info = attempt(
+        lambda: cls.from_pretrained(root, subfolder=subfolder, output_loading_info=True, **options),
+        root,
+        subfolder,
+    )
+    check_weights(info, place_of(root, subfolder))
+    return model.eval().requires_grad_(False)
+
+
+def component_folder(root: str, subfolder: str) -> Path | None:
+    """A component's folder, None on the Hub; UserError when a local root has none."""
+    folder = Path(root) / subfolder
+    if not Path(root).is_dir():
+        return None
+    if not folder.is_dir():
+        raise UserError(
+            f"{root} has no {subfolder}/: a reference needs unet/, vae/, image_encoder/, scheduler/"
+        )
+    return folder
+
+
+def place_of(root: str, subfolder: str) -> str:
+    """A component in words."""
+    return f"{subfolder} of {root}" if subfolder else root
+
+
+def check_weights(info: dict[str, Any], where: str) -> None:
+    """UserError when the files do not hold exactly the weights that the config asks for.
+
+    The libraries only warn, and leave what is missing at random values.
+    """
+    wrong = {
+        "lacks {} of the weights its config.json asks for": info["missing_keys"],
+        "has {} weights its config.json does not ask for": [
+            name for name in info["unexpected_keys"] if not name.endswith(BUFFER)
+        ],
+        "has {} weights of other shapes than its config.json asks for": info["mismatched_keys"],
+    }
+    for what, names in wrong.items():
+        if names:
+            first = min(name if isinstance(name, str) else name[0] for name in names)
+            raise UserError(
+                f"{where} {what.format(len(names))}, such as {first}: take weights and config.json "
+                "from one model"
+            )
+
+
+def attempt(load: Callable[[], Any], root: str, subfolder: str) -> Any:
+    """What a library's `load` returns, its warnings hushed and its errors one-line UserErrors."""
+    try:
+        with _without_warnings():
+            return load()
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else repr(error)
+        way_out = (
+            "check the folder"
+            if Path(root).is_dir()
+            else "check the network and the Hub id, or download it and name its folder"
+        )
+        raise UserError(f"cannot load {place_of(root, subfolder)} ({reason}): {way_out}") from error
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Hush the libraries: what they warn of is an error here, see `check_weights`."""
+    before = [(library, library.get_verbosity()) for library in (diffusers_log, transformers_log)]
+    for library, _ in before:
+        library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, verbosity in before:
+            library.set_verbosity(verbosity)
+
+
+def _check_fit(pipeline: ReferencePipeline) -> None:
+    latent, unet = pipeline.vae.config.latent_channels, pipeline.unet.config
+    wanted = 2 * latent + PLANES * pipeline.relative
+    made = latent + QUARTERS * len(pipeline.vae.config.get("defocus_radii", ()))
+    if (unet.in_channels, unet.out_channels) != (wanted, made):
+        raise UserError(
+            f"the UNet has {unet.in_channels} channels in and {unet.out_channels} out, but a VAE "
+            f"with {latent} latent channels needs {wanted} and {made}: take both from one model"
+        )
+    width, cross = pipeline.image_encoder.config.projection_dim, unet.cross_attention_dim
+    if cross != width:
+        raise UserError(
+            f"the image encoder makes {width} features, the UNet attends to {cross}: take both "
+            "from one model"
+        )

@@ -1,0 +1,1 @@
+"""A user's photos: read, refocused, and shown on a page."""

@@ -1,0 +1,290 @@
+"""Refocus one photo, and what the user gets of it: pictures, a video, and a page to tap on.
+
+Legend: T = 9 frames, H, W. Stacks are sRGB in [-1, 1], frame 0 near (5 cm), frame 8 at infinity.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import imageio_ffmpeg
+import numpy as np
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from pocketfocus.data.optics import FRAMES, dioptres
+from pocketfocus.photos.focusmap import all_in_focus, best_focus, focus_grid
+from pocketfocus.photos.images import WORKING_PIXELS, photo_size, prepare, to_image, to_uint8
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import writing_failed
+
+COLOURS = "viridis"
+FRAME_MS = 120
+PAGE = "index.html"
+
+
+class Model(Protocol):
+    """What `export.open.open_model` returns."""
+
+    @property
+    def name(self) -> str:
+        """What the page calls it."""
+        ...
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) of the only photo it takes, pixels; None for any."""
+        ...
+
+    def __call__(self, photo: Tensor, position: int, /) -> Tensor:
+        """[1, 3, H, W] and 0..8 -> [9, 3, H, W], all in [-1, 1]."""
+
+
+def run_model(
+    model: Model, photo: Image.Image, position: int, max_pixels: int = WORKING_PIXELS
+) -> Tensor:
+    """Refocus a photo of any size: frames [9, 3, H, W] in the photo's own aspect ratio.
+
+    The photo is squashed to the model's size, or else to multiples of 64 with at most
+    `max_pixels` (`fit_size`); the frames are stretched back (`photo_size`, bicubic). UserError for
+    a position outside 0..8 or output that is not finite.
+    """
+    _check_position(position)
+    working = prepare(photo, model.size[::-1] if model.size else max_pixels)
+    H, W = working.shape[-2:]
+    with torch.inference_mode():
+        stack = model(working, position).float().cpu()
+    if stack.shape != (FRAMES, 3, H, W):
+        raise UserError(
+            f"{model.name} gives {list(stack.shape)}, a stack of {[FRAMES, 3, H, W]} is needed: "
+            "name another model"
+        )
+    if not stack.isfinite().all():
+        raise UserError(f"{model.name} gives values that are not finite: try another precision")
+    width, height = photo_size((W, H), photo.size)
+    if (height, width) != (H, W):
+        stack = F.interpolate(stack, (height, width), mode="bicubic", antialias=True)
+    return stack.clamp(-1, 1)
+
+
+def save_refocus(
+    stack: Tensor, photo: Image.Image, position: int, out_dir: Path, model_name: str
+) -> list[Path]:
+    """Write a stack [9, 3, H, W], as `run_model` gives it, into `out_dir`; returns the files.
+
+    frame_0.png … frame_8.png, stack.gif and stack.mp4 (near to far and back), all_in_focus.png,
+    focus_map.png, and index.html, which needs no other file. All of them or none: other files in
+    `out_dir` stay, those of the same names are replaced. UserError when the folder cannot be
+    written or the disk is full.
+    """
+    _check_position(position)
+    if stack.ndim != 4 or tuple(stack.shape[:2]) != (FRAMES, 3):
+        raise ValueError(f"a stack is [{FRAMES}, 3, H, W], not {list(stack.shape)}")
+    stack = stack.detach().float().cpu()
+    frames = [Image.fromarray(pixels) for pixels in to_uint8(stack)]
+    focus = best_focus(stack)
+    sharp = to_image(all_in_focus(stack))
+    with _into_folder(Path(out_dir)) as scratch:
+        for index, frame in enumerate(frames):
+            (scratch / f"frame_{index}.png").write_bytes(_encoded(frame, "PNG"))
+        (scratch / "stack.gif").write_bytes(_gif(frames))
+        _save_mp4(frames, scratch / "stack.mp4")
+        (scratch / "all_in_focus.png").write_bytes(_encoded(sharp, "PNG"))
+        (scratch / "focus_map.png").write_bytes(_focus_figure(focus.numpy()))
+        names = sorted(path.name for path in scratch.iterdir())
+        page = _page(frames, photo, sharp, focus, position, model_name, names)
+        (scratch / PAGE).write_text(page, encoding="utf-8")
+    return [Path(out_dir) / name for name in (*names, PAGE)]
+
+
+def _check_position(position: int) -> None:
+    if not 0 <= position < FRAMES:
+        raise UserError(
+            f"position {position} is outside 0..{FRAMES - 1}: 0 is near (5 cm), "
+            f"{FRAMES - 1} is infinity"
+        )
+
+
+@contextmanager
+def _into_folder(folder: Path) -> Iterator[Path]:
+    """Yield a scratch folder whose files all move into `folder` in the end, or none of them.
+
+    `folder` is made if need be and removed again on failure; its files of other names stay.
+    """
+    is_new = False
+    try:
+        is_new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".refocus-", dir=folder) as hidden:
+            scratch, replaced = Path(hidden, "new"), Path(hidden, "replaced")
+            scratch.mkdir()
+            replaced.mkdir()
+            yield scratch
+            _move_all(scratch, folder, replaced)
+        is_new = False
+    except OSError as error:
+        raise writing_failed(folder, error) from error
+    finally:
+        if is_new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _move_all(source: Path, folder: Path, replaced: Path) -> None:
+    """Move the files of `source` into `folder`; on any failure put everything back."""
+    moved: list[str] = []
+    names = sorted(path.name for path in source.iterdir())
+    for name in names:
+        with open(source / name, "rb+") as handle:
+            os.fsync(handle.fileno())
+    try:
+        for name in names:
+            if (folder / name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{name} in it is a folder")
+            moved.append(name)
+            if (folder / name).exists() or (folder / name).is_symlink():
+                os.rename(folder / name, replaced / name)
+            os.rename(source / name, folder / name)
+    except BaseException:
+        for name in moved:
+            if not (source / name).exists():
+                os.rename(folder / name, source / name)
+            if (replaced / name).exists() or (replaced / name).is_symlink():
+                os.rename(replaced / name, folder / name)
+        raise
+
+
+def _there_and_back(frames: list[Image.Image]) -> list[Image.Image]:
+    """Near to far and back to the frame after the nearest, so that it can be repeated."""
+    return frames + frames[-2:0:-1]
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The bytes of an image file; written in one go, a full disk is an error with its reason."""
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return data.getvalue()
+
+
+def _gif(frames: list[Image.Image]) -> bytes:
+    """An endless GIF near to far and back, all frames in the same 256 colours."""
+    strip = Image.fromarray(np.concatenate([np.asarray(frame) for frame in frames]))
+    palette = strip.reduce(3).quantize(256)  # a ninth of the pixels is plenty for it
+    mapped = _there_and_back([frame.quantize(palette=palette) for frame in frames])
+    rest = mapped[1:]
+    return _encoded(mapped[0], "GIF", save_all=True, append_images=rest, duration=FRAME_MS, loop=0)
+
+
+def _save_mp4(frames: list[Image.Image], path: Path, rounds: int = 3) -> None:
+    """H.264 that every phone plays, `rounds` times near to far and back.
+
+    yuv420p needs even sides: an odd last row or column is left out.
+    OSError when ffmpeg cannot write all frames, UserError when there is no ffmpeg.
+    """
+    width, height = (side - side % 2 for side in frames[0].size)
+    played = _there_and_back(frames) * rounds
+    try:
+        writer = imageio_ffmpeg.write_frames(
+            str(path),
+            (width, height),
+            fps=1000 / FRAME_MS,
+            codec="libx264",
+            macro_block_size=2,
+            quality=None,
+            output_params=["-crf", "16", "-movflags", "+faststart"],
+            ffmpeg_log_level="quiet",
+        )
+        writer.send(None)
+    except RuntimeError as error:  # imageio-ffmpeg's wheel brings one for all usual machines
+        raise UserError(
+            f"cannot write {path.name}: no ffmpeg found; install ffmpeg or imageio-ffmpeg"
+        ) from error
+    try:
+        try:
+            for frame in played:
+                writer.send(np.ascontiguousarray(np.asarray(frame)[:height, :width]))
+        finally:
+            writer.close()
+        written, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
+    except (OSError, RuntimeError):  # their texts are ffmpeg's whole log
+        written = 0
+    if written != len(played):
+        raise OSError(f"ffmpeg could not write all of {path.name}")
+
+
+def distance(position: float) -> str:
+    """The distance in focus at a focal position, in words: "5 cm" … "infinity"."""
+    power = dioptres(position)
+    return f"{100 / power:.0f} cm" if power > 0 else "infinity"
+
+
+def _focus_figure(focus: NDArray[np.float32]) -> bytes:
+    """The map of best focus [H, W] in colours, with its legend, as PNG."""
+    rows, columns = focus.shape
+    scale = 6.0 / max(rows, columns)  # inches a pixel
+    figure = Figure(figsize=(max(columns * scale, 2.0) + 1.6, max(rows * scale, 2.4)), dpi=120)
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained")
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    picture = axes.imshow(focus, cmap=COLOURS, vmin=0, vmax=FRAMES - 1, interpolation="nearest")
+    legend = figure.colorbar(picture, ax=axes, shrink=0.9, ticks=range(FRAMES))
+    legend.set_ticklabels([f"{index}  {distance(index)}" for index in range(FRAMES)])
+    legend.set_label("sharpest at focal position")
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    return data.getvalue()
+
+
+def _data_uri(image: Image.Image) -> str:
+    """A picture inside the page, as WebP."""
+    data = _encoded(image, "WEBP", quality=90, method=4)
+    return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
+
+
+def _page(
+    frames: list[Image.Image],
+    photo: Image.Image,
+    sharp: Image.Image,
+    focus: Tensor,
+    position: int,
+    model_name: str,
+    names: list[str],
+) -> str:
+    """The self-contained page: every picture and the grid of best focus inside it."""
+    grid = focus_grid(focus)
+    colours = colormaps[COLOURS](focus.numpy() / (FRAMES - 1), bytes=True)[..., :3]
+    steps = [colormaps[COLOURS](index / 16, bytes=True)[:3] for index in range(17)]
+    size = frames[0].size
+    values: dict[str, Any] = {
+        "width": size[0],
+        "height": size[1],
+        "frames": [_data_uri(frame) for frame in frames],
+        "photo": _data_uri(photo.resize(size, Image.Resampling.LANCZOS)),
+        "sharp": _data_uri(sharp),
+        "map": _data_uri(Image.fromarray(np.ascontiguousarray(colours))),
+        "legend": ", ".join(f"rgb({r} {g} {b})" for r, g, b in steps),
+        "grid": {"columns": grid.shape[1], "cells": "".join(map(str, grid.flatten().tolist()))},
+        "distances": [distance(index) for index in range(FRAMES)],
+        "position": position,
+        "model_name": model_name,
+        "names": names,
+    }
+    templates = Environment(
+        loader=PackageLoader("pocketfocus.photos"), autoescape=True, undefined=StrictUndefined
+    )
+    return templates.get_template("refocus.html").render(values)

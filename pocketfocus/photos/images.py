@@ -1,0 +1,244 @@
+"""Photos in, pictures out: any file a phone or an editor writes becomes 8-bit sRGB.
+
+Legend: T frames, H, W pixels. Tensors are sRGB in [-1, 1]; sizes are (width, height).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.progress import console
+
+MAX_PIXELS = 200_000_000  # a decompression bomb beyond this; 20 000 x 10 000 still opens
+SMALLEST_SIDE = 16
+LONGEST_ASPECT = 16
+WORKING_PIXELS = 256 * 256  # what the default reference and student were trained at
+MULTIPLE = 64
+
+_MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "LAB": "LAB"}
+
+Size = tuple[int, int]
+
+
+def load_photo(path: Path) -> Image.Image:
+    """Open a photo as 8-bit sRGB: upright (EXIF), its ICC profile applied, alpha over white.
+
+    16 bits are scaled down, grey and palette images become RGB, CMYK is converted (through its
+    profile if it has one), of an animation the first frame is taken (saying so); EXIF data or a
+    profile that cannot be read is ignored (saying so). Raises UserError for anything that is not a
+    readable image of at least 16 pixels a side, at most 200 million pixels, and at most 16 times
+    as long as wide.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, not a photo: name one image file")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a regular file: name an image file")
+        with _bomb_limit(), Image.open(path) as image:
+            _check_size(path, image.size)
+            _check_frames(path, image)
+            image.load()
+            return _to_srgb(_upright(image, path.name), path.name)
+    except UserError:
+        raise
+    except Image.DecompressionBombError:
+        raise UserError(
+            f"{path} has over {MAX_PIXELS:,} pixels: scale it down, then name the smaller file"
+        ) from None
+    except UnidentifiedImageError:
+        raise UserError(_unknown_content(path)) from None
+    except Exception as error:  # on damaged files decoders raise nearly anything
+        raise UserError(_unreadable(path, error)) from error
+
+
+@contextmanager
+def _bomb_limit() -> Iterator[None]:
+    """Pillow warns above MAX_IMAGE_PIXELS and refuses above twice that; here it only refuses."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # decoders' remarks; what matters raises
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _check_size(path: Path, size: Size) -> None:
+    found = f"{path} is {size[0]}x{size[1]} pixels"
+    if min(size) < SMALLEST_SIDE:
+        raise UserError(
+            f"{found}, at least {SMALLEST_SIDE}x{SMALLEST_SIDE} are needed: name a larger photo"
+        )
+    if max(size) > LONGEST_ASPECT * min(size):
+        raise UserError(
+            f"{found}, over {LONGEST_ASPECT} times as long as wide: crop it, then name the crop"
+        )
+
+
+def _check_frames(path: Path, image: Image.Image) -> None:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a phone's JPEG with a depth map or preview behind
+        _warn(f"{path.name} holds {frames} frames: the first one is used")
+
+
+def _unknown_content(path: Path) -> str:
+    if path.stat().st_size == 0:
+        return f"{path} is empty: export the photo again"
+    return (
+        f"{path} is not an image that can be read (its content, not its name, decides): "
+        "save it as JPEG, PNG, WebP or TIFF"
+    )
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{path} does not exist: name an image file"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{path} cannot be read ({error.strerror}): name another file"
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return f"{path} is damaged or cut short ({reason}): export the photo again"
+
+
+def _warn(text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    """Turned as EXIF says; broken EXIF data is ignored, saying so."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the data are free-form bytes
+        _warn(f"{name}: its EXIF data cannot be read, the photo is taken as upright")
+        return image
+
+
+def _to_srgb(image: Image.Image, name: str) -> Image.Image:
+    """8-bit sRGB in mode RGB, transparency laid over white."""
+    profile = image.info.get("icc_profile")
+    alpha = None
+    if image.has_transparency_data:
+        colours = "L" if image.mode in ("LA", "La") else "RGB"
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+        image = image.convert(colours)
+    image = _eight_bits(image)
+    if profile:
+        image = _apply_profile(image, profile, name)
+    photo = image.convert("RGB")
+    if alpha is None:
+        return photo
+    return Image.composite(photo, Image.new("RGB", photo.size, "white"), alpha)
+
+
+def _apply_profile(image: Image.Image, profile: bytes, name: str) -> Image.Image:
+    """Through the embedded ICC profile to sRGB; a profile that does not work is ignored."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = _MODE_OF_SPACE[source.profile.xcolor_space.strip().upper()]
+        if image.mode == "1" or (mode == "RGB" and image.mode in ("L", "P")):
+            image = image.convert(mode)
+        converted = ImageCms.profileToProfile(
+            image,
+            source,
+            ImageCms.createProfile("sRGB"),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError, KeyError, AttributeError):
+        converted = None
+    if converted is None:
+        _warn(f"{name}: its ICC profile cannot be used, sRGB is assumed")
+        return image
+    return converted
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit, 32-bit and float greys scaled to 8 bits; other modes as they are.
+
+    16-bit values are scaled from 0..65535. 32-bit integers and floats say nothing of their range:
+    the smallest of 1 (floats), 255 and 65535 that holds their largest value counts as white.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    if values.dtype.kind == "u":
+        table = np.rint(np.arange(65536) * (255 / 65535)).astype(np.uint8)
+        return Image.fromarray(table[values])
+    values = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    largest = float(values.max())
+    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+    white = next((w for w in whites if largest <= w), largest)
+    return Image.fromarray(np.clip(np.rint(values * (255 / white)), 0, 255).astype(np.uint8))
+
+
+def fit_size(width: int, height: int, max_pixels: int, multiple: int = MULTIPLE) -> Size:
+    """The working (width, height): multiples of `multiple`, at most `max_pixels` in all.
+
+    Keeping the photo's aspect ratio and being large are weighed in logarithms: 10 % of stretch
+    costs as much as 10 % of a side's length. Never below one multiple a side. ValueError when not
+    even one such tile fits.
+    """
+    if max_pixels < multiple**2:
+        raise ValueError(f"{max_pixels} pixels do not hold one {multiple}x{multiple} tile")
+    aspect = math.log(width / height)
+    most = max_pixels // multiple**2
+
+    def cost(size: Size) -> float:
+        columns, rows = size
+        stretch = abs(math.log(columns / rows) - aspect)
+        return stretch + 0.5 * math.log(most / (columns * rows))
+
+    longest = min(most, math.ceil(math.sqrt(most) * math.exp(abs(aspect) / 2)) + 1)
+    sizes = [(c, r) for c in range(1, longest + 1) for r in range(1, min(longest, most // c) + 1)]
+    columns, rows = min(sizes, key=cost)
+    return columns * multiple, rows * multiple
+
+
+def photo_size(working: Size, photo: Size) -> Size:
+    """The smallest even (width, height) of the photo's aspect ratio that holds `working`.
+
+    A model's frames are stretched to multiples of 64 or to a square; at this size they are as wide
+    and as high as the photo again, and neither direction loses pixels. Even, for video.
+    """
+    scale = max(working[0] / photo[0], working[1] / photo[1])
+    width, height = (2 * max(1, round(side * scale / 2)) for side in photo)
+    return width, height
+
+
+def to_tensor(photo: Image.Image) -> Tensor:
+    """An 8-bit RGB picture as [1, 3, H, W] in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(photo.convert("RGB"))).permute(2, 0, 1)
+    return pixels[None].float() / 127.5 - 1
+
+
+def prepare(photo: Image.Image, size: int | Size = WORKING_PIXELS) -> Tensor:
+    """Resize with Lanczos to `size`, or to fit that many pixels (`fit_size`): [1, 3, H, W]."""
+    target = fit_size(*photo.size, size) if isinstance(size, int) else size
+    return to_tensor(photo.resize(target, Image.Resampling.LANCZOS))
+
+
+def to_uint8(frames: Tensor) -> NDArray[np.uint8]:
+    """[T, 3, H, W] in [-1, 1] -> uint8 [T, H, W, 3], clipped and rounded; NaN becomes grey."""
+    scaled = ((frames.detach().float().nan_to_num(0.0).clamp(-1, 1) + 1) * 127.5).round()
+    pixels: NDArray[np.uint8] = scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return pixels
+
+
+def to_image(frame: Tensor) -> Image.Image:
+    """[3, H, W] in [-1, 1] -> an 8-bit RGB picture."""
+    return Image.fromarray(to_uint8(frame[None])[0])

@@ -1,0 +1,1 @@
+"""What every stage shares: files, manifest, processes, errors, progress, metrics."""

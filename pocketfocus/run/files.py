@@ -1,0 +1,140 @@
+"""Files that are whole or absent: atomic writes, hashes, and JSON under a schema version."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pocketfocus.run.errors import UserError
+
+SCHEMA_VERSION = 1
+READABLE = 0o044  # by group and others
+Row = dict[str, Any]
+_MERGING = threading.Lock()  # several phones finish at once
+
+
+@contextmanager
+def write_atomic(path: Path) -> Iterator[Path]:
+    """Yield a scratch path beside `path`; on success fsync it and rename it to `path`.
+
+    The caller may create a file or a folder there. On any error, Ctrl-C included, the scratch is
+    removed and an older `path` stays as it was. Raises UserError when the folder cannot be written
+    or the disk is full.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch_dir = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise writing_failed(path, error) from error
+    scratch = scratch_dir / path.name
+    try:
+        yield scratch
+        _sync(scratch)
+        if path.is_dir() and not path.is_symlink():
+            os.rename(path, scratch_dir / f"{path.name}.old")
+        os.replace(scratch, path)
+    except OSError as error:
+        raise writing_failed(path, error) from error
+    finally:
+        shutil.rmtree(scratch_dir, ignore_errors=True)
+
+
+def writing_failed(path: Path, error: OSError) -> UserError:
+    """The one line for a file that could not be written."""
+    reason = error.strerror or str(error)
+    return UserError(
+        f"cannot write {path}: {reason}; free some space or choose another folder with --out"
+    )
+
+
+def _sync(path: Path) -> None:
+    for entry in [path, *(path.rglob("*") if path.is_dir() else ())]:
+        if entry.is_file():
+            entry.chmod(entry.stat().st_mode | READABLE)  # safetensors writes 0600
+            with open(entry, "rb+") as handle:
+                os.fsync(handle.fileno())
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's relative names and contents in sorted order."""
+    digest = hashlib.sha256()
+    path = Path(path)
+    for entry in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        if path.is_dir():
+            digest.update(entry.relative_to(path).as_posix().encode() + b"\0")
+        with open(entry, "rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def size_bytes(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def key_of(**inputs: Any) -> str:
+    """A short stable hash of JSON-able inputs: what a stage's result depends on."""
+    text = json.dumps(inputs, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` under `schema_version`, atomically."""
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=1, allow_nan=False)
+    with write_atomic(path) as scratch:
+        scratch.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object written by `write_json`; UserError when missing, broken or too new."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run the stage that writes it first") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): delete it and run again") from error
+    found = content.get("schema_version") if isinstance(content, dict) else None
+    if found != SCHEMA_VERSION:
+        raise UserError(f"{path} has schema_version {found}, this version reads {SCHEMA_VERSION}")
+    return content
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write `{"schema_version": 1, "rows": [...]}`."""
+    write_json(path, {"rows": list(rows)})
+
+
+def merge_rows(path: Path, rows: Sequence[Row], devices: Sequence[str], since: Path) -> None:
+    """Write `rows` in place of older ones of these `devices`; those of other devices stay.
+
+    Older rows all go when the file `since`, of which they speak, was written after them.
+    """
+    with _MERGING:
+        newer = path.exists() and path.stat().st_mtime_ns >= since.stat().st_mtime_ns
+        ours = {(row["artifact"], row["device"], row.get("gate")) for row in rows}
+        kept = [
+            row
+            for row in (read_rows(path) if newer else ())
+            if row["device"] not in devices
+            and (row["artifact"], row["device"], row.get("gate")) not in ours
+        ]
+        write_rows(path, [*kept, *rows])
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file written by `write_rows`."""
+    rows = read_json(path).get("rows")
+    if not isinstance(rows, list):
+        raise UserError(f"{path} holds no rows: delete it and run the stage that writes it")
+    return rows

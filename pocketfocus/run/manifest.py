@@ -1,0 +1,164 @@
+"""manifest.json: every file of a run and what a native app has to know to call it.
+
+Artifacts are named by their path below the run's folder, such as `executorch/student-int8.pte`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import read_json, sha256, write_json
+
+MANIFEST_FILE = "manifest.json"
+SHOWN_DIGITS = 12  # of a hash, in messages
+
+Status = Literal["written", "refused"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a file: float32 of a fixed shape, its values within `range`."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    range: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Delegation:
+    """How much of a .pte file its backend took: `share` = delegated_ops / total_ops in [0, 1].
+
+    `fallen_out` names the operators that run outside the delegate, once for each occurrence.
+    """
+
+    calls: int
+    delegated_ops: int
+    total_ops: int
+    share: float
+    fallen_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One file that was asked for: `written`, or `refused` with the reason in `why`.
+
+    Attributes:
+        name: path below the run's folder.
+        target: name of the export target.
+        precision: name of the recipe.
+        sha256: of the file or folder; "" when refused.
+        bytes: of the file or folder; 0 when refused.
+        status: whether there is a file.
+        why: why there is none; "" when there is one.
+        key: hash of everything the file was made from; the same key needs no new file.
+        inputs: in the order in which the file takes them.
+        outputs: in the order in which the file gives them.
+        recipe: the fields of the recipe: what was asked for.
+        taken: what the backend took instead, from the file itself: counts and plain sentences.
+        delegation: of ExecuTorch files; None elsewhere.
+    """
+
+    name: str
+    target: str
+    precision: str
+    sha256: str
+    bytes: int
+    status: Status = "written"
+    why: str = ""
+    key: str = ""
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    recipe: dict[str, Any] = field(default_factory=dict)
+    taken: dict[str, Any] = field(default_factory=dict)
+    delegation: Delegation | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All of a run's artifacts, and what they were made from.
+
+    Attributes:
+        size: (H, W) of the photo that the files take, pixels.
+        artifacts: by target, then precision.
+        student_sha256: of the student's folder.
+        student_config: its config.json.
+        sigma_steps: noise levels at which the student is called; empty for the one-step student,
+            which takes no noise.
+        reference: the model the student was distilled from; "" when not known.
+        calibration: `photos` and `positions` of every calibration input, how many there are at
+            each position, the hash of every photo, and of all inputs.
+        tools: version of every package that shaped the files.
+    """
+
+    size: tuple[int, int]
+    artifacts: Sequence[Artifact]
+    student_sha256: str = ""
+    student_config: dict[str, Any] = field(default_factory=dict)
+    sigma_steps: tuple[float, ...] = ()
+    reference: str = ""
+    calibration: dict[str, Any] = field(default_factory=dict)
+    tools: dict[str, str] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write folder/manifest.json, atomically."""
+        write_json(folder / MANIFEST_FILE, asdict(self))
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """The manifest of a run; UserError when it is missing, broken or of another version."""
+    path = Path(folder) / MANIFEST_FILE
+    content = read_json(path)
+    content.pop("schema_version")
+    try:
+        artifacts = [_artifact(fields) for fields in content.pop("artifacts")]
+        sigmas = tuple(content.pop("sigma_steps", ()))
+        height, width = content.pop("size")
+        return Manifest((height, width), artifacts, sigma_steps=sigmas, **content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): run export again") from error
+
+
+def check_artifact(folder: Path, artifact: Artifact) -> Path:
+    """The path of an artifact whose hash is as recorded.
+
+    UserError when it was refused, is missing, or is not the file that was written.
+    """
+    path = Path(folder) / artifact.name
+    if artifact.status != "written":
+        raise UserError(f"{artifact.name} was not written ({artifact.why}): choose another file")
+    if not path.exists():
+        raise UserError(f"{path} is missing, the manifest lists it: run export again")
+    found = sha256(path)
+    if found != artifact.sha256:
+        raise UserError(
+            f"{path} has SHA-256 {found[:SHOWN_DIGITS]}, the manifest says "
+            f"{artifact.sha256[:SHOWN_DIGITS]}: run export again"
+        )
+    return path
+
+
+def _artifact(fields: dict[str, Any]) -> Artifact:
+    delegation = fields.pop("delegation", None)
+    if delegation is not None:
+        fallen_out = tuple(delegation.pop("fallen_out"))
+        delegation = Delegation(fallen_out=fallen_out, **delegation)
+    return Artifact(
+        inputs=_tensors(fields.pop("inputs", ())),
+        outputs=_tensors(fields.pop("outputs", ())),
+        delegation=delegation,
+        **fields,
+    )
+
+
+def _tensors(rows: Sequence[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(
+            row["name"], tuple(row["shape"]), row["dtype"], (row["range"][0], row["range"][1])
+        )
+        for row in rows
+    )

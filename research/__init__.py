@@ -1,0 +1,1 @@
+"""Studies and tables of the docs, as scripts: not part of the wheel."""

@@ -1,0 +1,276 @@
+"""The model card of the shipped reference: figures by distance, its data, pictures, failures.
+
+    pocketfocus evaluate reference autoencoder student --out build/synthetic.json
+    pocketfocus evaluate reference autoencoder student --stacks DIR --size 256 --out build/real.json
+    python -m pocketfocus.research.card build/synthetic.json build/real.json
+
+writes MODEL_CARD.md, and its pictures under docs/reference/. These show rendered validation scenes,
+whose photos come with scikit-image.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pocketfocus.benchmarks.evaluate import Refocuser, plot_grids, refocus, validation_stacks
+from pocketfocus.benchmarks.tables import figure, markdown
+from pocketfocus.data.optics import FRAMES
+from pocketfocus.data.stacks import FocalStack
+from pocketfocus.export.open import open_model
+from pocketfocus.models.autoencoder import QUARTERS
+from pocketfocus.models.loading import DEFAULT_WEIGHTS, load_reference
+from pocketfocus.photos.focusmap import sharpness
+from pocketfocus.run.errors import UserError, reported
+from pocketfocus.run.files import Row, read_json, read_rows, size_bytes, write_atomic
+from pocketfocus.run.metrics import psnr
+from pocketfocus.run.progress import track
+
+CARD, PICTURES = Path("MODEL_CARD.md"), Path("docs/reference")
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+SCENES = 24  # looked at for pictures
+SHOWN, FAILURES = 4, 3
+CROP = 72  # pixels
+QUALITY = 88  # JPEG
+GRIDS = ("reference", "student", "copy")
+FROM = (1, 4, 7)  # input positions, in turn over the scenes
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One scene refocused: true and made stacks [9, 3, H, W], the photo's position, gain in dB."""
+
+    name: str
+    truth: Tensor
+    made: Tensor
+    position: int
+    gain: float
+
+
+def shots(model: Refocuser, scenes: Sequence[FocalStack]) -> list[Shot]:
+    """Refocus every scene from one position; the gain is over `copy`, off the diagonal."""
+    found = []
+    for index, scene in enumerate(track(scenes, "refocusing", len(scenes))):
+        position = FROM[index % len(FROM)]
+        photo = scene.frames[position : position + 1]
+        made = refocus(model, photo, position, scene.name)
+        others = [at for at in range(FRAMES) if at != position]
+        gains = [
+            psnr(made[at : at + 1], scene.frames[at : at + 1])
+            - psnr(photo, scene.frames[at : at + 1])
+            for at in others
+        ]
+        found.append(Shot(scene.name, scene.frames, made, position, sum(gains) / len(gains)))
+    return found
+
+
+def contact_sheet(found: Sequence[Shot], side: int = 112) -> Image.Image:
+    """Two rows a scene, the true stack above the made one, near to far."""
+    rows = []
+    for shot in found:
+        for stack in (shot.truth, shot.made):
+            frames = [
+                _image(frame).resize((side, side), Image.Resampling.LANCZOS) for frame in stack
+            ]
+            rows.append(np.concatenate([np.asarray(frame) for frame in frames], 1))
+        rows.append(np.full((6, rows[0].shape[1], 3), 255, np.uint8))
+    return Image.fromarray(np.concatenate(rows[:-1]))
+
+
+def farthest(shot: Shot) -> int:
+    """The output position that differs most from the photo."""
+    photo = shot.truth[shot.position]
+    return int((shot.truth - photo).pow(2).mean((1, 2, 3)).argmax())
+
+
+def corners(shot: Shot, to: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Top left of the square that gets sharper and of the one that gets blurred, in truth."""
+    pair = sharpness(shot.truth[[shot.position, to]]).clamp(min=1e-12).log()
+    detail = sharpness(shot.truth).amax(0)
+    change = (pair[1] - pair[0]) * (detail > detail.median())
+    height, width = change.shape
+    squares = change.unfold(0, CROP, 8).unfold(1, CROP, 8).mean((2, 3))
+
+    def place(index: int) -> tuple[int, int]:
+        row, column = divmod(index, squares.shape[1])
+        return min(8 * row, height - CROP), min(8 * column, width - CROP)
+
+    return place(int(squares.argmax())), place(int(squares.argmin()))
+
+
+def crops_figure(found: Sequence[Shot]) -> Figure:
+    """A row a scene: what should get sharper and what should get blurred, in photo, made, truth."""
+    drawing = Figure(figsize=(11, 2.05 * len(found)), layout="constrained")
+    axes = drawing.subplots(len(found), 6, squeeze=False)
+    for line, shot in zip(axes, found, strict=True):
+        to = farthest(shot)
+        stacks = [shot.truth[shot.position], shot.made[to], shot.truth[to]]
+        heads = [f"photo (focus {shot.position})", f"made (focus {to})", f"truth (focus {to})"]
+        for part, (top, left) in enumerate(corners(shot, to)):
+            what = ("should get sharper", "should get blurred")[part]
+            for column, (frame, head) in enumerate(zip(stacks, heads, strict=True)):
+                axis = line[3 * part + column]
+                axis.imshow(_pixels(frame)[top : top + CROP, left : left + CROP])
+                axis.set_title(head if column else f"{head}: {what}", fontsize=6.5)
+                axis.axis("off")
+    return drawing
+
+
+def failures_figure(found: Sequence[Shot]) -> Figure:
+    """A row a scene: the photo, what was made of it where it differs most, the truth, the error."""
+    drawing = Figure(figsize=(8.4, 2.3 * len(found)), layout="constrained")
+    axes = drawing.subplots(len(found), 4, squeeze=False)
+    for line, shot in zip(axes, found, strict=True):
+        to = farthest(shot)
+        error = (shot.made[to] - shot.truth[to]).abs().mean(0).numpy()
+        heads = [
+            f"{shot.name}: photo (focus {shot.position})",
+            f"made (focus {to}), {shot.gain:+z.2f} dB over copy",
+            "truth",
+            "error",
+        ]
+        pictures = [
+            _pixels(shot.truth[shot.position]),
+            _pixels(shot.made[to]),
+            _pixels(shot.truth[to]),
+        ]
+        for axis, picture in zip(line, pictures, strict=False):
+            axis.imshow(picture)
+        line[3].imshow(error, cmap="magma", vmin=0, vmax=0.6)
+        for axis, head in zip(line, heads, strict=True):
+            axis.set_title(head, fontsize=6.5)
+            axis.axis("off")
+    return drawing
+
+
+def _pixels(frame: Tensor) -> NDArray[np.uint8]:
+    """[3, H, W] in [-1, 1] -> [H, W, 3]."""
+    return np.asarray(((frame + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+
+
+def _image(frame: Tensor) -> Image.Image:
+    return Image.fromarray(_pixels(frame))
+
+
+def _save(picture: Image.Image | Figure, path: Path) -> None:
+    if isinstance(picture, Figure):
+        buffer = BytesIO()
+        picture.savefig(buffer, format="png", dpi=110)
+        picture = Image.open(buffer).convert("RGB")
+    with write_atomic(path) as scratch:
+        picture.save(scratch, "JPEG", quality=QUALITY)
+
+
+def distance_table(rows: Sequence[Row]) -> str:
+    """PSNR off the diagonal, its gain over copy with a standard error, SSIM, and PSNR by d."""
+    means = [row for row in rows if "mean_psnr_db" in row]
+    distances = sorted({d for row in means for d in row["psnr_db_by_distance"]}, key=int)
+    header = ["model", "stacks", "scenes", "PSNR d>0", "over copy", "SSIM d>0"]
+
+    def gain(row: Row) -> str:
+        if row["model"] == "copy" or row["gain_db"] is None:
+            return "–"
+        error = row["gain_error_db"]
+        return f"{row['gain_db']:+z.2f}" + ("" if error is None else f" ± {error:.2f}")
+
+    lines = [
+        [
+            row["model"],
+            row["stacks"],
+            str(row["scenes"]),
+            figure(row["mean_psnr_db_off_diagonal"], 2),
+            gain(row),
+            figure(row["mean_ssim_off_diagonal"], 3),
+            *[figure(row["psnr_db_by_distance"].get(d)) for d in distances],
+        ]
+        for row in means
+    ]
+    return markdown([*header, *[f"d={d}" for d in distances]], lines)
+
+
+def facts() -> dict[str, Any]:
+    """Sizes of the shipped reference."""
+    pipeline = load_reference()
+    parameters = {
+        name: sum(p.numel() for p in getattr(pipeline, name).parameters()) / 1e6
+        for name in ("unet", "vae", "image_encoder")
+    }
+    sampling = pipeline.sampling
+    radii = pipeline.vae.config.defocus_radii
+    return {
+        "parameters": parameters,
+        "mib": size_bytes(DEFAULT_WEIGHTS) / 2**20,
+        "how": sampling,
+        "radii": ", ".join(map(str, radii)),
+        "weights": QUARTERS * len(radii),
+        "scenes_trained": read_json(DEFAULT_WEIGHTS / "training.json")["scenes"],
+    }
+
+
+def card(tables: Sequence[Sequence[Row]], found: Sequence[Shot], about: dict[str, Any]) -> str:
+    """The text of MODEL_CARD.md."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    gains = sorted(shot.gain for shot in found)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        tables=[distance_table(rows) for rows in tables],
+        grids=[stacks_name(rows) for rows in tables],
+        scenes=len(found),
+        worse=sum(gain < 0 for gain in gains),
+        worst=gains[0],
+        median=gains[len(gains) // 2],
+        best=gains[-1],
+        pictures=PICTURES.as_posix(),
+        **about,
+    )
+
+
+def write_card(
+    tables: Sequence[Sequence[Row]], found: Sequence[Shot], about: dict[str, Any], out: Path
+) -> None:
+    """MODEL_CARD.md and its pictures under a folder; UserError when that cannot be written."""
+    ranked = sorted(found, key=lambda shot: shot.gain)
+    typical = ranked[len(ranked) // 2 :][: 2 * SHOWN : 2] or ranked
+    pictures = out / PICTURES
+    _save(contact_sheet(typical), pictures / "stacks.jpg")
+    _save(crops_figure(typical), pictures / "crops.jpg")
+    _save(failures_figure(ranked[:FAILURES]), pictures / "failures.jpg")
+    for rows in tables:
+        cells = [row for row in rows if row["model"] in GRIDS]
+        plot_grids(cells, pictures / f"grid-{stacks_name(rows)}.png")
+    with write_atomic(out / CARD) as scratch:
+        scratch.write_text(card(tables, found, about), encoding="utf-8")
+
+
+def stacks_name(rows: Sequence[Row]) -> str:
+    """What an evaluation was on; UserError when its file holds no cell."""
+    if not rows or "stacks" not in rows[0]:
+        raise UserError("a file holds no evaluation: write it with `pocketfocus evaluate --out`")
+    return str(rows[0]["stacks"])
+
+
+@reported("card")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the card; see the module's docstring."""
+    parser = argparse.ArgumentParser(description="write MODEL_CARD.md and its pictures")
+    parser.add_argument("evaluations", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument("--scenes", type=int, default=SCENES, help="to choose pictures from")
+    parser.add_argument("--out", type=Path, default=Path(), help="the folder that gets both")
+    options = parser.parse_args(arguments)
+    tables = [read_rows(path) for path in options.evaluations]
+    found = shots(open_model("reference"), validation_stacks()[: options.scenes])
+    write_card(tables, found, facts(), options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Every distillation method's result beside what is free: one table.
+
+    python -m pocketfocus.research.methods student consistency=reference:build/few/reference
+
+The free ones are `copy`, `blur`, and the reference itself at several numbers of steps with guidance
+and without.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pocketfocus.benchmarks.baselines import baselines
+from pocketfocus.benchmarks.evaluate import Refocuser, evaluate_models, validation_stacks
+from pocketfocus.benchmarks.tables import figure, markdown
+from pocketfocus.data.datasets import SYNTHETIC, TEST, Request, open_source
+from pocketfocus.data.stacks import FocalStack
+from pocketfocus.export.open import Model, open_model
+from pocketfocus.models.loading import load_reference
+from pocketfocus.models.reference import PUBLISHED, ReferencePipeline, Sampling
+from pocketfocus.run.errors import reported
+from pocketfocus.run.files import Row, write_rows
+
+STEPS = (1, 2, 4, 25)
+
+
+def reference_models(spec: str) -> list[Model]:
+    """The reference in its own way, and at `STEPS` steps with guidance and without."""
+    pipeline = load_reference(spec)
+    ways = [Sampling(n, guidance) for n in STEPS for guidance in (PUBLISHED.guidance, 1.0)]
+    named = {f"reference@{way.steps}/{way.guidance:g}": way for way in ways}
+    return [_drawn("reference", pipeline), *(_drawn(n, pipeline, w) for n, w in named.items())]
+
+
+def _drawn(name: str, pipeline: ReferencePipeline, how: Sampling | None = None) -> Model:
+    return Model(name, None, lambda photo, position: pipeline(photo, position, how))
+
+
+def open_named(text: str) -> Model:
+    """A model NAME=MODEL, or MODEL alone, which then is its name."""
+    name, given, spec = text.partition("=")
+    return replace(open_model(spec if given else text), name=name)
+
+
+def methods_table(rows: Sequence[Row]) -> str:
+    """A line a model and set of stacks: PSNR and SSIM off the diagonal, and the gain over copy."""
+    means = [row for row in rows if "mean_psnr_db" in row]
+    lines = [
+        [
+            row["model"],
+            row["stacks"],
+            str(row["scenes"]),
+            figure(row["mean_psnr_db_off_diagonal"], 2),
+            figure(row["gain_db"], 2),
+            figure(row["mean_ssim_off_diagonal"], 3),
+        ]
+        for row in means
+    ]
+    return markdown(["model", "stacks", "scenes", "PSNR d>0", "over copy", "SSIM d>0"], lines)
+
+
+def truth(spec: str, scenes: int, size: int) -> Sequence[FocalStack]:
+    """At most `scenes` test stacks of a source, size x size pixels."""
+    if spec == SYNTHETIC:
+        return validation_stacks(scenes, size)
+    source = open_source(spec, Request(scenes, (size, size), TEST, crop=False))
+    opened = (source.load(index) for index in range(min(scenes, len(source.names))))
+    return [stack for stack in opened if stack is not None]
+
+
+@reported("methods")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Score all models on all stacks and print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pocketfocus.research.methods", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("models", nargs="+", metavar="NAME=MODEL", help="as `evaluate` takes them")
+    parser.add_argument("--reference", default="default", help="whose samplings are free")
+    parser.add_argument("--stacks", action="append", help="a source; can be given several times")
+    parser.add_argument("--scenes", type=int, default=8, help="of each source, at most")
+    parser.add_argument("--inputs-per-scene", type=int, default=1, help="positions, in turn")
+    parser.add_argument("--size", type=int, default=256, help="of the stacks, pixels")
+    parser.add_argument("--out", type=Path, help="write the rows there, as JSON")
+    options = parser.parse_args(arguments)
+    if options.scenes < 1 or options.inputs_per_scene < 1 or options.size < 64:
+        parser.error("--scenes and --inputs-per-scene are at least 1, --size at least 64")
+    own = [open_named(text) for text in options.models]
+    models: list[Refocuser] = [*own, *reference_models(options.reference), *baselines()]
+    rows: list[Row] = []
+    for spec in options.stacks or [SYNTHETIC]:
+        name = Path(spec).name if Path(spec).is_dir() else spec
+        stacks = truth(spec, options.scenes, options.size)
+        rows += evaluate_models(models, stacks, name, per_scene=options.inputs_per_scene)
+    if options.out is not None:
+        write_rows(options.out, rows)
+    print(methods_table(rows))
+
+
+if __name__ == "__main__":
+    main()

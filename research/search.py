@@ -1,0 +1,412 @@
+"""Which student to ship: architectures by measured latency of the exported int8 file and by what
+a short distillation makes of them.
+
+    python -m pocketfocus.research.search --photos PHOTOS --real REAL_STACKS --out build/search
+
+Every candidate is trained for as many steps from the same seed on the same batches of true stacks,
+scored on stacks it has not seen, and exported. Then all are timed in turn (see `clock`). Both
+phases go on where they were interrupted; the last lines are the table of the docs, and search.png
+in `--out` is its plot. `--latency-only` times random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pocketfocus.benchmarks.charts import Point, pareto_chart
+from pocketfocus.benchmarks.evaluate import validation_stacks
+from pocketfocus.benchmarks.tables import difference, figure, markdown
+from pocketfocus.data.datasets import PHOTOS, SYNTHETIC, Request, open_source
+from pocketfocus.data.optics import FRAMES, one_hot
+from pocketfocus.data.stacks import FocalStack, Source, cache_sources, read_stacks
+from pocketfocus.distill.reference.phases import resume
+from pocketfocus.distill.student.methods import get_method
+from pocketfocus.distill.student.regression import stack_losses
+from pocketfocus.distill.student.teacher_stacks import Pixels, true_batch
+from pocketfocus.distill.train.crops import Crops
+from pocketfocus.distill.train.loop import Schedule, Task, Trainer
+from pocketfocus.export.open import Model
+from pocketfocus.export.stage import STUDENT, export_run
+from pocketfocus.mobile_harness.device import PYTORCH
+from pocketfocus.models.student import RefocusStudent, load_student, save_student
+from pocketfocus.quantize.calibration import calibration
+from pocketfocus.research.clock import Round, Timed, p50, ratio, rounds
+from pocketfocus.research.realism import gains
+from pocketfocus.run.errors import UserError, reported
+from pocketfocus.run.files import Row, key_of, read_json, write_atomic, write_json
+from pocketfocus.run.manifest import Manifest
+from pocketfocus.run.progress import console, track
+
+SIZE = (256, 256)
+STEPS, SCENES, VALIDATION_SCENES = 200, 200, 12
+INPUTS = (0, 4, 8)
+CROPS = Crops(1.0, 8, 128)
+SEED = 0
+ROUNDS, CALLS = 10, 3
+HEAD_STD = 0.02  # of weights that begin at zero, where nothing trains them
+
+DENSE = {"depthwise": False, "activation": "relu"}
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "shipped": {},
+    "ReLU": {"activation": "relu"},
+    "SiLU": {"activation": "silu"},
+    "wide MLPs": {"expansion": 4},
+    "wide": {"channels": (96, 160, 224, 320)},
+    "narrow": {"channels": (32, 64, 96, 128)},
+    "deep": {"blocks": (2, 5, 4, 2)},
+    "attention": {"attention": True},
+    "frames apart": {"channels": (72, 128, 192, 256), "frames_apart": True},
+    "3x3": DENSE,
+    "3x3, Hardswish": {"depthwise": False},
+}
+"""Arguments of `RefocusStudent` that differ from its own, by name; latencies are ratios to the
+first."""
+
+INT8, EAGER, FP32, ONNX = "int8", "eager", "fp32", "onnx"
+FILES = {
+    INT8: ("executorch", "executorch/student-int8.pte"),
+    EAGER: (PYTORCH, STUDENT),
+    FP32: ("executorch", "executorch/student-fp32.pte"),
+    ONNX: ("onnx", "onnx/student-fp32.onnx"),
+}
+"""What can be timed of every candidate, int8 always: target, and path below its folder."""
+EXPORTS = {INT8: ("executorch", "int8"), FP32: ("executorch", "fp32"), ONNX: ("onnx", "fp32")}
+"""Target and precision of those that are exported."""
+SHOWN = {EAGER: "eager fp32", FP32: "fp32 .pte", ONNX: "onnxruntime fp32"}
+"""What int8 is compared to, as in the table."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An architecture before training; `steps` 0 leaves it at random weights."""
+
+    name: str
+    student: RefocusStudent
+    steps: int
+    data: str
+
+    @cached_property
+    def config(self) -> Row:
+        """Arguments of the student, all of them."""
+        return {k: v for k, v in self.student.config.items() if not k.startswith("_")}
+
+    @cached_property
+    def key(self) -> str:
+        """Of all that its training depends on: config, graph, first weights, budget, data.
+
+        The graph stands for the student's code, so that a changed comment trains nothing anew.
+        """
+        photo = torch.zeros(1, 3, *self.student.photo_size)
+        program = torch.export.export(self.student, (photo, one_hot(0)))
+        digest = hashlib.sha256()
+        for name, tensor in self.student.state_dict().items():
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        crops = (CROPS.batch, CROPS.size)
+        training = {"steps": self.steps, "crops": crops, "rate": rate(), "data": self.data}
+        return key_of(
+            config=self.config,
+            graph=str(program.graph),
+            weights=digest.hexdigest(),
+            training=training if self.steps else None,
+        )
+
+    def folder(self, out: Path) -> Path:
+        """Of its student and files."""
+        return out / f"{self.name.replace(' ', '-')}-{self.key}"
+
+    def kept(self, out: Path) -> Path:
+        """The JSON of its figures."""
+        return self.folder(out).with_name(f"{self.folder(out).name}.json")
+
+
+def rate() -> float:
+    """Peak learning rate: that of a regression from random weights."""
+    return get_method("regression").scratch_rate
+
+
+def candidates(names: Sequence[str], steps: int, data: str) -> list[Candidate]:
+    """Those of `names` (none: all), built from one seed. UserError for an unknown name, or for
+    arguments that the student does not take."""
+    unknown = [name for name in names if name not in CANDIDATES]
+    if unknown:
+        raise UserError(f"no candidate '{unknown[0]}': choose from {', '.join(CANDIDATES)}")
+    made = []
+    for name in names or CANDIDATES:
+        torch.manual_seed(SEED)
+        try:
+            student = RefocusStudent(**CANDIDATES[name])
+        except (TypeError, ValueError) as error:
+            raise UserError(f"candidate {name}: {error}; see RefocusStudent's arguments") from error
+        made.append(Candidate(name, student, steps, data))
+    return made
+
+
+def train(student: nn.Module, stacks: Pixels, folder: Path, steps: int) -> None:
+    """Regression to true stacks, uint8 [N,9,3,H,W], in place; goes on from `folder`'s checkpoint.
+
+    Batches depend on the seed alone: all candidates see the same ones in the same order.
+    """
+    schedule = Schedule(steps=steps, learning_rate=rate(), checkpoint_minutes=2)
+    trainer = Trainer(student.train(), schedule, folder, SEED)
+    resume(trainer, "search")
+
+    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
+        return true_batch(stacks, 1, CROPS.size, generator)
+
+    def losses(photos: Tensor, positions: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        made = student(photos, F.one_hot(positions, FRAMES).float())
+        return stack_losses(made.float().reshape(truth.shape), photos, positions, truth)
+
+    trainer.run(Task(draw, losses, lambda: CROPS.batch), "training")
+    trainer.load_average()
+    student.cpu().eval()
+
+
+def randomise(student: nn.Module) -> None:
+    """Weights that begin at zero get some, or there would be nothing to quantize."""
+    generator = torch.Generator().manual_seed(SEED)
+    for parameter in student.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=HEAD_STD, generator=generator)
+
+
+def gigaflops(student: RefocusStudent) -> float:
+    """Of one stack, 2 FLOPs a multiply-add, by torch's counter."""
+    photo = torch.zeros(1, 3, *student.photo_size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        student(photo, one_hot(0))
+    return counter.get_total_flops() / 1e9
+
+
+def prepare(candidate: Candidate, out: Path, source: Source) -> Row:
+    """Train one candidate, or read what was trained before: the row of its JSON."""
+    folder, kept = candidate.folder(out), candidate.kept(out)
+    if kept.exists() and (folder / STUDENT).is_dir():
+        return read_json(kept)
+    student = candidate.student
+    if candidate.steps:
+        console.print(f"{candidate.name}: {candidate.steps} steps", markup=False)
+        pixels = cache_sources(out / "stacks", [source], SIZE).pixels
+        train(student, pixels, folder / "training", candidate.steps)
+    else:
+        randomise(student)
+    save_student(student, folder / STUDENT)
+    row: Row = {
+        "candidate": candidate.name,
+        "config": candidate.config,
+        "steps": candidate.steps,
+        "parameters": sum(p.numel() for p in student.parameters()),
+        "gflops": gigaflops(student),
+        "gains": {},
+    }
+    write_json(kept, row)
+    return row
+
+
+def opened(candidate: Candidate, out: Path) -> Model:
+    """The trained student, eager in fp32."""
+    student = load_student(candidate.folder(out) / STUDENT)
+    return Model(candidate.name, None, lambda photo, at: student(photo, one_hot(at)))
+
+
+def score(
+    candidate: Candidate, out: Path, row: Row, tests: Mapping[str, Sequence[FocalStack]]
+) -> Row:
+    """The row with gains over copy, dB by scene, on every kind of test stacks; kept in its JSON."""
+    for kind, stacks in tests.items():
+        if row["gains"].get(kind, {}).keys() == {stack.name for stack in stacks}:
+            continue
+        model = opened(candidate, out)
+        row["gains"][kind] = gains(model, stacks, INPUTS)
+        write_json(candidate.kept(out), row)
+    return row
+
+
+def export(candidate: Candidate, out: Path, kinds: Sequence[str]) -> Manifest:
+    """Write the files to time, those that are not there yet; the manifest lists int8 among them."""
+    folder = candidate.folder(out)
+    console.print(f"{candidate.name}: exporting", markup=False)
+    for kind in [*kinds, INT8]:
+        if kind in EXPORTS:
+            target, precision = EXPORTS[kind]
+            manifest = export_run(folder / STUDENT, folder, [target], [precision], log=_quiet)
+    return manifest
+
+
+def _quiet(text: str) -> None:
+    """The stage's log is not needed."""
+
+
+def timed_name(candidate: Candidate, kind: str) -> str:
+    """Of a file among all that are timed."""
+    return f"{candidate.name}: {kind}"
+
+
+def time_all(
+    chosen: Sequence[Candidate],
+    manifests: Sequence[Manifest],
+    kinds: Sequence[str],
+    out: Path,
+    count: int,
+    threads: int | None,
+) -> list[Round]:
+    """`count` rounds over all files of all candidates; those measured before, of the very same
+    files, count. UserError for a file that does not open."""
+    files = [
+        Timed(
+            timed_name(candidate, kind),
+            target,
+            candidate.folder(out) / path,
+            np.asarray(calibration(candidate.student.photo_size, inputs=1).photos[0]),
+        )
+        for candidate in chosen
+        for kind, (target, path) in FILES.items()
+        if kind in kinds
+    ]
+    paths = {FILES[kind][1] for kind in kinds}
+    hashes = {
+        candidate.name: [
+            manifest.student_sha256,
+            *(a.sha256 for a in manifest.artifacts if a.name in paths),
+        ]
+        for candidate, manifest in zip(chosen, manifests, strict=True)
+    }
+    key = key_of(files=hashes, kinds=sorted(kinds), calls=CALLS, threads=threads)
+    kept = out / f"latency-{key}.json"
+    measured: list[Round] = read_json(kept)["rounds"] if kept.exists() else []
+    begun = len(measured)
+    further = rounds(files, CALLS, begun, count, threads)
+    for made in track(further, f"timing {len(files)} files", max(0, count - begun)):
+        measured.append(made)
+        write_json(kept, {"files": hashes, "threads": threads, "rounds": measured})
+    return measured[:count]
+
+
+def search_table(
+    chosen: Sequence[Candidate],
+    rows: Sequence[Row],
+    manifests: Sequence[Manifest],
+    measured: Sequence[Round],
+) -> str:
+    """A line a candidate: what it costs, how fast its files are, and its gains over copy with the
+    difference to the first candidate over the same scenes and its standard error."""
+    kinds = list(rows[0]["gains"])
+    first = timed_name(chosen[0], INT8)
+    others = [k for k in FILES if k != INT8 and timed_name(chosen[0], k) in measured[0]]
+    lines = []
+    for candidate, row, manifest in zip(chosen, rows, manifests, strict=True):
+        int8 = timed_name(candidate, INT8)
+        (artifact,) = (a for a in manifest.artifacts if a.name == FILES[INT8][1])
+        lowered = artifact.delegation
+        cells = [
+            candidate.name,
+            figure(row["parameters"] / 1e6, 2),
+            figure(row["gflops"], 2),
+            figure(artifact.bytes / 1e6, 2),
+            "–" if lowered is None else f"{lowered.calls}, {100 * lowered.share:.1f} %",
+            figure(p50(measured, int8)),
+            figure(ratio(measured, int8, first), 2),
+            *(figure(ratio(measured, timed_name(candidate, k), int8), 2) for k in others),
+        ]
+        for kind in kinds:
+            cells.append(f"{fmean(row['gains'][kind].values()):+z.2f}")
+            cells.append("–" if row is rows[0] else paired(row, rows[0], kind))
+        lines.append(cells)
+    heads = ["candidate", "M parameters", "GFLOPs", "int8 MB", "delegate calls, share", "int8 ms"]
+    heads += ["× first", *(f"{SHOWN[kind]} / int8" for kind in others)]
+    heads += [head for kind in kinds for head in (f"{kind}: over copy, dB", "against first")]
+    return markdown(heads, lines)
+
+
+def paired(row: Row, other: Row, kind: str) -> str:
+    """Mean difference of two candidates' gains over the same scenes, and its standard error."""
+    differences = [gain - other["gains"][kind][scene] for scene, gain in row["gains"][kind].items()]
+    return difference(differences)
+
+
+def search_plot(
+    chosen: Sequence[Candidate], rows: Sequence[Row], measured: Sequence[Round]
+) -> bytes:
+    """PNG: latency of the int8 file against gain over copy, a panel a kind of test stacks."""
+    panels = {
+        f"{kind} stacks": [
+            Point(
+                candidate.name,
+                p50(measured, timed_name(candidate, INT8)),
+                fmean(row["gains"][kind].values()),
+            )
+            for candidate, row in zip(chosen, rows, strict=True)
+        ]
+        for kind in rows[0]["gains"]
+    }
+    return pareto_chart(panels, "int8 .pte, ms a stack, p50", "gain over copy, dB, d > 0")
+
+
+def search(options: argparse.Namespace) -> str:
+    """All phases; the table."""
+    out: Path = options.out
+    steps = 0 if options.latency_only else options.steps
+    spec = f"{PHOTOS}:{options.photos}" if options.photos else SYNTHETIC
+    source = open_source(spec, Request(options.scenes, SIZE))
+    chosen = candidates(options.only, steps, source.key)
+    tests: dict[str, Sequence[FocalStack]] = {}
+    if steps:
+        tests["rendered"] = validation_stacks()[: options.validation_scenes]
+        if options.real:
+            tests["real"] = list(read_stacks(options.real, SIZE))
+    rows = [score(c, out, prepare(c, out, source), tests) for c in chosen]
+    rows = [{**row, "gains": {kind: row["gains"][kind] for kind in tests}} for row in rows]
+    kinds = [kind for kind in FILES if kind == INT8 or kind in (options.file or FILES)]
+    manifests = [export(candidate, out, kinds) for candidate in chosen]
+    measured = time_all(chosen, manifests, kinds, out, options.rounds, options.threads)
+    text = search_table(chosen, rows, manifests, measured)
+    with write_atomic(out / "search.md") as scratch:
+        scratch.write_text(text + "\n", encoding="utf-8")
+    if tests:
+        with write_atomic(out / "search.png") as scratch:
+            scratch.write_bytes(search_plot(chosen, rows, measured))
+    return text
+
+
+@reported("search")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Search and print; see the module's docstring."""
+    parser = argparse.ArgumentParser(description="architectures by latency and short distillation")
+    parser.add_argument("--only", action="append", default=[], help="candidate, repeatable")
+    parser.add_argument("--photos", type=Path, help="textures beside the bundled photos")
+    parser.add_argument("--real", type=Path, help="real stacks to score on too")
+    parser.add_argument("--scenes", type=int, default=SCENES, help="to train on")
+    parser.add_argument("--validation-scenes", type=int, default=VALIDATION_SCENES)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of training, each candidate")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of timing all files")
+    parser.add_argument(
+        "--file", action="append", choices=list(SHOWN), help="to time beside int8; default: all"
+    )
+    parser.add_argument("--threads", type=int, help="of every runtime; default: PyTorch's")
+    parser.add_argument("--latency-only", action="store_true", help="of random weights")
+    parser.add_argument("--out", type=Path, default=Path("build/search"))
+    options = parser.parse_args(arguments)
+    for name in ("scenes", "validation_scenes", "steps", "rounds", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} is {value}, at least 1 is needed")
+    text = search(options)
+    console.print(f"table: {options.out / 'search.md'}", markup=False)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""The command line: help, exit codes, one line for every error, and nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pocketfocus.cli import arguments, main, quiet
+from pocketfocus.cli.app import app, describe
+from pocketfocus.run.errors import UserError
+
+Run = Callable[..., tuple[int, str, str]]
+
+COMMANDS = (
+    "build",
+    "distill",
+    "train-reference",
+    "export",
+    "verify",
+    "bench",
+    "devices",
+    "report",
+    "sensitivity",
+    "mixed",
+    "refocus",
+    "evaluate",
+    "doctor",
+    "serve",
+)
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Call the command line in this process: (exit code, standard output, standard error)."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        code = main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+def one_line(err: str) -> str:
+    """The only line of standard error; it says whose error it is."""
+    assert "Traceback" not in err
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("pocketfocus: error: ")
+    return lines[0]
+
+
+# help
+
+
+def test_every_command_is_there() -> None:
+    import typer
+
+    assert tuple(typer.main.get_command(app).commands) == COMMANDS  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(run: Run, command: str) -> None:
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    assert re.search(rf"Example: pocketfocus {command}\b", out)
+
+
+def test_help_names_every_target_and_precision(run: Run) -> None:
+    from pocketfocus.export.targets import TARGETS
+    from pocketfocus.quantize.recipes import RECIPES
+
+    shown = re.sub(r"[│\s]+", " ", run("export", "--help")[1])
+    assert f"all, or some of {', '.join(TARGETS)}" in shown
+    assert f"all, or some of {', '.join(RECIPES)}" in shown
+    assert arguments.names("all", RECIPES, "precision") == tuple(RECIPES)
+
+
+def test_no_command_shows_all_of_them(run: Run) -> None:
+    code, out, _ = run()
+    assert code == 0
+    assert all(re.search(rf"^│ {command} ", out, re.MULTILINE) for command in COMMANDS)
+
+
+def test_help_needs_no_heavy_import() -> None:
+    code = (
+        "import sys, pocketfocus.cli as cli; cli.main(['build', '--help']);"
+        "print([m for m in ('torch', 'numpy', 'diffusers', 'PIL') if m in sys.modules])"
+    )
+    started = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert time.monotonic() - started < 5, "about 0.2 s on an idle machine"
+
+
+def test_the_module_is_the_command() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "pocketfocus", "--version"], capture_output=True, text=True
+    )
+    assert result.returncode == 0
+    assert re.fullmatch(r"pocketfocus \d+\.\d+\.\d+\n", result.stdout)
+
+
+# bad input
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("bogus", "No such command 'bogus'"),
+        ("build --bogus", "No such option"),
+        ("verify", "name the folder of a run, or a golden bundle with --replay"),
+        ("build --targets vulkan", "unknown target 'vulkan': choose from executorch, coreml, onnx"),
+        ("build --precisions fp8", "unknown precision 'fp8': choose from fp32, fp16, int8, int4"),
+        ("export --out OUT --precisions ,", "no precision given"),
+        ("export --out OUT --targets onnx,tflite", "unknown target 'tflite'"),
+        ("export", "Missing option"),
+        ("build --distill-minutes long", "--distill-minutes"),
+        ("build --distill-minutes -1", "-1.0 minutes is no duration"),
+        ("build --distill-minutes nan", "nan minutes is no duration"),
+        ("build --reference nowhere", "no reference at nowhere: name `default`"),
+        ("build --reference EMPTY", "it has no unet/config.json"),
+        ("build --student EMPTY", "it has no config.json"),
+        ("distill --student EMPTY --out OUT", "it has no config.json"),
+        ("export --student MISSING --out OUT", "it has no config.json"),
+        ("build --photos MISSING", "is not a folder"),
+        ("build --photos EMPTY", "holds no photo"),
+        ("build --out FILE", "is a file, not a folder"),
+        ("distill --out FILE/sub", "Not a directory"),
+        ("export --out FILE/sub", "Not a directory"),
+        ("verify MISSING", "is no folder of a run"),
+        ("bench MISSING", "is no folder of a run"),
+        ("report MISSING", "is no folder of a run"),
+        ("verify EMPTY", "manifest.json"),
+        ("bench EMPTY", "manifest.json"),
+        ("report EMPTY", "manifest.json"),
+        ("verify EMPTY --device toaster", "unknown device 'toaster': choose from host"),
+    ],
+)
+def test_bad_input_is_one_line_and_2(run: Run, tmp_path: Path, line: str, expected: str) -> None:
+    (tmp_path / "FILE").write_text("text")
+    (tmp_path / "EMPTY").mkdir()
+    places = ("FILE", "EMPTY", "MISSING", "OUT")
+    words = [
+        str(tmp_path / word) if word.split("/")[0] in places else word for word in line.split()
+    ]
+    if words[0] == "build" and "--out" not in words:
+        words += ["--out", str(tmp_path / "OUT")]
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert expected in one_line(err)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["EMPTY", "FILE"], "nothing was written"
+    assert not any((tmp_path / "EMPTY").iterdir())
+
+
+@pytest.mark.parametrize("text", ["-1", "9", "4.5", "x", "", "1e0", "∞"])
+def test_a_position_is_a_whole_number_from_0_to_8(text: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"position '{text}'")):
+        arguments.position(text)
+
+
+def test_positions_are_the_nine_of_the_optics() -> None:
+    from pocketfocus.data.optics import FRAMES
+
+    assert arguments.LAST_POSITION == FRAMES - 1
+    assert [arguments.position(str(p)) for p in range(FRAMES)] == list(range(FRAMES))
+    assert arguments.positions("8, 0,4,4") == (0, 4, 8)
+
+
+# the environment
+
+
+def test_a_read_only_folder_is_one_line(run: Run, tmp_path: Path) -> None:
+    """Root may write anywhere but in a file system that refuses, such as /proc."""
+    locked = Path("/proc/self") if os.getuid() == 0 else tmp_path / "locked"
+    if os.getuid() != 0:
+        locked.mkdir(mode=0o555)
+    code, _, err = run("distill", "--out", locked / "run")
+    assert code == 2
+    assert f"cannot write {locked / 'run'}" in one_line(err)
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_written_file(
+    run: Run, tmp_path: Path, small_student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    words = ("--student", small_student, "--distill-minutes", 0, "--out", tmp_path / "run")
+    code, _, err = run("distill", *words)
+    assert code == 2
+    assert "No space left on device; free some space" in one_line(err)
+    assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_system_errors_outside_our_own_writing_name_the_way_out(number: int) -> None:
+    line = describe(OSError(number, os.strerror(number), "big.bin"))
+    assert line.startswith("cannot write big.bin: ")
+    assert "choose another folder with --out" in line
+
+
+def test_unforeseen_errors_are_one_line_and_a_traceback_only_with_debug(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Path) -> Path:
+        raise KeyError("first line\nsecond line")
+
+    monkeypatch.setattr(arguments, "run_folder", broken)
+    code, _, err = run("verify", tmp_path)
+    assert code == 2
+    assert "add --debug to see where" in one_line(err)
+    for words in (("--debug", "verify", tmp_path), ("verify", tmp_path, "--debug")):
+        code, _, err = run(*words)
+        assert code == 2
+        assert "Traceback (most recent call last)" in err
+        assert err.splitlines()[-1].startswith("pocketfocus: error: ")
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ModuleNotFoundError("No module named 'torchao'", name="torchao")
+    assert describe(error) == (
+        "the package torchao is not installed: run `make setup` or pip install it"
+    )
+
+
+def test_ctrl_c_is_one_line_and_leaves_only_whole_files(tmp_path: Path) -> None:
+    out = tmp_path / "reference"
+    command = [sys.executable, "-m", "pocketfocus", "train-reference", "--minutes", "60"]
+    command += ["--scenes", "8", "--size", "128", "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while not (out / "autoencoder/train.jsonl").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "pocketfocus: error: interrupted" in err.splitlines()[-1]
+    assert not [p for p in out.rglob("*") if p.name.startswith(".")], "no scratch is left"
+    for path in out.rglob("*.json"):
+        json.loads(path.read_text(encoding="utf-8"))
+
+
+# quiet
+
+
+def test_only_known_noise_is_silenced() -> None:
+    import logging
+
+    def record(name: str, message: str) -> logging.LogRecord:
+        return logging.LogRecord(name, logging.WARNING, "", 0, message, (), None)
+
+    assert not quiet.is_news(record("torchao", "Failed to load /x/_C_mxfp8.abi3.so: no"))
+    assert quiet.is_news(record("torchao", "the group size does not divide the channels"))
+    assert quiet.is_news(record("mine", "Failed to load /x/_C_mxfp8.abi3.so: no"))
+
+
+def test_toolchains_are_imported_without_noise() -> None:
+    code = (
+        "from pocketfocus.cli.quiet import hush; hush();"
+        "import torchao.quantization.pt2e.quantize_pt2e, coremltools, onnxruntime;"
+        "from diffusers import UNetSpatioTemporalConditionModel;"
+        "from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert result.stderr == ""

@@ -1,0 +1,119 @@
+"""Every source through one interface, gathered into one cache."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pocketfocus.data.datasets import TEST, Request, open_source, scene_list, textures
+from pocketfocus.data.scenes import bundled_photos
+from pocketfocus.data.stacks import cache_sources
+from pocketfocus.run.errors import UserError
+from tests.data.test_rgbd import save_pair
+from tests.data.test_stacks import greys, write_scene
+
+SIZE = (32, 32)
+REQUEST = Request(2, SIZE)
+
+
+def test_synthetic_scenes_of_both_splits_differ() -> None:
+    train = open_source("synthetic", REQUEST)
+    test = open_source("synthetic", Request(2, SIZE, TEST))
+    assert train.names == ("synthetic-0", "synthetic-1")
+    assert test.names[0] == "synthetic-1000000"
+    assert train.key != test.key
+
+
+def test_photos_become_textures(tmp_path: Path) -> None:
+    Image.new("RGB", (1800, 300), (250, 0, 250)).save(tmp_path / "a.png")
+    (texture,) = textures([tmp_path / "a.png"])
+    assert texture.shape == (150, 900, 3)
+    source = open_source(f"photos:{tmp_path}", REQUEST)
+    assert source.key != open_source("synthetic", REQUEST).key
+    assert (
+        source.key == open_source("synthetic", Request(2, SIZE, photos=(tmp_path / "a.png",))).key
+    )
+
+
+def test_rgbd_pairs_take_turns_and_broken_ones_are_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metres = np.linspace(0.5, 2, 40)[:, None].repeat(40, 1)
+    save_pair(tmp_path, "a", metres, ".npy")
+    Image.fromarray(bundled_photos()["coffee"][:40, :40]).save(tmp_path / "a.png")
+    save_pair(tmp_path, "b", metres, ".npy").write_bytes(b"nothing")
+    source = open_source(f"rgbd:{tmp_path}", Request(4, SIZE))
+    found = [source.load(index) for index in range(4)]
+    assert [stack is None for stack in found] == [False, True, False, True]
+    assert found[0] is not None and found[2] is not None
+    assert float((found[0].frames - found[2].frames).abs().mean()) > 0.01
+    assert capsys.readouterr().err.count("b skipped") == 1
+
+
+def test_the_bundled_pair() -> None:
+    source = open_source("rgbd", Request(1, (48, 64)))
+    stack = source.load(0)
+    assert stack is not None
+    assert stack.frames.shape == (9, 3, 48, 64)
+
+
+def test_scene_lists_choose_the_split(tmp_path: Path) -> None:
+    for name in "abc":
+        write_scene(tmp_path / name, greys(9))
+    assert open_source(str(tmp_path), REQUEST).names == ("a", "b", "c")
+    (tmp_path / "train_scenes.txt").write_text("a\nc\n")
+    (tmp_path / "test_scenes.txt").write_text("b\n")
+    assert open_source(str(tmp_path), REQUEST).names == ("a", "c")
+    assert open_source(str(tmp_path), Request(1, SIZE, TEST)).names == ("b",)
+
+
+def test_pickled_and_empty_lists_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "test_scenes.pkl").write_bytes(b"anything")
+    with pytest.raises(UserError, match=r"test_scenes\.txt"):
+        scene_list(tmp_path, TEST)
+    (tmp_path / "test_scenes.txt").write_text("\n")
+    with pytest.raises(UserError, match="empty"):
+        scene_list(tmp_path, TEST)
+
+
+@pytest.mark.parametrize("spec", ["nowhere", "stacks:x", "synthetic:9"])
+def test_unknown_sources_are_refused(spec: str) -> None:
+    with pytest.raises(UserError, match=spec):
+        open_source(spec, REQUEST)
+
+
+def test_proportions_are_kept_by_cropping(tmp_path: Path) -> None:
+    folder = tmp_path / "scene"
+    folder.mkdir()
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, 20:40] = 255  # the middle square
+    for index in range(9):
+        Image.fromarray(wide).save(folder / f"{index}.png")
+    cropped = open_source(str(tmp_path), Request(1, SIZE)).load(0)
+    squeezed = open_source(str(tmp_path), Request(1, SIZE, crop=False)).load(0)
+    assert cropped is not None and squeezed is not None
+    assert cropped.frames[..., 2:-2].min() > 0.9  # the edges see a little of what is cut off
+    assert squeezed.frames.min() == -1
+
+
+def test_sources_are_gathered_counted_and_reused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    write_scene(data / "good", greys(9))
+    write_scene(data / "broken", greys(9))
+    (data / "broken" / "4.png").write_bytes(b"no image")
+    between = write_scene(data / "between", greys(3))
+    (between / "positions.txt").write_text("0\n1.5\n8\n")
+
+    def gather() -> tuple[str, ...]:
+        sources = [open_source(str(data), REQUEST), open_source("synthetic", REQUEST)]
+        return cache_sources(tmp_path / "cache", sources, SIZE).names
+
+    assert gather() == ("good", "synthetic-0", "synthetic-1")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 of 5 scenes skipped" in said
+    assert "between skipped: training needs frames at 0 to 8" in said
+    monkeypatch.setattr("pocketfocus.data.stacks.render_scene", None)  # none is rendered again
+    assert gather() == ("good", "synthetic-0", "synthetic-1")

@@ -1,0 +1,213 @@
+"""Readers and the cache, on folders written here."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pocketfocus.data import stacks
+from pocketfocus.data.scenes import render_scene
+from pocketfocus.data.stacks import (
+    cache_stacks,
+    load_cache,
+    read_photos,
+    read_stacks,
+    synthetic_stacks,
+)
+from pocketfocus.run.errors import UserError
+
+SIZE = (32, 48)
+
+
+def write_scene(folder: Path, grey: list[int], stem: str = "{}.png", size: int = 16) -> Path:
+    """One uniform image per grey value, named by its index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, value in enumerate(grey):
+        Image.new("RGB", (size, size), (value,) * 3).save(folder / stem.format(index))
+    return folder
+
+
+def greys(n: int) -> list[int]:
+    return [10 * index for index in range(n)]
+
+
+def test_nine_images_become_a_stack_in_natural_order(tmp_path: Path) -> None:
+    scene = write_scene(tmp_path / "mug", greys(9), "f{}.png")
+    (scene / "f2.png").rename(scene / "f02.png")
+    (scene / "notes.txt").write_text("not an image")
+    (only,) = read_stacks(tmp_path)
+    assert only.name == "mug"
+    assert only.positions == tuple(range(9))
+    assert only.frames.shape == (9, 3, 16, 16)
+    assert torch.allclose(only.frames[:, 0, 0, 0], torch.tensor(greys(9)) / 127.5 - 1)
+
+
+def test_ten_comes_after_nine_with_positions(tmp_path: Path) -> None:
+    scene = write_scene(tmp_path / "a", greys(11))
+    (scene / "positions.txt").write_text("\n".join(str(0.8 * n) for n in range(10)) + "\n8\n")
+    (only,) = read_stacks(tmp_path)
+    assert only.positions == pytest.approx([0.8 * n for n in range(10)] + [8])
+    assert bool((only.frames[1:, 0, 0, 0] > only.frames[:-1, 0, 0, 0]).all())
+
+
+def test_learn2refocus_layout(tmp_path: Path) -> None:
+    rig = tmp_path / "FSK_1" / "midsize" / "undistorted" / "RigCenter0"
+    write_scene(rig, greys(9), "focal_position_000{}_frame_0000.jpg")
+    (only,) = read_stacks(tmp_path, (8, 12))
+    assert only.name == "FSK_1"
+    assert only.frames.shape == (9, 3, 8, 12)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("0\n4\n", "2 positions for 3 images"),
+        ("0\nfour\n8\n", "not a list of numbers"),
+        ("0\n4\n9\n", "outside 0..8"),
+        ("0\n4\nnan\n", "outside 0..8"),
+        ("0\n4\n4\n", "does not ascend"),
+        ("3\n", "at least 2"),
+        ("\xff\xfe", "not a list of numbers"),
+    ],
+)
+def test_bad_positions_skip_the_scene_and_say_why(tmp_path: Path, text: str, reason: str) -> None:
+    write_scene(tmp_path / "good", greys(9))
+    bad = write_scene(tmp_path / "bad", greys(3))
+    (bad / "positions.txt").write_bytes(text.encode("latin-1"))
+    said: list[str] = []
+    folder = read_stacks(tmp_path, say=said.append)
+    assert [stack.name for stack in folder] == ["good"]
+    assert len(folder) == 1
+    assert reason in folder.skipped["bad"]
+    assert len(said) == 1
+    assert "bad" in said[0]
+
+
+def test_short_broken_and_unequal_scenes_are_skipped_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_scene(tmp_path / "good", greys(9))
+    write_scene(tmp_path / "short", greys(5))
+    broken = write_scene(tmp_path / "truncated", greys(9), "{}.jpg", 64)
+    whole = (broken / "4.jpg").read_bytes()
+    (broken / "4.jpg").write_bytes(whole[: len(whole) // 2])
+    garbage = write_scene(tmp_path / "garbage", greys(9))
+    (garbage / "0.png").write_bytes(b"no image")
+    unequal = write_scene(tmp_path / "unequal", greys(9))
+    Image.new("RGB", (9, 9)).save(unequal / "8.png")
+    folder = read_stacks(tmp_path)
+    assert len(folder) == 4  # what is in the files shows when they are opened
+    assert [stack.name for stack in folder] == ["good"]
+    assert len(folder) == 1
+    assert set(folder.skipped) == {"short", "truncated", "garbage", "unequal"}
+    assert "5 images instead of 9" in capsys.readouterr().err
+    assert [stack.name for stack in folder] == ["good"]
+
+
+def test_nothing_usable_names_folder_and_layout(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match=r"empty holds no usable focal stack.*positions.txt"):
+        read_stacks(empty)
+    with pytest.raises(UserError, match="not a folder"):
+        read_stacks(tmp_path / "absent")
+    broken = write_scene(tmp_path / "all" / "broken", greys(9))
+    (broken / "3.png").write_bytes(b"")
+    with pytest.raises(UserError, match="1 skipped"):
+        list(read_stacks(tmp_path / "all", say=lambda message: None))
+
+
+def test_resize_is_pillow_lanczos(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    scene = tmp_path / "noise"
+    scene.mkdir()
+    for index in range(9):
+        Image.fromarray(pixels).save(scene / f"{index}.png")
+    (only,) = read_stacks(tmp_path, (20, 24))
+    wanted = Image.fromarray(pixels).resize((24, 20), Image.Resampling.LANCZOS)
+    got = ((only.frames[0].permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
+    assert np.array_equal(got, np.asarray(wanted))
+
+
+def test_photos_in_natural_order_or_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no photo"):
+        read_photos(tmp_path)
+    write_scene(tmp_path, greys(11), "p{}.PNG")
+    assert [p.name for p in read_photos(tmp_path)] == [f"p{n}.PNG" for n in range(11)]
+
+
+def test_synthetic_stacks_are_the_scenes_of_their_seeds() -> None:
+    first, second = synthetic_stacks(2, 5, SIZE)
+    assert torch.equal(first.frames, render_scene(5, SIZE))
+    assert second.name == "synthetic-6"
+
+
+def test_cache_holds_the_rendered_stacks_within_a_rounding(tmp_path: Path) -> None:
+    cache = cache_stacks(tmp_path / "cache", [3, 5], SIZE)
+    assert len(cache) == 2
+    assert float((cache[1].frames - render_scene(5, SIZE)).abs().max()) <= 1 / 255 + 1e-6
+    assert [stack.name for stack in cache[:]] == ["synthetic-3", "synthetic-5"]
+    assert cache[-1].name == "synthetic-5"
+
+
+def test_a_finished_cache_is_reused_and_another_key_renders_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[int] = []
+
+    def counted(seed: int, *rest: object) -> torch.Tensor:
+        rendered.append(seed)
+        return torch.zeros(9, 3, *SIZE)
+
+    monkeypatch.setattr(stacks, "render_scene", counted)
+    cache_stacks(tmp_path, [1, 2], SIZE)
+    cache_stacks(tmp_path, [1, 2], SIZE)
+    assert rendered == [1, 2]
+    cache_stacks(tmp_path, [1, 2], SIZE, [np.zeros((8, 8, 3), np.uint8)])
+    assert rendered == [1, 2, 1, 2]
+
+
+def test_an_interrupted_cache_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[int] = []
+
+    def interrupted(seed: int, *rest: object) -> torch.Tensor:
+        if seed == 35 and seed not in rendered:
+            rendered.append(seed)
+            raise KeyboardInterrupt
+        rendered.append(seed)
+        return torch.full((9, 3, 4, 4), seed / 64)
+
+    monkeypatch.setattr(stacks, "render_scene", interrupted)
+    monkeypatch.setattr(stacks, "cores", lambda: 1)  # other processes render the true scenes
+    with pytest.raises(KeyboardInterrupt):
+        cache_stacks(tmp_path, range(40), (4, 4))
+    with pytest.raises(UserError, match="holds 32 of 40"):
+        load_cache(tmp_path)
+    rendered.remove(32)
+    cache = cache_stacks(tmp_path, range(40), (4, 4))
+    assert rendered[-8:] == list(range(32, 40))
+    assert [round(float(s.frames.mean()) * 64) for s in cache] == list(range(40))
+
+
+def test_a_damaged_cache_is_reported_by_load_and_mended_by_caching(tmp_path: Path) -> None:
+    cache_stacks(tmp_path, [1], SIZE)
+    content = (tmp_path / "stacks.npy").read_bytes()
+    (tmp_path / "stacks.npy").write_bytes(content[:200])
+    with pytest.raises(UserError, match="delete"):
+        load_cache(tmp_path)
+    assert len(cache_stacks(tmp_path, [1], SIZE)) == 1
+
+
+def test_many_scenes_are_rendered_by_several_processes_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = cache_stacks(tmp_path / "alone", range(3), SIZE)
+    monkeypatch.setattr(stacks, "WORTH_SHARING", 2)
+    monkeypatch.setattr(stacks, "cores", lambda: 2)
+    shared = cache_stacks(tmp_path / "shared", range(3), SIZE)
+    assert shared.names == alone.names
+    assert np.array_equal(shared.pixels, alone.pixels)

@@ -1,0 +1,210 @@
+"""Fine-tuning from folders in the exact layouts of the published models, at a small size."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKLTemporalDecoder,
+    StableVideoDiffusionPipeline,
+    UNetSpatioTemporalConditionModel,
+)
+from safetensors.torch import load_file
+from transformers import CLIPImageProcessor
+
+from pocketfocus.distill.reference import finetune
+from pocketfocus.distill.reference.finetune import choose_trained, fine_tune, load_start
+from pocketfocus.distill.reference.presets import SMALLEST, build_reference
+from pocketfocus.distill.train import denoiser
+from pocketfocus.distill.train.loop import Schedule
+from pocketfocus.models import loading as published
+from pocketfocus.models.loading import load_reference
+from pocketfocus.models.reference import Sampling
+from pocketfocus.run.errors import UserError
+
+SCHEDULE = Schedule(steps=2, learning_rate=1e-2, warmup_steps=1, log_every=1)
+
+
+@pytest.fixture(autouse=True)
+def one_step_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(denoiser, "PICTURE_STEPS", 1)
+
+
+@pytest.fixture(scope="module")
+def stacks() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (2, 9, 3, 64, 64), np.uint8)
+
+
+def small_svd() -> StableVideoDiffusionPipeline:
+    """SVD's own classes, the autoencoder of 4 channels included, with random weights."""
+    torch.manual_seed(0)
+    made = build_reference(replace(SMALLEST, relative_latents=False))
+    vae = AutoencoderKLTemporalDecoder(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        block_out_channels=(32,) * 4,
+        layers_per_block=1,
+        scaling_factor=0.18215,
+    )
+    return StableVideoDiffusionPipeline(
+        vae=vae,
+        image_encoder=made.image_encoder,
+        unet=made.unet,
+        scheduler=made.scheduler,
+        feature_extractor=CLIPImageProcessor(),
+    )
+
+
+@pytest.fixture(scope="module")
+def svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Like stabilityai/stable-video-diffusion-img2vid: both precisions beside each other."""
+    folder = tmp_path_factory.mktemp("svd")
+    pipeline = small_svd()
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True, variant="fp16")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def svd_fp16(svd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Only the fp16 variant, as a download with `variant="fp16"` leaves it."""
+    folder = tmp_path_factory.mktemp("fp16") / "svd"
+    shutil.copytree(svd, folder)
+    for path in folder.rglob("*.safetensors"):
+        if ".fp16." not in path.name:
+            path.unlink()
+    return folder
+
+
+@pytest.fixture
+def hub(svd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folders in place of the two Hub repositories: Learn2Refocus publishes a UNet only."""
+    refocus = tmp_path / "learn2refocus"
+    unet = UNetSpatioTemporalConditionModel.from_pretrained(svd, subfolder="unet")
+    with torch.no_grad():
+        unet.conv_out.bias.fill_(0.5)
+    unet.save_pretrained(refocus / "checkpoint-200000" / "unet")
+    monkeypatch.setattr(published, "BASE", str(svd))
+    monkeypatch.setattr(finetune, "BASE", str(svd))
+    monkeypatch.setattr(published, "LEARN2REFOCUS", str(refocus))
+    return refocus
+
+
+def unet_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.parametrize("train", ["temporal", "all"])
+def test_trains_what_is_asked_for_and_is_read_back(
+    svd: Path, stacks: np.ndarray, tmp_path: Path, train: str
+) -> None:
+    start = load_start(str(svd))
+    before = {name: p.half() for name, p in start.unet.state_dict().items()}
+    made = fine_tune(start, stacks, tmp_path, SCHEDULE, train, size=64)
+    assert not made.relative, "absolute latents, the published formulation"
+    after = unet_weights(tmp_path)
+    assert after.keys() == before.keys()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    temporal = {name for name in after if "temporal_transformer_block" in name}
+    learnt = {name for name in temporal if ".ff" in name and "weight" in name}
+    assert learnt <= changed  # over one token, queries and keys of cross-attention do not matter
+    assert (changed <= temporal) == (train == "temporal")
+    loaded = load_reference(str(tmp_path))
+    assert loaded(torch.zeros(1, 3, 64, 64), 4, Sampling(1)).shape == (9, 3, 64, 64)
+    for name, tensor in loaded.unet.state_dict().items():
+        assert torch.equal(tensor, made.unet.state_dict()[name])
+    for part in ("vae", "image_encoder"):
+        kept, now = (getattr(p, part).state_dict() for p in (load_start(str(svd)), loaded))
+        assert all(torch.equal(kept[name].half(), now[name].half()) for name in kept), "frozen"
+    diffusers_own = UNetSpatioTemporalConditionModel.from_pretrained(tmp_path, subfolder="unet")
+    assert isinstance(diffusers_own, UNetSpatioTemporalConditionModel)
+
+
+def test_gradients_are_checkpointed_and_only_trained_weights_kept(
+    svd_fp16: Path, stacks: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the fp16 variant alone; the trained weights are fp32 while they train."""
+    start, calls = load_start(str(svd_fp16)), 0
+    original = torch.utils.checkpoint.checkpoint
+
+    def counted(*arguments: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        return original(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", counted)
+    fine_tune(start, stacks, tmp_path, SCHEDULE, size=64)
+    assert calls > 0
+    kept = load_file(tmp_path / "finetune" / "checkpoint.safetensors")
+    weights = {n: t for n, t in kept.items() if n.startswith("model.")}
+    assert all("temporal_transformer_block" in n for n in weights)
+    assert {t.dtype for t in weights.values()} == {torch.float32}
+
+
+def test_svd_and_learn2refocus_are_found(hub: Path, svd: Path) -> None:
+    refocus, base = load_start("learn2refocus"), load_start("svd")
+    assert refocus.unet.conv_out.bias.min() == 0.5 and base.unet.conv_out.bias.max() < 0.5
+    assert torch.equal(refocus.vae.encoder.conv_in.weight, base.vae.encoder.conv_in.weight)
+
+
+def test_it_goes_on_and_refuses_another_start(
+    svd: Path, hub: Path, stacks: np.ndarray, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for steps in (1, 3):
+        fine_tune(load_start(str(svd)), stacks, out, replace(SCHEDULE, steps=steps), size=64)
+    rows = (out / "finetune" / "train.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [1, 2, 3]
+    with pytest.raises(UserError, match=r"train was temporal, is all"):
+        fine_tune(load_start(str(svd)), stacks, out, SCHEDULE, "all", size=64)
+    with pytest.raises(UserError, match=r"pixels was 2x9x3x64x64 .*, is 2x9x3x64x64"):
+        fine_tune(load_start(str(svd)), 255 - stacks, out, SCHEDULE, size=64)
+
+
+def test_bad_requests_are_one_line(svd: Path, stacks: np.ndarray, tmp_path: Path) -> None:
+    start, out = load_start(str(svd)), tmp_path / "out"
+    with pytest.raises(UserError, match="multiples of 64"):
+        fine_tune(start, stacks, out, SCHEDULE, size=72)
+    with pytest.raises(UserError, match="64x64 pixels, crops need 128"):
+        fine_tune(start, stacks, out, SCHEDULE, size=128)
+    with pytest.raises(UserError, match="choose from temporal, all"):
+        fine_tune(start, stacks, out, SCHEDULE, "spatial", size=64)
+    for name, _ in list(start.unet.named_children()):
+        setattr(start.unet, name, None)
+    with pytest.raises(UserError, match="no temporal_transformer_block"):
+        choose_trained(start.unet, "temporal")
+    assert not out.exists()
+
+
+def no_weights(folder: Path) -> None:
+    for path in (folder / "vae").glob("*.safetensors"):
+        path.rename(path.with_suffix(".bin"))
+
+
+def no_unet(folder: Path) -> None:
+    shutil.rmtree(folder / "unet")
+
+
+def another_vae(folder: Path) -> None:
+    config = folder / "vae" / "config.json"
+    config.write_text(config.read_text().replace('"latent_channels": 4', '"latent_channels": 8'))
+
+
+@pytest.mark.parametrize("damage", [no_weights, no_unet, another_vae])
+def test_a_wrong_folder_is_one_line(
+    svd: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "svd"
+    shutil.copytree(svd, folder)
+    damage(folder)
+    with pytest.raises(UserError) as caught:
+        load_start(str(folder))
+    assert "\n" not in str(caught.value) and (
+        "vae" in str(caught.value) or "unet" in str(caught.value)
+    )

@@ -1,0 +1,152 @@
+"""Quantization-aware distillation, held against torchao's own quantized layers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pocketfocus.data.optics import FRAMES, one_hot
+from pocketfocus.distill.student.qat import Files, rounded, schemes_of
+from pocketfocus.distill.student.regression import Regression
+from pocketfocus.models.loading import load_reference
+from pocketfocus.models.student import RefocusStudent, load_student
+from pocketfocus.quantize.calibration import calibration
+from pocketfocus.quantize.executorch import grid, group_linears, linear_inputs
+from pocketfocus.quantize.fake import Rounded
+from pocketfocus.quantize.layers import layers_of
+from pocketfocus.quantize.recipes import RECIPES, Scheme, for_ios
+from pocketfocus.run.errors import UserError
+
+GROUP = Scheme(4, "affine", 8, "dynamic")
+
+
+@pytest.fixture
+def student(small_student: Path) -> RefocusStudent:
+    return load_student(small_student)
+
+
+@pytest.fixture
+def four_bit(student: RefocusStudent) -> dict[str, Scheme]:
+    """Every layer that XNNPACK takes at 4 bits, in groups of eight weights."""
+    layers = layers_of(student).items()
+    return {n: GROUP for n, m in layers if linear_inputs(m) and linear_inputs(m) % 8 == 0}
+
+
+def inputs(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    photos = torch.rand(count, 3, 64, 64, generator=generator) * 2 - 1
+    return photos, torch.eye(FRAMES)[torch.arange(count) % FRAMES]
+
+
+def quantized(student: nn.Module, schemes: dict[str, Scheme]) -> nn.Module:
+    """As the exporter has it: torchao's integer layers."""
+    model = copy.deepcopy(student).eval()
+    group_linears(model, {name: scheme.granularity for name, scheme in schemes.items()})
+    return model
+
+
+def test_a_rounded_student_computes_what_torchaos_integer_layers_do(
+    student: RefocusStudent, four_bit: dict[str, Scheme]
+) -> None:
+    given = inputs(1, seed=0)
+    with torch.no_grad():
+        plain, real = student(*given), quantized(student, four_bit)(*given)
+        found = Rounded(student, four_bit, {}, grid)(*given)
+    error, loss = (found - real).abs().mean(), (plain - real).abs().mean()
+    assert loss > 1e-3 and error < 0.02 * loss
+    torch.testing.assert_close(student(*given), plain)  # the student itself stays as it was
+
+
+def test_learning_through_the_rounding_recovers_what_it_costs(
+    student: RefocusStudent, four_bit: dict[str, Scheme]
+) -> None:
+    """Against the stacks of the student in fp32, on photos that were not learned from."""
+
+    def lost(model: nn.Module) -> float:
+        with torch.no_grad():
+            return float((quantized(model, four_bit)(*unseen) - truth).square().mean())
+
+    unseen = inputs(2, seed=99)
+    teacher = copy.deepcopy(student)
+    with torch.no_grad():
+        truth = teacher(*unseen)
+    before = lost(student)
+    network, rate, steps = Rounded(student, four_bit, {}, grid), 3e-4, 40
+    optimizer = torch.optim.Adam(student.parameters(), rate)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
+        given = inputs(2, seed=step)
+        with torch.no_grad():
+            wanted = teacher(*given)
+        loss = (network(*given) - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert lost(student) < 0.8 * before
+
+
+def test_each_photo_of_a_batch_goes_through_its_own_file() -> None:
+    """A file marks its nine frames by adding its number; the photo's level is its place."""
+
+    def numbered(number: int) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda photo, _: photo.repeat_interleave(FRAMES, 0) + 100 * number
+
+    files = Files((numbered(0), numbered(1), numbered(2)))
+    photos = torch.arange(5.0)[:, None, None, None].expand(5, 3, 4, 4)
+    for turn in ([2, 0, 2, 1, 0], [1, 1, 1, 1, 1], [2, 1, 0, 0, 2]):
+        chosen = torch.tensor(turn)
+        made = files(photos, torch.eye(FRAMES)[:5], chosen)
+        wanted = photos + 100 * chosen[:, None, None, None]
+        assert torch.equal(made, wanted.repeat_interleave(FRAMES, 0))
+
+
+def test_samples_are_shared_out_among_the_files(
+    student: RefocusStudent, small_reference: Path
+) -> None:
+    """By chance in training, by the seed where scored; none for a student that is not rounded."""
+    learner = Regression(load_reference(str(small_reference)), student)
+    stack, generator = torch.zeros(1, FRAMES, 3, 64, 64), torch.Generator().manual_seed(0)
+    assert learner.noise(stack, generator) == ()
+    learner.rounded = rounded(student, RECIPES["int4"], calibration((64, 64), inputs=1))
+    drawn = torch.cat([learner.noise(stack, generator)[0] for _ in range(200)])
+    assert 70 < int((drawn == 0).sum()) < 130 and set(drawn.tolist()) == {0, 1}
+    photo, _ = inputs(1, seed=0)
+    with torch.no_grad():
+        made = [learner.refocus(photo, 4, seed) for seed in range(4)]
+        through = [file(photo, one_hot(4)) for file in learner.rounded.files]
+    assert not torch.equal(*through)
+    for index, stack in enumerate(made):
+        torch.testing.assert_close(stack, through[index % 2])
+
+
+def test_every_target_with_integers_is_learned_for(student: RefocusStudent) -> None:
+    """Core ML has palettes of int4, but blocks of integers where they are asked for."""
+    schemes = schemes_of(RECIPES["int4"], student)
+    assert set(schemes) == {"executorch", "onnx"}
+    assert {scheme.bits for scheme in schemes["onnx"].values()} == {4}
+    assert {scheme.bits for scheme in schemes["executorch"].values()} == {4, 8}
+    for table in schemes_of(RECIPES["int8"], student).values():
+        assert set(table) == set(layers_of(student))
+        assert {scheme.activations for scheme in table.values()} == {"static"}
+    blocks = for_ios(RECIPES["int4"], 18, "blocks")
+    assert set(schemes_of(blocks, student)) == {"executorch", "onnx", "coreml"}
+
+
+def test_fixed_ranges_come_from_real_photos(student: RefocusStudent) -> None:
+    network = rounded(student, RECIPES["int8"], calibration((64, 64), inputs=9))
+    for file in network.files:
+        assert isinstance(file, Rounded) and set(file.ranges) == set(layers_of(student))
+    with torch.no_grad():
+        photo, place = inputs(2, seed=0)
+        error = (network(photo, place, torch.arange(2)) - student(photo, place)).abs().mean()
+    assert 0 < error < 0.1
+
+
+def test_a_recipe_without_integers_is_refused(student: RefocusStudent) -> None:
+    with pytest.raises(UserError, match=r"fp32 rounds no layer to integers.*choose int8"):
+        schemes_of(RECIPES["fp32"], student)

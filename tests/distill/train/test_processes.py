@@ -1,0 +1,212 @@
+"""Trainings in real processes: killed with SIGKILL, shared by two, sharded over two."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+from diffusers import UNetSpatioTemporalConditionModel
+from PIL import Image
+from safetensors.torch import load_file
+
+from pocketfocus.distill.reference.phases import save_reference, train_reference
+from pocketfocus.distill.reference.presets import SMALLEST, build_reference
+from pocketfocus.distill.student.stage import Distillation, distill_run
+from pocketfocus.distill.train import loop
+from pocketfocus.distill.train.checkpoint import read_counters
+from pocketfocus.distill.train.crops import Crops
+from pocketfocus.distill.train.denoiser import Denoiser
+from pocketfocus.distill.train.distributed import SHARDED, sharding_plugin
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import read_json
+
+SCRIPT = Path(__file__).with_name("processes.py")
+STEPS, NEVER = 4, 99
+
+
+@pytest.fixture(scope="module")
+def trainings() -> dict[str, Any]:
+    """What the script defines, to run in this process."""
+    return runpy.run_path(str(SCRIPT))
+
+
+def launch(*arguments: object) -> None:
+    """Run the script in two CPU processes under `accelerate launch`."""
+    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    options += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options]
+    result = subprocess.run(
+        [*command, str(SCRIPT), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """The same losses and weights, up to the order of fp32 sums."""
+    assert [step for step, _ in losses(one)] == list(range(1, STEPS + 1))
+    for (_, made), (_, expected) in zip(losses(one), losses(other), strict=True):
+        assert made == pytest.approx(expected, rel=1e-4)
+    first, second = (load_file(folder / "checkpoint.safetensors") for folder in (one, other))
+    assert first.keys() == second.keys()
+    assert torch.equal(first["random"], second["random"])
+    for name, tensor in first.items():
+        if name.startswith(("model.", "ema.")):  # Adam makes whole steps of rounded zeros
+            assert (tensor - second[name]).abs().max() < 2 * STEPS * 1e-3, name
+            assert (tensor - second[name]).abs().mean() < 2e-4, name
+
+
+@pytest.fixture(scope="module")
+def alone(trainings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process with batches of four."""
+    folder = tmp_path_factory.mktemp("alone")
+    trainings["tiny"](folder, 4, 1, NEVER)
+    return folder
+
+
+def test_two_processes_are_one_with_twice_the_batch(
+    alone: Path, trainings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two processes of two samples; one of them is interrupted, one process with two accumulated
+    batches goes on: the same losses as one process with batches of four, and no row twice."""
+    launch("tiny", tmp_path, 2, 1, 1)
+    assert read_counters(tmp_path / "checkpoint.safetensors").step == 2
+    assert [step for step, _ in losses(tmp_path)] == [1, 2]
+    trainings["tiny"](tmp_path, 2, 2, NEVER)
+    assert_same(tmp_path, alone)
+
+
+def test_sharded_over_two_processes_it_trains_the_same(
+    alone: Path, trainings: dict[str, Any], tmp_path: Path
+) -> None:
+    """accelerate's FSDP2 on two CPU processes, from the checkpoint of an unsharded start."""
+    trainings["tiny"](tmp_path, 2, 2, 1)
+    launch("tiny", tmp_path, 2, 1, NEVER, "sharded")
+    assert_same(tmp_path, alone)
+
+
+@pytest.fixture
+def scenes(trainings: dict[str, Any], tmp_path: Path) -> Path:
+    """Focal stacks as a folder of images."""
+    for number, stack in enumerate(trainings["ramps"]()):
+        (tmp_path / "scenes" / str(number)).mkdir(parents=True)
+        for position, frame in enumerate(stack):
+            path = tmp_path / "scenes" / str(number) / f"{position}.png"
+            Image.fromarray(frame.transpose(1, 2, 0)).save(path)
+    return tmp_path / "scenes"
+
+
+def test_a_distillation_in_two_processes_is_one_with_twice_the_batch(
+    scenes: Path, small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command under `accelerate launch`, interrupted in its second step and gone on with: the
+    same targets, losses, weights and scores as one process with batches of two."""
+    teacher, alone, shared = (tmp_path / name for name in ("teacher", "alone", "shared"))
+    torch.manual_seed(0)
+    save_reference(build_reference(SMALLEST), teacher, {})
+    rate, count = 0.02, 3  # four steps are within the warm-up, to a twelfth of the rate
+    monkeypatch.setattr(loop, "computes_in_bf16", lambda device: False)
+    settings = Distillation(
+        minutes=math.inf,
+        steps=STEPS,
+        sources=(str(scenes),),
+        crops=(Crops(1.0, 2, 64),),
+        max_targets=count,
+        learning_rate=rate,
+    )
+    distill_run(alone, str(teacher), small_student, settings=settings)
+    words = ["--reference", teacher, "--student", small_student, "--stacks", scenes]
+    words += ["--steps", STEPS, "--crop", 64, "--targets", count, "--learning-rate", rate]
+    launch("distill", 1, *words, "--out", shared)
+    assert_same(shared / "training", alone / "training")
+    told, expected = (read_json(folder / "distill.json") for folder in (shared, alone))
+    for name in ("before_db", "after_db"):
+        assert told.pop(name) == pytest.approx(expected.pop(name), abs=2e-3)
+    assert told == expected and told["targets"] + told["held_out"] == count
+    made, wanted = (sorted((f / "targets").glob("*/*.safetensors")) for f in (shared, alone))
+    assert [p.relative_to(shared) for p in made] == [p.relative_to(alone) for p in wanted]
+    for one, other in zip(map(load_file, made), map(load_file, wanted), strict=True):
+        assert torch.equal(one["photo"], other["photo"])
+        assert (one["stack"].int() - other["stack"].int()).abs().max() <= 1
+    assert not list(shared.rglob(".*")), "nothing half-written is left"
+
+
+def test_the_full_size_unet_is_sharded_by_blocks() -> None:
+    with torch.device("meta"):
+        unet = UNetSpatioTemporalConditionModel()  # diffusers' defaults are SVD's sizes, to a head
+    plugin = sharding_plugin(unet)
+    plugin.set_auto_wrap_policy(unet)
+    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
+    policy = fsdp2_prepare_auto_wrap_policy(plugin, unet)
+    assert policy is not None
+    units = [module for module in unet.modules() if policy(module)]
+    assert {type(unit).__name__ for unit in units} == set(SHARDED)
+    sizes = [sum(p.numel() for p in unit.parameters()) for unit in units]
+    whole = sum(p.numel() for p in unet.parameters())
+    assert whole > 1.5e9 and max(sizes) < 61e6 and sum(sizes) > 0.85 * whole
+
+
+def test_what_cannot_be_sharded_is_refused(
+    tmp_path: Path, trainings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sharding_plugin(Denoiser(build_reference(SMALLEST))).transformer_cls_names_to_wrap
+    with pytest.raises(UserError, match="without --use_fsdp"):
+        sharding_plugin(torch.nn.Linear(2, 2))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="without --use_fsdp"):
+        train_reference(trainings["ramps"](), tmp_path, *2 * [None])  # type: ignore[arg-type]
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(SCRIPT), "reference", str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def kill_in(phase: str, folder: Path, after: int) -> None:
+    """Start the training and kill it with SIGKILL once the phase has a checkpoint of that step."""
+    path, end = folder / phase / "checkpoint.safetensors", time.monotonic() + 120
+    process = start(folder)
+    while not (path.exists() and read_counters(path).step >= after):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert after <= read_counters(path).step < 10, "it was killed before the end of the phase"
+
+
+def test_killed_in_both_phases_and_resumed_equals_uninterrupted_bit_for_bit(
+    trainings: dict[str, Any], tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    trainings["reference"](whole, 5.0)
+    kill_in("autoencoder", parts, 2)
+    kill_in("denoiser", parts, 3)
+    assert start(parts).wait(120) == 0
+    for phase in ("autoencoder", "denoiser"):
+        first, second = (load_file(f / phase / "checkpoint.safetensors") for f in (whole, parts))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert losses(whole / phase) == losses(parts / phase)
+    for part in ("unet", "vae", "image_encoder"):
+        first, second = (load_file(next((f / part).glob("*.safetensors"))) for f in (whole, parts))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not list(parts.rglob(".*")), "nothing half-written is left"

@@ -1,0 +1,185 @@
+"""Android through adb: a scripted phone that really runs the .pte, and what the real adb says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pocketfocus.benchmarks.latency import bench_run
+from pocketfocus.benchmarks.notes import notes_rows
+from pocketfocus.data.optics import one_hot
+from pocketfocus.export.executorch.write import open_file
+from pocketfocus.mobile_harness.android import adb
+from pocketfocus.mobile_harness.android import runner as android
+from pocketfocus.mobile_harness.device import Device, Job, JobError
+from pocketfocus.mobile_harness.devices import get_device, get_devices, on_each
+from pocketfocus.mobile_harness.options import Absent, Options
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import Row, read_rows
+from tests.conftest import Exported
+from tests.mobile_harness.android import scripted_adb
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def pte(exported: Exported) -> Path:
+    name = "executorch/student-fp32.pte"
+    return exported([name]) / name
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    photo = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return photo, one_hot(3)
+
+
+def plug_in(monkeypatch: pytest.MonkeyPatch, folder: Path, **script: object) -> Path:
+    bin_folder = scripted_adb.install(folder / "phone", **script)  # type: ignore[arg-type]
+    monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}{os.environ['PATH']}")
+    return folder / "phone"
+
+
+def job(pte: Path, **fields: object) -> Job:
+    defaults = {"photos": inputs()[0].numpy(), "calls": [(0, 3)], "target": "executorch"}
+    return Job(artifact=str(pte), **{**defaults, **fields})  # type: ignore[arg-type]
+
+
+def calls(phone: Path) -> list[list[str]]:
+    return [json.loads(line) for line in (phone / "calls.txt").read_text().splitlines()]
+
+
+def test_a_phone_runs_the_file_and_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pte: Path
+) -> None:
+    phone = plug_in(monkeypatch, tmp_path, temperatures=[301, 352])
+    runner = scripted_adb.elf(tmp_path / "executor_runner")
+    device = get_device("android", Options(runner=runner))
+    assert device.name == "android:PHONE1"
+    assert device.why_not("executorch") is None
+    assert "not those of coreml" in (device.why_not("coreml") or "")
+    about = device.describe()
+    assert (about["model"], about["chip"], about["os"]) == (
+        "Scripted Phone 1",
+        "SCRIPT1",
+        "Android 15",
+    )
+    assert about["executorch"].startswith("executor_runner ")
+    result = device.run(job(pte, warmup=1, runs=3, threads=1, want_outputs=True))
+    assert result.outputs is not None
+    expected = open_file(pte)(*inputs())
+    np.testing.assert_allclose(result.outputs[0], expected.numpy(), atol=1e-5)
+    assert len(result.times_ms) == 3
+    assert result.load_ms > 0
+    assert result.first_ms > 0
+    assert (result.peak_rss_mib or 0) > 10
+    assert result.notes["battery_percent"] == [80, 80]
+    assert result.notes["battery_celsius"] == [30.1, 35.2]
+    assert result.notes["operators"][0]["operator"] == "DELEGATE_CALL"
+    assert list((phone / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ({"unplug_after": 8}, "PHONE1 was unplugged"),
+        ({"free_kib": 1000}, "has 1 MiB free .* free some space"),
+        ({"full": True}, "phone PHONE1: adb push failed: .*No space left on device"),
+        ({"tracer": False}, r"unknown command line flag 'etdump_path': build it with .*TRACER=ON"),
+        ({"temperatures": [450]}, "is at 45 °C after 0 s"),
+    ],
+)
+def test_what_goes_wrong_on_the_way_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    pte: Path,
+    script: dict[str, object],
+    message: str,
+) -> None:
+    plug_in(monkeypatch, tmp_path, **script)
+    runner = scripted_adb.elf(tmp_path / "executor_runner")
+    device = get_device("android", Options(runner=runner, cool_wait_s=0))
+    with pytest.raises(JobError, match=message) as caught:
+        device.run(job(pte, runs=1))
+    assert "\n" not in str(caught.value)
+
+
+def test_phones_are_measured_at_once_each_with_its_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, exported: Exported
+) -> None:
+    plug_in(monkeypatch, tmp_path, phones={"ONE": "device", "TWO": "device", "OFF": "offline"})
+    run = exported(["executorch/student-fp32.pte"])
+    runner = scripted_adb.elf(tmp_path / "executor_runner")
+    both = threading.Barrier(2, timeout=60)  # neither phone begins before the other is there
+
+    def bench(device: Device) -> list[Row]:
+        if isinstance(device, android.Android):
+            both.wait()
+        return bench_run(run, device, None, runs=2, warmup=0)
+
+    on_each(get_devices("android:all", Options(runner=runner)), bench)
+    rows = read_rows(run / "bench.json")
+    status = {(row["artifact"].rsplit("/")[-1], row["device"]): row["status"] for row in rows}
+    assert status == {
+        ("student-fp32.pte", "android:ONE"): "measured",
+        ("student-fp32.pte", "android:TWO"): "measured",
+        ("student-fp32.pte", "android:OFF"): "not-run",
+        ("student", "android:ONE"): "not-run",
+        ("student", "android:TWO"): "not-run",
+        ("student", "android:OFF"): "not-run",
+    }
+    measured = [row for row in rows if row["status"] == "measured"]
+    for row in measured:
+        assert (row["model"], row["chip"], row["os"]) == (
+            "Scripted Phone 1",
+            "SCRIPT1",
+            "Android 15",
+        )
+        assert row["runtime"].startswith("executor_runner ")
+        assert row["notes"]["battery_celsius"] == [30.0, 30.0]
+    shown = notes_rows(measured)
+    assert shown[0]["battery"] == "80 → 80 %, 30 → 30 °C"
+    assert shown[0]["operators"].startswith("DELEGATE_CALL ")
+
+
+def test_a_runner_for_another_processor_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plug_in(monkeypatch, tmp_path)
+    why = get_device("android").why_not("executorch")
+    assert why == "ExecuTorch's executor_runner is needed: name it with --runner PATH"
+    wrong = scripted_adb.elf(tmp_path / "executor_runner", machine=62)
+    why = get_device("android", Options(runner=wrong)).why_not("executorch")
+    assert why is not None
+    assert "built for x86_64, the phone runs arm64-v8a, armeabi-v7a" in why
+    (tmp_path / "executor_runner").write_text("#!/bin/sh")
+    why = get_device("android", Options(runner=wrong)).why_not("executorch")
+    assert why is not None
+    assert "no ELF program" in why
+
+
+def test_two_phones_have_to_be_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plug_in(monkeypatch, tmp_path, phones={"ONE": "device", "TWO": "unauthorized"})
+    with pytest.raises(UserError, match=r"2 phones are plugged in .ONE, TWO.*android:all"):
+        get_devices("android")
+    one, two = get_devices("android:all")
+    assert isinstance(one, android.Android)
+    assert isinstance(two, Absent)
+    assert "allow USB debugging" in two.reason
+    (gone,) = get_devices("android:THREE")
+    assert gone.name == "android:THREE"
+    assert gone.why_not("executorch") == "adb does not see it: plug it in"
+
+
+@pytest.mark.skipif(shutil.which("adb") is None, reason="Debian's adb package is not installed")
+def test_the_real_adb_accepts_our_command_lines(tmp_path: Path) -> None:
+    assert all(adb.serials().values())  # no phone, or phones with a state
+    for command in (lambda a: a.shell("getprop"), lambda a: a.push(tmp_path, "/data/local/tmp/x")):
+        with pytest.raises(JobError, match=r"NOT-A-PHONE was unplugged .*'NOT-A-PHONE' not found"):
+            command(adb.Adb("NOT-A-PHONE"))

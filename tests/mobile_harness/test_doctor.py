@@ -1,0 +1,113 @@
+"""doctor: what it finds is what is there."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+from pocketfocus.cli import main
+from pocketfocus.mobile_harness import doctor
+
+
+@dataclass(frozen=True)
+class FakeTarget:
+    name: str
+    writes: str | None
+    runs: str | None
+
+    def cannot_write(self) -> str | None:
+        return self.writes
+
+    def cannot_run(self) -> str | None:
+        return self.runs
+
+
+def by_name(findings: list[doctor.Finding]) -> dict[str, doctor.Finding]:
+    return {finding.name: finding for finding in findings}
+
+
+def test_machine_is_this_one() -> None:
+    found = by_name(doctor.machine())
+    assert platform.python_version() in found["python"].detail
+    assert platform.machine() in found["system"].detail
+    assert f"{psutil.virtual_memory().total / 1024**3:.1f} GiB," in found["memory"].detail
+    assert doctor.processor()
+
+
+def test_every_pinned_package_is_named_with_its_version() -> None:
+    found = by_name(doctor.packages())
+    for name in ("torch", "executorch", "torchao", "coremltools", "diffusers", "onnxruntime"):
+        assert found[name].status == "ok"
+        assert found[name].detail == metadata.version(name)
+    assert "pytest" not in found, "extras are not required"
+
+
+def test_wrong_and_missing_packages_come_with_a_remedy() -> None:
+    found = by_name(doctor.packages(["rich==1.0", "no-such-package>=2", "numpy"]))
+    assert found["rich"].status == "wrong"
+    assert metadata.version("rich") in found["rich"].detail
+    assert "==1.0" in found["rich"].detail
+    assert found["no-such-package"].status == "missing"
+    assert "pip install 'no-such-package>=2'" in found["no-such-package"].remedy
+    assert found["numpy"].status == "ok"
+
+
+def test_targets_tell_what_they_cannot_do() -> None:
+    rows = doctor.conversions([FakeTarget("a", None, "only on a Mac"), FakeTarget("b", "no", None)])
+    status = {(f.group, f.name): (f.status, f.detail) for f in rows}
+    assert status["convert", "a"][0] == "ok"
+    assert status["execute", "a"] == ("missing", "only on a Mac")
+    assert status["convert", "b"] == ("missing", "no")
+    assert status["execute", "b"][0] == "ok"
+    assert all(bool(f.remedy) == (f.status != "ok") for f in rows)
+
+
+def test_programs_are_looked_up_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    adb = tmp_path / "adb"
+    adb.write_text("#!/bin/sh\n")
+    adb.chmod(0o755)
+    found = by_name(doctor.programs())
+    assert found["adb"].status == "ok"
+    assert str(adb) in found["adb"].detail
+    assert found["chromium"].status == "missing"
+    assert "apt-get install chromium" in found["chromium"].remedy
+    assert found["ffmpeg"].status == "ok", "imageio-ffmpeg brings its own"
+
+
+def test_tables_show_every_finding() -> None:
+    findings = doctor.examine([FakeTarget("a", None, "only on a Mac")])
+    console = Console(width=200, record=True, quiet=False, file=None)
+    with console.capture() as shown:
+        console.print(*doctor.tables(findings), sep="\n")
+    for finding in findings:
+        assert finding.name in shown.get()
+    assert "only on a Mac" in shown.get()
+
+
+def test_command_writes_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["schema_version"] == 1
+    groups = {(row["group"], row["name"]) for row in content["rows"]}
+    for target in ("executorch", "coreml", "onnx"):
+        assert {("convert", target), ("execute", target)} <= groups
+    assert all(
+        set(row) == {"group", "name", "status", "detail", "remedy"} for row in content["rows"]
+    )
+
+
+def test_command_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "Can convert to" in shown
+    assert "torch" in shown

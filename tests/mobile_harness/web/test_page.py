@@ -1,0 +1,274 @@
+"""The page of `serve` on a phone's screen, in a real browser, with the real runtime."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from pocketfocus.data.scenes import bundled_photos
+from pocketfocus.photos.focusmap import best_focus, sharpness
+from pocketfocus.photos.images import to_tensor
+from pocketfocus.run.files import read_rows
+from tests.conftest import chromium_path
+from tests.mobile_harness.web.conftest import Serving, started
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+SIDE = 64
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, serving: Serving) -> Iterator[Page]:
+    """The page on a phone; every request goes to the server that gave it."""
+    context = browser.new_context(
+        viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True,
+        reduced_motion="reduce",
+    )  # fmt: skip
+    page = context.new_page()
+    asked: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(serving.url)
+    page.wait_for_selector("html[data-ready]")
+    yield page
+    context.close()
+    assert errors == []
+    assert [url for url in asked if not url.startswith((serving.url, "blob:"))] == []
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    picture = Image.fromarray(bundled_photos()["chelsea"])
+    picture.crop((100, 20, 356, 276)).resize((SIDE, SIDE), Image.Resampling.BOX).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def refocused(page: Page, photo: Path) -> Page:
+    """The page with nine frames of the fp32 file, focused at position 4."""
+    page.get_by_text("File and runtime").click()
+    page.select_option("#file", "onnx/student-fp32.onnx")
+    refocus(page, photo)
+    return page
+
+
+@pytest.fixture(scope="module")
+def stack(serving: Serving, photo: Path) -> torch.Tensor:
+    """The same file's frames by onnxruntime here, [9,3,S,S]."""
+    path = serving.run / "onnx/student-fp32.onnx"
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    tensor = to_tensor(Image.open(photo)).numpy()
+    names = [value.name for value in session.get_inputs()]
+    position = np.eye(9, dtype=np.float32)[4:5]
+    return torch.from_numpy(session.run(None, {names[0]: tensor, names[1]: position})[0])
+
+
+def seen(page: Page) -> Image.Image:
+    """The picture on the screen, at the frames' size."""
+    page.evaluate("document.getElementById('ring').classList.remove('seen')")
+    page.wait_for_timeout(150)
+    shot = page.locator("#view").screenshot()
+    return Image.open(io.BytesIO(shot)).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+
+
+def test_the_browser_gives_threads(page: Page) -> None:
+    assert page.evaluate("crossOriginIsolated")
+    assert page.evaluate("typeof SharedArrayBuffer") == "function"
+
+
+def test_a_tap_makes_the_tapped_region_sharper(refocused: Page, stack: torch.Tensor) -> None:
+    best, measure = best_focus(stack), sharpness(stack)
+    gain = measure.max(0).values / (measure[4] + 1e-9)
+    gain[:12], gain[-12:], gain[:, :12], gain[:, -12:] = 0, 0, 0, 0
+    y, x = divmod(int(gain.argmax()), SIDE)  # where focusing elsewhere changes most
+    slider = refocused.get_by_role("slider", name="Focus")
+    slider.fill("4")
+    before = seen(refocused)
+    area = refocused.locator("#view").bounding_box()
+    assert area
+    across, down = (x + 0.5) / SIDE, (y + 0.5) / SIDE
+    refocused.touchscreen.tap(area["x"] + across * area["width"], area["y"] + down * area["height"])
+    after = seen(refocused)
+    assert abs(int(slider.input_value()) - float(best[y, x])) <= 1.0
+    sharp_before, sharp_after = (
+        float(sharpness(to_tensor(picture))[0, y, x]) for picture in (before, after)
+    )
+    assert sharp_after > 1.05 * sharp_before
+
+
+def test_frames_on_the_screen_are_the_files_own(refocused: Page, stack: torch.Tensor) -> None:
+    for frame in (0, 8):
+        refocused.get_by_role("slider", name="Focus").fill(str(frame))
+        expected = ((stack[frame].numpy().transpose(1, 2, 0) + 1) * 127.5).round()
+        assert np.abs(drawn(refocused, frame) - expected).max() <= 1
+
+
+def test_drag_racks_and_hold_shows_the_original(refocused: Page) -> None:
+    slider = refocused.get_by_role("slider", name="Focus")
+    slider.fill("4")
+    area = refocused.locator("#view").bounding_box()
+    assert area
+    x, y = area["x"] + area["width"] / 2, area["y"] + area["height"] / 2
+    refocused.mouse.move(x, y)
+    refocused.mouse.down()
+    refocused.mouse.move(x + area["width"] / 4, y, steps=5)
+    refocused.mouse.up()
+    assert slider.input_value() == "6"
+    refocused.mouse.move(x, y)
+    refocused.mouse.down()
+    refocused.wait_for_timeout(500)
+    assert refocused.locator("#badge").inner_text() == "Original photo"
+    refocused.mouse.up()
+    assert refocused.locator("#badge").inner_text() == ""
+    assert slider.input_value() == "6"  # a hold is no tap
+    hold = refocused.get_by_role("button", name="Hold")
+    hold.focus()
+    refocused.keyboard.down("Space")
+    assert hold.get_attribute("aria-pressed") == "true"
+    refocused.keyboard.up("Space")
+    assert hold.get_attribute("aria-pressed") == "false"
+
+
+def test_the_shown_picture_can_be_saved(refocused: Page) -> None:
+    with refocused.expect_download() as download:
+        refocused.get_by_role("button", name="Save").tap()
+    picture = Image.open(download.value.path())
+    assert picture.size == (SIDE, SIDE)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_fits_a_phone_fingers_and_the_sun(refocused: Page, scheme: Any) -> None:
+    refocused.emulate_media(color_scheme=scheme)
+    assert refocused.evaluate("document.documentElement.scrollWidth") <= 390
+    for control in refocused.locator("button:visible, select:visible, summary").all():
+        area = control.bounding_box()
+        assert area
+        assert area["height"] >= 44
+    style = "getComputedStyle(document.body)"
+    back, text = (
+        sum(map(int, refocused.evaluate(f"{style}.{key}.match(/\\d+/g).slice(0, 3)")))
+        for key in ("backgroundColor", "color")
+    )
+    assert abs(back - text) > 650
+
+
+def test_measuring_sends_rows_that_pass(refocused: Page, serving: Serving) -> None:
+    refocused.get_by_role("tab", name="Measure").tap()
+    refocused.get_by_label("Name of this phone").fill("")
+    refocused.get_by_role("button", name="Measure all files").tap()
+    assert "name" in refocused.get_by_role("alert").inner_text()
+    refocused.get_by_label("Name of this phone").fill("Test phone")
+    refocused.get_by_label("Timed calls").fill("5")
+    refocused.get_by_role("button", name="Measure all files").tap()
+    refocused.wait_for_selector(
+        "#trouble:not([hidden]), #results .row:nth-child(2)", timeout=240_000
+    )
+    assert refocused.locator("#trouble").inner_text() == ""
+    bench, verify = (
+        [r for r in read_rows(serving.run / file) if r["device"].startswith("Test phone,")]
+        for file in ("bench.json", "verify.json")
+    )
+    names = {"onnx/student-fp32.onnx", "onnx/student-int8.onnx"}
+    assert {row["artifact"] for row in bench} == {row["artifact"] for row in verify} == names
+    assert {row["status"] for row in verify} == {"pass"}
+    for row in bench:
+        assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+        assert row["runs"] == 5
+        assert row["runtime"].startswith("onnxruntime-web ")
+        assert row["heap_mib"] > row["bytes"] / 2**20, "the file is in it"
+
+
+def test_a_first_visit_is_enough_for_when_the_network_is_gone(
+    browser: Browser, serving: Serving, photo: Path
+) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
+    page = context.new_page()
+    page.goto(serving.url)
+    page.get_by_text("Kept on this phone: works without network with int8").wait_for()
+    context.set_offline(True)
+    with pytest.raises(Exception, match="Failed to fetch"):
+        page.evaluate("fetch('/api/golden')")
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    refocus(page, photo)
+    context.close()
+
+
+def test_a_browser_comes_for_bench_and_verify(browser: Browser, web_run: Path) -> None:
+    """`verify --device browser` ends when one device has measured every file."""
+    waiting = started(["verify", str(web_run), "--device", "browser", "--wait", "240"], web_run)
+    page = browser.new_context(viewport={"width": 390, "height": 844}).new_page()
+    page.goto(waiting.url)
+    page.get_by_label("Name of this phone").fill("Visitor")  # the Measure tab is the open one
+    page.get_by_label("Timed calls").fill("1")
+    page.get_by_role("button", name="Measure all files").click()
+    assert waiting.process.wait(240) == 0
+    page.context.close()
+    assert waiting.process.stdout
+    said = " ".join(waiting.process.stdout.read().split())
+    assert "onnx/student-fp32.onnx" in said and "onnx/student-int8.onnx" in said
+    assert said.count(" pass ") >= 2
+    assert "not-run" not in said
+    rows = [r for r in read_rows(web_run / "bench.json") if r["device"].startswith("Visitor, ")]
+    assert {row["model"] for row in rows} == {"Visitor"}
+    assert all(row["os"] and row["runtime"] and row["status"] == "measured" for row in rows)
+
+
+def test_webgpu_makes_the_same_frames(
+    built_page: Path, serving: Serving, photo: Path, stack: torch.Tensor, browser: Browser
+) -> None:
+    """On Chromium's software adapter, which some builds of it lack."""
+    flags = ["--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+    with browser.browser_type.launch(
+        executable_path=chromium_path(), args=[*flags, "--enable-features=Vulkan"]
+    ) as chromium:
+        page = chromium.new_page(viewport={"width": 390, "height": 844})
+        page.goto(serving.url)
+        page.wait_for_selector("html[data-ready]")
+        page.get_by_text("File and runtime").click()
+        if not page.locator("#backend option[value=webgpu]").count():
+            pytest.skip("this Chromium gives no WebGPU adapter")
+        page.select_option("#backend", "webgpu")
+        page.select_option("#file", "onnx/student-fp32.onnx")
+        refocus(page, photo, timeout_s=240)
+        assert "fp32, webgpu" in page.locator("#took").inner_text()
+        for frame in (0, 8):
+            expected = ((stack[frame].numpy().transpose(1, 2, 0) + 1) * 127.5).round()
+            assert np.abs(drawn(page, frame) - expected).max() <= 1
+
+
+def refocus(page: Page, photo: Path, timeout_s: float = 120) -> None:
+    """Pick a photo, sharp at position 4, and wait for its frames."""
+    page.set_input_files("#pick", photo)
+    page.wait_for_selector("#ask:not([hidden])")
+    page.locator("#at").fill("4")
+    page.locator("#go").click()
+    page.wait_for_selector(
+        "#result:not([hidden]), #trouble:not([hidden])", timeout=1000 * timeout_s
+    )
+    assert page.locator("#trouble").inner_text() == ""
+
+
+def drawn(page: Page, frame: int) -> np.ndarray:
+    """The pixels of a frame's canvas, [S,S,3]."""
+    canvas = page.evaluate(
+        """(frame) => {
+          const canvas = document.querySelectorAll("#view canvas.frame")[frame];
+          const { data } = canvas.getContext("2d").getImageData(0, 0, 64, 64);
+          return Array.from(data);
+        }""",
+        frame,
+    )
+    return np.asarray(canvas).reshape(SIDE, SIDE, 4)[..., :3]

@@ -1,0 +1,345 @@
+"""A photo of any size through a model, and the files of `refocus`: all of them or none."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.filters import gaussian
+from torch import Tensor
+
+from pocketfocus.data.scenes import bundled_photos
+from pocketfocus.photos import gallery
+from pocketfocus.photos.focusmap import all_in_focus
+from pocketfocus.photos.gallery import run_model, save_refocus
+from pocketfocus.photos.images import prepare, to_image, to_tensor, to_uint8
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.metrics import psnr
+
+LEFT, RIGHT = 2, 7  # the frames in which the halves of the test stack are sharp
+H, W = 96, 144
+NAMES = sorted(
+    [f"frame_{i}.png" for i in range(9)]
+    + ["stack.gif", "stack.mp4", "all_in_focus.png", "focus_map.png", "index.html"]
+)
+
+
+def blurred(photo: Tensor, sigma: float) -> Tensor:
+    """A photo [1, 3, H, W] under a Gaussian."""
+    return torch.from_numpy(gaussian(photo.numpy(), (0, 0, sigma, sigma), mode="reflect"))
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    return Image.fromarray(bundled_photos()["chelsea"]).crop((60, 20, 348, 212)).resize((W, H))
+
+
+@pytest.fixture(scope="module")
+def stack(photo: Image.Image) -> Tensor:
+    """The photo, its left half sharp in frame LEFT and its right half in frame RIGHT."""
+    sharp, frames = to_tensor(photo), []
+    for t in range(9):
+        near, far = (blurred(sharp, 0.8 * abs(t - at)) for at in (LEFT, RIGHT))
+        frames.append(torch.cat([near[..., : W // 2], far[..., W // 2 :]], -1))
+    return torch.cat(frames)
+
+
+# run_model
+
+
+class Echo:
+    """A model that returns the photo it got, and remembers its shape."""
+
+    def __init__(self, size: tuple[int, int] | None, name: str = "echo") -> None:
+        self.size, self.name = size, name
+        self.got: tuple[int, ...] = ()
+
+    def __call__(self, photo: Tensor, position: int) -> Tensor:
+        self.got = tuple(photo.shape)
+        frames = photo.repeat(9, 1, 1, 1)
+        frames[position] *= 0.5
+        return frames
+
+
+@pytest.mark.parametrize("original", [(451, 300), (300, 451), (160, 160), (480, 30)])
+@pytest.mark.parametrize("size", [None, (128, 192)])
+def test_run_model_gives_the_photo_back_in_its_own_shape(
+    size: tuple[int, int] | None, original: tuple[int, int]
+) -> None:
+    photo = Image.fromarray(bundled_photos()["chelsea"]).crop((0, 0, 451, 300)).resize(original)
+    model = Echo(size)
+    frames = run_model(model, photo, 4)
+    if size:
+        assert model.got == (1, 3, *size)
+    else:
+        assert model.got[-1] % 64 == model.got[-2] % 64 == 0
+        assert 64 * 64 <= model.got[-1] * model.got[-2] <= 256 * 256
+    height, width = frames.shape[-2:]
+    assert abs(width / height / (original[0] / original[1]) - 1) < 0.06
+    assert width >= model.got[-1]
+    assert height >= model.got[-2]
+    small = prepare(photo, (width, height))[0]
+    assert psnr(frames[0], small) > 24
+    assert psnr(frames[4], 0.5 * small) > 24
+    assert frames.abs().max() <= 1
+
+
+def test_run_model_takes_a_budget(photo: Image.Image) -> None:
+    model = Echo(None)
+    run_model(model, photo, 0, max_pixels=500_000)
+    assert 300_000 < model.got[-1] * model.got[-2] <= 500_000
+
+
+@pytest.mark.parametrize("position", [-1, 9])
+def test_position_outside_the_stack(
+    position: int, photo: Image.Image, stack: Tensor, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=rf"position {position} is outside 0\.\.8"):
+        run_model(Echo(None), photo, position)
+    with pytest.raises(UserError, match=rf"position {position} is outside 0\.\.8"):
+        save_refocus(stack, photo, position, tmp_path / "out", "echo")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda stack: stack / 0, "not finite: try another precision"),
+        (lambda stack: stack[:8], r"gives \[8, 3, 64, 64\], a stack of \[9, 3, 64, 64\]"),
+        (lambda stack: stack[..., :-1], "is needed"),
+    ],
+)
+def test_run_model_refuses_a_broken_models_output(
+    spoil: Callable[[Tensor], Tensor], said: str, photo: Image.Image
+) -> None:
+    class Broken(Echo):
+        def __call__(self, photo: Tensor, position: int) -> Tensor:
+            return spoil(super().__call__(photo, position))
+
+    with pytest.raises(UserError, match=said):
+        run_model(Broken((64, 64), "student-int4.pte"), photo, 3)
+
+
+def test_run_model_with_a_student(small_student: Path, photo: Image.Image) -> None:
+    from pocketfocus.data.optics import one_hot
+    from pocketfocus.models.student import load_student
+
+    student = load_student(small_student)
+
+    class Student(Echo):
+        def __call__(self, photo: Tensor, position: int) -> Tensor:
+            return student(photo, one_hot(position))
+
+    frames = run_model(Student((64, 64)), photo, 8)
+    assert frames.shape == (9, 3, 64, 96)
+    assert frames.std(0).max() > 0
+
+
+# files
+
+
+@pytest.fixture(scope="module")
+def folder(stack: Tensor, photo: Image.Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What save_refocus writes."""
+    out = tmp_path_factory.mktemp("refocus") / "deep" / "out"
+    written = save_refocus(stack, photo, 4, out, 'student <b>"int8"</b>.pte')
+    assert sorted(written) == [out / name for name in NAMES]
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+def test_files(folder: Path, stack: Tensor) -> None:
+    assert sorted(p.name for p in folder.iterdir()) == NAMES
+    frames = to_uint8(stack)
+    for i in range(9):
+        assert np.array_equal(np.asarray(Image.open(folder / f"frame_{i}.png")), frames[i])
+    fused = np.asarray(Image.open(folder / "all_in_focus.png"))
+    assert np.array_equal(fused, to_uint8(all_in_focus(stack)[None])[0])
+
+
+@pytest.mark.parametrize(("name", "rounds"), [("stack.gif", 1), ("stack.mp4", 3)])
+def test_moving_pictures_go_near_far_near(
+    name: str, rounds: int, folder: Path, stack: Tensor
+) -> None:
+    moving = np.stack(list(imageio.imiter(folder / name)))
+    there_and_back = [*range(9), *range(7, 0, -1)] * rounds
+    assert moving.shape == (len(there_and_back), H, W, 3)
+    frames = to_uint8(stack).astype(float)
+    for found, index in zip(moving.astype(float), there_and_back, strict=True):
+        errors = np.abs(found - frames).mean((1, 2, 3))
+        assert errors[index] < 5
+        assert errors[index] <= errors.min() + 0.3
+
+
+def test_odd_sizes(tmp_path: Path, stack: Tensor, photo: Image.Image) -> None:
+    save_refocus(stack[..., :33, :51], photo.crop((0, 0, 51, 33)), 0, tmp_path, "echo")
+    assert Image.open(tmp_path / "frame_3.png").size == (51, 33)
+    assert imageio.improps(tmp_path / "stack.mp4").shape[1:] == (32, 50, 3)
+
+
+def test_focus_map_shows_both_halves_and_a_legend(folder: Path) -> None:
+    from matplotlib import colormaps
+
+    picture = np.asarray(Image.open(folder / "focus_map.png").convert("RGB")).astype(int)
+    colour = {i: np.array(colormaps["viridis"](i / 8, bytes=True)[:3], int) for i in range(9)}
+    near = np.abs(picture - colour[LEFT]).sum(-1) < 40
+    far = np.abs(picture - colour[RIGHT]).sum(-1) < 40
+    assert near.mean() > 0.15
+    assert far.mean() > 0.15
+    assert np.nonzero(near)[1].mean() < np.nonzero(far)[1].mean()
+    assert (np.abs(picture - colour[0]).sum(-1) < 20).sum() > 20  # only the legend has frame 0
+    white = (picture == 255).all(-1)
+    assert white.mean() > 0.1
+
+
+def test_page_is_one_file_and_escapes_names(folder: Path) -> None:
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert page.count("data:image/webp;base64,") == 9 + 3
+    without_pictures = re.sub(r'"data:[^"]+"', "", page)
+    assert not re.search(r"https?:|url\(|[\"'(]//", without_pictures)
+    assert set(re.findall(r'src="(.{5})', page)) == {"data:"}
+    assert "<b>" not in page
+    assert set(re.findall(r'href="([^"]+)" download', page)) == set(NAMES) - {"index.html"}
+
+
+def test_other_files_stay_and_old_ones_are_replaced(
+    tmp_path: Path, stack: Tensor, photo: Image.Image
+) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    (tmp_path / "frame_0.png").write_text("old")
+    save_refocus(stack, photo, 4, tmp_path, "echo")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*NAMES, "mine.txt"])
+    assert Image.open(tmp_path / "frame_0.png").size == (W, H)
+
+
+@pytest.fixture(params=["new folder", "folder with files"])
+def out(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    if request.param != "new folder":
+        folder.mkdir()
+        (folder / "mine.txt").write_text("keep")
+        (folder / "frame_5.png").write_text("old")
+    return folder
+
+
+@pytest.fixture
+def unchanged(out: Path) -> Iterator[None]:
+    """After the test everything lies as before it."""
+    before = contents(out) if out.exists() else None
+    yield
+    if before is None:
+        assert not out.exists()
+    else:
+        assert contents(out) == before
+        assert len(list(out.iterdir())) == len(before)
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize("limit", [20_000, 64_000])
+def test_full_disk(limit: int, out: Path, stack: Tensor, photo: Image.Image) -> None:
+    """The system's limit on a file's size stands in for a full disk: writes really fail."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(UserError) as caught:
+            save_refocus(stack, photo, 4, out, "echo")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"cannot write {out}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [500, 5_000])
+def test_video_cut_short_by_a_full_disk(limit: int, stack: Tensor, tmp_path: Path) -> None:
+    frames = [to_image(frame) for frame in stack]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(OSError, match=r"^ffmpeg could not write all of stack\.mp4$"):
+            gallery._save_mp4(frames, tmp_path / "stack.mp4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+def test_interrupted_while_moving(
+    error: BaseException,
+    out: Path,
+    stack: Tensor,
+    photo: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rename, done = os.rename, []
+
+    def interrupted(source: Path, target: Path) -> None:
+        done.append(target)
+        if len(done) == 9:
+            raise error
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    expected = UserError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected):
+        save_refocus(stack, photo, 4, out, "echo")
+    assert len(done) > 9  # what had been moved was put back
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_interrupted_while_writing(
+    out: Path, stack: Tensor, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gallery, "_focus_figure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_refocus(stack, photo, 4, out, "echo")
+
+
+def test_folder_in_the_way_is_kept(tmp_path: Path, stack: Tensor, photo: Image.Image) -> None:
+    (tmp_path / "index.html").mkdir()
+    (tmp_path / "index.html" / "mine.txt").write_text("keep")
+    with pytest.raises(UserError, match=r"index\.html in it is a folder"):
+        save_refocus(stack, photo, 4, tmp_path, "echo")
+    assert [p.name for p in tmp_path.rglob("*")] == ["index.html", "mine.txt"]
+
+
+def test_out_is_a_file(tmp_path: Path, stack: Tensor, photo: Image.Image) -> None:
+    (tmp_path / "out").write_text("keep")
+    with pytest.raises(UserError, match="cannot write"):
+        save_refocus(stack, photo, 4, tmp_path / "out", "echo")
+    assert (tmp_path / "out").read_text() == "keep"
+
+
+@pytest.mark.parametrize("name", ["out", "deep/out"])
+def test_read_only_folder(name: str, tmp_path: Path, stack: Tensor, photo: Image.Image) -> None:
+    user = os.geteuid()
+    tmp_path.chmod(0o500)
+    if user == 0:
+        os.seteuid(65534)  # root writes anywhere; nobody does not
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*: Permission denied"):
+            save_refocus(stack, photo, 4, tmp_path / name, "echo")
+    finally:
+        os.seteuid(user)
+        tmp_path.chmod(0o700)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_stack(tmp_path: Path, photo: Image.Image) -> None:
+    with pytest.raises(ValueError, match=r"a stack is \[9, 3, H, W\], not \[8, 3, 16, 16\]"):
+        save_refocus(torch.zeros(8, 3, 16, 16), photo, 4, tmp_path / "out", "echo")

@@ -1,0 +1,86 @@
+"""Working sizes: multiples of 64 within a budget, near to the photo's aspect ratio."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pocketfocus.photos.images import fit_size, photo_size
+
+sides = st.integers(16, 20_000)
+photos = st.tuples(sides, sides).filter(lambda s: max(s) <= 16 * min(s))
+budgets = st.integers(16 * 64**2, 1_000_000)
+
+
+@given(photos, budgets)
+def test_fit_size_keeps_its_bounds(photo: tuple[int, int], max_pixels: int) -> None:
+    width, height = fit_size(*photo, max_pixels)
+    assert width % 64 == height % 64 == 0
+    assert min(width, height) >= 64
+    assert width * height <= max_pixels
+
+
+@given(photos, budgets)
+def test_fit_size_is_not_beaten(photo: tuple[int, int], max_pixels: int) -> None:
+    """No larger size has as good an aspect ratio, and none as large a better one."""
+    width, height = fit_size(*photo, max_pixels)
+    aspect = math.log(photo[0] / photo[1])
+
+    def stretch(w: int, h: int) -> float:
+        return abs(math.log(w / h) - aspect)
+
+    own = stretch(width, height)
+    for w in range(64, max_pixels // 64 + 1, 64):
+        for h in {max(64, h) for h in range(height - 128, height + 192, 64)}:
+            if w * h <= max_pixels and w * h > width * height:
+                assert stretch(w, h) > own - 1e-9
+            if w * h <= max_pixels and w * h == width * height:
+                assert stretch(w, h) >= own - 1e-9
+
+
+@given(photos, budgets)
+def test_fit_size_stretches_little_and_uses_its_budget(
+    photo: tuple[int, int], max_pixels: int
+) -> None:
+    width, height = fit_size(*photo, max_pixels)
+    narrow = math.sqrt(max_pixels / (max(photo) / min(photo))) / 64  # tiles across, before rounding
+    stretch = abs(math.log(width / height * photo[1] / photo[0]))
+    assert stretch <= math.log(1 + 1 / max(1.0, math.floor(narrow)))
+    assert width * height >= max_pixels * (0.5 if narrow >= 2 else 0.25)
+
+
+@pytest.mark.parametrize(
+    ("photo", "max_pixels", "expected"),
+    [
+        ((4000, 3000), 256 * 256, (256, 192)),
+        ((3000, 4000), 256 * 256, (192, 256)),
+        ((512, 512), 256 * 256, (256, 256)),
+        ((1920, 1080), 256 * 256, (320, 192)),
+        ((16, 256), 256 * 256, (64, 1024)),
+        ((4000, 3000), 500_000, (768, 576)),
+        ((30, 30), 64 * 64, (64, 64)),
+    ],
+)
+def test_fit_size_of_usual_photos(
+    photo: tuple[int, int], max_pixels: int, expected: tuple[int, int]
+) -> None:
+    assert fit_size(*photo, max_pixels) == expected
+
+
+def test_fit_size_needs_room_for_one_tile() -> None:
+    with pytest.raises(ValueError, match="4095 pixels"):
+        fit_size(100, 100, 4095)
+
+
+@given(photos, budgets)
+def test_photo_size_has_the_photos_aspect(photo: tuple[int, int], max_pixels: int) -> None:
+    working = fit_size(*photo, max_pixels)
+    width, height = photo_size(working, photo)
+    assert width % 2 == height % 2 == 0
+    assert width >= working[0]
+    assert height >= working[1]
+    assert working[0] == width or working[1] == height
+    assert abs(width - height * photo[0] / photo[1]) <= 1 + photo[0] / photo[1]

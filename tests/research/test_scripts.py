@@ -1,0 +1,49 @@
+"""How the scripts behind tables of the docs end with bad input: one line, exit code 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocketfocus.benchmarks import full, tables
+from pocketfocus.research import card, losses, methods, quantization, realism, search
+from pocketfocus.run.errors import UserError, reported
+
+MISSING = "no/such/folder"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        (card, [MISSING]),
+        (full, [MISSING]),
+        (losses, [MISSING, "synthetic"]),
+        (methods, [f"mine={MISSING}"]),
+        (quantization, [MISSING]),
+        (realism, [MISSING]),
+        (search, ["--photos", MISSING]),
+        (tables, [MISSING]),
+    ],
+    ids=lambda value: value.__name__ if hasattr(value, "__name__") else "",
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    script: Any, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        script.main(arguments)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith(script.__name__.rpartition(".")[2] + ": ")
+    assert MISSING in said
+    assert not list(tmp_path.iterdir())  # nothing was written
+
+
+def test_other_errors_come_through() -> None:
+    with pytest.raises(KeyError), reported("script"):
+        raise KeyError("a bug")
+    with pytest.raises(SystemExit) as stop, reported("script"):
+        raise UserError("mend it")
+    assert stop.value.code == 2

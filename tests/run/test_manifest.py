@@ -1,0 +1,96 @@
+"""The manifest: written and read back unchanged; damaged files are named, never used."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import sha256
+from pocketfocus.run.manifest import (
+    Artifact,
+    Delegation,
+    Manifest,
+    TensorSpec,
+    check_artifact,
+    load_manifest,
+)
+
+PHOTO = TensorSpec("photo", (1, 3, 64, 64), "float32", (-1.0, 1.0))
+STACK = TensorSpec("stack", (9, 3, 64, 64), "float32", (-1.0, 1.0))
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Artifact:
+    path = tmp_path / "onnx" / "student-int8.onnx"
+    path.parent.mkdir()
+    path.write_bytes(b"weights")
+    return Artifact(
+        name="onnx/student-int8.onnx",
+        target="onnx",
+        precision="int8",
+        sha256=sha256(path),
+        bytes=7,
+        key="k",
+        inputs=(PHOTO,),
+        outputs=(STACK,),
+        recipe={"weight_bits": 8},
+        taken={"operators": {"Conv": 3}},
+        delegation=Delegation(1, 9, 10, 0.9, ("aten.clone",)),
+    )
+
+
+def test_round_trip(tmp_path: Path, written: Artifact) -> None:
+    refused = Artifact("coreml/student-int4.mlpackage", "coreml", "int4", "", 0, "refused", "no")
+    manifest = Manifest(
+        size=(64, 64),
+        artifacts=[written, refused],
+        student_sha256="s",
+        student_config={"channels": [8]},
+        sigma_steps=(700.0, 0.002),
+        reference="default",
+        calibration={"photos": ["cat"], "positions": [3]},
+        tools={"torch": "2"},
+    )
+    manifest.save(tmp_path)
+    assert load_manifest(tmp_path) == manifest
+    assert json.loads((tmp_path / "manifest.json").read_text())["schema_version"] == 1
+
+
+def test_a_good_file_is_given(tmp_path: Path, written: Artifact) -> None:
+    assert check_artifact(tmp_path, written) == tmp_path / written.name
+
+
+def test_a_changed_file_is_named_with_both_hashes(tmp_path: Path, written: Artifact) -> None:
+    (tmp_path / written.name).write_bytes(b"Weights")
+    found = sha256(tmp_path / written.name)
+    with pytest.raises(UserError, match=f"{found[:12]}.*{written.sha256[:12]}.*export again"):
+        check_artifact(tmp_path, written)
+
+
+def test_a_missing_or_refused_file_is_named(tmp_path: Path, written: Artifact) -> None:
+    with pytest.raises(UserError, match=r"is missing.*export again"):
+        check_artifact(tmp_path, replace(written, name="onnx/student-fp32.onnx"))
+    with pytest.raises(UserError, match=r"not written \(no palettes\)"):
+        check_artifact(tmp_path, replace(written, status="refused", why="no palettes"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "{",
+        '{"schema_version": 2}',
+        '{"schema_version": 1}',
+        '{"schema_version": 1, "size": 64, "artifacts": [{"name": "x"}]}',
+        '{"schema_version": 1, "size": 64, "artifacts": 3}',
+    ],
+)
+def test_what_is_no_manifest_is_a_user_error(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        load_manifest(tmp_path)
