@@ -23,9 +23,9 @@ from skimage.filters import gaussian
 from torch import Tensor
 
 import pocketfocus
-from pocketfocus.data.optics import FRAMES
 from pocketfocus.data.scenes import TRAIN_PHOTOS, train_photos
 from pocketfocus.data.stacks import FocalStack, synthetic_stacks
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.files import read_json, write_json
 from pocketfocus.run.progress import track

@@ -26,10 +26,10 @@ from rich.table import Table
 from torch import Tensor
 
 from pocketfocus.benchmarks.scores import Call, Ledger, Scores
-from pocketfocus.data.optics import FRAMES
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
 from pocketfocus.data.stacks import FocalStack, StackCache, cache_stacks
 from pocketfocus.photos.images import MULTIPLE
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, write_atomic
 from pocketfocus.run.metrics import psnr, ssim

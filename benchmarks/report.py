@@ -24,7 +24,8 @@ from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, rat
 from pocketfocus.benchmarks.notes import browser_rows, notes_rows
 from pocketfocus.benchmarks.phones import kinds, phones, verdicts
 from pocketfocus.benchmarks.verify import SHOWN, STACKS_FILE, VERIFY_FILE, parity_rows
-from pocketfocus.data.optics import FRAMES, dioptres
+from pocketfocus.data.optics import dioptres
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.files import Row, read_json, read_rows, write_atomic
 from pocketfocus.run.manifest import Manifest, load_manifest
 

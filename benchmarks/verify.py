@@ -23,7 +23,7 @@ from pocketfocus.data.optics import FRAMES, one_hot
 from pocketfocus.data.scenes import held_out_photos
 from pocketfocus.mobile_harness.device import HOST, MIL_CHECK, PYTORCH, Call, Device, Job, facts
 from pocketfocus.models.student import RefocusStudent, load_student
-from pocketfocus.photos.images import load_photo
+from pocketfocus.photos.images import load_photo, to_uint8
 from pocketfocus.quantize.calibration import fitted
 from pocketfocus.quantize.recipes import RECIPES, Recipe, get_recipe, recipe_from
 from pocketfocus.run.errors import UserError
@@ -274,9 +274,8 @@ def shown(stacks: Stacks, calls: Sequence[Call]) -> NDArray[np.uint8]:
 
 
 def to_bytes(images: Stacks) -> NDArray[np.uint8]:
-    """[..., 3, H, W] in [-1,1] to [..., H, W, 3] uint8; values that are not finite become black."""
-    pixels = np.nan_to_num(np.moveaxis(images, -3, -1), nan=-1.0, posinf=1.0, neginf=-1.0)
-    return np.rint((pixels.clip(-1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+    """[..., 3, H, W] in [-1,1] to [..., H, W, 3] uint8."""
+    return to_uint8(torch.from_numpy(images))
 
 
 def save_stacks(path: Path, stacks: dict[str, NDArray[np.uint8]]) -> None:

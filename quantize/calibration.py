@@ -96,4 +96,4 @@ def fitted(photo: Image.Image, size: tuple[int, int]) -> Tensor:
     """The middle of an RGB photo, cut and scaled to `size`: [1,3,H,W] in [-1,1]."""
     width_height = (size[1], size[0])
     cut = ImageOps.fit(photo.convert("RGB"), width_height, Image.Resampling.LANCZOS)
-    return prepare(cut, width_height).to(torch.float32).contiguous()
+    return prepare(cut, size).to(torch.float32).contiguous()

@@ -20,18 +20,18 @@ from typing import Any
 import jinja2
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from pocketfocus.benchmarks.evaluate import Refocuser, plot_grids, refocus, validation_stacks
 from pocketfocus.benchmarks.tables import figure, markdown
-from pocketfocus.data.optics import FRAMES
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.export.open import open_model
 from pocketfocus.models.autoencoder import QUARTERS
 from pocketfocus.models.loading import DEFAULT_WEIGHTS, load_reference
 from pocketfocus.photos.focusmap import sharpness
+from pocketfocus.photos.images import to_image, to_uint8
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.files import Row, read_json, read_rows, size_bytes, write_atomic
 from pocketfocus.run.metrics import psnr
@@ -81,7 +81,7 @@ def contact_sheet(found: Sequence[Shot], side: int = 112) -> Image.Image:
     for shot in found:
         for stack in (shot.truth, shot.made):
             frames = [
-                _image(frame).resize((side, side), Image.Resampling.LANCZOS) for frame in stack
+                to_image(frame).resize((side, side), Image.Resampling.LANCZOS) for frame in stack
             ]
             rows.append(np.concatenate([np.asarray(frame) for frame in frames], 1))
         rows.append(np.full((6, rows[0].shape[1], 3), 255, np.uint8))
@@ -121,7 +121,7 @@ def crops_figure(found: Sequence[Shot]) -> Figure:
             what = ("should get sharper", "should get blurred")[part]
             for column, (frame, head) in enumerate(zip(stacks, heads, strict=True)):
                 axis = line[3 * part + column]
-                axis.imshow(_pixels(frame)[top : top + CROP, left : left + CROP])
+                axis.imshow(to_uint8(frame)[top : top + CROP, left : left + CROP])
                 axis.set_title(head if column else f"{head}: {what}", fontsize=6.5)
                 axis.axis("off")
     return drawing
@@ -141,9 +141,9 @@ def failures_figure(found: Sequence[Shot]) -> Figure:
             "error",
         ]
         pictures = [
-            _pixels(shot.truth[shot.position]),
-            _pixels(shot.made[to]),
-            _pixels(shot.truth[to]),
+            to_uint8(shot.truth[shot.position]),
+            to_uint8(shot.made[to]),
+            to_uint8(shot.truth[to]),
         ]
         for axis, picture in zip(line, pictures, strict=False):
             axis.imshow(picture)
@@ -152,15 +152,6 @@ def failures_figure(found: Sequence[Shot]) -> Figure:
             axis.set_title(head, fontsize=6.5)
             axis.axis("off")
     return drawing
-
-
-def _pixels(frame: Tensor) -> NDArray[np.uint8]:
-    """[3, H, W] in [-1, 1] -> [H, W, 3]."""
-    return np.asarray(((frame + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
-
-
-def _image(frame: Tensor) -> Image.Image:
-    return Image.fromarray(_pixels(frame))
 
 
 def _save(picture: Image.Image | Figure, path: Path) -> None:

@@ -30,7 +30,7 @@ from pocketfocus.benchmarks.charts import Point, pareto_chart
 from pocketfocus.benchmarks.evaluate import validation_stacks
 from pocketfocus.benchmarks.tables import difference, figure, markdown
 from pocketfocus.data.datasets import PHOTOS, SYNTHETIC, Request, open_source
-from pocketfocus.data.optics import FRAMES, one_hot
+from pocketfocus.data.optics import one_hot
 from pocketfocus.data.stacks import FocalStack, Source, cache_sources, read_stacks
 from pocketfocus.distill.reference.phases import resume
 from pocketfocus.distill.student.methods import get_method
@@ -45,6 +45,7 @@ from pocketfocus.models.student import RefocusStudent, load_student, save_studen
 from pocketfocus.quantize.calibration import calibration
 from pocketfocus.research.clock import Round, Timed, p50, ratio, rounds
 from pocketfocus.research.realism import gains
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.files import Row, key_of, read_json, write_atomic, write_json
 from pocketfocus.run.manifest import Manifest

@@ -106,7 +106,7 @@ def stir(student: nn.Module) -> None:
     reads the position is strong. Few pixels are clamped, and 4 bits keep their gate."""
     from torch import nn
 
-    from pocketfocus.data.optics import FRAMES
+    from pocketfocus.run.constants import FRAMES
 
     for parameter in student.parameters():
         if parameter.ndim > 1 and parameter.shape[1] == FRAMES:

@@ -16,6 +16,7 @@ from pocketfocus.data.optics import FRAMES
 from pocketfocus.distill.train.run_log import stack_picture
 from pocketfocus.models.autoencoder import CompactAutoencoder, latent_factor
 from pocketfocus.models.reference import DECODE_CHUNK
+from pocketfocus.photos.images import from_uint8
 
 KL_WEIGHT = 1e-8
 INITIAL_LOG_VARIANCE = -10.0
@@ -35,7 +36,7 @@ def random_crops(stacks: Stacks, batch: int, size: int, generator: torch.Generat
         )
         crop = torch.from_numpy(np.array(stacks[n, :, :, y : y + size, x : x + size]))
         crops.append(crop.flip(-1) if flip else crop)
-    return torch.stack(crops).float() / 127.5 - 1
+    return from_uint8(torch.stack(crops), planar=True)
 
 
 @torch.no_grad()
@@ -136,7 +137,7 @@ def middle(stack: np.ndarray, size: int) -> Tensor:
     """The middle of a stack, uint8 [9,3,H,W] -> [9,3,size,size] in [-1,1]."""
     y, x = ((side - size) // 2 for side in stack.shape[-2:])
     window = np.array(stack[..., y : y + size, x : x + size])
-    return torch.from_numpy(window).float() / 127.5 - 1
+    return from_uint8(window, planar=True)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from pocketfocus.distill.train.crops import Crops
 from pocketfocus.models.loading import LEARN2REFOCUS
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.student import RefocusStudent, build_student
+from pocketfocus.run.constants import size_text
 from pocketfocus.run.errors import UserError
 
 
@@ -78,6 +79,6 @@ def check_sizes(folder: StackFolder) -> None:
             names = [p.relative_to(folder.folder).as_posix() for p in (first[0], path)]
             raise UserError(
                 f"the stacks in {folder.folder} are of mixed sizes ({names[0]} is "
-                f"{first[1][0]}x{first[1][1]}, {names[1]} is {size[0]}x{size[1]}): scale them to "
-                "one, or put them into folders of their own and name each with --stacks"
+                f"{size_text(first[1])}, {names[1]} is {size_text(size)}): scale them to one, or "
+                "put them into folders of their own and name each with --stacks"
             )

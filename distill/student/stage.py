@@ -40,7 +40,7 @@ from pocketfocus.distill.train.run_log import LOG
 from pocketfocus.models.loading import DEFAULT_WEIGHTS, load_reference
 from pocketfocus.models.reference import ReferencePipeline, Sampling
 from pocketfocus.models.student import SHIPPED_WEIGHTS, RefocusStudent, build_student, load_student
-from pocketfocus.photos.images import load_photo
+from pocketfocus.photos.images import from_uint8, load_photo
 from pocketfocus.quantize.calibration import calibration
 from pocketfocus.quantize.recipes import fields_of, get_recipe
 from pocketfocus.run.errors import UserError
@@ -358,7 +358,7 @@ def _content(reference: str, photos: Sequence[Path] | None) -> dict[str, Any]:
 def held_out_stacks(stacks: Pixels) -> tuple[list[Sample], Pixels]:
     """Whole stacks of uint8 [N,9,3,H,W] to score on, and the others to learn from; one is both."""
     count = min(FRAMES, max(1, int(HELD_OUT_SHARE * len(stacks))))
-    frames = torch.from_numpy(stacks[:count]).float() / 127.5 - 1
+    frames = from_uint8(stacks[:count], planar=True)
     chosen = [Sample(stack[n][None], n, stack, n) for n, stack in enumerate(frames)]
     return chosen, stacks[count:] if len(stacks) > 1 else stacks
 

@@ -22,7 +22,7 @@ from pocketfocus.data.optics import FRAMES
 from pocketfocus.distill.reference.autoencoder import random_crops
 from pocketfocus.distill.train.distributed import process_state
 from pocketfocus.models.reference import ReferencePipeline, Sampling
-from pocketfocus.photos.images import to_uint8
+from pocketfocus.photos.images import from_uint8, to_uint8
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import write_atomic
 from pocketfocus.run.progress import progress_bar
@@ -52,9 +52,9 @@ def random_photo_crop(photos: Sequence[Pixels], size: int, generator: torch.Gene
         )
     side = int(torch.randint(size, min(shortest, 3 * size) + 1, (), generator=generator))
     y, x = (int(torch.randint(0, s - side + 1, (), generator=generator)) for s in photo.shape[:2])
-    crop = torch.from_numpy(photo[y : y + side, x : x + side].copy()).permute(2, 0, 1)[None]
+    crop = from_uint8(photo[y : y + side, x : x + side])[None]
     return torch.nn.functional.interpolate(
-        crop.float() / 127.5 - 1, (size, size), mode="bicubic", antialias=True, align_corners=False
+        crop, (size, size), mode="bicubic", antialias=True, align_corners=False
     ).clamp(-1, 1)
 
 
@@ -119,9 +119,7 @@ def save_target(path: Path, photo: Tensor, position: int, stack: Tensor, seed: i
 def load_target(path: Path) -> Sample:
     """Read a file of `save_target`."""
     tensors = load_file(path)
-    photo, stack = (
-        tensors[name].permute(0, 3, 1, 2).float() / 127.5 - 1 for name in ("photo", "stack")
-    )
+    photo, stack = (from_uint8(tensors[name]) for name in ("photo", "stack"))
     return Sample(photo, int(tensors["position"]), stack, int(tensors["seed"]))
 
 

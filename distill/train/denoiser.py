@@ -22,6 +22,7 @@ from pocketfocus.distill.train import edm
 from pocketfocus.distill.train.distributed import computes_in_bf16
 from pocketfocus.distill.train.run_log import stack_picture
 from pocketfocus.models.reference import ReferencePipeline, added_time_ids
+from pocketfocus.photos.images import from_uint8
 from pocketfocus.run.progress import track
 
 SCALING_STACKS = 64
@@ -79,7 +80,7 @@ def encode_stacks(
     encoded, device = [], pipeline.vae.device
     bf16 = computes_in_bf16(device) if bf16 is None else bf16
     for stack in track(stacks, "encoding stacks", len(stacks)):
-        frames = torch.from_numpy(np.array(stack)).to(device).float() / 127.5 - 1
+        frames = from_uint8(stack, planar=True).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             latents = pipeline.encode(frames)
         encoded.append(latents.half().cpu().numpy())
@@ -110,7 +111,7 @@ def crop_batch(
         window = stacks[n, :, :, y * factor : y * factor + size, x * factor : x * factor + size]
         frames.append(torch.from_numpy(np.array(window)))
         cropped.append(torch.from_numpy(latents[n, :, :, y : y + small, x : x + small].copy()))
-    return torch.stack(frames).float() / 127.5 - 1, torch.stack(cropped).float()
+    return from_uint8(torch.stack(frames), planar=True), torch.stack(cropped).float()
 
 
 def draw_sample(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pocketfocus.photos.images import to_uint8
 from pocketfocus.run.files import write_atomic
 
 LOG, BOARD = "train.jsonl", "tensorboard"
@@ -67,8 +68,7 @@ class Journal:
         if self.board is None:
             return
         for name, image in images.items():
-            pixels = ((image.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-            self.board.add_image(name, pixels.numpy(), step)
+            self.board.add_image(name, to_uint8(image, planar=True), step)
         self.board.flush()
 
 

@@ -166,7 +166,7 @@ def fitted(photo: Any, size: tuple[int, int]) -> Tensor:
     """The middle of an RGB photo, [1,3,H,W] in [-1, 1]."""
     width_height = (size[1], size[0])
     image = ImageOps.fit(Image.fromarray(photo), width_height, Image.Resampling.LANCZOS)
-    return prepare(image, width_height).float()
+    return prepare(image, size).float()
 
 
 def blurred(photo: Tensor, position: int) -> Tensor:

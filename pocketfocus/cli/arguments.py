@@ -10,11 +10,10 @@ from typing import Annotated
 import typer
 
 from pocketfocus.cli import quiet
+from pocketfocus.run.constants import check_position
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, writing_failed
 from pocketfocus.run.progress import console
-
-LAST_POSITION = 8  # optics.FRAMES - 1, without importing torch for it
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder of the run")]
 Run = Annotated[
@@ -140,16 +139,8 @@ def pixels(text: str) -> tuple[int, int]:
 
 def position(text: str) -> int:
     """A focal position 0 (near, 5 cm) … 8 (infinity)."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= LAST_POSITION:
-        raise UserError(
-            f"position '{text}' is not a whole number from 0 (near, 5 cm) to "
-            f"{LAST_POSITION} (infinity): choose one of 0 … {LAST_POSITION}"
-        )
-    return value
+    check_position(int(text) if text.strip().isdecimal() else text)
+    return int(text)
 
 
 def positions(text: str) -> tuple[int, ...]:

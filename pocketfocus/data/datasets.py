@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pocketfocus.data.optics import FRAMES
 from pocketfocus.data.rgbd import RGBD, motorcycle, read_rgbd, rgbd_layers, rgbd_pairs
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos, photograph, train_photos
 from pocketfocus.data.stacks import (
@@ -26,13 +25,13 @@ from pocketfocus.data.stacks import (
     FocalStack,
     Photos,
     RenderedScenes,
-    Size,
     Source,
-    open_photo,
     read_photos,
     read_stacks,
     say_skipped,
 )
+from pocketfocus.photos.images import load_photo
+from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of
 
@@ -156,7 +155,7 @@ def textures(files: Sequence[Path]) -> list[np.ndarray]:
     """Photos [H, W, 3] uint8 for the surfaces of rendered scenes."""
     found = []
     for file in files:
-        picture = open_photo(file)
+        picture = load_photo(file)
         picture.thumbnail((TEXTURE_SIDE, TEXTURE_SIDE))
         found.append(np.asarray(picture))
     return found

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pocketfocus.run.constants import FRAMES as FRAMES
+from pocketfocus.run.constants import check_position
 from pocketfocus.run.errors import UserError
 
-FRAMES = 9
 NEAREST_DIOPTRES = 20.0
 SLICE_DIOPTRES = 1.25  # half a focal step: with it, blur radii repeat over slices and positions
 _SUBPIXELS = 8
@@ -33,10 +34,7 @@ def dioptres(position: float) -> float:
 
 def one_hot(position: int) -> Tensor:
     """A focal position 0..8 as [1, 9]; UserError outside that range."""
-    if not 0 <= position < FRAMES:
-        raise UserError(
-            f"focal position {position} is outside 0..{FRAMES - 1}: 0 is near, 8 is far"
-        )
+    check_position(position)
     return F.one_hot(torch.tensor([position]), FRAMES).to(torch.float32)
 
 

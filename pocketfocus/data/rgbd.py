@@ -18,10 +18,12 @@ from scipy import ndimage
 
 from pocketfocus.data.optics import NEAREST_DIOPTRES, Layer, srgb_to_linear
 from pocketfocus.data.scenes import bundled_file, bundled_photos
+from pocketfocus.data.stacks import IMAGE_SUFFIXES, natural_key
+from pocketfocus.photos.images import load_photo
+from pocketfocus.run.constants import Size, size_text
 from pocketfocus.run.errors import UserError
 
 Array = NDArray[np.float32]
-Size = tuple[int, int]
 
 DEPTH_SUFFIXES = (".depth.png", ".depth.npy", ".depth.npz")
 MILLIMETRE = 1e-3  # 16-bit depth maps hold millimetres
@@ -61,8 +63,6 @@ def rgbd_pairs(folder: Path) -> list[tuple[Path, Path]]:
 
     UserError when the folder has no such pair.
     """
-    from pocketfocus.data.stacks import IMAGE_SUFFIXES, natural_key
-
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give one of photos with their depth maps")
@@ -86,15 +86,16 @@ def read_rgbd(photo: Path, depth: Path) -> RGBD:
     Depth that is zero, negative or not finite counts as unknown and is taken from the nearest
     pixel that is known. A depth map of the photo's proportions is resampled to its size.
     """
-    from pocketfocus.data.stacks import open_photo
-
-    pixels = np.asarray(open_photo(photo))
+    pixels = np.asarray(load_photo(photo))
     metres = _read_depth(depth)
     if metres.ndim != 2:
         raise ValueError(f"{depth.name} is of shape {list(metres.shape)}, one of [H, W] is needed")
     (height, width), (rows, columns) = pixels.shape[:2], metres.shape
     if abs(rows * width - columns * height) > 0.02 * columns * height:
-        raise ValueError(f"{depth.name} is {columns}x{rows}, {photo.name} is {width}x{height}")
+        raise ValueError(
+            f"{depth.name} is {size_text(metres.shape)}, {photo.name} is "
+            f"{size_text(pixels.shape[:2])}"
+        )
     known = np.isfinite(metres) & (metres > 0)
     if not known.any():
         raise ValueError(f"{depth.name} holds no depth above zero")

@@ -19,18 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pocketfocus.data.optics import (
-    FRAMES,
-    Camera,
-    Layer,
-    linear_to_srgb,
-    render_stack,
-    srgb_to_linear,
-)
+from pocketfocus.data.optics import Camera, Layer, linear_to_srgb, render_stack, srgb_to_linear
 from pocketfocus.data.textures import (
     SHAPES,
     Array,
-    Size,
     coverage,
     fractal,
     noise,
@@ -39,6 +31,8 @@ from pocketfocus.data.textures import (
     texture,
 )
 from pocketfocus.photos.focusmap import box
+from pocketfocus.photos.images import from_uint8
+from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
 
 VALIDATION_SEED = 1_000_000
@@ -409,7 +403,7 @@ def photograph(layers: Sequence[Layer], seed: int, realism: Realism = FULL) -> T
     grain = rng.standard_normal(tuple(stack.shape), dtype=np.float32) * np.float32(SENSOR_NOISE)
     pixels = ((stack + torch.from_numpy(grain)).clamp(0, 1) * 255).round().to(torch.uint8)
     frames = [_through_jpeg(frame, quality) for frame in pixels.permute(0, 2, 3, 1).numpy()]
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return from_uint8(np.stack(frames))
 
 
 def _through_jpeg(frame: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from pocketfocus.data.optics import FRAMES
 from pocketfocus.data.scenes import FULL, Realism, render_scene
+from pocketfocus.photos.images import from_uint8, load_photo, size_of, to_uint8
+from pocketfocus.run.constants import FRAMES, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, read_json, write_atomic, write_json, writing_failed
 from pocketfocus.run.progress import console, track
@@ -41,7 +42,6 @@ CACHE_VERSION = 3  # to be raised when rendering changes: older caches are then 
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF, and its values that swap the sides
 WORTH_SHARING = 24  # rendered stacks: fewer are made before other processes have started
 
-Size = tuple[int, int]
 Photos = Sequence[NDArray[np.uint8]]
 
 
@@ -134,12 +134,13 @@ class StackFolder:
         self._demand_some()
 
     def sizes(self) -> Iterator[tuple[Path, Size]]:
-        """Width and height of every image as its file's head says; of broken files none."""
+        """The size of every image as its file's head says; of broken files none."""
         for scene in self._scenes:
             for path in scene.images:
                 with suppress(OSError, ValueError, SyntaxError), Image.open(path) as image:
                     turned = image.getexif().get(ORIENTATION, 1) in SIDEWAYS
-                    yield path, image.size[::-1] if turned else image.size
+                    height, width = size_of(image)
+                    yield path, (width, height) if turned else (height, width)
 
     def load(self, index: int) -> FocalStack | None:
         """Read one stack; a broken one is said to be skipped, once, and is None."""
@@ -243,7 +244,7 @@ def _read_frames(images: Sequence[Path], size: Size | None, crop: bool) -> Tenso
     frames: list[NDArray[np.uint8]] = []
     for path in images:
         try:
-            image = open_photo(path)
+            image = load_photo(path)
         except (UserError, OSError, ValueError, SyntaxError) as error:
             raise _SceneError(f"{path.name} cannot be read ({error})") from error
         if size is not None:
@@ -252,26 +253,11 @@ def _read_frames(images: Sequence[Path], size: Size | None, crop: bool) -> Tenso
         pixels = np.asarray(image)
         if frames and pixels.shape != frames[0].shape:
             raise _SceneError(
-                f"{path.name} is {pixels.shape[1]}x{pixels.shape[0]}, {images[0].name} is "
-                f"{frames[0].shape[1]}x{frames[0].shape[0]}"
+                f"{path.name} is {size_text(pixels.shape[:2])}, {images[0].name} is "
+                f"{size_text(frames[0].shape[:2])}"
             )
         frames.append(pixels)
-    return _to_float(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2))
-
-
-def open_photo(path: Path) -> Image.Image:
-    """A photo as upright sRGB; with colour management when `pocketfocus.photos.images` is there."""
-    try:
-        from pocketfocus.photos.images import load_photo
-    except ImportError:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    photo: Image.Image = load_photo(path)
-    return photo
-
-
-def _to_float(pixels: Tensor) -> Tensor:
-    return pixels.to(torch.float32) / 127.5 - 1
+    return from_uint8(np.stack(frames))
 
 
 class Source(Protocol):
@@ -337,7 +323,7 @@ class StackCache(Sequence[FocalStack]):
         """One stack as float frames, or a list of them for a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        frames = _to_float(torch.from_numpy(self.pixels[index].copy()))
+        frames = from_uint8(self.pixels[index], planar=True)
         return FocalStack(self.names[index], frames, tuple(map(float, range(FRAMES))))
 
 
@@ -419,7 +405,7 @@ def _gather(
         if stack is not None and stack.positions != tuple(range(FRAMES)):
             _warn(f"scene {stack.name} skipped: training needs frames at 0 to {FRAMES - 1}")
         elif stack is not None:
-            pixels[len(about["names"])] = _to_bytes(stack.frames)
+            pixels[len(about["names"])] = to_uint8(stack.frames, planar=True)
             about["names"].append(stack.name)
         about["taken"] += 1
         if about["taken"] % 32 == 0 or about["taken"] == shape[0]:
@@ -463,8 +449,3 @@ def _begin_worker(sources: list[Source]) -> None:
 
 def _load_in_worker(place: tuple[int, int]) -> FocalStack | None:
     return _worker_sources[place[0]].load(place[1])
-
-
-def _to_bytes(frames: Tensor) -> NDArray[np.uint8]:
-    pixels = ((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return np.asarray(pixels.cpu().numpy())

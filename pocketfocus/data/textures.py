@@ -15,8 +15,9 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from pocketfocus.run.constants import Size
+
 Array = NDArray[Any]
-Size = tuple[int, int]
 
 
 def noise(rng: Generator, size: Size, slope: float) -> Array:

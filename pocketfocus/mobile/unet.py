@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pocketfocus.data.optics import FRAMES
 from pocketfocus.mobile.blocks import UNET_GROUPS, ResBlock, Transformer
 from pocketfocus.mobile.layers import Downsample, GroupNorm, Upsample
 from pocketfocus.mobile.source import Rewritten, Source, build
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 
 # Kind of block -> whether it has transformers, and the epsilon of its norms. diffusers hands

@@ -23,8 +23,8 @@ from diffusers import (
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
-from pocketfocus.data.optics import FRAMES
 from pocketfocus.models.autoencoder import defocus_basis, latent_factor
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.progress import track
 

@@ -27,9 +27,17 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pocketfocus.data.optics import FRAMES, dioptres
+from pocketfocus.data.optics import dioptres
 from pocketfocus.photos.focusmap import all_in_focus, best_focus, focus_grid
-from pocketfocus.photos.images import WORKING_PIXELS, photo_size, prepare, to_image, to_uint8
+from pocketfocus.photos.images import (
+    WORKING_PIXELS,
+    photo_size,
+    prepare,
+    size_of,
+    to_image,
+    to_uint8,
+)
+from pocketfocus.run.constants import FRAMES, Size, check_position
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import writing_failed
 
@@ -47,7 +55,7 @@ class Model(Protocol):
         ...
 
     @property
-    def size(self) -> tuple[int, int] | None:
+    def size(self) -> Size | None:
         """(H, W) of the only photo it takes, pixels; None for any."""
         ...
 
@@ -64,8 +72,8 @@ def run_model(
     `max_pixels` (`fit_size`); the frames are stretched back (`photo_size`, bicubic). UserError for
     a position outside 0..8 or output that is not finite.
     """
-    _check_position(position)
-    working = prepare(photo, model.size[::-1] if model.size else max_pixels)
+    check_position(position)
+    working = prepare(photo, model.size or max_pixels)
     H, W = working.shape[-2:]
     with torch.inference_mode():
         stack = model(working, position).float().cpu()
@@ -76,9 +84,9 @@ def run_model(
         )
     if not stack.isfinite().all():
         raise UserError(f"{model.name} gives values that are not finite: try another precision")
-    width, height = photo_size((W, H), photo.size)
-    if (height, width) != (H, W):
-        stack = F.interpolate(stack, (height, width), mode="bicubic", antialias=True)
+    size = photo_size((H, W), size_of(photo))
+    if size != (H, W):
+        stack = F.interpolate(stack, size, mode="bicubic", antialias=True)
     return stack.clamp(-1, 1)
 
 
@@ -92,7 +100,7 @@ def save_refocus(
     `out_dir` stay, those of the same names are replaced. UserError when the folder cannot be
     written or the disk is full.
     """
-    _check_position(position)
+    check_position(position)
     if stack.ndim != 4 or tuple(stack.shape[:2]) != (FRAMES, 3):
         raise ValueError(f"a stack is [{FRAMES}, 3, H, W], not {list(stack.shape)}")
     stack = stack.detach().float().cpu()
@@ -110,14 +118,6 @@ def save_refocus(
         page = _page(frames, photo, sharp, focus, position, model_name, names)
         (scratch / PAGE).write_text(page, encoding="utf-8")
     return [Path(out_dir) / name for name in (*names, PAGE)]
-
-
-def _check_position(position: int) -> None:
-    if not 0 <= position < FRAMES:
-        raise UserError(
-            f"position {position} is outside 0..{FRAMES - 1}: 0 is near (5 cm), "
-            f"{FRAMES - 1} is infinity"
-        )
 
 
 @contextmanager

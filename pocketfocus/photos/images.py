@@ -1,6 +1,6 @@
 """Photos in, pictures out: any file a phone or an editor writes becomes 8-bit sRGB.
 
-Legend: T frames, H, W pixels. Tensors are sRGB in [-1, 1]; sizes are (width, height).
+Here alone 8-bit pixels become tensors in [-1, 1] and back. Legend: H, W pixels; tensors are sRGB.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from pocketfocus.run.constants import Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.progress import console
 
@@ -28,8 +29,6 @@ WORKING_PIXELS = 256 * 256  # what the default reference and student were traine
 MULTIPLE = 64
 
 _MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "LAB": "LAB"}
-
-Size = tuple[int, int]
 
 
 def load_photo(path: Path) -> Image.Image:
@@ -48,7 +47,7 @@ def load_photo(path: Path) -> Image.Image:
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is not a regular file: name an image file")
         with _bomb_limit(), Image.open(path) as image:
-            _check_size(path, image.size)
+            _check_size(path, size_of(image))
             _check_frames(path, image)
             image.load()
             return _to_srgb(_upright(image, path.name), path.name)
@@ -78,7 +77,7 @@ def _bomb_limit() -> Iterator[None]:
 
 
 def _check_size(path: Path, size: Size) -> None:
-    found = f"{path} is {size[0]}x{size[1]} pixels"
+    found = f"{path} is {size_text(size)} pixels"
     if min(size) < SMALLEST_SIDE:
         raise UserError(
             f"{found}, at least {SMALLEST_SIDE}x{SMALLEST_SIDE} are needed: name a larger photo"
@@ -186,8 +185,13 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values * (255 / white)), 0, 255).astype(np.uint8))
 
 
-def fit_size(width: int, height: int, max_pixels: int, multiple: int = MULTIPLE) -> Size:
-    """The working (width, height): multiples of `multiple`, at most `max_pixels` in all.
+def size_of(image: Image.Image) -> Size:
+    """The (H, W) of a picture."""
+    return image.height, image.width
+
+
+def fit_size(photo: Size, max_pixels: int, multiple: int = MULTIPLE) -> Size:
+    """The working size of a photo: multiples of `multiple`, at most `max_pixels` in all.
 
     Keeping the photo's aspect ratio and being large are weighed in logarithms: 10 % of stretch
     costs as much as 10 % of a side's length. Never below one multiple a side. ValueError when not
@@ -195,50 +199,57 @@ def fit_size(width: int, height: int, max_pixels: int, multiple: int = MULTIPLE)
     """
     if max_pixels < multiple**2:
         raise ValueError(f"{max_pixels} pixels do not hold one {multiple}x{multiple} tile")
+    height, width = photo
     aspect = math.log(width / height)
     most = max_pixels // multiple**2
 
     def cost(size: Size) -> float:
-        columns, rows = size
+        rows, columns = size
         stretch = abs(math.log(columns / rows) - aspect)
         return stretch + 0.5 * math.log(most / (columns * rows))
 
     longest = min(most, math.ceil(math.sqrt(most) * math.exp(abs(aspect) / 2)) + 1)
-    sizes = [(c, r) for c in range(1, longest + 1) for r in range(1, min(longest, most // c) + 1)]
-    columns, rows = min(sizes, key=cost)
-    return columns * multiple, rows * multiple
+    sizes = [(r, c) for c in range(1, longest + 1) for r in range(1, min(longest, most // c) + 1)]
+    rows, columns = min(sizes, key=cost)
+    return rows * multiple, columns * multiple
 
 
 def photo_size(working: Size, photo: Size) -> Size:
-    """The smallest even (width, height) of the photo's aspect ratio that holds `working`.
+    """The smallest even size of the photo's aspect ratio that holds `working`.
 
     A model's frames are stretched to multiples of 64 or to a square; at this size they are as wide
     and as high as the photo again, and neither direction loses pixels. Even, for video.
     """
     scale = max(working[0] / photo[0], working[1] / photo[1])
-    width, height = (2 * max(1, round(side * scale / 2)) for side in photo)
-    return width, height
+    height, width = (2 * max(1, round(side * scale / 2)) for side in photo)
+    return height, width
+
+
+def from_uint8(pixels: NDArray[np.uint8] | Tensor, planar: bool = False) -> Tensor:
+    """8-bit pixels [..., H, W, 3], or `planar` [..., 3, H, W], to [..., 3, H, W] in [-1, 1]."""
+    values = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.array(pixels))
+    return (values if planar else values.movedim(-1, -3)).float() / 127.5 - 1
+
+
+def to_uint8(frames: Tensor, planar: bool = False) -> NDArray[np.uint8]:
+    """The inverse of `from_uint8`: values are clipped and rounded, NaN becomes grey."""
+    scaled = ((frames.detach().float().nan_to_num(0.0).clamp(-1, 1) + 1) * 127.5).round()
+    values = scaled if planar else scaled.movedim(-3, -1)
+    pixels: NDArray[np.uint8] = values.to(torch.uint8).contiguous().cpu().numpy()
+    return pixels
 
 
 def to_tensor(photo: Image.Image) -> Tensor:
     """An 8-bit RGB picture as [1, 3, H, W] in [-1, 1]."""
-    pixels = torch.from_numpy(np.array(photo.convert("RGB"))).permute(2, 0, 1)
-    return pixels[None].float() / 127.5 - 1
+    return from_uint8(np.asarray(photo.convert("RGB")))[None]
 
 
 def prepare(photo: Image.Image, size: int | Size = WORKING_PIXELS) -> Tensor:
     """Resize with Lanczos to `size`, or to fit that many pixels (`fit_size`): [1, 3, H, W]."""
-    target = fit_size(*photo.size, size) if isinstance(size, int) else size
-    return to_tensor(photo.resize(target, Image.Resampling.LANCZOS))
-
-
-def to_uint8(frames: Tensor) -> NDArray[np.uint8]:
-    """[T, 3, H, W] in [-1, 1] -> uint8 [T, H, W, 3], clipped and rounded; NaN becomes grey."""
-    scaled = ((frames.detach().float().nan_to_num(0.0).clamp(-1, 1) + 1) * 127.5).round()
-    pixels: NDArray[np.uint8] = scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    return pixels
+    height, width = fit_size(size_of(photo), size) if isinstance(size, int) else size
+    return to_tensor(photo.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def to_image(frame: Tensor) -> Image.Image:
     """[3, H, W] in [-1, 1] -> an 8-bit RGB picture."""
-    return Image.fromarray(to_uint8(frame[None])[0])
+    return Image.fromarray(to_uint8(frame))

@@ -165,14 +165,14 @@ def test_bad_input_is_one_line_and_2(run: Run, tmp_path: Path, line: str, expect
 
 @pytest.mark.parametrize("text", ["-1", "9", "4.5", "x", "", "1e0", "∞"])
 def test_a_position_is_a_whole_number_from_0_to_8(text: str) -> None:
-    with pytest.raises(UserError, match=re.escape(f"position '{text}'")):
+    shown = text if text.isdecimal() else repr(text)
+    with pytest.raises(UserError, match=re.escape(f"position {shown} is outside 0..8")):
         arguments.position(text)
 
 
 def test_positions_are_the_nine_of_the_optics() -> None:
-    from pocketfocus.data.optics import FRAMES
+    from pocketfocus.run.constants import FRAMES
 
-    assert arguments.LAST_POSITION == FRAMES - 1
     assert [arguments.position(str(p)) for p in range(FRAMES)] == list(range(FRAMES))
     assert arguments.positions("8, 0,4,4") == (0, 4, 8)
 

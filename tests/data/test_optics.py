@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocketfocus.data.optics import (
-    FRAMES,
     Camera,
     Layer,
     dioptres,
@@ -20,6 +19,7 @@ from pocketfocus.data.optics import (
     render_stack,
     srgb_to_linear,
 )
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 
 SIZE = 96

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pocketfocus.data.optics import FRAMES
 from pocketfocus.mobile import autoencoder, blocks, layers
 from pocketfocus.mobile.pipeline import rewritten
 from pocketfocus.models.loading import load_reference
 from pocketfocus.models.reference import ReferencePipeline, Sampling
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.metrics import psnr
 
 GATE_DB = 90.0

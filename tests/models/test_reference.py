@@ -14,12 +14,12 @@ from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file, save_file
 
-from pocketfocus.data.optics import FRAMES
 from pocketfocus.distill.reference.phases import save_reference
 from pocketfocus.distill.reference.presets import SMALLEST, build_reference, svd_scheduler
 from pocketfocus.models import loading as module
 from pocketfocus.models.loading import load_reference
 from pocketfocus.models.reference import ReferencePipeline, Sampling, place_latent, spread_latent
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 
 

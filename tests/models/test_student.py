@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from scipy.ndimage import correlate1d
 from torch.utils.flop_counter import FlopCounterMode
 
-from pocketfocus.data.optics import FRAMES, one_hot
+from pocketfocus.data.optics import one_hot
 from pocketfocus.models.student import Bands, RefocusStudent, build_student
 from pocketfocus.quantize.executorch import linear_inputs
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 
 BANDS = 4

@@ -20,6 +20,7 @@ from PIL import Image
 
 from pocketfocus.data.scenes import bundled_photos
 from pocketfocus.photos.images import (
+    from_uint8,
     load_photo,
     prepare,
     to_image,
@@ -426,8 +427,21 @@ def test_to_uint8_rounds_and_clips() -> None:
 
 
 def test_prepare_is_lanczos_and_takes_a_size_or_a_budget(coffee: Image.Image) -> None:
-    tensor = prepare(coffee, (64, 128))
+    tensor = prepare(coffee, (128, 64))
     assert tensor.shape == (1, 3, 128, 64)
     expected = coffee.resize((64, 128), Image.Resampling.LANCZOS)
     assert np.array_equal(pixels(to_image(tensor[0])), pixels(expected))
     assert prepare(coffee, 256 * 256).shape == (1, 3, 192, 320)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (2, 5, 7, 3)])
+def test_pixels_and_tensors_in_both_layouts(shape: tuple[int, ...]) -> None:
+    made = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    tensor = from_uint8(made)
+    assert tensor.shape == (*shape[:-3], 3, 5, 7)
+    assert np.allclose(tensor.numpy(), np.moveaxis(made, -1, -3) / 127.5 - 1, atol=1e-6)
+    assert np.array_equal(to_uint8(tensor), made)
+    planar = np.moveaxis(made, -1, -3)
+    assert torch.equal(from_uint8(planar, planar=True), tensor)
+    assert torch.equal(from_uint8(torch.from_numpy(planar.copy()), planar=True), tensor)
+    assert np.array_equal(to_uint8(tensor, planar=True), planar)

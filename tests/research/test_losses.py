@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from pocketfocus.benchmarks.verify import SAME_FILE
-from pocketfocus.data.optics import FRAMES, one_hot
+from pocketfocus.data.optics import one_hot
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.export.open import Model
 from pocketfocus.models.student import load_student
 from pocketfocus.research import losses as module
 from pocketfocus.research.losses import fewest_bits, losses
 from pocketfocus.research.quantization import files_table
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.manifest import Artifact, load_manifest
 
 FILES = ("onnx/student-fp32.onnx", "onnx/student-int8.onnx", "onnx/student-int4.onnx")
