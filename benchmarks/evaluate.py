@@ -11,7 +11,6 @@ Legend: N frames of a stack, H, W.
 from __future__ import annotations
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
@@ -19,7 +18,6 @@ from statistics import fmean, stdev
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +26,8 @@ from torch import Tensor
 from pocketfocus.benchmarks.scores import Call, Ledger, Scores
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
 from pocketfocus.data.stacks import FocalStack, StackCache, cache_stacks
-from pocketfocus.photos.images import MULTIPLE
+from pocketfocus.models.model import Model, refocus
+from pocketfocus.run.cache import cache_home
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, write_atomic
@@ -42,25 +41,6 @@ COPY = "copy"
 NO_GAIN: Row = {"gain_db": None, "gain_error_db": None}
 
 
-class Refocuser(Protocol):
-    """A model to score: photo [1, 3, H, W] in [-1, 1] at a position to a stack [9, 3, H, W].
-
-    size: (H, W) of the only photo it takes, None for any whose sides are multiples of `multiple`,
-    an optional attribute, 64 when absent.
-    """
-
-    @property
-    def name(self) -> str:
-        """As in the rows."""
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(H, W) in pixels, or None."""
-
-    def __call__(self, photo: Tensor, position: int) -> Tensor:
-        """The focal stack."""
-
-
 @runtime_checkable
 class Reconstructor(Protocol):
     """A model that is given the true stack itself: an autoencoder, the bound of what uses it."""
@@ -70,7 +50,7 @@ class Reconstructor(Protocol):
 
 
 def evaluate_models(
-    models: Sequence[Refocuser],
+    models: Sequence[Model],
     stacks: Iterable[FocalStack],
     stacks_name: str,
     inputs: Iterable[int] = range(FRAMES),
@@ -115,11 +95,11 @@ def evaluate_models(
 
 
 def _tasks(
-    models: Sequence[Refocuser],
+    models: Sequence[Model],
     stacks: Iterable[FocalStack],
     inputs: Sequence[int],
     count: int,
-) -> Iterator[tuple[int, FocalStack, dict[int, Tensor], Refocuser, int]]:
+) -> Iterator[tuple[int, FocalStack, dict[int, Tensor], Model, int]]:
     """Every call to make: scene number, stack, its truth, model, input position."""
     turn = 0
     for index, stack in enumerate(stacks):
@@ -132,9 +112,7 @@ def _tasks(
                 yield index, stack, truth, model, position
 
 
-def _score(
-    model: Refocuser, stack: FocalStack, truth: Mapping[int, Tensor], position: int
-) -> Scores:
+def _score(model: Model, stack: FocalStack, truth: Mapping[int, Tensor], position: int) -> Scores:
     """PSNR and SSIM by output position."""
     if isinstance(model, Reconstructor):
         made = model.reconstruct(torch.cat(list(truth.values()))).clamp(-1, 1)
@@ -202,48 +180,6 @@ def frames_by_position(stack: FocalStack) -> dict[int, Tensor]:
         if distances[nearest] <= TOLERANCE:
             found[position] = stack.frames[nearest : nearest + 1]
     return found
-
-
-@torch.no_grad()
-def refocus(model: Refocuser, photo: Tensor, position: int, scene: str = "the photo") -> Tensor:
-    """Run a model on a photo [1, 3, H, W] of any size: the stack [9, 3, H, W], clamped to [-1, 1].
-
-    A model of a static size gets the photo resized (bicubic, antialiased) and its stack is resized
-    back; for one that needs multiples, edges are repeated and cropped off again.
-    """
-    height, width = photo.shape[-2:]
-    if model.size is None:
-        multiple = int(getattr(model, "multiple", MULTIPLE))
-        padding = (0, -width % multiple, 0, -height % multiple)
-        given = F.pad(photo, padding, mode="replicate") if any(padding) else photo
-        stack = _checked(model, given, position, scene)[..., :height, :width]
-    else:
-        given = _resized(photo, *model.size)
-        stack = _resized(_checked(model, given, position, scene), height, width)
-    return stack.clamp(-1, 1)
-
-
-def _checked(model: Refocuser, photo: Tensor, position: int, scene: str) -> Tensor:
-    stack = model(photo, position)
-    wanted = (FRAMES, *photo.shape[1:])
-    if tuple(stack.shape) != wanted:
-        raise UserError(
-            f"{model.name} makes a stack of shape {list(stack.shape)} from {scene}, "
-            f"{list(wanted)} is needed: export it again"
-        )
-    if not bool(torch.isfinite(stack).all()):
-        raise UserError(
-            f"{model.name} makes values that are not finite from {scene}, position {position}: "
-            "check it with `pocketfocus verify`, or leave it out"
-        )
-    return stack
-
-
-def _resized(images: Tensor, height: int, width: int) -> Tensor:
-    if tuple(images.shape[-2:]) == (height, width):
-        return images
-    resized = F.interpolate(images.float(), (height, width), mode="bicubic", antialias=True)
-    return resized.clamp(-1, 1)
 
 
 def _summary(cells: Sequence[Row], model: str, stacks_name: str, scenes: int) -> Row:
@@ -375,9 +311,3 @@ def validation_stacks(scenes: int = 64, size: int = 256) -> StackCache:
             f"{folder} cannot keep the rendered validation scenes ({error.__cause__ or error}): "
             f"set XDG_CACHE_HOME to a folder that can be written, with {megabytes:.0f} MB free"
         ) from error
-
-
-def cache_home() -> Path:
-    """The folder for what can be made again (XDG Base Directory: relative values are ignored)."""
-    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (named if named.is_absolute() else Path.home() / ".cache") / "pocketfocus"

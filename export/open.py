@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pocketfocus.data.optics import one_hot
 from pocketfocus.export.targets import TARGETS, Target, get_target
+from pocketfocus.models.model import NamedModel
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import MANIFEST_FILE, check_artifact, load_manifest
 
@@ -19,40 +20,6 @@ if TYPE_CHECKING:
     from pocketfocus.models.reference import ReferencePipeline
 
 REFERENCE, AUTOENCODER, STUDENT = "reference", "autoencoder", "student"
-ANY_MULTIPLE = 64
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model at work: `model(photo [1,3,H,W] in [-1,1], position 0..8) -> stack [9,3,H,W]`.
-
-    Attributes:
-        name: what it is, for tables.
-        size: (H, W) it takes, pixels; None for any multiples of 64.
-        call: takes the photo and the position, unchecked.
-    """
-
-    name: str
-    size: tuple[int, int] | None
-    call: Callable[[Tensor, int], Tensor]
-
-    def __call__(self, photo: Tensor, position: int) -> Tensor:
-        """The stack [9,3,H,W] in [-1,1]; UserError for a photo or position it does not take."""
-        shape = list(photo.shape)
-        if photo.ndim != 4 or shape[:2] != [1, 3]:
-            raise UserError(f"{self.name} takes a photo [1, 3, H, W], this one is {shape}")
-        if self.size is not None and shape[2:] != list(self.size):
-            raise UserError(
-                f"{self.name} takes photos of {self.size[1]}x{self.size[0]} pixels, this one has "
-                f"{shape[3]}x{shape[2]}: scale it"
-            )
-        if shape[2] % ANY_MULTIPLE or shape[3] % ANY_MULTIPLE:
-            raise UserError(
-                f"{self.name} takes sides that are multiples of {ANY_MULTIPLE}, this photo has "
-                f"{shape[3]}x{shape[2]}: scale it"
-            )
-        with torch.inference_mode():
-            return self.call(photo.float(), position)
 
 
 @dataclass(frozen=True)
@@ -74,7 +41,7 @@ class Autoencoder:
         return self.pipeline.decode(latents[None]).clamp(-1, 1)
 
 
-def open_any(spec: str) -> Model | Autoencoder:
+def open_any(spec: str) -> NamedModel | Autoencoder:
     """As `open_model`, and `autoencoder[:DIR_or_HUB_ID]`; for evaluations."""
     kind, _, rest = spec.partition(":")
     if kind == AUTOENCODER and not Path(spec).exists():
@@ -84,7 +51,7 @@ def open_any(spec: str) -> Model | Autoencoder:
     return open_model(spec)
 
 
-def open_model(spec: str, threads: int | None = None) -> Model:
+def open_model(spec: str, threads: int | None = None) -> NamedModel:
     """Open `reference[:DIR_or_HUB_ID][@SAMPLING]`, `student` (the shipped one), a student folder,
     or an exported file.
 
@@ -112,36 +79,36 @@ def open_model(spec: str, threads: int | None = None) -> Model:
     )
 
 
-def _eager(threads: int | None, load: Callable[[], Model]) -> Model:
+def _eager(threads: int | None, load: Callable[[], NamedModel]) -> NamedModel:
     if threads is not None:
         torch.set_num_threads(threads)
     return load()
 
 
-def _reference(name: str, spec: str, sampling: str) -> Model:
+def _reference(name: str, spec: str, sampling: str) -> NamedModel:
     from pocketfocus.models.loading import load_reference
 
     pipeline = load_reference(spec or "default")
     if not sampling:
-        return Model(name, None, lambda photo, position: pipeline(photo, position))
+        return NamedModel(name, None, lambda photo, position: pipeline(photo, position))
     how = pipeline.sampling.changed(sampling)
-    return Model(name, None, lambda photo, position: pipeline(photo, position, how))
+    return NamedModel(name, None, lambda photo, position: pipeline(photo, position, how))
 
 
-def _student(path: Path | None = None) -> Model:
+def _student(path: Path | None = None) -> NamedModel:
     from pocketfocus.models.student import load_student
 
     student = load_student(path)
     name = path.name if path else STUDENT
-    return Model(name, None, lambda photo, position: student(photo, one_hot(position)))
+    return NamedModel(name, None, lambda photo, position: student(photo, one_hot(position)))
 
 
-def _file(path: Path, target: Target, threads: int | None) -> Model:
+def _file(path: Path, target: Target, threads: int | None) -> NamedModel:
     if not path.exists():
         raise UserError(f"{path} does not exist: export it, or name another file")
     _check_manifest(path)
     runner = target.open(path, threads)
-    return Model(
+    return NamedModel(
         path.name,
         target.photo_size(path),
         lambda photo, position: runner(photo, one_hot(position)),

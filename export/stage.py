@@ -12,16 +12,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-import pocketfocus
 from pocketfocus.export.targets import TARGETS, Target, get_target, input_specs, output_specs
 from pocketfocus.models.student import SHIPPED_WEIGHTS, RefocusStudent, load_student
 from pocketfocus.quantize.calibration import Calibration, calibration
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.recipes import NAME, RECIPES, Recipe, fields_of, for_ios, get_recipe
+from pocketfocus.run.cache import source_hash
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, sha256, size_bytes, write_atomic
 from pocketfocus.run.manifest import MANIFEST_FILE, Artifact, Manifest, load_manifest
@@ -231,14 +230,9 @@ def file_key(run: Export, target: Target, recipe: Recipe) -> str:
     )
 
 
-@cache
 def code_hash() -> str:
     """Hash of the sources that write files."""
-    package = Path(pocketfocus.__file__).parent
-    sources = [package / "models/student.py", *(package / "quantize").glob("*.py")]
-    for pattern in ("*.py", "*/__init__.py", "*/write.py", "*/read.py"):
-        sources += (package / "export").glob(pattern)
-    return key_of(**{p.relative_to(package).as_posix(): sha256(p) for p in sources})
+    return source_hash("quantize", "export")
 
 
 def reference_of(out: Path) -> str:

@@ -9,25 +9,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import psutil
 from packaging.requirements import Requirement
 from rich.table import Table
 
+from pocketfocus.export.targets import Target
+
 Status = Literal["ok", "missing", "wrong"]
 MARKS: dict[Status, str] = {"ok": "[green]ok[/]", "missing": "[yellow]–[/]", "wrong": "[red]!![/]"}
-
-
-class Target(Protocol):
-    """The part of an export target that tells what this machine can do with it."""
-
-    @property
-    def name(self) -> str: ...
-
-    def cannot_write(self) -> str | None: ...
-
-    def cannot_run(self) -> str | None: ...
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from pocketfocus.benchmarks.evaluate import Refocuser, plot_grids, refocus, validation_stacks
+from pocketfocus.benchmarks.evaluate import plot_grids, validation_stacks
 from pocketfocus.benchmarks.tables import figure, markdown
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.export.open import open_model
 from pocketfocus.models.autoencoder import QUARTERS
 from pocketfocus.models.loading import DEFAULT_WEIGHTS, load_reference
+from pocketfocus.models.model import Model, refocus
 from pocketfocus.photos.focusmap import sharpness
 from pocketfocus.photos.images import to_image, to_uint8
 from pocketfocus.run.constants import FRAMES
@@ -58,7 +59,7 @@ class Shot:
     gain: float
 
 
-def shots(model: Refocuser, scenes: Sequence[FocalStack]) -> list[Shot]:
+def shots(model: Model, scenes: Sequence[FocalStack]) -> list[Shot]:
     """Refocus every scene from one position; the gain is over `copy`, off the diagonal."""
     found = []
     for index, scene in enumerate(track(scenes, "refocusing", len(scenes))):

@@ -17,13 +17,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pocketfocus.benchmarks.evaluate import Refocuser, evaluate_models, validation_stacks
+from pocketfocus.benchmarks.evaluate import evaluate_models, validation_stacks
 from pocketfocus.benchmarks.verify import is_written, load_parent
 from pocketfocus.data.datasets import SYNTHETIC, TEST, Request, check_source, open_source
 from pocketfocus.data.optics import one_hot
 from pocketfocus.data.stacks import FocalStack
-from pocketfocus.export.open import Model, open_model
+from pocketfocus.export.open import open_model
 from pocketfocus.export.targets import get_target
+from pocketfocus.models.model import Model, NamedModel
+from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import reported
 from pocketfocus.run.files import Row, write_rows
 from pocketfocus.run.manifest import Artifact, check_artifact, load_manifest
@@ -54,7 +56,7 @@ def losses(
     artifacts = [a for a in manifest.artifacts if is_written(a)]
     models = [opened(folder, artifact, manifest.size) for artifact in artifacts]
     student = load_parent(folder, manifest)
-    parent = Model(STUDENT, manifest.size, lambda photo, at: student(photo, one_hot(at)))
+    parent = NamedModel(STUDENT, manifest.size, lambda photo, at: student(photo, one_hot(at)))
     rows: list[Row] = []
     for source in sources:
         name = Path(source).resolve().name if Path(source).is_dir() else source
@@ -89,7 +91,7 @@ def fewest_bits(artifact: Artifact) -> int:
     return min((row["bits"] for row in artifact.taken.get("layers", {}).values()), default=32)
 
 
-def opened(folder: Path, artifact: Artifact, size: tuple[int, int]) -> Refocuser:
+def opened(folder: Path, artifact: Artifact, size: Size) -> Model:
     """A file as a model, by its runtime or by the MIL check, known by its name in the run."""
     path = check_artifact(folder, artifact)
     if artifact.target != "coreml" or get_target(artifact.target).cannot_run() is None:
@@ -102,7 +104,7 @@ def opened(folder: Path, artifact: Artifact, size: tuple[int, int]) -> Refocuser
         (stack,) = program({"photo": photo, "position": one_hot(position)}).values()
         return stack
 
-    return Model(artifact.name, size, call)
+    return NamedModel(artifact.name, size, call)
 
 
 def true_stacks(source: str, scenes: int, size: int | None) -> Iterable[FocalStack]:

@@ -14,12 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from pocketfocus.benchmarks.baselines import baselines
-from pocketfocus.benchmarks.evaluate import Refocuser, evaluate_models, validation_stacks
+from pocketfocus.benchmarks.evaluate import evaluate_models, validation_stacks
 from pocketfocus.benchmarks.tables import figure, markdown
 from pocketfocus.data.datasets import SYNTHETIC, TEST, Request, open_source
 from pocketfocus.data.stacks import FocalStack
-from pocketfocus.export.open import Model, open_model
+from pocketfocus.export.open import open_model
 from pocketfocus.models.loading import load_reference
+from pocketfocus.models.model import Model, NamedModel
 from pocketfocus.models.reference import PUBLISHED, ReferencePipeline, Sampling
 from pocketfocus.run.errors import reported
 from pocketfocus.run.files import Row, write_rows
@@ -27,7 +28,7 @@ from pocketfocus.run.files import Row, write_rows
 STEPS = (1, 2, 4, 25)
 
 
-def reference_models(spec: str) -> list[Model]:
+def reference_models(spec: str) -> list[NamedModel]:
     """The reference in its own way, and at `STEPS` steps with guidance and without."""
     pipeline = load_reference(spec)
     ways = [Sampling(n, guidance) for n in STEPS for guidance in (PUBLISHED.guidance, 1.0)]
@@ -35,11 +36,11 @@ def reference_models(spec: str) -> list[Model]:
     return [_drawn("reference", pipeline), *(_drawn(n, pipeline, w) for n, w in named.items())]
 
 
-def _drawn(name: str, pipeline: ReferencePipeline, how: Sampling | None = None) -> Model:
-    return Model(name, None, lambda photo, position: pipeline(photo, position, how))
+def _drawn(name: str, pipeline: ReferencePipeline, how: Sampling | None = None) -> NamedModel:
+    return NamedModel(name, None, lambda photo, position: pipeline(photo, position, how))
 
 
-def open_named(text: str) -> Model:
+def open_named(text: str) -> NamedModel:
     """A model NAME=MODEL, or MODEL alone, which then is its name."""
     name, given, spec = text.partition("=")
     return replace(open_model(spec if given else text), name=name)
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.scenes < 1 or options.inputs_per_scene < 1 or options.size < 64:
         parser.error("--scenes and --inputs-per-scene are at least 1, --size at least 64")
     own = [open_named(text) for text in options.models]
-    models: list[Refocuser] = [*own, *reference_models(options.reference), *baselines()]
+    models: list[Model] = [*own, *reference_models(options.reference), *baselines()]
     rows: list[Row] = []
     for spec in options.stacks or [SYNTHETIC]:
         name = Path(spec).name if Path(spec).is_dir() else spec

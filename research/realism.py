@@ -21,9 +21,7 @@ import numpy as np
 import torch
 
 from pocketfocus.benchmarks.evaluate import (
-    Refocuser,
     frames_by_position,
-    refocus,
     validation_stacks,
 )
 from pocketfocus.benchmarks.tables import difference, markdown
@@ -45,11 +43,12 @@ from pocketfocus.distill.reference.presets import build_reference
 from pocketfocus.distill.train.crops import Crops
 from pocketfocus.distill.train.denoiser import encode_stacks
 from pocketfocus.distill.train.loop import Schedule
-from pocketfocus.export.open import Model
+from pocketfocus.models.model import Model, NamedModel, refocus
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.photos.focusmap import all_in_focus, best_focus, luma
+from pocketfocus.run.cache import Kept
 from pocketfocus.run.errors import UserError, reported
-from pocketfocus.run.files import Row, key_of, read_json, write_atomic, write_json
+from pocketfocus.run.files import Row, key_of, write_atomic
 from pocketfocus.run.metrics import psnr
 from pocketfocus.run.progress import console, track
 
@@ -112,7 +111,7 @@ def train(stacks: np.ndarray, folder: Path, steps: int) -> ReferencePipeline:
 
 
 def gains(
-    model: Refocuser, stacks: Sequence[FocalStack], inputs: Sequence[int] = INPUTS
+    model: Model, stacks: Sequence[FocalStack], inputs: Sequence[int] = INPUTS
 ) -> dict[str, float]:
     """By scene, PSNR above that of repeating the photo, off the diagonal, in dB; a scene without
     any of the input positions is left out."""
@@ -140,22 +139,21 @@ def measure(
     tests: Mapping[str, Sequence[FocalStack]],
 ) -> Row:
     """Train and score one variant, or read what was measured before; kept in `out`."""
-    spec = key_of(
+    key = key_of(
         variant=asdict(variant),
         scenes=scenes,
         steps=steps,
         photos=[list(p.shape) for p in photos],
         tests={kind: [s.name for s in stacks] for kind, stacks in tests.items()},
     )
-    kept = out / f"{spec}.json"
-    if kept.exists():
-        return read_json(kept)
+    kept = Kept(out / f"{key}.json", key)
+    if kept.fields:
+        return kept.fields
     folder = out / name.replace(" ", "-").replace(",", "")
     pixels = cache_sources(folder / "stacks", sources(variant, scenes, photos), SIZE).pixels
-    model = Model("reference", None, train(pixels, folder, steps))
-    row: Row = {"variant": name, **{kind: gains(model, test) for kind, test in tests.items()}}
-    write_json(kept, row)
-    return row
+    model = NamedModel("reference", None, train(pixels, folder, steps))
+    kept.save(variant=name, **{kind: gains(model, test) for kind, test in tests.items()})
+    return kept.fields
 
 
 def realism_table(rows: Sequence[Row], kinds: Sequence[str]) -> str:

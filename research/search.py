@@ -38,16 +38,17 @@ from pocketfocus.distill.student.regression import stack_losses
 from pocketfocus.distill.student.teacher_stacks import Pixels, true_batch
 from pocketfocus.distill.train.crops import Crops
 from pocketfocus.distill.train.loop import Schedule, Task, Trainer
-from pocketfocus.export.open import Model
 from pocketfocus.export.stage import STUDENT, export_run
 from pocketfocus.mobile_harness.device import PYTORCH
+from pocketfocus.models.model import NamedModel
 from pocketfocus.models.student import RefocusStudent, load_student, save_student
 from pocketfocus.quantize.calibration import calibration
 from pocketfocus.research.clock import Round, Timed, p50, ratio, rounds
 from pocketfocus.research.realism import gains
+from pocketfocus.run.cache import Kept
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError, reported
-from pocketfocus.run.files import Row, key_of, read_json, write_atomic, write_json
+from pocketfocus.run.files import Row, key_of, write_atomic
 from pocketfocus.run.manifest import Manifest
 from pocketfocus.run.progress import console, track
 
@@ -128,9 +129,9 @@ class Candidate:
         """Of its student and files."""
         return out / f"{self.name.replace(' ', '-')}-{self.key}"
 
-    def kept(self, out: Path) -> Path:
-        """The JSON of its figures."""
-        return self.folder(out).with_name(f"{self.folder(out).name}.json")
+    def kept(self, out: Path) -> Kept:
+        """Its figures, as far as they were measured."""
+        return Kept(self.folder(out).with_name(f"{self.folder(out).name}.json"), self.key)
 
 
 def rate() -> float:
@@ -192,11 +193,11 @@ def gigaflops(student: RefocusStudent) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def prepare(candidate: Candidate, out: Path, source: Source) -> Row:
-    """Train one candidate, or read what was trained before: the row of its JSON."""
+def prepare(candidate: Candidate, out: Path, source: Source) -> None:
+    """Train one candidate, if it was not trained before."""
     folder, kept = candidate.folder(out), candidate.kept(out)
-    if kept.exists() and (folder / STUDENT).is_dir():
-        return read_json(kept)
+    if kept.fields and (folder / STUDENT).is_dir():
+        return
     student = candidate.student
     if candidate.steps:
         console.print(f"{candidate.name}: {candidate.steps} steps", markup=False)
@@ -205,35 +206,30 @@ def prepare(candidate: Candidate, out: Path, source: Source) -> Row:
     else:
         randomise(student)
     save_student(student, folder / STUDENT)
-    row: Row = {
-        "candidate": candidate.name,
-        "config": candidate.config,
-        "steps": candidate.steps,
-        "parameters": sum(p.numel() for p in student.parameters()),
-        "gflops": gigaflops(student),
-        "gains": {},
-    }
-    write_json(kept, row)
-    return row
+    kept.save(
+        candidate=candidate.name,
+        config=candidate.config,
+        steps=candidate.steps,
+        parameters=sum(p.numel() for p in student.parameters()),
+        gflops=gigaflops(student),
+        gains={},
+    )
 
 
-def opened(candidate: Candidate, out: Path) -> Model:
+def opened(candidate: Candidate, out: Path) -> NamedModel:
     """The trained student, eager in fp32."""
     student = load_student(candidate.folder(out) / STUDENT)
-    return Model(candidate.name, None, lambda photo, at: student(photo, one_hot(at)))
+    return NamedModel(candidate.name, None, lambda photo, at: student(photo, one_hot(at)))
 
 
-def score(
-    candidate: Candidate, out: Path, row: Row, tests: Mapping[str, Sequence[FocalStack]]
-) -> Row:
-    """The row with gains over copy, dB by scene, on every kind of test stacks; kept in its JSON."""
+def score(candidate: Candidate, out: Path, tests: Mapping[str, Sequence[FocalStack]]) -> Row:
+    """A candidate's figures, with gains over copy, dB by scene, on every kind of test stacks."""
+    kept = candidate.kept(out)
     for kind, stacks in tests.items():
-        if row["gains"].get(kind, {}).keys() == {stack.name for stack in stacks}:
-            continue
-        model = opened(candidate, out)
-        row["gains"][kind] = gains(model, stacks, INPUTS)
-        write_json(candidate.kept(out), row)
-    return row
+        if kept.fields["gains"].get(kind, {}).keys() != {stack.name for stack in stacks}:
+            kept.fields["gains"][kind] = gains(opened(candidate, out), stacks, INPUTS)
+            kept.save()
+    return {**kept.fields, "gains": {kind: kept.fields["gains"][kind] for kind in tests}}
 
 
 def export(candidate: Candidate, out: Path, kinds: Sequence[str]) -> Manifest:
@@ -286,13 +282,13 @@ def time_all(
         for candidate, manifest in zip(chosen, manifests, strict=True)
     }
     key = key_of(files=hashes, kinds=sorted(kinds), calls=CALLS, threads=threads)
-    kept = out / f"latency-{key}.json"
-    measured: list[Round] = read_json(kept)["rounds"] if kept.exists() else []
+    kept = Kept(out / f"latency-{key}.json", key)
+    measured: list[Round] = kept.fields.get("rounds", [])
     begun = len(measured)
     further = rounds(files, CALLS, begun, count, threads)
     for made in track(further, f"timing {len(files)} files", max(0, count - begun)):
         measured.append(made)
-        write_json(kept, {"files": hashes, "threads": threads, "rounds": measured})
+        kept.save(files=hashes, threads=threads, rounds=measured)
     return measured[:count]
 
 
@@ -368,8 +364,9 @@ def search(options: argparse.Namespace) -> str:
         tests["rendered"] = validation_stacks()[: options.validation_scenes]
         if options.real:
             tests["real"] = list(read_stacks(options.real, SIZE))
-    rows = [score(c, out, prepare(c, out, source), tests) for c in chosen]
-    rows = [{**row, "gains": {kind: row["gains"][kind] for kind in tests}} for row in rows]
+    for candidate in chosen:
+        prepare(candidate, out, source)
+    rows = [score(candidate, out, tests) for candidate in chosen]
     kinds = [kind for kind in FILES if kind == INT8 or kind in (options.file or FILES)]
     manifests = [export(candidate, out, kinds) for candidate in chosen]
     measured = time_all(chosen, manifests, kinds, out, options.rounds, options.threads)

@@ -8,8 +8,9 @@ from pathlib import Path
 import typer
 
 from pocketfocus.cli import arguments
-from pocketfocus.cli.stages import PACKAGE, Stage, hashes, run_stages, say
+from pocketfocus.cli.stages import Stage, hashes, run_stages, say
 from pocketfocus.quantize.recipes import is_recipe_file
+from pocketfocus.run.cache import PACKAGE
 
 commands = typer.Typer()
 

@@ -15,15 +15,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pocketfocus
+from pocketfocus.run.cache import source_hash
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, read_json, sha256, write_json
 from pocketfocus.run.progress import console
 
 RECORD = "stages.json"
 PINNED = ("torch", "executorch", "torchao", "coremltools", "diffusers", "onnxruntime")
-PACKAGE = Path(pocketfocus.__file__).parent
-CORE = ("models", "data", "photos", "run")
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Stage:
 
     def key(self) -> str:
         """Hash of everything the result depends on."""
-        return key_of(code=code_of(*self.code), tools=tools(), **self.inputs())
+        return key_of(code=source_hash(*self.code), tools=tools(), **self.inputs())
 
 
 def say(line: str) -> None:
@@ -108,14 +106,6 @@ def _records(folder: Path) -> dict[str, Any]:
     if not isinstance(stages, dict):
         raise UserError(f"{path} holds no stages: delete it and run again")
     return stages
-
-
-def code_of(*folders: str) -> str:
-    """Hash of the package's own sources: its core modules and the named folders."""
-    files = list(PACKAGE.glob("*.py"))
-    for folder in (*CORE, *folders):
-        files += (PACKAGE / folder).rglob("*.py")
-    return key_of(**{p.relative_to(PACKAGE).as_posix(): sha256(p) for p in files})
 
 
 @cache

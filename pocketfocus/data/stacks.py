@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Protocol, overload
 
 import numpy as np
 import psutil
@@ -26,9 +26,10 @@ from torch import Tensor
 
 from pocketfocus.data.scenes import FULL, Realism, render_scene
 from pocketfocus.photos.images import from_uint8, load_photo, size_of, to_uint8
+from pocketfocus.run.cache import Kept
 from pocketfocus.run.constants import FRAMES, Size, size_text
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import key_of, read_json, write_atomic, write_json, writing_failed
+from pocketfocus.run.files import key_of, read_json, write_atomic, writing_failed
 from pocketfocus.run.progress import console, track
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
@@ -343,17 +344,13 @@ def cache_sources(folder: Path, sources: Sequence[Source], size: Size) -> StackC
     cannot be written, or nothing is usable.
     """
     folder, total = Path(folder), sum(len(source.names) for source in sources)
-    about: dict[str, Any] = {
-        "key": key_of(sources=[source.key for source in sources]),
-        "size": list(size),
-        "total": total,
-        "taken": 0,
-        "names": [],
-    }
-    found = _begun(folder, about["key"], (total, FRAMES, 3, *size)) or about
-    if found["taken"] < total:
+    kept = Kept(folder / "stacks.json", key_of(sources=[source.key for source in sources]))
+    shape = (total, FRAMES, 3, *size)
+    if "taken" not in kept.fields or not _has_shape(folder / "stacks.npy", shape):
+        kept.fields = {"size": list(size), "total": total, "taken": 0, "names": []}
+    if kept.fields["taken"] < total:
         try:
-            _gather(folder, sources, found, (total, FRAMES, 3, *size))
+            _gather(folder, sources, kept, shape)
         except OSError as error:
             raise writing_failed(folder, error) from error
     return load_cache(folder)
@@ -381,23 +378,19 @@ def load_cache(folder: Path) -> StackCache:
     return StackCache(pixels[: len(names)], names)
 
 
-def _begun(folder: Path, key: str, shape: tuple[int, ...]) -> dict[str, Any] | None:
-    """What is there of this very cache; None when it is absent, broken or another."""
+def _has_shape(path: Path, shape: tuple[int, ...]) -> bool:
     try:
-        about = read_json(folder / "stacks.json")
-        fits = np.load(folder / "stacks.npy", mmap_mode="r").shape == shape
-    except (UserError, OSError, ValueError):
-        return None
-    return about if fits and about.get("key") == key and "taken" in about else None
+        return bool(np.load(path, mmap_mode="r").shape == shape)
+    except (OSError, ValueError):
+        return False
 
 
-def _gather(
-    folder: Path, sources: Sequence[Source], about: dict[str, Any], shape: tuple[int, ...]
-) -> None:
+def _gather(folder: Path, sources: Sequence[Source], kept: Kept, shape: tuple[int, ...]) -> None:
+    about = kept.fields
     if about["taken"] == 0:
         with write_atomic(folder / "stacks.npy") as scratch:
             np.lib.format.open_memmap(scratch, mode="w+", dtype=np.uint8, shape=shape).flush()
-        write_json(folder / "stacks.json", about)
+        kept.save()
     pixels = np.lib.format.open_memmap(folder / "stacks.npy", mode="r+")
     places = [(source, n) for source in sources for n in range(len(source.names))]
     left = places[about["taken"] :]
@@ -410,7 +403,7 @@ def _gather(
         about["taken"] += 1
         if about["taken"] % 32 == 0 or about["taken"] == shape[0]:
             pixels.flush()
-            write_json(folder / "stacks.json", about)
+            kept.save()
     skipped = shape[0] - len(about["names"])
     if skipped:
         _warn(f"{skipped} of {shape[0]} scenes skipped")

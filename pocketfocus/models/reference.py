@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from pocketfocus.models.autoencoder import defocus_basis, latent_factor
+from pocketfocus.models.model import check_input
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.progress import track
@@ -104,7 +105,7 @@ class ReferencePipeline:
         progress: bool = False,
     ) -> Tensor:
         """Sample a focal stack, by default in the way of this reference, `self.sampling`."""
-        check_photo(photo, position)
+        check_input(self.name, photo, position)
         noise = torch.randn(
             self.latent_shape(photo), generator=torch.Generator().manual_seed(seed)
         ).to(photo)
@@ -287,14 +288,3 @@ def spread_latent(latent: Tensor, positions: Tensor) -> Tensor:
 def added_time_ids(batch: int, like: Tensor) -> Tensor:
     """SVD's micro-conditioning [B,3]: fps - 1, motion bucket, noise augmentation."""
     return like.new_tensor([[FPS_ID, MOTION_BUCKET, NOISE_AUGMENTATION]]).repeat(batch, 1)
-
-
-def check_photo(photo: Tensor, position: int) -> None:
-    """UserError unless photo is [1,3,H,W] with sides in multiples of 64 and position is 0..8."""
-    if photo.ndim != 4 or photo.shape[:2] != (1, 3) or photo.shape[2] % 64 or photo.shape[3] % 64:
-        raise UserError(
-            f"the reference takes one photo [1,3,H,W] with sides in multiples of 64, "
-            f"got {list(photo.shape)}: resize it first"
-        )
-    if position not in range(FRAMES):
-        raise UserError(f"position {position} is outside 0 (near) … {FRAMES - 1} (infinity)")

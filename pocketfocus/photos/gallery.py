@@ -13,11 +13,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
-import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pocketfocus.data.optics import dioptres
+from pocketfocus.models.model import Model, refocus
 from pocketfocus.photos.focusmap import all_in_focus, best_focus, focus_grid
 from pocketfocus.photos.images import (
     WORKING_PIXELS,
@@ -37,30 +37,13 @@ from pocketfocus.photos.images import (
     to_image,
     to_uint8,
 )
-from pocketfocus.run.constants import FRAMES, Size, check_position
+from pocketfocus.run.constants import FRAMES, check_position
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import writing_failed
 
 COLOURS = "viridis"
 FRAME_MS = 120
 PAGE = "index.html"
-
-
-class Model(Protocol):
-    """What `export.open.open_model` returns."""
-
-    @property
-    def name(self) -> str:
-        """What the page calls it."""
-        ...
-
-    @property
-    def size(self) -> Size | None:
-        """(H, W) of the only photo it takes, pixels; None for any."""
-        ...
-
-    def __call__(self, photo: Tensor, position: int, /) -> Tensor:
-        """[1, 3, H, W] and 0..8 -> [9, 3, H, W], all in [-1, 1]."""
 
 
 def run_model(
@@ -70,20 +53,11 @@ def run_model(
 
     The photo is squashed to the model's size, or else to multiples of 64 with at most
     `max_pixels` (`fit_size`); the frames are stretched back (`photo_size`, bicubic). UserError for
-    a position outside 0..8 or output that is not finite.
+    a position outside 0..8 or a model whose output is no stack.
     """
-    check_position(position)
     working = prepare(photo, model.size or max_pixels)
     H, W = working.shape[-2:]
-    with torch.inference_mode():
-        stack = model(working, position).float().cpu()
-    if stack.shape != (FRAMES, 3, H, W):
-        raise UserError(
-            f"{model.name} gives {list(stack.shape)}, a stack of {[FRAMES, 3, H, W]} is needed: "
-            "name another model"
-        )
-    if not stack.isfinite().all():
-        raise UserError(f"{model.name} gives values that are not finite: try another precision")
+    stack = refocus(model, working, position)
     size = photo_size((H, W), size_of(photo))
     if size != (H, W):
         stack = F.interpolate(stack, size, mode="bicubic", antialias=True)

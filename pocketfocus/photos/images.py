@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from pocketfocus.run.constants import Size, size_text
+from pocketfocus.run.constants import MULTIPLE, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.progress import console
 
@@ -26,7 +26,6 @@ MAX_PIXELS = 200_000_000  # a decompression bomb beyond this; 20 000 x 10 000 st
 SMALLEST_SIDE = 16
 LONGEST_ASPECT = 16
 WORKING_PIXELS = 256 * 256  # what the default reference and student were trained at
-MULTIPLE = 64
 
 _MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "LAB": "LAB"}
 

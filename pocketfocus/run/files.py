@@ -8,16 +8,19 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pocketfocus.run.errors import UserError
 
 SCHEMA_VERSION = 1
 READABLE = 0o044  # by group and others
+SETTLED_NS = 100_000_000
 Row = dict[str, Any]
+T = TypeVar("T")
 _MERGING = threading.Lock()  # several phones finish at once
 
 
@@ -64,6 +67,36 @@ def _sync(path: Path) -> None:
                 os.fsync(handle.fileno())
 
 
+def once_a_file(read: Callable[[Path], T]) -> Callable[[Path], T]:
+    """`read`, which this process then calls once for a file, and again when the file has changed.
+
+    A file that was changed within the last tenth of a second is read each time: it could be changed
+    again without its times telling.
+    """
+    known: dict[tuple[int, ...], T] = {}
+
+    def reread(path: Path) -> T:
+        try:
+            stat = path.stat()
+        except OSError:
+            return read(path)
+        own = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if own not in known:
+            value = read(path)
+            if time.time_ns() - stat.st_ctime_ns < SETTLED_NS:
+                return value
+            known[own] = value
+        return known[own]
+
+    return reread
+
+
+@once_a_file
+def _digest(path: Path) -> bytes:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").digest()
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, or of a folder's relative names and contents in sorted order."""
     digest = hashlib.sha256()
@@ -71,8 +104,7 @@ def sha256(path: Path) -> str:
     for entry in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
         if path.is_dir():
             digest.update(entry.relative_to(path).as_posix().encode() + b"\0")
-        with open(entry, "rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
+        digest.update(_digest(entry))
     return digest.hexdigest()
 
 

@@ -10,18 +10,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import read_json, sha256, write_json
+from pocketfocus.run.files import once_a_file, read_json, sha256, write_json
 
 MANIFEST_FILE = "manifest.json"
 SHOWN_DIGITS = 12  # of a hash, in messages
 
 Status = Literal["written", "refused"]
+EXACT = {"extra": "forbid"}  # of pydantic, which checks what is read
 
 
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output of a file: float32 of a fixed shape, its values within `range`."""
+
+    __pydantic_config__ = EXACT
 
     name: str
     shape: tuple[int, ...]
@@ -35,6 +39,8 @@ class Delegation:
 
     `fallen_out` names the operators that run outside the delegate, once for each occurrence.
     """
+
+    __pydantic_config__ = EXACT
 
     calls: int
     delegated_ops: int
@@ -62,6 +68,8 @@ class Artifact:
         taken: what the backend took instead, from the file itself: counts and plain sentences.
         delegation: of ExecuTorch files; None elsewhere.
     """
+
+    __pydantic_config__ = EXACT
 
     name: str
     target: str
@@ -95,7 +103,9 @@ class Manifest:
         tools: version of every package that shaped the files.
     """
 
-    size: tuple[int, int]
+    __pydantic_config__ = EXACT
+
+    size: Size
     artifacts: Sequence[Artifact]
     student_sha256: str = ""
     student_config: dict[str, Any] = field(default_factory=dict)
@@ -111,16 +121,23 @@ class Manifest:
 
 def load_manifest(folder: Path) -> Manifest:
     """The manifest of a run; UserError when it is missing, broken or of another version."""
-    path = Path(folder) / MANIFEST_FILE
+    return _read(Path(folder) / MANIFEST_FILE)
+
+
+@once_a_file
+def _read(path: Path) -> Manifest:
+    from pydantic import TypeAdapter, ValidationError  # what executes a file needs none of it
+
     content = read_json(path)
-    content.pop("schema_version")
+    del content["schema_version"]
     try:
-        artifacts = [_artifact(fields) for fields in content.pop("artifacts")]
-        sigmas = tuple(content.pop("sigma_steps", ()))
-        height, width = content.pop("size")
-        return Manifest((height, width), artifacts, sigma_steps=sigmas, **content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): run export again") from error
+        return TypeAdapter(Manifest).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{path} cannot be read ({where}: {first['msg']}): run export again"
+        ) from None
 
 
 def check_artifact(folder: Path, artifact: Artifact) -> Path:
@@ -140,25 +157,3 @@ def check_artifact(folder: Path, artifact: Artifact) -> Path:
             f"{artifact.sha256[:SHOWN_DIGITS]}: run export again"
         )
     return path
-
-
-def _artifact(fields: dict[str, Any]) -> Artifact:
-    delegation = fields.pop("delegation", None)
-    if delegation is not None:
-        fallen_out = tuple(delegation.pop("fallen_out"))
-        delegation = Delegation(fallen_out=fallen_out, **delegation)
-    return Artifact(
-        inputs=_tensors(fields.pop("inputs", ())),
-        outputs=_tensors(fields.pop("outputs", ())),
-        delegation=delegation,
-        **fields,
-    )
-
-
-def _tensors(rows: Sequence[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(
-            row["name"], tuple(row["shape"]), row["dtype"], (row["range"][0], row["range"][1])
-        )
-        for row in rows
-    )

@@ -20,12 +20,12 @@ from pocketfocus.benchmarks.evaluate import (
     frames_by_position,
     plot_grids,
     print_table,
-    refocus,
     validation_stacks,
 )
 from pocketfocus.benchmarks.scores import Ledger
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos, render_scene
 from pocketfocus.data.stacks import FocalStack, read_stacks
+from pocketfocus.models.model import refocus
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, read_rows, write_rows
 from pocketfocus.run.metrics import ssim

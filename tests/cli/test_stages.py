@@ -78,7 +78,7 @@ def test_other_code_or_tools_run_a_stage_again(
     kitchen.run()
     monkeypatch.setattr("pocketfocus.cli.stages.tools", lambda: {"torch": "0.4.1"})
     assert kitchen.run() == ["knead", "bake"]
-    monkeypatch.setattr("pocketfocus.cli.stages.code_of", lambda *folders: "new")
+    monkeypatch.setattr("pocketfocus.cli.stages.source_hash", lambda *folders: "new")
     assert kitchen.run() == ["knead", "bake"]
 
 

@@ -12,10 +12,11 @@ from PIL import Image
 
 from pocketfocus.export import onnx
 from pocketfocus.export.onnx.write import write
-from pocketfocus.export.stage import export_run
+from pocketfocus.export.stage import code_hash, export_run
 from pocketfocus.export.targets import Target, get_target
 from pocketfocus.models.student import RefocusStudent, load_student
 from pocketfocus.quantize.recipes import get_recipe
+from pocketfocus.run.cache import PACKAGE, source_hash
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
 from pocketfocus.run.manifest import load_manifest
@@ -188,3 +189,25 @@ def test_the_caller_s_student_is_left_alone(run_dir: Path, small_student: Path) 
     for name, tensor in load_student(small_student).state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, kept[name])
+
+
+def test_files_depend_on_the_sources_of_folds_and_of_all_of_export(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They once did not: a changed fold kept stale files."""
+    asked: list[Path] = []
+
+    def asks(path: Path) -> str:
+        asked.append(path)
+        return ""
+
+    monkeypatch.setattr("pocketfocus.run.cache.sha256", asks)
+    source_hash.cache_clear()
+    try:
+        code_hash()
+    finally:
+        source_hash.cache_clear()
+    found = {path.relative_to(PACKAGE).as_posix() for path in asked}
+    for folder in ("mobile", "quantize", "export"):
+        sources = {p.relative_to(PACKAGE).as_posix() for p in (PACKAGE / folder).rglob("*.py")}
+        assert sources <= found

@@ -7,12 +7,14 @@ import platform
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import cast
 
 import psutil
 import pytest
 from rich.console import Console
 
 from pocketfocus.cli import main
+from pocketfocus.export.targets import Target
 from pocketfocus.mobile_harness import doctor
 
 
@@ -60,7 +62,10 @@ def test_wrong_and_missing_packages_come_with_a_remedy() -> None:
 
 
 def test_targets_tell_what_they_cannot_do() -> None:
-    rows = doctor.conversions([FakeTarget("a", None, "only on a Mac"), FakeTarget("b", "no", None)])
+    fakes = cast(
+        list[Target], [FakeTarget("a", None, "only on a Mac"), FakeTarget("b", "no", None)]
+    )
+    rows = doctor.conversions(fakes)
     status = {(f.group, f.name): (f.status, f.detail) for f in rows}
     assert status["convert", "a"][0] == "ok"
     assert status["execute", "a"] == ("missing", "only on a Mac")
@@ -85,7 +90,7 @@ def test_programs_are_looked_up_on_the_path(
 
 
 def test_tables_show_every_finding() -> None:
-    findings = doctor.examine([FakeTarget("a", None, "only on a Mac")])
+    findings = doctor.examine([cast(Target, FakeTarget("a", None, "only on a Mac"))])
     console = Console(width=200, record=True, quiet=False, file=None)
     with console.capture() as shown:
         console.print(*doctor.tables(findings), sep="\n")

@@ -114,7 +114,7 @@ def test_position_outside_the_stack(
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda stack: stack / 0, "not finite: try another precision"),
+        (lambda stack: stack / 0, "not finite from the photo, position 3: try another precision"),
         (lambda stack: stack[:8], r"gives \[8, 3, 64, 64\], a stack of \[9, 3, 64, 64\]"),
         (lambda stack: stack[..., :-1], "is needed"),
     ],

@@ -12,7 +12,7 @@ import torch
 from pocketfocus.benchmarks.verify import SAME_FILE
 from pocketfocus.data.optics import one_hot
 from pocketfocus.data.stacks import FocalStack
-from pocketfocus.export.open import Model
+from pocketfocus.models.model import NamedModel
 from pocketfocus.models.student import load_student
 from pocketfocus.research import losses as module
 from pocketfocus.research.losses import fewest_bits, losses
@@ -41,9 +41,9 @@ def run(
     replace(manifest, artifacts=[bits(artifact) for artifact in manifest.artifacts]).save(tmp_path)
     student, off = load_student(small_student), {"fp32": 0.0, "int8": 0.002, "int4": 0.5}
 
-    def opened(_: Path, artifact: Artifact, size: tuple[int, int]) -> Model:
+    def opened(_: Path, artifact: Artifact, size: tuple[int, int]) -> NamedModel:
         shift = off[artifact.precision]
-        return Model(artifact.name, size, lambda p, at: student(p, one_hot(at)) + shift)
+        return NamedModel(artifact.name, size, lambda p, at: student(p, one_hot(at)) + shift)
 
     generator = torch.Generator().manual_seed(0)
     frames = torch.rand(FRAMES, 3, 64, 64, generator=generator) * 1.6 - 0.8

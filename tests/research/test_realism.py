@@ -12,7 +12,7 @@ from PIL import Image
 from pocketfocus.data.optics import Camera, linear_to_srgb
 from pocketfocus.data.scenes import FULL
 from pocketfocus.data.stacks import FocalStack, RenderedScenes
-from pocketfocus.export.open import Model
+from pocketfocus.models.model import NamedModel
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.research import realism
 from pocketfocus.research.realism import (
@@ -59,7 +59,7 @@ def test_gains_are_over_copy_and_by_scene() -> None:
     frames = torch.linspace(-0.5, 0.5, 9).reshape(9, 1, 1, 1).expand(9, 3, 64, 64)
     stacks = [FocalStack(name, frames, POSITIONS) for name in "ab"]
 
-    found = gains(Model("half", None, lambda photo, _: (frames + photo) / 2), stacks)
+    found = gains(NamedModel("half", None, lambda photo, _: (frames + photo) / 2), stacks)
     assert set(found) == {"a", "b"}
     assert found["a"] == pytest.approx(20 * np.log10(2), abs=0.01)
 

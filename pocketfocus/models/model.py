@@ -1,0 +1,118 @@
+"""What every model is to the rest: photo and focal position in, focal stack out.
+
+The reference, a student, an exported file and the baselines are all called through `refocus`.
+Legend: T = 9 frames, H, W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pocketfocus.run.constants import FRAMES, MULTIPLE, Size, check_position, size_text
+from pocketfocus.run.errors import UserError
+
+
+class Model(Protocol):
+    """A model at work: `model(photo [1, 3, H, W], position 0..8) -> stack [9, 3, H, W]`.
+
+    Photo and stack are sRGB in [-1, 1]. A model of any size takes sides that are multiples of its
+    optional attribute `multiple`, 64 where it has none.
+    """
+
+    @property
+    def name(self) -> str:
+        """What tables and pages call it."""
+
+    @property
+    def size(self) -> Size | None:
+        """The only size that it takes; None for any."""
+
+    def __call__(self, photo: Tensor, position: int, /) -> Tensor:
+        """The focal stack of a photo that fits."""
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model made of a function, which is called with photos and positions that were checked."""
+
+    name: str
+    size: Size | None
+    call: Callable[[Tensor, int], Tensor]
+
+    def __call__(self, photo: Tensor, position: int) -> Tensor:
+        """The stack; UserError for a photo or position that the model does not take."""
+        check_input(self.name, photo, position, self.size)
+        with torch.inference_mode():
+            return self.call(photo.float(), position)
+
+
+@torch.inference_mode()
+def refocus(model: Model, photo: Tensor, position: int, scene: str = "the photo") -> Tensor:
+    """Run a model on a photo [1, 3, H, W] of any size: the stack [9, 3, H, W], clamped to [-1, 1].
+
+    A model of one size gets the photo resized (bicubic, antialiased) and its stack is resized back;
+    for one that needs multiples, edges are repeated and cropped off again. `scene` is what errors
+    call the photo. UserError for a photo or position that is none, and for a model that makes a
+    stack of another shape or values that are not finite.
+    """
+    check_input(model.name, photo, position, multiple=1)
+    height, width = photo.shape[-2:]
+    if model.size is not None:
+        stack = _run(model, _resized(photo, model.size), position, scene)
+        return _resized(stack, (height, width)).clamp(-1, 1)
+    multiple = int(getattr(model, "multiple", MULTIPLE))
+    padding = (0, -width % multiple, 0, -height % multiple)
+    given = F.pad(photo, padding, mode="replicate") if any(padding) else photo
+    return _run(model, given, position, scene)[..., :height, :width].clamp(-1, 1)
+
+
+def check_input(
+    name: str, photo: Tensor, position: int, size: Size | None = None, multiple: int = MULTIPLE
+) -> None:
+    """Raise UserError unless the photo is [1, 3, H, W] of `size`, or else with sides in multiples,
+    and the position one of the nine."""
+    check_position(position)
+    if photo.ndim != 4 or photo.shape[:2] != (1, 3):
+        raise UserError(
+            f"{name} takes a photo [1, 3, H, W] with sides in multiples of {multiple}, this one is "
+            f"{list(photo.shape)}: resize it"
+        )
+    height, width = photo.shape[2:]
+    if size is not None and (height, width) != size:
+        raise UserError(
+            f"{name} takes photos of {size_text(size)} pixels, this one has "
+            f"{size_text((height, width))}: resize it"
+        )
+    if size is None and (height % multiple or width % multiple):
+        raise UserError(
+            f"{name} takes sides that are multiples of {multiple}, this photo has "
+            f"{size_text((height, width))}: resize it"
+        )
+
+
+def _run(model: Model, photo: Tensor, position: int, scene: str) -> Tensor:
+    stack, wanted = model(photo, position).float().cpu(), [FRAMES, *photo.shape[1:]]
+    if list(stack.shape) != wanted:
+        raise UserError(
+            f"{model.name} gives {list(stack.shape)}, a stack of {wanted} is needed: export it "
+            "again, or name another model"
+        )
+    if not bool(stack.isfinite().all()):
+        raise UserError(
+            f"{model.name} makes values that are not finite from {scene}, position {position}: try "
+            "another precision, or leave it out"
+        )
+    return stack
+
+
+def _resized(images: Tensor, size: Size) -> Tensor:
+    if tuple(images.shape[-2:]) == size:
+        return images
+    resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
+    return resized.clamp(-1, 1)
