@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
+import numpy as np
 
+from pocketfocus.benchmarks.evaluate import Cell
 from pocketfocus.mobile_harness.device import HOST
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.files import Row
 from pocketfocus.run.manifest import Manifest
 
@@ -119,13 +124,48 @@ def pareto_chart(panels: Mapping[str, Sequence[Point]], x: str, y: str) -> bytes
     return _png(figure)
 
 
+def grids_chart(cells: Sequence[Cell]) -> bytes:
+    """The 9×9 PSNR grid of every model on every set of stacks, on one scale.
+
+    The scale spans the cells off the diagonal; cells without truth stay empty. ValueError when
+    there is no cell.
+    """
+    if not cells:
+        raise ValueError("no cell to plot")
+    grids = list(dict.fromkeys((cell.model, cell.stacks) for cell in cells))
+    scale = [cell.psnr_db for cell in cells if cell.distance] or [cell.psnr_db for cell in cells]
+    columns = min(3, len(grids))
+    lines = math.ceil(len(grids) / columns)
+    picture = plt.figure(figsize=(4.6 * columns, 5.1 * lines), layout="constrained")
+    for index, (model, stacks) in enumerate(grids):
+        axis = picture.add_subplot(lines, columns, index + 1)
+        own = [cell for cell in cells if (cell.model, cell.stacks) == (model, stacks)]
+        _draw_grid(axis, own, min(scale), max(scale))
+        axis.set_title(f"{model} on {stacks}", fontsize=9, wrap=True)
+    return _png(picture, dpi=110, tight=False)
+
+
+def _draw_grid(axis: Any, cells: Sequence[Cell], low: float, high: float) -> None:
+    """One heat map: a row for an input position, a column for an output position."""
+    grid = np.full((FRAMES, FRAMES), math.nan)
+    middle = (low + high) / 2
+    for cell in cells:
+        row, column = cell.input_position, cell.output_position
+        grid[row, column] = cell.psnr_db
+        look = {"color": "black" if cell.psnr_db > middle else "white", "fontsize": 7}
+        axis.text(column, row, f"{cell.psnr_db:.0f}", ha="center", va="center", **look)
+    axis.imshow(grid, vmin=low, vmax=max(high, low + 0.1), cmap="viridis")
+    axis.set(xticks=range(FRAMES), yticks=range(FRAMES))
+    axis.set(xlabel="output position (0 near, 8 far)", ylabel="input position")
+
+
 def data_uri(png: bytes) -> str:
     """PNG bytes as a data URI."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure: Figure, dpi: int = 120, tight: bool = True) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120, format="png", bbox_inches="tight")
+    figure.savefig(buffer, dpi=dpi, format="png", bbox_inches="tight" if tight else None)
     plt.close(figure)
     return buffer.getvalue()

@@ -1,9 +1,9 @@
 """Quality against true focal stacks: PSNR and SSIM for every input and output position.
 
 A cell of the 9×9 grid is the mean of its per-image values over the scenes that have truth there; a
-mean row averages the cells. Figures are capped at `ROUNDING_DB` per image: two images closer than
-that are the same at 8 bits, and without a cap the exact diagonal of `copy` would swamp its mean.
-The mean off the diagonal, beside copy, is the figure to compare.
+mean averages the cells. Figures are capped at `ROUNDING_DB` per image: two images closer than that
+are the same at 8 bits, and without a cap the exact diagonal of `copy` would swamp its mean. The
+mean off the diagonal, beside copy, is the figure to compare.
 
 Legend: N frames of a stack, H, W.
 """
@@ -12,25 +12,31 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from pocketfocus.benchmarks.baselines import TABLE_FILE, baselines
 from pocketfocus.benchmarks.scores import Call, Ledger, Scores
+from pocketfocus.data.datasets import SYNTHETIC, TEST, Request, check_source, open_source
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
-from pocketfocus.data.stacks import FocalStack, StackCache, cache_stacks
+from pocketfocus.data.stacks import FocalStack, StackCache, cache_stacks, synthetic_stacks
+from pocketfocus.export.open import REFERENCE, STUDENT, open_any, open_model
+from pocketfocus.export.targets import get_target
 from pocketfocus.models.model import Model, refocus
+from pocketfocus.models.places import DEFAULT_WEIGHTS, find_places
+from pocketfocus.models.student import SHIPPED_WEIGHTS
 from pocketfocus.run.cache import cache_home
-from pocketfocus.run.constants import FRAMES
+from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row, write_atomic
+from pocketfocus.run.files import Row, key_of, read_rows, sha256, write_rows
+from pocketfocus.run.manifest import load_manifest
 from pocketfocus.run.metrics import psnr, ssim
 from pocketfocus.run.progress import track
 
@@ -38,7 +44,73 @@ EVALUATE_FILE = "evaluate.json"
 TOLERANCE = 0.25  # a frame this far from a whole position still is the truth for it
 ROUNDING_DB = 10 * math.log10(12 * 255**2)  # 58.9 dB: uniform error of half a step of 8 bits
 COPY = "copy"
-NO_GAIN: Row = {"gain_db": None, "gain_error_db": None}
+SCENES, RENDERED = 64, (256, 256)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean PSNR and SSIM of a model from one input position to one output position."""
+
+    model: str
+    stacks: str
+    input_position: int
+    output_position: int
+    psnr_db: float
+    ssim: float
+
+    @property
+    def distance(self) -> int:
+        """Positions between input and output."""
+        return abs(self.input_position - self.output_position)
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means over one model's cells; a mean over no cell is None.
+
+    Attributes:
+        psnr_db_by_distance: by the positions between input and output, written as text.
+        scenes: how many were scored.
+        gain_db: over `copy`, off the diagonal; None where copy was not scored.
+        gain_error_db: its standard error over the scenes; None for one scene.
+    """
+
+    model: str
+    stacks: str
+    mean_psnr_db: float | None
+    mean_ssim: float | None
+    mean_psnr_db_off_diagonal: float | None
+    mean_ssim_off_diagonal: float | None
+    psnr_db_by_distance: Mapping[str, float | None]
+    scenes: int
+    gain_db: float | None = None
+    gain_error_db: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of models on one set of stacks, in the order of the models."""
+
+    cells: Sequence[Cell]
+    means: Sequence[Means]
+
+    def rows(self) -> list[Row]:
+        """The rows of evaluate.json: the cells, then the means."""
+        return [asdict(cell) for cell in self.cells] + [asdict(means) for means in self.means]
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """What `Evaluation.rows` wrote; UserError for a file that holds no evaluation."""
+    rows = read_rows(path)
+    try:
+        return Evaluation(
+            [Cell(**row) for row in rows if "input_position" in row],
+            [Means(**row) for row in rows if "input_position" not in row],
+        )
+    except TypeError as error:
+        raise UserError(
+            f"{path} holds no evaluation ({error}): write it with `pocketfocus evaluate --out`"
+        ) from error
 
 
 @runtime_checkable
@@ -56,18 +128,14 @@ def evaluate_models(
     inputs: Iterable[int] = range(FRAMES),
     per_scene: int | None = None,
     ledger: Ledger | None = None,
-) -> list[Row]:
+) -> Evaluation:
     """Score every model on every stack, from the input positions that the stack has a frame for.
 
     per_scene: how many of `inputs` a scene, in turn over the scenes; None for all.
     ledger: calls found there are not made again; new ones are added.
 
-    Returns a row a cell, {model, stacks, input_position, output_position, psnr_db, ssim}, then a
-    row a model, {model, stacks, mean_psnr_db, mean_ssim, mean_psnr_db_off_diagonal,
-    mean_ssim_off_diagonal, psnr_db_by_distance: {"1": dB, ...}, gain_db: over `copy` off the
-    diagonal, gain_error_db: its standard error over the scenes, scenes}; a mean over no cell is
-    None. UserError when two models share a name, when no frame can be scored, or when a model makes
-    a stack of another shape or values that are not finite.
+    UserError when two models share a name, when no frame can be scored, or when a model makes a
+    stack of another shape or values that are not finite.
     """
     names = [model.name for model in models]
     if len(set(names)) < len(names):
@@ -89,9 +157,8 @@ def evaluate_models(
     cells = _cells(calls, names, stacks_name)
     scenes = len({call.scene for call in calls})
     gains = _gains(calls)
-    return cells + [
-        {**_summary(cells, name, stacks_name, scenes), **gains.get(name, NO_GAIN)} for name in names
-    ]
+    means = [_means(cells, name, stacks_name, scenes, gains.get(name, [])) for name in names]
+    return Evaluation(cells, means)
 
 
 def _tasks(
@@ -126,29 +193,22 @@ def _score(model: Model, stack: FocalStack, truth: Mapping[int, Tensor], positio
     }
 
 
-def _cells(calls: Sequence[Call], names: Sequence[str], stacks_name: str) -> list[Row]:
-    """A row a model, input and output position, in this order."""
+def _cells(calls: Sequence[Call], names: Sequence[str], stacks_name: str) -> list[Cell]:
+    """The cells by model, input and output position, in this order."""
     scores: dict[tuple[str, int, int], list[tuple[float, float]]] = defaultdict(list)
     for call in calls:
         for output, score in call.scores.items():
             scores[call.model, call.position, output].append(score)
+    ordered = sorted(scores, key=lambda key: (names.index(key[0]), *key[1:]))
     return [
-        {
-            "model": model,
-            "stacks": stacks_name,
-            "input_position": position,
-            "output_position": output,
-            "psnr_db": fmean(score[0] for score in found),
-            "ssim": fmean(score[1] for score in found),
-        }
-        for name in names
-        for (model, position, output), found in sorted(scores.items())
-        if model == name
+        Cell(model, stacks_name, position, output, *map(fmean, zip(*found, strict=True)))
+        for model, position, output in ordered
+        for found in [scores[model, position, output]]
     ]
 
 
-def _gains(calls: Sequence[Call]) -> dict[str, Row]:
-    """Gain over `copy` off the diagonal by model: the mean of the scenes and its standard error."""
+def _gains(calls: Sequence[Call]) -> dict[str, list[float]]:
+    """Gains over `copy` off the diagonal by model, one a scene that copy has the same cells of."""
     scenes: dict[tuple[str, int], list[float]] = defaultdict(list)
     for call in calls:
         off = [psnr for output, (psnr, _) in call.scores.items() if output != call.position]
@@ -158,13 +218,35 @@ def _gains(calls: Sequence[Call]) -> dict[str, Row]:
         copied = scenes.get((COPY, scene))
         if copied and len(copied) == len(values):
             gains[model].append(fmean(values) - fmean(copied))
-    return {
-        model: {
-            "gain_db": fmean(values),
-            "gain_error_db": stdev(values) / len(values) ** 0.5 if len(values) > 1 else None,
-        }
-        for model, values in gains.items()
-    }
+    return gains
+
+
+def _means(
+    cells: Sequence[Cell], model: str, stacks_name: str, scenes: int, gains: Sequence[float]
+) -> Means:
+    own = [cell for cell in cells if cell.model == model]
+    off = [cell for cell in own if cell.distance]
+    distances = sorted({cell.distance for cell in off})
+    return Means(
+        model=model,
+        stacks=stacks_name,
+        mean_psnr_db=mean(cell.psnr_db for cell in own),
+        mean_ssim=mean(cell.ssim for cell in own),
+        mean_psnr_db_off_diagonal=mean(cell.psnr_db for cell in off),
+        mean_ssim_off_diagonal=mean(cell.ssim for cell in off),
+        psnr_db_by_distance={
+            str(d): mean(cell.psnr_db for cell in off if cell.distance == d) for d in distances
+        },
+        scenes=scenes,
+        gain_db=mean(gains),
+        gain_error_db=stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None,
+    )
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """The mean of the values, None where there is none."""
+    found = list(values)
+    return fmean(found) if found else None
 
 
 def frames_by_position(stack: FocalStack) -> dict[int, Tensor]:
@@ -182,132 +264,107 @@ def frames_by_position(stack: FocalStack) -> dict[int, Tensor]:
     return found
 
 
-def _summary(cells: Sequence[Row], model: str, stacks_name: str, scenes: int) -> Row:
-    """Means over one model's cells."""
-    own = [cell for cell in cells if cell["model"] == model]
-    off = [cell for cell in own if _distance(cell)]
-    distances = sorted({_distance(cell) for cell in off})
-    return {
-        "model": model,
-        "stacks": stacks_name,
-        "mean_psnr_db": _mean(own, "psnr_db"),
-        "mean_ssim": _mean(own, "ssim"),
-        "mean_psnr_db_off_diagonal": _mean(off, "psnr_db"),
-        "mean_ssim_off_diagonal": _mean(off, "ssim"),
-        "psnr_db_by_distance": {
-            str(d): _mean([cell for cell in off if _distance(cell) == d], "psnr_db")
-            for d in distances
-        },
-        "scenes": scenes,
-    }
-
-
-def _distance(cell: Row) -> int:
-    return abs(int(cell["input_position"]) - int(cell["output_position"]))
-
-
-def _mean(cells: Sequence[Row], key: str) -> float | None:
-    return fmean(cell[key] for cell in cells) if cells else None
-
-
-def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
-    """Print the mean rows: off the diagonal, its difference to copy, the mean, and by distance."""
-    means = [row for row in rows if "mean_psnr_db" in row]
-    distances = sorted({int(d) for row in means for d in row["psnr_db_by_distance"]})
-    table = Table(
-        title="PSNR in dB against true focal stacks",
-        caption="Δ copy: gain over repeating the photo, off the diagonal, and its standard error. "
-        f"d: positions between input and output. Per image at most {ROUNDING_DB:.1f} dB.",
-    )
-    table.add_column("model", overflow="fold")
-    table.add_column("stacks", overflow="fold")
-    table.add_column("scenes", justify="right", no_wrap=True)
-    heads = ["off-diag.", "Δ copy", "SSIM", "mean", *(f"d={d}" for d in distances)]
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
-    for row in means:
-        by_distance = [row["psnr_db_by_distance"].get(str(d)) for d in distances]
-        table.add_row(
-            row["model"],
-            row["stacks"],
-            str(row["scenes"]),
-            _figure(row["mean_psnr_db_off_diagonal"], ".2f"),
-            _gain(row),
-            _figure(row["mean_ssim_off_diagonal"], ".3f"),
-            _figure(row["mean_psnr_db"], ".2f"),
-            *(_figure(value, ".1f") for value in by_distance),
-        )
-    if console is None:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console = Console(highlight=False, width=160)
-    console.print(table)
-
-
-def _gain(row: Row) -> str:
-    """The gain over copy with its standard error; neither for copy itself."""
-    if row["model"] == COPY:
-        return "–"
-    error = row["gain_error_db"]
-    return _figure(row["gain_db"], "+z.2f") + ("" if error is None else f" ± {error:.2f}")
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
-def plot_grids(rows: Sequence[Row], path: Path) -> None:
-    """Draw the 9×9 PSNR grid of every model on every set of stacks, on one scale.
-
-    The scale spans the cells off the diagonal; cells without truth stay empty. ValueError when
-    there is no cell.
-    """
-    cells = [row for row in rows if "input_position" in row]
-    if not cells:
-        raise ValueError("no cell to plot")
-    grids = list(dict.fromkeys((cell["model"], cell["stacks"]) for cell in cells))
-    scale = [cell["psnr_db"] for cell in cells if _distance(cell)] or [
-        cell["psnr_db"] for cell in cells
-    ]
-    columns = min(3, len(grids))
-    lines = math.ceil(len(grids) / columns)
-    figure = Figure(figsize=(4.6 * columns, 5.1 * lines), layout="constrained")
-    for index, (model, stacks) in enumerate(grids):
-        axis = figure.add_subplot(lines, columns, index + 1)
-        own = [cell for cell in cells if (cell["model"], cell["stacks"]) == (model, stacks)]
-        _draw_grid(axis, own, min(scale), max(scale))
-        axis.set_title(f"{model} on {stacks}", fontsize=9, wrap=True)
-    with write_atomic(path) as scratch:
-        figure.savefig(scratch, dpi=110)
-
-
-def _draw_grid(axis: Any, cells: Sequence[Row], low: float, high: float) -> None:
-    """One heat map: a row for an input position, a column for an output position."""
-    grid = torch.full((FRAMES, FRAMES), math.nan)
-    middle = (low + high) / 2
-    for cell in cells:
-        row, column, value = cell["input_position"], cell["output_position"], cell["psnr_db"]
-        grid[row, column] = value
-        ink = "black" if value > middle else "white"
-        axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=ink)
-    axis.imshow(grid.numpy(), vmin=low, vmax=max(high, low + 0.1), cmap="viridis")
-    axis.set(xticks=range(FRAMES), yticks=range(FRAMES))
-    axis.set(xlabel="output position (0 near, 8 far)", ylabel="input position")
-
-
-def validation_stacks(scenes: int = 64, size: int = 256) -> StackCache:
+def validation_stacks(scenes: int = SCENES, size: Size = RENDERED) -> StackCache:
     """Synthetic validation scenes with the held-out photos, rendered once and kept for later runs.
 
-    They lie under $XDG_CACHE_HOME/pocketfocus, else ~/.cache/pocketfocus; UserError when that
-    folder cannot be written.
+    They lie under `cache_home()`; UserError when that folder cannot be written.
     """
-    folder = cache_home() / f"validation-{size}-{scenes}"
+    sides = "-".join(map(str, dict.fromkeys(size)))
+    folder = cache_home() / f"validation-{sides}-{scenes}"
     seeds = range(VALIDATION_SEED, VALIDATION_SEED + scenes)
     try:
-        return cache_stacks(folder, seeds, (size, size), held_out_photos())
+        return cache_stacks(folder, seeds, size, held_out_photos())
     except UserError as error:
-        megabytes = scenes * FRAMES * 3 * size**2 / 1e6
+        megabytes = scenes * FRAMES * 3 * size[0] * size[1] / 1e6
         raise UserError(
             f"{folder} cannot keep the rendered validation scenes ({error.__cause__ or error}): "
             f"set XDG_CACHE_HOME to a folder that can be written, with {megabytes:.0f} MB free"
         ) from error
+
+
+def true_stacks(source: str, scenes: int, size: Size | None) -> tuple[Sequence[FocalStack], str]:
+    """The test stacks of a source, at most `scenes` of them, and the hash they are known by.
+
+    A folder's images keep their size unless one is given; the others are 256 by 256.
+    """
+    opened = open_source(source, Request(scenes, size, TEST, crop=False))
+    if source == SYNTHETIC:
+        return validation_stacks(scenes, size or RENDERED), opened.key
+    stacks = (opened.load(index) for index in range(len(opened.names)))
+    return list(islice((stack for stack in stacks if stack is not None), scenes)), opened.key
+
+
+def source_name(source: str) -> str:
+    """What tables call a source of stacks: the name of a folder, else the source itself."""
+    return Path(source).resolve().name if Path(source).is_dir() else source
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is scored on what: models and a source of true stacks, by their names.
+
+    `per_scene` takes so many of `positions` for a scene, in turn over the scenes; None takes all.
+    """
+
+    models: Sequence[str]
+    source: str = SYNTHETIC
+    scenes: int = SCENES
+    positions: Sequence[int] = range(FRAMES)
+    per_scene: int | None = None
+    size: Size | None = None
+
+    def key(self, stacks: str) -> str:
+        """Hash of all that scores on stacks of this hash depend on, shipped weights included."""
+        shipped = list(map(sha256, (DEFAULT_WEIGHTS, SHIPPED_WEIGHTS, TABLE_FILE)))
+        models = {spec: content_of(spec) for spec in self.models}
+        return key_of(**(vars(self) | {"models": models, "shipped": shipped, "stacks": stacks}))
+
+
+def evaluate_scoring(
+    scoring: Scoring, out: Path | None = None, say: Callable[[str], object] = print
+) -> Evaluation:
+    """Score models beside the baselines, and write the rows to `out`.
+
+    Interrupted, the same call goes on from the scores kept beside `out`. UserError for a model or
+    source that there is not.
+    """
+    check_source(scoring.source)
+    always = baselines()
+    specs = [spec for spec in scoring.models if spec not in {model.name for model in always}]
+    opened = [replace(open_any(spec), name=spec) for spec in specs]
+    stacks, known_by = true_stacks(scoring.source, scoring.scenes, scoring.size)
+    ledger = Ledger()
+    if out is not None:
+        ledger = Ledger(out.with_name(f"{out.name}.scores"), scoring.key(known_by))
+        if len(ledger):
+            say(f"going on after {len(ledger)} calls kept in {out.name}.scores")
+    how = (source_name(scoring.source), scoring.positions, scoring.per_scene, ledger)
+    found = evaluate_models([*opened, *always], stacks, *how)
+    if out is not None:
+        write_rows(out, found.rows())
+    ledger.remove()
+    return found
+
+
+def content_of(spec: str) -> list[str]:
+    """Hashes of what a model's name stands for on this disk."""
+    if Path(spec).exists():
+        return [sha256(Path(spec))]
+    kind, _, named = spec.partition("@")[0].partition(":")
+    return find_places(named).key if named else [kind]
+
+
+def evaluate_run(
+    folder: Path, reference: str, scenes: int, positions: Sequence[int], size: Size
+) -> Evaluation:
+    """Score the reference, the student and the files of a run that this machine executes on a few
+    synthetic scenes, and write the run's evaluate.json."""
+    specs = {REFERENCE: f"{REFERENCE}:{reference}", STUDENT: str(folder / STUDENT)}
+    for artifact in load_manifest(folder).artifacts:
+        if artifact.status == "written" and get_target(artifact.target).cannot_run() is None:
+            specs[artifact.name] = str(folder / artifact.name)
+    models = [replace(open_model(spec), name=name) for name, spec in specs.items()]
+    stacks = list(synthetic_stacks(scenes, VALIDATION_SEED, size, held_out_photos()))
+    found = evaluate_models([*models, *baselines()], stacks, SYNTHETIC, positions)
+    write_rows(folder / EVALUATE_FILE, found.rows())
+    return found

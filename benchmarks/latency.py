@@ -25,6 +25,7 @@ from pocketfocus.benchmarks.verify import (
     to_bytes,
 )
 from pocketfocus.mobile_harness.device import PYTORCH, Device, Job, JobError, Result, facts
+from pocketfocus.models.places import find_places
 from pocketfocus.models.reference import PUBLISHED
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, merge_rows, size_bytes
@@ -161,10 +162,10 @@ def reference_entries(spec: str) -> list[Entry]:
 
     Its size is known when its weights lie in a local folder.
     """
-    from pocketfocus.models.loading import DEFAULT_WEIGHTS, default_sampling
+    from pocketfocus.models.loading import default_sampling
 
-    weights = DEFAULT_WEIGHTS if spec == "default" else Path(spec)
-    size = sum(size_bytes(path) for path in weights.glob("*/*.safetensors")) or None
+    weights = [p for f in find_places(spec).folders for p in f.glob("*/*.safetensors")]
+    size = sum(map(size_bytes, weights)) or None
     entries = [Entry(REFERENCE, f"reference:{spec}", PYTORCH, "fp32", size)]
     if default_sampling(spec) != PUBLISHED:
         entries.append(

@@ -18,8 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import pocketfocus
-from pocketfocus.benchmarks.charts import data_uri, latency_chart, size_chart, sustained_chart
-from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, plot_grids
+from pocketfocus.benchmarks.charts import (
+    data_uri,
+    grids_chart,
+    latency_chart,
+    size_chart,
+    sustained_chart,
+)
+from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, Evaluation, read_evaluation
 from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, ratios
 from pocketfocus.benchmarks.notes import browser_rows, notes_rows
 from pocketfocus.benchmarks.phones import kinds, phones, verdicts
@@ -27,7 +33,7 @@ from pocketfocus.benchmarks.verify import SHOWN, STACKS_FILE, VERIFY_FILE, parit
 from pocketfocus.data.optics import dioptres
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.files import Row, read_json, read_rows, write_atomic
-from pocketfocus.run.manifest import Manifest, load_manifest
+from pocketfocus.run.manifest import load_manifest
 
 REPORT_FILE = "report.html"
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"
@@ -60,8 +66,8 @@ def render(folder: Path) -> str:
     """The page as one string."""
     manifest = load_manifest(folder)
     verify, bench = read_rows(folder / VERIFY_FILE), read_rows(folder / BENCH_FILE)
-    evaluation = folder / EVALUATE_FILE
-    scores = read_rows(evaluation) if evaluation.exists() else []
+    path = folder / EVALUATE_FILE
+    scores = read_evaluation(path) if path.exists() else Evaluation((), ())
     browsers = browser_rows(bench)
     sustained = sustained_chart(browsers)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -81,17 +87,16 @@ def render(folder: Path) -> str:
         kinds=kinds(),
         verdicts=verdicts(bench),
         fp32_bytes={r["target"]: r["bytes"] for r in bench if r["precision"] == "fp32"},
-        means=[r for r in scores if "mean_psnr_db" in r],
+        means=scores.means,
         strips=strips(folder),
         photo=photo_uri(folder),
         shown_position=SHOWN[1],
         positions=[f"{p} · {distance(p)}" for p in range(FRAMES)],
         latency_chart=data_uri(latency_chart(bench)),
         size_chart=data_uri(size_chart(manifest)),
-        grids=grids_uri(scores),
+        grids=data_uri(grids_chart(scores.cells)) if scores.cells else None,
         loss=file_uri(folder / "loss.png"),
         distillation=distillation(folder),
-        coverage=coverage(manifest),
     )
 
 
@@ -179,33 +184,7 @@ def file_uri(path: Path) -> str | None:
     return data_uri(path.read_bytes()) if path.exists() else None
 
 
-def grids_uri(scores: Sequence[Row]) -> str | None:
-    """The 9x9 grids of the evaluation as a picture."""
-    if not scores:
-        return None
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "grids.png"
-        plot_grids(list(scores), path)
-        return data_uri(path.read_bytes())
-
-
 def distillation(folder: Path) -> dict[str, Any]:
     """What the distill stage said of itself, empty when it did not run here."""
     path = folder / "distill.json"
     return read_json(path) if path.exists() else {}
-
-
-def coverage(manifest: Manifest) -> list[dict[str, Any]]:
-    """Per artifact: what was asked, what the backend took, how much is delegated."""
-    return [
-        {
-            "name": a.name,
-            "status": a.status,
-            "why": a.why,
-            "taken": a.taken,
-            "delegation": a.delegation,
-        }
-        for a in manifest.artifacts
-    ]

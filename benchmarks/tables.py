@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from pocketfocus.benchmarks.evaluate import EVALUATE_FILE
+from rich.console import Console
+from rich.table import Table
+
+from pocketfocus.benchmarks.evaluate import COPY, EVALUATE_FILE, ROUNDING_DB, Means, read_evaluation
 from pocketfocus.benchmarks.latency import BENCH_FILE, ratios
 from pocketfocus.benchmarks.verify import VERIFY_FILE, parity_rows
 from pocketfocus.mobile_harness.device import HOST, MIL_CHECK
@@ -70,23 +73,63 @@ def files_table(bench: Sequence[Row], verify: Sequence[Row]) -> str:
     return markdown([*header, "parity, dB"], map(line, bench))
 
 
-def quality_table(rows: Sequence[Row]) -> str:
-    """Means against true stacks, one line a model, PSNR by distance d beside them."""
-    means = [row for row in rows if "mean_psnr_db" in row]
-    distances = sorted({d for row in means for d in row["psnr_db_by_distance"]}, key=int)
-    header = ["model", "stacks", "PSNR", "SSIM", "PSNR d>0", *[f"d={d}" for d in distances]]
+def distance_table(means: Sequence[Means]) -> str:
+    """PSNR off the diagonal, its gain over copy with a standard error, SSIM, and PSNR by d."""
+    distances = sorted({d for row in means for d in row.psnr_db_by_distance}, key=int)
+    header = ["model", "stacks", "scenes", "PSNR d>0", "over copy", "SSIM d>0"]
     lines = [
         [
-            row["model"],
-            row["stacks"],
-            figure(row["mean_psnr_db"], 2),
-            figure(row["mean_ssim"], 3),
-            figure(row["mean_psnr_db_off_diagonal"], 2),
-            *[figure(row["psnr_db_by_distance"].get(d)) for d in distances],
+            row.model,
+            row.stacks,
+            str(row.scenes),
+            figure(row.mean_psnr_db_off_diagonal, 2),
+            gain(row),
+            figure(row.mean_ssim_off_diagonal, 3),
+            *[figure(row.psnr_db_by_distance.get(d)) for d in distances],
         ]
         for row in means
     ]
-    return markdown(header, lines)
+    return markdown([*header, *[f"d={d}" for d in distances]], lines)
+
+
+def print_table(means: Sequence[Means], console: Console | None = None) -> None:
+    """Print the means: off the diagonal, its difference to copy, the mean, and by distance."""
+    distances = sorted({int(d) for row in means for d in row.psnr_db_by_distance})
+    table = Table(
+        title="PSNR in dB against true focal stacks",
+        caption="Δ copy: gain over repeating the photo, off the diagonal, and its standard error. "
+        f"d: positions between input and output. Per image at most {ROUNDING_DB:.1f} dB.",
+    )
+    table.add_column("model", overflow="fold")
+    table.add_column("stacks", overflow="fold")
+    table.add_column("scenes", justify="right", no_wrap=True)
+    heads = ["off-diag.", "Δ copy", "SSIM", "mean", *(f"d={d}" for d in distances)]
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in means:
+        table.add_row(
+            row.model,
+            row.stacks,
+            str(row.scenes),
+            figure(row.mean_psnr_db_off_diagonal, 2),
+            gain(row),
+            figure(row.mean_ssim_off_diagonal, 3),
+            figure(row.mean_psnr_db, 2),
+            *(figure(row.psnr_db_by_distance.get(str(d))) for d in distances),
+        )
+    if console is None:
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console = Console(highlight=False, width=160)
+    console.print(table)
+
+
+def gain(row: Means) -> str:
+    """The gain over copy with its standard error, for a table; neither for copy itself."""
+    if row.model == COPY or row.gain_db is None:
+        return figure(None)
+    error = row.gain_error_db
+    return f"{row.gain_db:+z.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
 @reported("tables")
@@ -103,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if (folder / BENCH_FILE).exists():
         print(files_table(read_rows(folder / BENCH_FILE), read_rows(folder / VERIFY_FILE)))
     if (folder / EVALUATE_FILE).exists():
-        print("\n" + quality_table(read_rows(folder / EVALUATE_FILE)))
+        print("\n" + distance_table(read_evaluation(folder / EVALUATE_FILE).means))
 
 
 if __name__ == "__main__":

@@ -23,18 +23,20 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from pocketfocus.benchmarks.evaluate import plot_grids, validation_stacks
-from pocketfocus.benchmarks.tables import figure, markdown
+from pocketfocus.benchmarks.charts import grids_chart
+from pocketfocus.benchmarks.evaluate import Evaluation, read_evaluation, validation_stacks
+from pocketfocus.benchmarks.tables import distance_table
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.export.open import open_model
 from pocketfocus.models.autoencoder import QUARTERS
-from pocketfocus.models.loading import DEFAULT_WEIGHTS, load_reference
+from pocketfocus.models.loading import load_reference
 from pocketfocus.models.model import Model, refocus
+from pocketfocus.models.places import DEFAULT_WEIGHTS
 from pocketfocus.photos.focusmap import sharpness
 from pocketfocus.photos.images import to_image, to_uint8
 from pocketfocus.run.constants import FRAMES
-from pocketfocus.run.errors import UserError, reported
-from pocketfocus.run.files import Row, read_json, read_rows, size_bytes, write_atomic
+from pocketfocus.run.errors import reported
+from pocketfocus.run.files import read_json, size_bytes, write_atomic
 from pocketfocus.run.metrics import psnr
 from pocketfocus.run.progress import track
 
@@ -164,33 +166,6 @@ def _save(picture: Image.Image | Figure, path: Path) -> None:
         picture.save(scratch, "JPEG", quality=QUALITY)
 
 
-def distance_table(rows: Sequence[Row]) -> str:
-    """PSNR off the diagonal, its gain over copy with a standard error, SSIM, and PSNR by d."""
-    means = [row for row in rows if "mean_psnr_db" in row]
-    distances = sorted({d for row in means for d in row["psnr_db_by_distance"]}, key=int)
-    header = ["model", "stacks", "scenes", "PSNR d>0", "over copy", "SSIM d>0"]
-
-    def gain(row: Row) -> str:
-        if row["model"] == "copy" or row["gain_db"] is None:
-            return "–"
-        error = row["gain_error_db"]
-        return f"{row['gain_db']:+z.2f}" + ("" if error is None else f" ± {error:.2f}")
-
-    lines = [
-        [
-            row["model"],
-            row["stacks"],
-            str(row["scenes"]),
-            figure(row["mean_psnr_db_off_diagonal"], 2),
-            gain(row),
-            figure(row["mean_ssim_off_diagonal"], 3),
-            *[figure(row["psnr_db_by_distance"].get(d)) for d in distances],
-        ]
-        for row in means
-    ]
-    return markdown([*header, *[f"d={d}" for d in distances]], lines)
-
-
 def facts() -> dict[str, Any]:
     """Sizes of the shipped reference."""
     pipeline = load_reference()
@@ -210,13 +185,13 @@ def facts() -> dict[str, Any]:
     }
 
 
-def card(tables: Sequence[Sequence[Row]], found: Sequence[Shot], about: dict[str, Any]) -> str:
+def card(tables: Sequence[Evaluation], found: Sequence[Shot], about: dict[str, Any]) -> str:
     """The text of MODEL_CARD.md."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     gains = sorted(shot.gain for shot in found)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        tables=[distance_table(rows) for rows in tables],
-        grids=[stacks_name(rows) for rows in tables],
+        tables=[distance_table(table.means) for table in tables],
+        grids=[table.means[0].stacks for table in tables],
         scenes=len(found),
         worse=sum(gain < 0 for gain in gains),
         worst=gains[0],
@@ -228,7 +203,7 @@ def card(tables: Sequence[Sequence[Row]], found: Sequence[Shot], about: dict[str
 
 
 def write_card(
-    tables: Sequence[Sequence[Row]], found: Sequence[Shot], about: dict[str, Any], out: Path
+    tables: Sequence[Evaluation], found: Sequence[Shot], about: dict[str, Any], out: Path
 ) -> None:
     """MODEL_CARD.md and its pictures under a folder; UserError when that cannot be written."""
     ranked = sorted(found, key=lambda shot: shot.gain)
@@ -237,18 +212,11 @@ def write_card(
     _save(contact_sheet(typical), pictures / "stacks.jpg")
     _save(crops_figure(typical), pictures / "crops.jpg")
     _save(failures_figure(ranked[:FAILURES]), pictures / "failures.jpg")
-    for rows in tables:
-        cells = [row for row in rows if row["model"] in GRIDS]
-        plot_grids(cells, pictures / f"grid-{stacks_name(rows)}.png")
+    for table in tables:
+        with write_atomic(pictures / f"grid-{table.means[0].stacks}.png") as scratch:
+            scratch.write_bytes(grids_chart([c for c in table.cells if c.model in GRIDS]))
     with write_atomic(out / CARD) as scratch:
         scratch.write_text(card(tables, found, about), encoding="utf-8")
-
-
-def stacks_name(rows: Sequence[Row]) -> str:
-    """What an evaluation was on; UserError when its file holds no cell."""
-    if not rows or "stacks" not in rows[0]:
-        raise UserError("a file holds no evaluation: write it with `pocketfocus evaluate --out`")
-    return str(rows[0]["stacks"])
 
 
 @reported("card")
@@ -259,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=SCENES, help="to choose pictures from")
     parser.add_argument("--out", type=Path, default=Path(), help="the folder that gets both")
     options = parser.parse_args(arguments)
-    tables = [read_rows(path) for path in options.evaluations]
+    tables = [read_evaluation(path) for path in options.evaluations]
     found = shots(open_model("reference"), validation_stacks()[: options.scenes])
     write_card(tables, found, facts(), options.out)
 

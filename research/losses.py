@@ -9,32 +9,51 @@ Files of Core ML are executed by the MIL check where Core ML is missing.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pocketfocus.benchmarks.evaluate import evaluate_models, validation_stacks
+from pocketfocus.benchmarks.evaluate import (
+    Means,
+    evaluate_models,
+    source_name,
+    true_stacks,
+)
 from pocketfocus.benchmarks.verify import is_written, load_parent
-from pocketfocus.data.datasets import SYNTHETIC, TEST, Request, check_source, open_source
+from pocketfocus.data.datasets import check_source
 from pocketfocus.data.optics import one_hot
-from pocketfocus.data.stacks import FocalStack
 from pocketfocus.export.open import open_model
 from pocketfocus.export.targets import get_target
 from pocketfocus.models.model import Model, NamedModel
 from pocketfocus.run.constants import Size
-from pocketfocus.run.errors import reported
-from pocketfocus.run.files import Row, write_rows
+from pocketfocus.run.errors import UserError, reported
+from pocketfocus.run.files import write_rows
 from pocketfocus.run.manifest import Artifact, check_artifact, load_manifest
 
 LOSSES_FILE = "losses.json"
 STUDENT = "student"
 MOST_DB = {8: 0.1, 4: 0.3}
 """What a file may lose against true stacks, by the fewest bits of its layers."""
-FIGURE = "mean_psnr_db_off_diagonal"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A row of losses.json: PSNR off the diagonal of a file and of its student on the same stacks.
+
+    `most_db` is None, and the status `pass`, where no limit is set.
+    """
+
+    artifact: str
+    stacks: str
+    scenes: int
+    psnr_db: float
+    student_db: float
+    loss_db: float
+    most_db: float | None
+    status: str
 
 
 def losses(
@@ -42,13 +61,11 @@ def losses(
     sources: Sequence[str],
     scenes: int,
     inputs_per_scene: int = 3,
-    size: int | None = None,
-) -> list[Row]:
+    size: Size | None = None,
+) -> list[Loss]:
     """Score every file of a run and its student on the same true stacks.
 
-    A row is `{artifact, stacks, scenes, psnr_db, student_db, loss_db, most_db, status}`, PSNR off
-    the diagonal; `most_db` is None, and the status `pass`, where no limit is set. UserError for a
-    file that is damaged or cannot be executed here, and for unknown sources.
+    UserError for a file that is damaged or cannot be executed here, and for unknown sources.
     """
     for source in sources:
         check_source(source)
@@ -57,33 +74,26 @@ def losses(
     models = [opened(folder, artifact, manifest.size) for artifact in artifacts]
     student = load_parent(folder, manifest)
     parent = NamedModel(STUDENT, manifest.size, lambda photo, at: student(photo, one_hot(at)))
-    rows: list[Row] = []
+    rows: list[Loss] = []
     for source in sources:
-        name = Path(source).resolve().name if Path(source).is_dir() else source
-        truth = list(true_stacks(source, scenes, size))
-        means = {
-            row["model"]: row
-            for row in evaluate_models([parent, *models], truth, name, per_scene=inputs_per_scene)
-            if FIGURE in row
-        }
-        rows += [loss_row(artifact, means) for artifact in artifacts]
+        stacks, _ = true_stacks(source, scenes, size)
+        everything, name = [parent, *models], source_name(source)
+        found = evaluate_models(everything, stacks, name, per_scene=inputs_per_scene)
+        means = {row.model: row for row in found.means}
+        rows += [loss_of(artifact, means) for artifact in artifacts]
     return rows
 
 
-def loss_row(artifact: Artifact, means: dict[str, Row]) -> Row:
-    """What one file loses, of the mean rows of an evaluation by model."""
-    own, parent = means[artifact.name], means[STUDENT]
-    loss, most = parent[FIGURE] - own[FIGURE], MOST_DB.get(fewest_bits(artifact))
-    return {
-        "artifact": artifact.name,
-        "stacks": own["stacks"],
-        "scenes": own["scenes"],
-        "psnr_db": round(own[FIGURE], 4),
-        "student_db": round(parent[FIGURE], 4),
-        "loss_db": round(loss, 4),
-        "most_db": most,
-        "status": "pass" if most is None or loss <= most else "fail",
-    }
+def loss_of(artifact: Artifact, means: Mapping[str, Means]) -> Loss:
+    """What one file loses, of the means of an evaluation by model."""
+    own, parent = (means[name].mean_psnr_db_off_diagonal for name in (artifact.name, STUDENT))
+    about = means[artifact.name]
+    if own is None or parent is None:
+        raise UserError(f"{about.stacks} has no two positions to compare: name other stacks")
+    loss, most = parent - own, MOST_DB.get(fewest_bits(artifact))
+    status = "pass" if most is None or loss <= most else "fail"
+    figures = (round(own, 4), round(parent, 4), round(loss, 4))
+    return Loss(artifact.name, about.stacks, about.scenes, *figures, most, status)
 
 
 def fewest_bits(artifact: Artifact) -> int:
@@ -107,17 +117,6 @@ def opened(folder: Path, artifact: Artifact, size: Size) -> Model:
     return NamedModel(artifact.name, size, call)
 
 
-def true_stacks(source: str, scenes: int, size: int | None) -> Iterable[FocalStack]:
-    """At most `scenes` test stacks of a source, 256 by 256 unless `size` says other."""
-    if source == SYNTHETIC:
-        yield from validation_stacks(scenes)
-        return
-    shape = (size, size) if size else None
-    found = open_source(source, Request(scenes, shape, TEST, crop=False))
-    stacks = (found.load(index) for index in range(len(found.names)))
-    yield from islice((stack for stack in stacks if stack is not None), scenes)
-
-
 @reported("losses")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the rows of a run and print its worst."""
@@ -129,12 +128,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, help="scale a folder's images to this square")
     given = parser.parse_args(arguments)
     with torch.inference_mode():
-        rows = losses(given.run, given.sources, given.scenes, given.inputs_per_scene, given.size)
-        write_rows(given.run / LOSSES_FILE, rows)
+        size = (given.size, given.size) if given.size else None
+        rows = losses(given.run, given.sources, given.scenes, given.inputs_per_scene, size)
+        write_rows(given.run / LOSSES_FILE, [asdict(row) for row in rows])
     for row in rows:
-        most = "" if row["most_db"] is None else f" of {row['most_db']:g} dB: {row['status']}"
-        print(f"{row['artifact']} on {row['stacks']}: loses {row['loss_db']:.3f} dB{most}")
-    raise SystemExit(any(row["status"] == "fail" for row in rows))
+        most = "" if row.most_db is None else f" of {row.most_db:g} dB: {row.status}"
+        print(f"{row.artifact} on {row.stacks}: loses {row.loss_db:.3f} dB{most}")
+    raise SystemExit(any(row.status == "fail" for row in rows))
 
 
 if __name__ == "__main__":

@@ -14,16 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from pocketfocus.benchmarks.baselines import baselines
-from pocketfocus.benchmarks.evaluate import evaluate_models, validation_stacks
+from pocketfocus.benchmarks.evaluate import Means, evaluate_models, source_name, true_stacks
 from pocketfocus.benchmarks.tables import figure, markdown
-from pocketfocus.data.datasets import SYNTHETIC, TEST, Request, open_source
-from pocketfocus.data.stacks import FocalStack
+from pocketfocus.data.datasets import SYNTHETIC
 from pocketfocus.export.open import open_model
 from pocketfocus.models.loading import load_reference
 from pocketfocus.models.model import Model, NamedModel
 from pocketfocus.models.reference import PUBLISHED, ReferencePipeline, Sampling
 from pocketfocus.run.errors import reported
-from pocketfocus.run.files import Row, write_rows
+from pocketfocus.run.files import write_rows
 
 STEPS = (1, 2, 4, 25)
 
@@ -46,30 +45,20 @@ def open_named(text: str) -> NamedModel:
     return replace(open_model(spec if given else text), name=name)
 
 
-def methods_table(rows: Sequence[Row]) -> str:
+def methods_table(means: Sequence[Means]) -> str:
     """A line a model and set of stacks: PSNR and SSIM off the diagonal, and the gain over copy."""
-    means = [row for row in rows if "mean_psnr_db" in row]
     lines = [
         [
-            row["model"],
-            row["stacks"],
-            str(row["scenes"]),
-            figure(row["mean_psnr_db_off_diagonal"], 2),
-            figure(row["gain_db"], 2),
-            figure(row["mean_ssim_off_diagonal"], 3),
+            row.model,
+            row.stacks,
+            str(row.scenes),
+            figure(row.mean_psnr_db_off_diagonal, 2),
+            figure(row.gain_db, 2),
+            figure(row.mean_ssim_off_diagonal, 3),
         ]
         for row in means
     ]
     return markdown(["model", "stacks", "scenes", "PSNR d>0", "over copy", "SSIM d>0"], lines)
-
-
-def truth(spec: str, scenes: int, size: int) -> Sequence[FocalStack]:
-    """At most `scenes` test stacks of a source, size x size pixels."""
-    if spec == SYNTHETIC:
-        return validation_stacks(scenes, size)
-    source = open_source(spec, Request(scenes, (size, size), TEST, crop=False))
-    opened = (source.load(index) for index in range(min(scenes, len(source.names))))
-    return [stack for stack in opened if stack is not None]
 
 
 @reported("methods")
@@ -90,14 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--scenes and --inputs-per-scene are at least 1, --size at least 64")
     own = [open_named(text) for text in options.models]
     models: list[Model] = [*own, *reference_models(options.reference), *baselines()]
-    rows: list[Row] = []
-    for spec in options.stacks or [SYNTHETIC]:
-        name = Path(spec).name if Path(spec).is_dir() else spec
-        stacks = truth(spec, options.scenes, options.size)
-        rows += evaluate_models(models, stacks, name, per_scene=options.inputs_per_scene)
+    found = []
+    for source in options.stacks or [SYNTHETIC]:
+        stacks, _ = true_stacks(source, options.scenes, (options.size, options.size))
+        how = {"per_scene": options.inputs_per_scene}
+        found.append(evaluate_models(models, stacks, source_name(source), **how))
     if options.out is not None:
-        write_rows(options.out, rows)
-    print(methods_table(rows))
+        write_rows(options.out, [row for each in found for row in each.rows()])
+    print(methods_table([row for each in found for row in each.means]))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from pocketfocus.benchmarks.tables import figure, markdown
 from pocketfocus.benchmarks.verify import SAME_FILE, VERIFY_FILE, is_written, parity_rows
 from pocketfocus.mobile_harness.device import HOST, MIL_CHECK
-from pocketfocus.research.losses import LOSSES_FILE
+from pocketfocus.research.losses import LOSSES_FILE, Loss
 from pocketfocus.run.errors import reported
 from pocketfocus.run.files import Row, read_rows
 from pocketfocus.run.manifest import Artifact, load_manifest
@@ -24,13 +24,13 @@ FLOAT = "fp32"
 
 
 def files_table(
-    artifacts: Sequence[Artifact], verify: Sequence[Row], losses: Sequence[Row] = ()
+    artifacts: Sequence[Artifact], verify: Sequence[Row], losses: Sequence[Loss] = ()
 ) -> str:
     """Bytes of every file, its share of the target's fp32 file, parity here and of every other
     device with this host, what it loses against true stacks of every source, and bits of its
     layers."""
-    sources = list(dict.fromkeys(row["stacks"] for row in losses))
-    lost = {(row["artifact"], row["stacks"]): row for row in losses}
+    sources = list(dict.fromkeys(row.stacks for row in losses))
+    lost = {(row.artifact, row.stacks): row for row in losses}
     rows = parity_rows(verify)
     gates = {row["artifact"]: row for row in rows if row["device"] in (HOST, MIL_CHECK)}
     twins = {
@@ -64,12 +64,12 @@ def gate_cell(row: Row | None) -> str:
     return "–" if row is None else f"{figure(row['psnr_db'])} {row['status']}"
 
 
-def loss_cell(row: Row | None) -> str:
+def loss_cell(row: Loss | None) -> str:
     """What a file loses, and how that was judged where there is a limit."""
     if row is None:
         return "–"
-    judged = "" if row["most_db"] is None else f" {row['status']}"
-    return f"{figure(round(row['loss_db'], 3) + 0.0, 3)}{judged}"  # never "-0.000"
+    judged = "" if row.most_db is None else f" {row.status}"
+    return f"{figure(round(row.loss_db, 3) + 0.0, 3)}{judged}"  # never "-0.000"
 
 
 def differences_table(artifacts: Sequence[Artifact]) -> str:
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     artifacts = [a for a in load_manifest(folder).artifacts if is_written(a)]
     verify = read_rows(folder / VERIFY_FILE)
     losses = folder / LOSSES_FILE
-    lost = read_rows(losses) if losses.exists() else []
+    lost = [Loss(**row) for row in read_rows(losses)] if losses.exists() else []
     print(files_table(artifacts, verify, lost), "", differences_table(artifacts), sep="\n")
 
 

@@ -27,7 +27,8 @@ from pocketfocus.distill.reference.phases import (
 from pocketfocus.distill.train.checkpoint import Config
 from pocketfocus.distill.train.crops import Crops, check_size
 from pocketfocus.distill.train.loop import Schedule, Trainer
-from pocketfocus.models.loading import BASE, load_reference
+from pocketfocus.models.loading import load_reference
+from pocketfocus.models.places import BASE
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.run.errors import UserError
 

@@ -9,7 +9,7 @@ from pocketfocus.data.datasets import Request, open_source
 from pocketfocus.data.optics import FRAMES
 from pocketfocus.data.stacks import Source, StackFolder
 from pocketfocus.distill.train.crops import Crops
-from pocketfocus.models.loading import LEARN2REFOCUS
+from pocketfocus.models.places import LEARN2REFOCUS
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.student import RefocusStudent, build_student
 from pocketfocus.run.constants import size_text

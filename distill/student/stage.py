@@ -37,7 +37,8 @@ from pocketfocus.distill.train.distributed import main_process_first, process_st
 from pocketfocus.distill.train.loop import Schedule, Task, Trainer
 from pocketfocus.distill.train.plot import loss_plot
 from pocketfocus.distill.train.run_log import LOG
-from pocketfocus.models.loading import DEFAULT_WEIGHTS, load_reference
+from pocketfocus.models.loading import load_reference
+from pocketfocus.models.places import find_places
 from pocketfocus.models.reference import ReferencePipeline, Sampling
 from pocketfocus.models.student import SHIPPED_WEIGHTS, RefocusStudent, build_student, load_student
 from pocketfocus.photos.images import from_uint8, load_photo
@@ -348,9 +349,8 @@ def true_stacks(sources: Sequence[Source], out: Path, size: tuple[int, int]) -> 
 
 def _content(reference: str, photos: Sequence[Path] | None) -> dict[str, Any]:
     """Hashes of the reference and of each photo; a Hub id stands for itself."""
-    folder = DEFAULT_WEIGHTS if reference == "default" else Path(reference)
     return {
-        "reference": sha256(folder) if folder.is_dir() else reference,
+        "reference": "+".join(map(sha256, find_places(reference).folders)) or reference,
         "photos": None if photos is None else [sha256(path) for path in photos],
     }
 

@@ -23,7 +23,8 @@ from pocketfocus.mobile.conditioning import baked
 from pocketfocus.mobile.folders import open_component
 from pocketfocus.mobile.pipeline import MobileDenoiser
 from pocketfocus.models.autoencoder import latent_factor
-from pocketfocus.models.loading import assemble, find_places
+from pocketfocus.models.loading import assemble
+from pocketfocus.models.places import find_places
 from pocketfocus.models.reference import ReferencePipeline, added_time_ids
 from pocketfocus.photos.images import prepare
 from pocketfocus.run.errors import UserError

@@ -19,7 +19,7 @@ from pocketfocus.data.scenes import TRAIN_PHOTOS
 from pocketfocus.export.full.parts import SMALLEST, check_size, named_parts, open_reference
 from pocketfocus.export.stage import TOOLS, Log, check_writable, code_hash
 from pocketfocus.export.targets import Target, get_target
-from pocketfocus.models.loading import find_places
+from pocketfocus.models.places import find_places
 from pocketfocus.quantize.recipes import Recipe, fields_of, for_ios, get_recipe
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, sha256, size_bytes, write_atomic

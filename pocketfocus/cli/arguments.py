@@ -5,12 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pocketfocus.cli import quiet
-from pocketfocus.run.constants import check_position
+from pocketfocus.models.places import find_places
+from pocketfocus.run.constants import Size, check_position
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, writing_failed
 from pocketfocus.run.progress import console
@@ -35,7 +36,8 @@ Reference = Annotated[
     typer.Option(
         "--reference",
         metavar="NAME|DIR|HUB_ID",
-        help="the model to distil: default, learn2refocus, a diffusers folder, or a Hub id",
+        help="the model to distil: default, learn2refocus, a diffusers folder, a Hub id, or "
+        "UNET_DIR+BASE_DIR",
     ),
 ]
 Photos = Annotated[
@@ -129,12 +131,32 @@ def recipe_names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*shipped, *files)))
 
 
-def pixels(text: str) -> tuple[int, int]:
-    """A size WxH such as 896x640, as (W, H)."""
-    width, _, height = text.partition("x")
+def size_option(what: str) -> Any:
+    """`--size`, the same in every command: see `size`."""
+    return typer.Option("--size", metavar="WxH|S", help=f"{what}, in pixels")
+
+
+def size(text: str, smallest: int = 1) -> Size:
+    """WIDTHxHEIGHT in pixels such as 896x640, or one number for a square, as (H, W)."""
+    width, x, height = text.partition("x")
+    if not x:
+        height = width
     if not (width.isdecimal() and height.isdecimal()):
-        raise UserError(f"'{text}' is no size: write WIDTHxHEIGHT in pixels, such as 896x640")
-    return int(width), int(height)
+        raise UserError(
+            f"--size {text} is no size: write WIDTHxHEIGHT in pixels, such as 896x640, or one "
+            "number for a square"
+        )
+    if min(int(width), int(height)) < smallest:
+        raise UserError(f"--size {text} is too small: give at least {smallest} pixels a side")
+    return int(height), int(width)
+
+
+def square(text: str, smallest: int = 1) -> int:
+    """The side of a `size` that is a square."""
+    height, width = size(text, smallest)
+    if height != width:
+        raise UserError(f"--size {text} is no square: give one number, such as {width}")
+    return width
 
 
 def position(text: str) -> int:
@@ -147,7 +169,7 @@ def positions(text: str) -> tuple[int, ...]:
     """A list such as "0,4,8" of focal positions, sorted, without repeats."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
-        raise UserError("no input position given: name some, such as 0,4,8")
+        raise UserError("no input position given: name some, such as 0,4,8, with --positions")
     return tuple(sorted({position(part) for part in parts}))
 
 
@@ -215,31 +237,16 @@ def photo_files(folder: Path | None) -> list[Path] | None:
 
 def reference(spec: str) -> str:
     """A reference's name, folder or Hub id, checked as far as is possible without a network."""
-    if spec == "default":
-        return spec
-    if Path(spec).is_dir():
-        if not (Path(spec) / "unet" / "config.json").is_file():
-            raise UserError(
-                f"{spec} is no reference (it has no unet/config.json): name a folder in the "
-                "diffusers layout, made by `pocketfocus train-reference`"
-            )
-    elif spec == "learn2refocus" or (spec.count("/") == 1 and spec[0] not in "./~"):
+    if find_places(spec).on_hub:
         quiet.show_downloads()
-    else:
-        raise UserError(
-            f"no reference at {spec}: name `default`, `learn2refocus`, a folder in the diffusers "
-            "layout, or a Hub id such as owner/model"
-        )
     return spec
 
 
 def model(spec: str | None) -> None:
     """Check the reference in `reference:SPEC` and `autoencoder:SPEC`; other models are checked when
     they are opened."""
-    if spec is None or Path(spec).exists():
-        return
-    kind, _, named = spec.partition("@")[0].partition(":")
-    if named and kind in ("reference", "autoencoder"):
+    kind, _, named = (spec or "").partition("@")[0].partition(":")
+    if named and kind in ("reference", "autoencoder") and not Path(spec or "").exists():
         reference(named)
 
 

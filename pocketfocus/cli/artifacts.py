@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from pocketfocus.cli import arguments
-from pocketfocus.cli.stages import say
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row
+from pocketfocus.run.progress import say
 
 commands = typer.Typer()
 
@@ -53,9 +53,7 @@ def export(
         bool, typer.Option("--full", help="the networks of --reference itself, no student")
     ] = False,
     reference: arguments.Reference = "default",
-    size: Annotated[
-        str, typer.Option("--size", metavar="WxH", help="with --full: of the photo, in pixels")
-    ] = "64x64",
+    size: Annotated[str, arguments.size_option("with --full: of the photo")] = "64x64",
     parts: Annotated[
         str,
         typer.Option("--parts", metavar="A,B", help="with --full: some of encoder, decoder, unet"),
@@ -93,7 +91,8 @@ def export_full(
     four_bit: str | None,
 ) -> None:
     """Write a reference's networks, then execute and gate them."""
-    width_height = arguments.pixels(size)
+    height_width = arguments.size(size)
+    arguments.reference(reference)
 
     from pocketfocus.benchmarks.full import verify_full
     from pocketfocus.export.full.parts import PARTS
@@ -113,7 +112,7 @@ def export_full(
         arguments.names(parts, sorted(PARTS), "part"),
         arguments.names(targets, TARGETS, "target"),
         PRECISIONS if precisions == everything else arguments.recipe_names(precisions),
-        width_height[::-1],
+        height_width,
         ios or IOS,
         four_bit or FORM,
     )

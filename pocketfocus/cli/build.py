@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
 from pocketfocus.cli import arguments
-from pocketfocus.cli.stages import Stage, hashes, run_stages, say
+from pocketfocus.models.places import find_places
 from pocketfocus.quantize.recipes import is_recipe_file
 from pocketfocus.run.cache import PACKAGE
+from pocketfocus.run.progress import say
+from pocketfocus.run.stages import Stage, hashes, run_stages
 
 commands = typer.Typer()
 
@@ -80,7 +82,7 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
         Stage(
             "distill",
             lambda: {
-                "reference": reference_key(settings.reference),
+                "reference": find_places(settings.reference).key,
                 "start": hashes(settings.student or WEIGHTS / "student"),
                 "photos": photos,
                 "minutes": settings.minutes,
@@ -115,7 +117,7 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
             "bench",
             lambda: {
                 "files": hashes(out / "manifest.json"),
-                "reference": reference_key(settings.reference),
+                "reference": find_places(settings.reference).key,
             },
             ("export", "benchmarks", "mobile_harness"),
             ("bench.json", "reference.npz*"),
@@ -125,7 +127,7 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
             "evaluate",
             lambda: {
                 "files": hashes(out / "manifest.json"),
-                "reference": reference_key(settings.reference),
+                "reference": find_places(settings.reference).key,
                 "blur": hashes(WEIGHTS / "blur_baseline.json"),
             },
             ("export", "benchmarks"),
@@ -140,12 +142,6 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
             lambda: _report(settings),
         ),
     )
-
-
-def reference_key(spec: str) -> list[str]:
-    """What a reference is: its name, and the hash of its folder where it is local."""
-    folder = WEIGHTS / "reference" if spec == "default" else Path(spec)
-    return [spec, *hashes(folder)]
 
 
 def _distill(settings: Settings) -> None:
@@ -187,26 +183,9 @@ def _bench(settings: Settings) -> None:
 
 
 def _evaluate(settings: Settings) -> None:
-    from pocketfocus.benchmarks.baselines import baselines
-    from pocketfocus.benchmarks.evaluate import evaluate_models
-    from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
-    from pocketfocus.data.stacks import synthetic_stacks
-    from pocketfocus.export.open import REFERENCE, open_model
-    from pocketfocus.export.targets import get_target
-    from pocketfocus.run.files import write_rows
-    from pocketfocus.run.manifest import load_manifest
+    from pocketfocus.benchmarks.evaluate import evaluate_run
 
-    specs = {
-        REFERENCE: f"{REFERENCE}:{settings.reference}",
-        "student": str(settings.out / "student"),
-    }
-    for artifact in load_manifest(settings.out).artifacts:
-        if artifact.status == "written" and get_target(artifact.target).cannot_run() is None:
-            specs[artifact.name] = str(settings.out / artifact.name)
-    models = [replace(open_model(spec), name=name) for name, spec in specs.items()]
-    stacks = list(synthetic_stacks(SCENES, VALIDATION_SEED, SIZE, held_out_photos()))
-    rows = evaluate_models([*models, *baselines()], stacks, "synthetic", INPUTS)
-    write_rows(settings.out / "evaluate.json", rows)
+    evaluate_run(settings.out, settings.reference, SCENES, INPUTS, SIZE)
 
 
 def _report(settings: Settings) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from pocketfocus.cli import arguments
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.progress import say
 
 commands = typer.Typer()
 
@@ -24,7 +25,6 @@ def doctor(
 ) -> None:
     """Say what this machine can convert and execute, and what is missing for the rest."""
     if install is not None:
-        from pocketfocus.cli.stages import say
         from pocketfocus.mobile_harness.devices import install as set_up
 
         set_up(install, say)

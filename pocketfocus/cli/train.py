@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pocketfocus.cli import arguments
+from pocketfocus.run.constants import MULTIPLE
 from pocketfocus.run.errors import UserError
 
 commands = typer.Typer()
@@ -51,10 +52,13 @@ def distill(
             "and gone on with then ends bit for bit as one that was not",
         ),
     ] = None,
-    targets: Annotated[
+    teacher_stacks: Annotated[
         int,
-        typer.Option("--targets", metavar="N", min=1, help="stacks of the reference, at most"),
+        typer.Option(
+            "--teacher-stacks", metavar="N", min=1, help="stacks of the reference, at most"
+        ),
     ] = 600,
+    targets: Annotated[int | None, typer.Option("--targets", min=1, hidden=True)] = None,
     crop: Annotated[
         int | None,
         typer.Option(
@@ -114,8 +118,9 @@ def distill(
         length = 1.0 if steps is None else math.inf
     else:
         length = arguments.minutes(distill_minutes)
-    if crop is not None and crop % 64:
-        raise UserError(f"--crop {crop} is no multiple of 64: take {crop // 64 * 64}")
+    if crop is not None and crop % MULTIPLE:
+        nearest = crop // MULTIPLE * MULTIPLE
+        raise UserError(f"--crop {crop} is no multiple of {MULTIPLE}: take {nearest}")
     if rate is not None and not 0 < rate < 1:
         raise UserError(f"--learning-rate {rate} is not between 0 and 1: leave it out")
     files = arguments.photo_files(photos)
@@ -141,7 +146,7 @@ def distill(
         preset=preset,
         method=method,
         crops=None if crop is None else (Crops(1.0, 1, crop),),
-        max_targets=targets,
+        max_targets=targets or teacher_stacks,
         learning_rate=rate,
         qat=qat,
         learn_from=learn_from,
@@ -166,7 +171,7 @@ def train_reference(
         str | None,
         typer.Option(
             "--init",
-            metavar="svd|learn2refocus|DIR",
+            metavar="svd|learn2refocus|DIR|HUB_ID",
             help="fine-tune this full-size model; else a small one is trained from nothing",
         ),
     ] = None,
@@ -195,7 +200,7 @@ def train_reference(
     ] = None,
     stacks: arguments.Stacks = None,
     scenes: Annotated[int, typer.Option("--scenes", min=8, help=arguments.SCENES)] = 400,
-    size: Annotated[int, typer.Option("--size", min=64, help="of the stacks, in pixels")] = 256,
+    size: Annotated[str, arguments.size_option("of the stacks, a square")] = "256",
     photos: arguments.Photos = None,
     batch: Annotated[
         int | None,
@@ -232,6 +237,7 @@ def train_reference(
         )
     if init is not None and init != "svd":
         arguments.reference(init)
+    side = arguments.square(size, MULTIPLE)
     files = arguments.photo_files(photos)
 
     from pocketfocus.data.datasets import SYNTHETIC
@@ -244,7 +250,7 @@ def train_reference(
         train=train or "temporal",
         stacks=tuple(stacks or [SYNTHETIC]),
         scenes=scenes,
-        size=size,
+        size=side,
         photos=tuple(files or ()),
         batch=batch,
         accumulate=accumulate,

@@ -30,7 +30,7 @@ from pocketfocus.run.cache import Kept
 from pocketfocus.run.constants import FRAMES, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, read_json, write_atomic, writing_failed
-from pocketfocus.run.progress import console, track
+from pocketfocus.run.progress import say, track
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 POSITIONS_FILE = "positions.txt"
@@ -76,7 +76,7 @@ class _SceneError(Exception):
 
 
 def _warn(message: str) -> None:
-    console.print(f"warning: {message}", markup=False, soft_wrap=True)
+    say(f"warning: {message}")
 
 
 def say_skipped(scene: str, reason: str) -> None:

@@ -15,18 +15,14 @@ from diffusers import EulerDiscreteScheduler
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
-from pocketfocus.mobile.pipeline import rewritten
 from pocketfocus.models.checkpoints import DIFFUSERS_STEM, Checkpoint, find_weights
 from pocketfocus.models.loading import (
-    assemble,
     attempt,
     check_weights,
     component_folder,
-    find_places,
     load_component,
     place_of,
 )
-from pocketfocus.models.reference import ReferencePipeline
 
 
 @dataclass(frozen=True)
@@ -39,15 +35,6 @@ class Opened:
     def state_dict(self) -> Mapping[str, Tensor]:
         """Its tensors, read when they are used."""
         return self.tensors
-
-
-def load_mobile(spec: str = "default") -> ReferencePipeline:
-    """Load a reference rewritten, in fp32.
-
-    Takes what `load_reference` takes and raises the same UserErrors; local UNets and autoencoders
-    are memory-mapped, those of a Hub id loaded by diffusers and then shared.
-    """
-    return rewritten(assemble(find_places(spec), open_component))
 
 
 def open_component(cls: Any, root: str, subfolder: str) -> Any:

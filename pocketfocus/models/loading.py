@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,71 +22,18 @@ from transformers.utils import logging as transformers_log
 
 from pocketfocus.models.autoencoder import QUARTERS, CompactAutoencoder
 from pocketfocus.models.checkpoints import DIFFUSERS_STEM, TRANSFORMERS_STEM, find_weights
+from pocketfocus.models.places import Places, find_places
 from pocketfocus.models.reference import PLANES, ReferencePipeline, Sampling, own_sampling
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json
 
-DEFAULT_WEIGHTS = Path(__file__).parent.parent / "weights" / "reference"
-LEARN2REFOCUS = "tedlasai/learn2refocus"
-LEARN2REFOCUS_UNET = "checkpoint-200000/unet"
-BASE = "stabilityai/stable-video-diffusion-img2vid"
 SAMPLING_FILE = "sampling.json"  # of a consistency model: steps, guidance, temperature
 BUFFER = "position_ids"  # a constant that older versions of transformers saved with the weights
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where a reference lies: local folders in the diffusers layout, or Hub ids.
-
-    Attributes:
-        base: holds vae/, image_encoder/ and scheduler/.
-        unet: what holds the UNet, and its folder there.
-        name: the reference's.
-    """
-
-    base: str
-    unet: tuple[str, str]
-    name: str
-
-
-def find_places(spec: str) -> Places:
-    """The places that `spec` names, see `load_reference`; UserError when it names none."""
-    if spec in ("learn2refocus", LEARN2REFOCUS):
-        return Places(BASE, (LEARN2REFOCUS, LEARN2REFOCUS_UNET), "learn2refocus")
-    root = str(DEFAULT_WEIGHTS) if spec == "default" else spec
-    finetuned, plus, base = root.partition("+")
-    if not plus or Path(root).is_dir():
-        finetuned = base = root
-    for place in (finetuned, base):
-        hub_id = place.count("/") == 1 and not place.startswith((".", "/"))
-        if not place or not (hub_id or Path(place).is_dir()):
-            raise UserError(
-                f"no reference at {place or spec}: name `default`, `learn2refocus`, a local folder "
-                "in the diffusers layout, a Hub id such as owner/model, or the folders of a "
-                "fine-tuned UNet and of its base, UNET_DIR+BASE_DIR"
-            )
-    return Places(base, (finetuned, _unet_folder(finetuned)), spec)
-
-
-def _unet_folder(root: str) -> str:
-    """Where below `root` the UNet lies: unet/, the last of checkpoint-*/unet/, or root itself."""
-    if root == LEARN2REFOCUS:
-        return LEARN2REFOCUS_UNET
-    if (Path(root) / "unet").is_dir() or not Path(root).is_dir():
-        return "unet"
-    steps = [p.parent.name for p in Path(root).glob("checkpoint-*/unet") if p.is_dir()]
-    if steps:
-        return f"{max(steps, key=lambda name: (len(name), name))}/unet"
-    return "" if (Path(root) / "config.json").is_file() else "unet"
-
-
 def load_reference(spec: str = "default") -> ReferencePipeline:
-    """Load a reference in fp32 evaluation mode.
+    """Load a reference by its name (see `find_places`) in fp32 evaluation mode.
 
-    `spec` is `default` (shipped), `learn2refocus` (the published model), a local folder in the
-    diffusers layout (unet/, vae/, image_encoder/, scheduler/), a Hub id of that layout, or
-    UNET+BASE, two of these: a fine-tuned UNet (unet/, checkpoint-*/unet/ as Learn2Refocus has it,
-    or the UNet's own folder) and what it was tuned from.
     Raises UserError for missing components, weights that are pickled or do not fit their config, or
     no network.
     """

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pocketfocus.run.constants import MULTIPLE, Size, size_text
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.progress import console
+from pocketfocus.run.progress import say
 
 MAX_PIXELS = 200_000_000  # a decompression bomb beyond this; 20 000 x 10 000 still opens
 SMALLEST_SIDE = 16
@@ -90,7 +90,7 @@ def _check_size(path: Path, size: Size) -> None:
 def _check_frames(path: Path, image: Image.Image) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a phone's JPEG with a depth map or preview behind
-        _warn(f"{path.name} holds {frames} frames: the first one is used")
+        say(f"{path.name} holds {frames} frames: the first one is used")
 
 
 def _unknown_content(path: Path) -> str:
@@ -111,16 +111,12 @@ def _unreadable(path: Path, error: Exception) -> str:
     return f"{path} is damaged or cut short ({reason}): export the photo again"
 
 
-def _warn(text: str) -> None:
-    console.print(text, markup=False, soft_wrap=True)
-
-
 def _upright(image: Image.Image, name: str) -> Image.Image:
     """Turned as EXIF says; broken EXIF data is ignored, saying so."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # the data are free-form bytes
-        _warn(f"{name}: its EXIF data cannot be read, the photo is taken as upright")
+        say(f"{name}: its EXIF data cannot be read, the photo is taken as upright")
         return image
 
 
@@ -160,7 +156,7 @@ def _apply_profile(image: Image.Image, profile: bytes, name: str) -> Image.Image
     except (ImageCms.PyCMSError, OSError, ValueError, KeyError, AttributeError):
         converted = None
     if converted is None:
-        _warn(f"{name}: its ICC profile cannot be used, sRGB is assumed")
+        say(f"{name}: its ICC profile cannot be used, sRGB is assumed")
         return image
     return converted
 

@@ -41,6 +41,11 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
         yield from bar.track(iterable, total=total, description=description)
 
 
+def say(line: str) -> None:
+    """Print one line of progress, whole however long it is."""
+    console.print(line, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def step(description: str) -> Iterator[None]:
     """Say what is under way while one long call runs that cannot report progress."""

@@ -5,7 +5,9 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,15 +16,16 @@ from rich.console import Console
 from torch import Tensor
 
 from pocketfocus.benchmarks.baselines import Copy
+from pocketfocus.benchmarks.charts import grids_chart
 from pocketfocus.benchmarks.evaluate import (
     ROUNDING_DB,
     evaluate_models,
     frames_by_position,
-    plot_grids,
-    print_table,
+    read_evaluation,
     validation_stacks,
 )
 from pocketfocus.benchmarks.scores import Ledger
+from pocketfocus.benchmarks.tables import print_table
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos, render_scene
 from pocketfocus.data.stacks import FocalStack, read_stacks
 from pocketfocus.models.model import refocus
@@ -76,6 +79,11 @@ def decibels(error: float) -> float:
     return 20 * math.log10(2 / error)
 
 
+def evaluated(*arguments: Any, **options: Any) -> list[Row]:
+    """The rows of an evaluation."""
+    return evaluate_models(*arguments, **options).rows()
+
+
 def cells(rows: Sequence[Row]) -> dict[tuple[str, int, int], Row]:
     return {
         (row["model"], row["input_position"], row["output_position"]): row
@@ -90,7 +98,7 @@ def means(rows: Sequence[Row]) -> dict[str, Row]:
 
 def test_copy_on_a_ramp_of_greys_depends_on_the_distance_alone() -> None:
     stack = greys([0.1 * n - 0.4 for n in range(9)])
-    rows = evaluate_models([Copy()], [stack], "ramp")
+    rows = evaluated([Copy()], [stack], "ramp")
     found = cells(rows)
     assert len(found) == 81
     assert set(found["copy", 2, 5]) == {
@@ -110,7 +118,7 @@ def test_copy_on_a_ramp_of_greys_depends_on_the_distance_alone() -> None:
 
 def test_cells_are_means_of_images_not_of_pooled_errors() -> None:
     stacks = [greys([0.1] * 9), greys([0.4] * 9)]
-    rows = evaluate_models([Constant(0.0)], stacks, "two")
+    rows = evaluated([Constant(0.0)], stacks, "two")
     expected = (decibels(0.1) + decibels(0.4)) / 2
     assert cells(rows)["constant", 0, 8]["psnr_db"] == pytest.approx(expected, abs=1e-4)
     assert means(rows)["constant"]["scenes"] == 2
@@ -118,7 +126,7 @@ def test_cells_are_means_of_images_not_of_pooled_errors() -> None:
 
 def test_ssim_is_per_image() -> None:
     stacks = [textured(0), textured(1)]
-    rows = evaluate_models([Copy()], stacks, "noise", [3])
+    rows = evaluated([Copy()], stacks, "noise", [3])
     both = [ssim(stack.frames[3:4], stack.frames[6:7]) for stack in stacks]
     assert cells(rows)["copy", 3, 6]["ssim"] == pytest.approx(sum(both) / 2)
     ssims = [row["ssim"] for (_, i, o), row in cells(rows).items() if i != o]
@@ -127,7 +135,7 @@ def test_ssim_is_per_image() -> None:
 
 def test_inputs_limit_the_rows_and_the_calls() -> None:
     model = Constant()
-    rows = evaluate_models([model], [textured(0)], "noise", (0, 8))
+    rows = evaluated([model], [textured(0)], "noise", (0, 8))
     assert {key[1] for key in cells(rows)} == {0, 8}
     assert len(model.seen) == 2
 
@@ -141,7 +149,7 @@ def test_only_frames_near_a_whole_position_are_truth() -> None:
         8: 0.4,
     }
     assert float(frames_by_position(greys([0.1, 0.2], [4.2, 4.24]))[4].mean()) == pytest.approx(0.1)
-    rows = evaluate_models([Copy()], [stack], "sparse")
+    rows = evaluated([Copy()], [stack], "sparse")
     assert {key[1:] for key in cells(rows)} == {(i, o) for i in (0, 3, 8) for o in (0, 3, 8)}
     assert sorted(means(rows)["copy"]["psnr_db_by_distance"]) == ["3", "5", "8"]
 
@@ -153,41 +161,42 @@ def test_two_photos_with_positions_in_a_folder_are_scored_where_truth_exists(
     for name, grey in (("a.png", 100), ("b.png", 151)):
         Image.new("RGB", (16, 16), (grey,) * 3).save(tmp_path / "desk" / name)
     (tmp_path / "desk" / "positions.txt").write_text("0.2\n6.9\n")
-    found = cells(evaluate_models([Copy()], read_stacks(tmp_path), "desk"))
+    found = cells(evaluated([Copy()], read_stacks(tmp_path), "desk"))
     assert {key[1:] for key in found} == {(0, 0), (0, 7), (7, 0), (7, 7)}
     assert found["copy", 0, 7]["psnr_db"] == pytest.approx(decibels(2 * 51 / 255), abs=1e-4)
     (tmp_path / "desk" / "positions.txt").write_text("0.2\n6.5\n")
-    alone = cells(evaluate_models([Copy()], read_stacks(tmp_path), "desk"))
+    alone = cells(evaluated([Copy()], read_stacks(tmp_path), "desk"))
     assert {key[1:] for key in alone} == {(0, 0)}
 
 
 def test_scenes_with_other_truth_fill_other_cells() -> None:
     stacks = [greys([0.1, 0.5], [0, 1]), greys([0.1, 0.3], [0, 2])]
-    found = cells(evaluate_models([Constant()], stacks, "mixed"))
+    found = cells(evaluated([Constant()], stacks, "mixed"))
     assert ("constant", 1, 2) not in found
     assert found["constant", 0, 1]["psnr_db"] == pytest.approx(decibels(0.5), abs=1e-4)
     assert found["constant", 0, 2]["psnr_db"] == pytest.approx(decibels(0.3), abs=1e-4)
 
 
 def test_one_frame_with_truth_leaves_no_mean_off_the_diagonal(tmp_path: Path) -> None:
-    rows = evaluate_models([Copy()], [greys([0.1, 0.5], [3, 4.5])], "lone")
+    found = evaluate_models([Copy()], [greys([0.1, 0.5], [3, 4.5])], "lone")
+    rows = found.rows()
     summary = means(rows)["copy"]
     assert summary["mean_psnr_db_off_diagonal"] is None
     assert summary["psnr_db_by_distance"] == {}
     write_rows(tmp_path / "rows.json", rows)
-    print_table(rows, Console(file=(tmp_path / "table.txt").open("w")))
-    plot_grids(rows, tmp_path / "grids.png")
+    print_table(found.means, Console(file=(tmp_path / "table.txt").open("w")))
+    assert grids_chart(found.cells)
 
 
 def test_no_truth_at_all_is_said() -> None:
     with pytest.raises(UserError, match=r"between has no frame within 0\.25"):
-        evaluate_models([Copy()], [greys([0, 1], [0.5, 1.5])], "between")
+        evaluated([Copy()], [greys([0, 1], [0.5, 1.5])], "between")
     with pytest.raises(UserError, match="input position in 5"):
-        evaluate_models([Copy()], [greys([0, 1], [0, 8])], "ends", [5])
+        evaluated([Copy()], [greys([0, 1], [0, 8])], "ends", [5])
 
 
 def test_outputs_are_clamped_before_they_are_scored() -> None:
-    rows = evaluate_models([Constant(7.0)], [greys([1.0] * 9)], "white")
+    rows = evaluated([Constant(7.0)], [greys([1.0] * 9)], "white")
     assert means(rows)["constant"]["mean_psnr_db"] == pytest.approx(ROUNDING_DB)
 
 
@@ -226,31 +235,36 @@ def test_a_model_of_any_size_gets_multiples_of_64_without_resampling(
 def test_models_that_break_are_named() -> None:
     stack = greys([0] * 9)
     with pytest.raises(UserError, match="constant makes values that are not finite from greys"):
-        evaluate_models([Constant(math.nan)], [stack], "greys")
+        evaluated([Constant(math.nan)], [stack], "greys")
 
     class Short(Constant):
         def __call__(self, photo: Tensor, position: int) -> Tensor:
             return super().__call__(photo, position)[:5]
 
     with pytest.raises(UserError, match=r"\[5, 3, 64, 64\].*\[9, 3, 64, 64\]"):
-        evaluate_models([Short()], [stack], "greys")
+        evaluated([Short()], [stack], "greys")
     with pytest.raises(UserError, match="share a name"):
-        evaluate_models([Copy(), Copy()], [stack], "greys")
+        evaluated([Copy(), Copy()], [stack], "greys")
 
 
 def test_rows_are_json_and_order_follows_the_models(tmp_path: Path) -> None:
-    rows = evaluate_models([Constant(), Copy()], iter([textured(0)]), "noise", [0, 4])
+    rows = evaluated([Constant(), Copy()], iter([textured(0)]), "noise", [0, 4])
     write_rows(tmp_path / "evaluate.json", rows)
     assert read_rows(tmp_path / "evaluate.json") == json.loads(json.dumps(rows))
+    assert read_evaluation(tmp_path / "evaluate.json").rows() == rows
+    write_rows(tmp_path / "evaluate.json", [{"artifact": "a"}])
+    with pytest.raises(UserError, match=r"holds no evaluation.*evaluate --out"):
+        read_evaluation(tmp_path / "evaluate.json")
     assert list(means(rows)) == ["constant", "copy"]
     assert [row["model"] for row in rows[:18]] == ["constant"] * 18
 
 
 def test_the_table_shows_the_gain_over_copy(tmp_path: Path) -> None:
     stack = greys([0.1 * n - 0.4 for n in range(9)])
-    rows = evaluate_models([Copy(), Constant()], [stack], "ramp")
+    found = evaluate_models([Copy(), Constant()], [stack], "ramp")
+    rows = found.rows()
     with (tmp_path / "table.txt").open("w") as file:
-        print_table(rows, Console(file=file, width=160))
+        print_table(found.means, Console(file=file, width=160))
     lines = (tmp_path / "table.txt").read_text().splitlines()
     summary = means(rows)
     gain = (
@@ -278,7 +292,7 @@ class Truth:
 
 
 def test_a_reconstructor_is_given_the_true_stack() -> None:
-    rows = evaluate_models([Truth(), Copy()], [textured(0)], "noise", [0, 4])
+    rows = evaluated([Truth(), Copy()], [textured(0)], "noise", [0, 4])
     found = cells(rows)
     for output in range(9):
         assert found["truth", 4, output]["psnr_db"] == pytest.approx(decibels(0.02), abs=1e-3)
@@ -287,7 +301,7 @@ def test_a_reconstructor_is_given_the_true_stack() -> None:
 def test_inputs_take_turns_over_the_scenes() -> None:
     stacks = [textured(seed) for seed in range(3)]
     model = Constant()
-    rows = evaluate_models([model], stacks, "noise", per_scene=3)
+    rows = evaluated([model], stacks, "noise", per_scene=3)
     assert len(model.seen) == 9
     assert {(row["input_position"]) for row in rows if "input_position" in row} == set(range(9))
     assert means(rows)["constant"]["scenes"] == 3
@@ -295,19 +309,19 @@ def test_inputs_take_turns_over_the_scenes() -> None:
 
 def test_the_gain_has_the_standard_error_over_scenes() -> None:
     stacks = [greys([0.1 * n - 0.4 for n in range(9)]), greys([0.05 * n for n in range(9)])]
-    pairs = [evaluate_models([Constant(), Copy()], [stack], "one") for stack in stacks]
+    pairs = [evaluated([Constant(), Copy()], [stack], "one") for stack in stacks]
     gains = [means(rows)["constant"]["gain_db"] for rows in pairs]
     assert means(pairs[0])["constant"]["gain_error_db"] is None
-    both = means(evaluate_models([Constant(), Copy()], stacks, "two"))
+    both = means(evaluated([Constant(), Copy()], stacks, "two"))
     assert both["constant"]["gain_db"] == pytest.approx(sum(gains) / 2)
     assert both["constant"]["gain_error_db"] == pytest.approx(abs(gains[0] - gains[1]) / 2)
     assert both["copy"]["gain_db"] == 0
-    assert means(evaluate_models([Constant()], stacks, "two"))["constant"]["gain_db"] is None
+    assert means(evaluated([Constant()], stacks, "two"))["constant"]["gain_db"] is None
 
 
 def test_an_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
     stacks, path = [textured(seed) for seed in range(2)], tmp_path / "new" / "scores.jsonl"
-    whole = evaluate_models([Constant(), Copy()], stacks, "noise", [0, 4])
+    whole = evaluated([Constant(), Copy()], stacks, "noise", [0, 4])
 
     class Killed(Constant):
         def __call__(self, photo: Tensor, position: int) -> Tensor:
@@ -316,13 +330,13 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
             return super().__call__(photo, position)
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_models([Killed(), Copy()], stacks, "noise", [0, 4], ledger=Ledger(path, "key"))
+        evaluated([Killed(), Copy()], stacks, "noise", [0, 4], ledger=Ledger(path, "key"))
     with path.open("a") as file:
         file.write('{"scene": 1, "model": "cons')  # a line that was being written
     model = Constant()
     ledger = Ledger(path, "key")
     assert len(ledger) == 5
-    assert evaluate_models([model, Copy()], stacks, "noise", [0, 4], ledger=ledger) == whole
+    assert evaluated([model, Copy()], stacks, "noise", [0, 4], ledger=ledger) == whole
     assert len(model.seen) == 1
     assert len(Ledger(path, "key")) == 8
     ledger.remove()
@@ -331,28 +345,26 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
 
 def test_scores_of_another_evaluation_are_not_taken(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
-    evaluate_models([Copy()], [textured(0)], "noise", [0], ledger=Ledger(path, "key"))
+    evaluated([Copy()], [textured(0)], "noise", [0], ledger=Ledger(path, "key"))
     assert len(Ledger(path, "key")) == 1
     assert len(Ledger(path, "other")) == 0
 
 
-def test_grids_are_drawn_beside_each_other(tmp_path: Path) -> None:
-    rows = evaluate_models([Copy(), Constant()], [textured(0)], "noise", [0, 4])
-    plot_grids(rows, tmp_path / "two.png")
-    plot_grids([row for row in rows if row["model"] == "copy"], tmp_path / "one.png")
-    with Image.open(tmp_path / "two.png") as two, Image.open(tmp_path / "one.png") as one:
-        assert two.width == pytest.approx(2 * one.width, abs=2)
-        assert len(set(one.convert("RGB").tobytes())) > 50
+def test_grids_are_drawn_beside_each_other() -> None:
+    found = evaluate_models([Copy(), Constant()], [textured(0)], "noise", [0, 4]).cells
+    two = Image.open(BytesIO(grids_chart(found)))
+    one = Image.open(BytesIO(grids_chart([cell for cell in found if cell.model == "copy"])))
+    assert two.width == pytest.approx(2 * one.width, abs=2)
+    assert len(set(one.convert("RGB").tobytes())) > 50
     with pytest.raises(ValueError, match="no cell"):
-        plot_grids([], tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
+        grids_chart([])
 
 
 def test_validation_scenes_are_rendered_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    rendered = validation_stacks(2, 32)
+    rendered = validation_stacks(2, (32, 32))
     assert [stack.name for stack in rendered] == [
         f"synthetic-{VALIDATION_SEED}",
         f"synthetic-{VALIDATION_SEED + 1}",
@@ -361,7 +373,7 @@ def test_validation_scenes_are_rendered_once(
     assert float((rendered[1].frames - expected).abs().max()) <= 1.01 / 255
     monkeypatch.setattr("pocketfocus.data.stacks.render_scene", None)  # would fail if it rendered
     started = time.perf_counter()
-    again = validation_stacks(2, 32)
+    again = validation_stacks(2, (32, 32))
     assert time.perf_counter() - started < 5
     assert torch.equal(again[0].frames, rendered[0].frames)
 
@@ -372,4 +384,4 @@ def test_a_cache_that_cannot_be_written_names_the_way_out(
     (tmp_path / "pocketfocus").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"set XDG_CACHE_HOME.*0 MB free"):
-        validation_stacks(1, 16)
+        validation_stacks(1, (16, 16))

@@ -14,10 +14,12 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from safetensors.torch import load_file, save_file
 
 from pocketfocus.distill.reference.presets import SMALLEST, build_reference
-from pocketfocus.mobile.folders import Opened, load_mobile, open_component
+from pocketfocus.mobile.folders import Opened, open_component
+from pocketfocus.mobile.pipeline import rewritten
 from pocketfocus.mobile.unet import mobile_unet
-from pocketfocus.models import loading
-from pocketfocus.models.loading import LEARN2REFOCUS_UNET, find_places, load_reference
+from pocketfocus.models import places
+from pocketfocus.models.loading import assemble, load_reference
+from pocketfocus.models.places import LEARN2REFOCUS_UNET, find_places
 from pocketfocus.models.reference import ReferencePipeline, Sampling
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.metrics import psnr
@@ -65,6 +67,11 @@ def write(root: Path, way: str, pipeline: ReferencePipeline) -> str:
     (base / "feature_extractor").mkdir()
     (base / "feature_extractor/preprocessor_config.json").write_text("{}")
     return f"{tuned}+{base}"
+
+
+def load_mobile(spec: str) -> ReferencePipeline:
+    """A reference, rewritten without its own networks."""
+    return rewritten(assemble(find_places(spec), open_component))
 
 
 def photo() -> torch.Tensor:
@@ -227,7 +234,7 @@ def test_without_a_network_the_error_says_so(
     load: Callable[[str], object], spec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """tests/conftest.py keeps all tests off the network; the names are none that a cache holds."""
-    monkeypatch.setattr(loading, "BASE", "pocketfocus-tests/absent-base")
+    monkeypatch.setattr(places, "BASE", "pocketfocus-tests/absent-base")
     with pytest.raises(UserError, match="check the network and the Hub id, or download") as raised:
         load(spec)
     assert "\n" not in str(raised.value)

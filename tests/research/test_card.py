@@ -9,10 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from pocketfocus.benchmarks.baselines import Copy, Filter
-from pocketfocus.benchmarks.evaluate import evaluate_models
+from pocketfocus.benchmarks.evaluate import Means, evaluate_models
+from pocketfocus.benchmarks.tables import distance_table
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.research import card
-from pocketfocus.research.card import CROP, Shot, corners, distance_table, farthest, main, shots
+from pocketfocus.research.card import CROP, Shot, corners, farthest, main, shots
 from pocketfocus.run.files import write_rows
 
 POSITIONS = tuple(map(float, range(9)))
@@ -58,17 +59,18 @@ def test_crops_show_what_gets_sharper_and_what_gets_blurred() -> None:
 
 
 def test_the_table_has_gains_and_distances() -> None:
-    row = {
-        "model": "student",
-        "stacks": "synthetic",
-        "mean_psnr_db": 31.0,
-        "mean_psnr_db_off_diagonal": 30.123,
-        "mean_ssim_off_diagonal": 0.8765,
-        "psnr_db_by_distance": {"1": 33.3, "2": None},
-        "gain_db": 0.5,
-        "gain_error_db": 0.111,
-        "scenes": 3,
-    }
+    row = Means(
+        model="student",
+        stacks="synthetic",
+        mean_psnr_db=31.0,
+        mean_ssim=0.9,
+        mean_psnr_db_off_diagonal=30.123,
+        mean_ssim_off_diagonal=0.8765,
+        psnr_db_by_distance={"1": 33.3, "2": None},
+        scenes=3,
+        gain_db=0.5,
+        gain_error_db=0.111,
+    )
     line = distance_table([row]).splitlines()[2]
     assert line == "| student | synthetic | 3 | 30.12 | +0.50 ± 0.11 | 0.876 | 33.3 | – |"
 
@@ -80,7 +82,7 @@ def test_the_card_names_its_pictures_and_figures(
     model = Halfway(scenes[0])
     monkeypatch.setattr(card, "validation_stacks", lambda: scenes)
     monkeypatch.setattr(card, "open_model", lambda name: model)
-    rows = evaluate_models([model, Copy()], scenes[:1], "synthetic", inputs=(0, 8))
+    rows = evaluate_models([model, Copy()], scenes[:1], "synthetic", inputs=(0, 8)).rows()
     write_rows(tmp_path / "synthetic.json", rows)
     main([str(tmp_path / "synthetic.json"), "--out", str(tmp_path)])
     text = (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8")

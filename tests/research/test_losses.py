@@ -49,19 +49,19 @@ def run(
     frames = torch.rand(FRAMES, 3, 64, 64, generator=generator) * 1.6 - 0.8
     stack = FocalStack("made", frames, tuple(map(float, range(FRAMES))))
     monkeypatch.setattr(module, "opened", opened)
-    monkeypatch.setattr(module, "true_stacks", lambda *_: [stack])
+    monkeypatch.setattr(module, "true_stacks", lambda *_: ([stack], ""))
     return tmp_path
 
 
 def test_a_loss_is_the_students_figure_less_the_files(run: Path) -> None:
     rows = losses(run, ["synthetic"], scenes=1, inputs_per_scene=2)
     exact, little, much = rows
-    assert [row["artifact"] for row in rows] == list(FILES)
-    assert exact["loss_db"] == 0.0 and exact["most_db"] is None and exact["status"] == "pass"
-    assert abs(little["loss_db"]) < 0.1 and (little["most_db"], little["status"]) == (0.1, "pass")
-    assert much["loss_db"] > 0.3 and (much["most_db"], much["status"]) == (0.3, "fail")
+    assert [row.artifact for row in rows] == list(FILES)
+    assert exact.loss_db == 0.0 and exact.most_db is None and exact.status == "pass"
+    assert abs(little.loss_db) < 0.1 and (little.most_db, little.status) == (0.1, "pass")
+    assert much.loss_db > 0.3 and (much.most_db, much.status) == (0.3, "fail")
     for row in rows:
-        assert row["loss_db"] == pytest.approx(row["student_db"] - row["psnr_db"], abs=2e-4)
+        assert row.loss_db == pytest.approx(row.student_db - row.psnr_db, abs=2e-4)
 
 
 def test_losses_are_columns_of_the_table(run: Path) -> None:
@@ -70,7 +70,7 @@ def test_losses_are_columns_of_the_table(run: Path) -> None:
     head, _, exact, _, much = files_table(artifacts, [], rows).splitlines()
     assert "| loss on synthetic, dB |" in head
     assert "| 0.000 |" in exact
-    assert f"| {rows[2]['loss_db']:.3f} fail |" in much
+    assert f"| {rows[2].loss_db:.3f} fail |" in much
     assert "loss" not in files_table(artifacts, [])
 
 

@@ -24,7 +24,7 @@ from pocketfocus.distill.reference.finetune import choose_trained, fine_tune, lo
 from pocketfocus.distill.reference.presets import SMALLEST, build_reference
 from pocketfocus.distill.train import denoiser
 from pocketfocus.distill.train.loop import Schedule
-from pocketfocus.models import loading as published
+from pocketfocus.models import places as published
 from pocketfocus.models.loading import load_reference
 from pocketfocus.models.reference import Sampling
 from pocketfocus.run.errors import UserError

@@ -181,7 +181,7 @@ def test_inputs_are_those_of_the_reference(reference: Path) -> None:
         (["--four-bit", "half"], "choose from palettes, blocks"),
         (["--full", "--targets", "onnx"], "choose from executorch, coreml"),
         (["--full", "--parts", "clip"], "choose from decoder, encoder, unet"),
-        (["--full", "--size", "64"], "WIDTHxHEIGHT"),
+        (["--full", "--size", "64x"], "WIDTHxHEIGHT"),
         (["--full", "--student", "."], "leave --student"),
     ],
 )

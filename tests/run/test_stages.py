@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pocketfocus.cli.stages import RECORD, Stage, run_stages
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json, write_atomic
+from pocketfocus.run.stages import RECORD, Stage, run_stages
 
 
 class Kitchen:
@@ -76,9 +76,9 @@ def test_other_code_or_tools_run_a_stage_again(
     kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kitchen.run()
-    monkeypatch.setattr("pocketfocus.cli.stages.tools", lambda: {"torch": "0.4.1"})
+    monkeypatch.setattr("pocketfocus.run.stages.tools", lambda: {"torch": "0.4.1"})
     assert kitchen.run() == ["knead", "bake"]
-    monkeypatch.setattr("pocketfocus.cli.stages.source_hash", lambda *folders: "new")
+    monkeypatch.setattr("pocketfocus.run.stages.source_hash", lambda *folders: "new")
     assert kitchen.run() == ["knead", "bake"]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from pocketfocus.run.cache import source_hash
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, read_json, sha256, write_json
-from pocketfocus.run.progress import console
+from pocketfocus.run.progress import say
 
 RECORD = "stages.json"
 PINNED = ("torch", "executorch", "torchao", "coremltools", "diffusers", "onnxruntime")
@@ -43,11 +43,6 @@ class Stage:
     def key(self) -> str:
         """Hash of everything the result depends on."""
         return key_of(code=source_hash(*self.code), tools=tools(), **self.inputs())
-
-
-def say(line: str) -> None:
-    """Print one line of progress, whole however long it is."""
-    console.print(line, markup=False, soft_wrap=True)
 
 
 def run_stages(folder: Path, stages: Iterable[Stage]) -> list[str]:

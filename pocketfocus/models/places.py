@@ -1,0 +1,91 @@
+"""What names a reference, and where its files are: the one place that decides it, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import sha256
+
+DEFAULT_WEIGHTS = Path(__file__).parent.parent / "weights" / "reference"
+LEARN2REFOCUS = "tedlasai/learn2refocus"
+LEARN2REFOCUS_UNET = "checkpoint-200000/unet"
+BASE = "stabilityai/stable-video-diffusion-img2vid"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a reference is: local folders in the diffusers layout, or Hub ids.
+
+    Attributes:
+        base: holds vae/, image_encoder/ and scheduler/.
+        unet: what holds the UNet, and its folder there.
+        name: the reference's.
+    """
+
+    base: str
+    unet: tuple[str, str]
+    name: str
+
+    @property
+    def folders(self) -> list[Path]:
+        """The local ones; fewer than there are places where the rest is on the Hub."""
+        return [Path(root) for root in dict.fromkeys((self.unet[0], self.base)) if _is_local(root)]
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether something has to be fetched."""
+        return not (_is_local(self.unet[0]) and _is_local(self.base))
+
+    @property
+    def key(self) -> list[str]:
+        """What tells this reference from another: its name, and hashes of its local folders."""
+        return [self.name, *map(sha256, self.folders)]
+
+
+def find_places(spec: str) -> Places:
+    """The places that `spec` names.
+
+    `spec` is `default` (shipped), `learn2refocus` (the published model), a local folder in the
+    diffusers layout (unet/, vae/, image_encoder/, scheduler/), a Hub id of that layout, or
+    UNET+BASE, two of these: a fine-tuned UNet (unet/, checkpoint-*/unet/ as Learn2Refocus has it,
+    or the UNet's own folder) and what it was tuned from. UserError when it names none of them.
+    """
+    if spec in ("learn2refocus", LEARN2REFOCUS):
+        return Places(BASE, (LEARN2REFOCUS, LEARN2REFOCUS_UNET), "learn2refocus")
+    root = str(DEFAULT_WEIGHTS) if spec == "default" else spec
+    finetuned, plus, base = root.partition("+")
+    if not plus or _is_local(root):
+        finetuned = base = root
+    for place in (finetuned, base):
+        hub_id = place.count("/") == 1 and not place.startswith((".", "/", "~"))
+        if not place or not (hub_id or _is_local(place)):
+            raise UserError(
+                f"no reference at {place or spec}: name `default`, `learn2refocus`, a local folder "
+                "in the diffusers layout, a Hub id such as owner/model, or the folders of a "
+                "fine-tuned UNet and of its base, UNET_DIR+BASE_DIR"
+            )
+    folder = _unet_folder(finetuned)
+    if _is_local(finetuned) and not (Path(finetuned) / folder / "config.json").is_file():
+        raise UserError(
+            f"{finetuned} is no reference (it has no {folder}/config.json): name a folder in the "
+            "diffusers layout, made by `pocketfocus train-reference`"
+        )
+    return Places(base, (finetuned, folder), spec)
+
+
+def _is_local(root: str) -> bool:
+    return Path(root).is_dir()
+
+
+def _unet_folder(root: str) -> str:
+    """Where below `root` the UNet lies: unet/, the last of checkpoint-*/unet/, or root itself."""
+    if root == LEARN2REFOCUS:
+        return LEARN2REFOCUS_UNET
+    if (Path(root) / "unet").is_dir() or not _is_local(root):
+        return "unet"
+    steps = [p.parent.name for p in Path(root).glob("checkpoint-*/unet") if p.is_dir()]
+    if steps:
+        return f"{max(steps, key=lambda name: (len(name), name))}/unet"
+    return "" if (Path(root) / "config.json").is_file() else "unet"
