@@ -1,6 +1,8 @@
 """The README's picture: a photo beside the nine frames that `pocketfocus refocus` made of it.
 
     python -m pocketfocus.research.nine_frames PHOTO build/refocused docs/reference/nine-frames.jpg
+
+writes it; docs/measured.md has the commands.
 """
 
 from __future__ import annotations

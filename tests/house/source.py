@@ -56,6 +56,7 @@ class Module:
         return tuple(
             Imported(name, node.lineno, id(node) in typing)
             for node in ast.walk(self.tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
             for name in _imported(node)
         )
 
@@ -81,11 +82,10 @@ class Module:
         return f"{self.path}:{node.lineno}"
 
 
-def _imported(node: ast.AST) -> Iterator[str]:
-    if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
-        yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names)
+def _imported(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+    """Full names, a relative one with its dots."""
+    of = f"{'.' * node.level}{node.module or ''}." if isinstance(node, ast.ImportFrom) else ""
+    yield from (f"{of}{alias.name}" for alias in node.names)
 
 
 @cache

@@ -161,6 +161,20 @@ def test_frames_come_from_where_they_are_counted() -> None:
     none(elsewhere)
 
 
+def test_a_model_is_described_once() -> None:
+    """No Protocol is there only because what it describes may not be imported."""
+    elsewhere = [
+        f"{module.at(node)} {node.name}"
+        for module in product()
+        if module.path != f"{PACKAGE}/models/model.py"
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.ClassDef)
+        and any(ast.unparse(base).endswith("Protocol") for base in node.bases)
+        and node.name in ("Model", "Refocuser", "Target")
+    ]
+    none(elsewhere)
+
+
 def words(identifier: str) -> set[str]:
     """Of `MIL_check2` or `StandIn`: its words, and every two in one, in lower case."""
     found = re.findall(r"[A-Z]*[a-z]+|[A-Z]+", identifier)

@@ -21,8 +21,9 @@ def test_the_photo_and_its_frames_are_side_by_side() -> None:
     places = []
     for colour in (PHOTO, *FRAMES):
         rows, columns = np.nonzero((made == colour).all(-1))
-        assert (np.ptp(columns) + 1, np.ptp(rows) + 1) == SIZE and len(rows) == SIZE[0] * SIZE[1]
-        places.append((int(rows.min()), int(columns.min())))
+        top, left, bottom, right = map(int, (rows.min(), columns.min(), rows.max(), columns.max()))
+        assert (right - left + 1, bottom - top + 1) == SIZE and len(rows) == SIZE[0] * SIZE[1]
+        places.append((top, left))
     beside, *frames = places
     assert frames == sorted(frames), "in reading order"
     assert beside[1] == 0 < min(column for _, column in frames)
