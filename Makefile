@@ -1,12 +1,13 @@
 # pocketfocus: `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo web test lint format clean
+.PHONY: help setup demo web check test lint format clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= build/demo
 PAGE := mobile_harness/web/page
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
 NEED_NPM := command -v npm >/dev/null || { echo "make web needs Node.js with npm: install nodejs and npm" >&2; exit 2; }
 # The first interpreter that runs and is in range; 3.11 first, where wheels are the most complete.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -48,8 +49,11 @@ $(PAGE)/node_modules/.package-lock.json: $(PAGE)/package.json $(PAGE)/package-lo
 	cd $(PAGE) && npm ci --no-audit --no-fund
 	@touch $@
 
-test: $(STAMP) ## run the tests, on as many cores as there are, 4 at most
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
+check: lint ## the inner loop: lint, and the tests that need no exported file, browser or training
+	$(PYTEST) -m "not exported and not browser and not slow"
+
+test: $(STAMP) ## run all tests, on as many cores as there are, 4 at most
+	$(PYTEST)
 
 lint: $(STAMP) ## check style (ruff) and types (mypy)
 	$(BIN)/ruff check .

@@ -35,14 +35,17 @@ Exported = Callable[[Sequence[str]], Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What one worker of pytest-xdist runs: the tests of a module, for its fixtures' sake; those of
-    all modules that share exported files, or build in the checkout and read what was built."""
+    """Marks what needs exported files or a browser, which `make check` leaves out; and what one
+    worker of pytest-xdist runs: the tests of a module, for its fixtures' sake; those of all modules
+    that share exported files, or build in the checkout and read what was built."""
     for item in items:
-        shares = {"exported", "built_page"}.intersection(getattr(item, "fixturenames", ()))
-        if shares or item.path.name == "test_package.py":
-            item.add_marker(pytest.mark.xdist_group(ONE_WORKER))
-        else:
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).as_posix()))
+        fixtures = set(getattr(item, "fixturenames", ()))
+        for name in ("exported", "browser"):
+            if name in fixtures:
+                item.add_marker(name)
+        shares = {"exported", "built_page", "wheel"} & fixtures
+        group = ONE_WORKER if shares else item.path.relative_to(ROOT).as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from pocketfocus.benchmarks.charts import sustained_chart
@@ -43,14 +44,49 @@ def test_rows_of_other_devices_are_no_browsers() -> None:
     assert browser_rows([{"artifact": "a.pte", "device": "host"}]) == []
 
 
-def test_the_plot_has_a_line_a_sustained_run() -> None:
-    def inked(*rows: dict[str, Any]) -> float:
-        png = sustained_chart(rows)
-        assert png
-        return float(np.mean(np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) < 250))
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Every figure that was saved."""
+    figures: list[Figure] = []
+    save = Figure.savefig
 
+    def kept(figure: Figure, *arguments: Any, **options: Any) -> None:
+        figures.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    return figures
+
+
+def test_the_plot_has_a_line_a_sustained_run(drawn: list[Figure]) -> None:
+    """Its own: seconds and ms of every device and file, in view, in a colour of its own."""
+    courses = {
+        ("a.onnx", "phone"): [[1.0, 5.0], [2.0, 9.0]],
+        ("b.onnx", "phone"): [[1.0, 6.0], [3.0, 6.5], [9.0, 7.0]],
+        ("a.onnx", "tablet"): [[0.5, 30.0], [8.0, 31.0]],
+    }
+    rows = [row(1.0, artifact=file, device=device) for file, device in courses]
+    for given, course in zip(rows, courses.values(), strict=True):
+        given["sustained"]["course"] = course
+    png = sustained_chart([*rows, {**row(1.0), "sustained": None}])
+    assert png and Image.open(io.BytesIO(png)).width > 400
+    ((axes,),) = [figure.axes for figure in drawn]
+    lines = {str(line.get_label()): line for line in axes.get_lines()}
+    assert len(lines) == len(courses) == len({line.get_color() for line in lines.values()})
+    for (file, device), course in courses.items():
+        (line,) = [lines[label] for label in lines if file in label and device in label]
+        points = np.asarray(line.get_xydata())
+        assert points.tolist() == course
+        assert line.get_visible() and line.get_linewidth() > 0
+        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+        assert (points >= (left, low)).all() and (points <= (right, high)).all()
+    legend = axes.get_legend()
+    assert legend and {text.get_text() for text in legend.get_texts()} == lines.keys()
+
+
+def test_there_is_no_plot_without_a_sustained_run(drawn: list[Figure]) -> None:
     assert sustained_chart([{**row(1.0), "sustained": None}]) is None
-    assert inked(row(1.0), row(1.0, artifact="b.onnx")) > inked(row(1.0))
+    assert drawn == []
 
 
 def test_notes_in_words() -> None:
