@@ -32,12 +32,12 @@ from pocketfocus.benchmarks.tables import difference, figure, markdown
 from pocketfocus.data.datasets import PHOTOS, SYNTHETIC, Request, open_source
 from pocketfocus.data.optics import FRAMES, one_hot
 from pocketfocus.data.stacks import FocalStack, Source, cache_sources, read_stacks
-from pocketfocus.distill.reference.phases import resume
 from pocketfocus.distill.student.methods import get_method
 from pocketfocus.distill.student.regression import stack_losses
-from pocketfocus.distill.student.teacher_stacks import Pixels, true_batch
-from pocketfocus.distill.train.crops import Crops
-from pocketfocus.distill.train.loop import Schedule, Task, Trainer
+from pocketfocus.distill.student.samples import true_batch
+from pocketfocus.distill.train.crops import Crops, Pixels
+from pocketfocus.distill.train.loop import Task, Trainer
+from pocketfocus.distill.train.schedule import Schedule
 from pocketfocus.export.open import Model
 from pocketfocus.export.stage import STUDENT, export_run
 from pocketfocus.mobile_harness.device import PYTORCH
@@ -161,7 +161,7 @@ def train(student: nn.Module, stacks: Pixels, folder: Path, steps: int) -> None:
     """
     schedule = Schedule(steps=steps, learning_rate=rate(), checkpoint_minutes=2)
     trainer = Trainer(student.train(), schedule, folder, SEED)
-    resume(trainer, "search")
+    trainer.resume("search")
 
     def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
         return true_batch(stacks, 1, CROPS.size, generator)
@@ -171,7 +171,7 @@ def train(student: nn.Module, stacks: Pixels, folder: Path, steps: int) -> None:
         return stack_losses(made.float().reshape(truth.shape), photos, positions, truth)
 
     trainer.run(Task(draw, losses, lambda: CROPS.batch), "training")
-    trainer.load_average()
+    trainer.ema.load()
     student.cpu().eval()
 
 

@@ -15,22 +15,22 @@ from pocketfocus.models.student import RefocusStudent, build_student
 from pocketfocus.run.errors import UserError
 
 
-def check_teacher(teacher: ReferencePipeline) -> None:
-    """UserError for a teacher whose config tells of another number of frames.
+def check_reference(reference: ReferencePipeline) -> None:
+    """Raise UserError for a reference whose config tells of another number of frames.
 
     The published one is exempt: its config is still that of the video model it was tuned from.
     """
-    frames = teacher.unet.config.num_frames
-    if frames != FRAMES and teacher.name not in ("learn2refocus", LEARN2REFOCUS):
+    frames = reference.unet.config.num_frames
+    if frames != FRAMES and reference.name not in ("learn2refocus", LEARN2REFOCUS):
         raise UserError(
-            f"the student expects {FRAMES} frames, {teacher.name} makes {frames} (num_frames in "
+            f"the student expects {FRAMES} frames, {reference.name} makes {frames} (num_frames in "
             f"its unet/config.json): name a refocusing model, or write {FRAMES} there if it was "
             "fine-tuned to as many"
         )
 
 
 def check_preset(student: RefocusStudent, preset: str, folder: Path) -> None:
-    """UserError, naming what differs, unless a student is of this preset."""
+    """Raise UserError, naming what differs, unless a student is of this preset."""
     wanted = build_student(preset).config
     different = [
         f"its {name} is {_shown(student.config[name])}, not {_shown(wanted[name])}"
@@ -45,7 +45,7 @@ def check_preset(student: RefocusStudent, preset: str, folder: Path) -> None:
 
 
 def check_crops(student: RefocusStudent, crops: Sequence[Crops]) -> None:
-    """UserError for crops larger than the photos of the student, of which true stacks have the
+    """Raise UserError for crops larger than the student's photos, of which true stacks have the
     size."""
     largest, (height, width) = max(part.size for part in crops), student.photo_size
     if min(height, width) < largest:
@@ -61,7 +61,7 @@ def _shown(value: object) -> object:
 
 
 def open_stacks(specs: Sequence[str], request: Request) -> list[Source]:
-    """The sources of true stacks; UserError for a folder whose images are not all of one size."""
+    """Open the sources of true stacks; UserError for a folder with images of several sizes."""
     sources = [open_source(spec, request) for spec in specs]
     for source in sources:
         if isinstance(source, StackFolder):
@@ -70,7 +70,7 @@ def open_stacks(specs: Sequence[str], request: Request) -> list[Source]:
 
 
 def check_sizes(folder: StackFolder) -> None:
-    """UserError, naming two that differ, unless all images of a folder have one size."""
+    """Raise UserError, naming two that differ, unless all images of a folder have one size."""
     first: tuple[Path, tuple[int, int]] | None = None
     for path, size in folder.sizes():
         first = first or (path, size)

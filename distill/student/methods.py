@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pocketfocus.distill.student.adversarial import Adversarial
 from pocketfocus.distill.student.consistency import Consistency
 from pocketfocus.distill.student.regression import Regression
-from pocketfocus.distill.student.trainer import Learner
+from pocketfocus.distill.student.trainer import StudentTrainer
 from pocketfocus.distill.train.crops import Crops
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.student import RefocusStudent
@@ -25,19 +25,19 @@ class Method:
 
     Attributes:
         name: as on the command line.
-        prepare: the learner, from the teacher and the student to start from.
+        prepare: makes what trains it, from the reference and the student to start from.
         about: a sentence with the paper.
         rate: peak learning rate from a warm start.
         scratch_rate: the same from a random one.
         crops: of the samples, unless others are asked for.
-        true_samples: crops of true stacks for each of the teacher's.
+        true_samples: crops of true stacks for each teacher stack.
         student: whether a student of this package is what learns.
-        by_psnr: whether a student's start is kept when training lowers PSNR on held-out targets;
+        by_psnr: whether a student's start is kept when training lowers PSNR on held-out stacks;
             False where a method trades PSNR for looks.
     """
 
     name: str
-    prepare: Callable[[ReferencePipeline, RefocusStudent], Learner]
+    prepare: Callable[[ReferencePipeline, RefocusStudent], StudentTrainer]
     about: str
     rate: float = 2e-5
     scratch_rate: float = 1e-3
@@ -60,7 +60,7 @@ METHODS = {
         ),
         Method(
             "consistency",
-            Consistency.of,
+            lambda reference, _: Consistency(reference),
             "the reference's UNet in 1 to 4 steps, guidance inside (2303.01469, 2310.04378)",
             rate=1e-4,
             crops=SMALL_CROPS,
@@ -72,7 +72,7 @@ METHODS = {
 
 
 def get_method(name: str) -> Method:
-    """The method called `name`; UserError naming the known ones otherwise."""
+    """Look up the method called `name`; UserError naming the known ones otherwise."""
     if name not in METHODS:
         raise UserError(f"unknown method {name}: choose one of {', '.join(METHODS)}")
     return METHODS[name]

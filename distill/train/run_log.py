@@ -9,71 +9,56 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import torch
+from accelerate.tracking import TensorBoardTracker
 from torch import Tensor
 
+from pocketfocus.photos.images import to_uint8
 from pocketfocus.run.files import write_atomic
 
 LOG, BOARD = "train.jsonl", "tensorboard"
 GREY = 0.0  # of [-1, 1]: where the input row has no photo
 
 
-class Journal:
+class RunLog:
     """The log of a training that stands at `step`; later rows, of a killed sitting, are dropped.
 
     With `enabled` False (all processes but the main one) nothing is written.
     """
 
-    def __init__(self, folder: Path, step: int, board: bool = True, enabled: bool = True) -> None:
-        self.log = self.board = None
-        if not enabled:
-            return
-        _drop_rows_after(folder / LOG, step)
-        self.log = open(folder / LOG, "a", encoding="utf-8")  # noqa: SIM115 closed by __exit__
-        if board:
-            from torch.utils.tensorboard import SummaryWriter
+    def __init__(self, folder: Path, step: int, enabled: bool = True) -> None:
+        self.enabled = enabled
+        if enabled:
+            _drop_rows_after(folder / LOG, step)
+            self.rows = open(folder / LOG, "a", encoding="utf-8")  # noqa: SIM115 see __exit__
+            self.board = TensorBoardTracker(BOARD, folder, purge_step=step + 1)
+            self.board.start()
 
-            self.board = SummaryWriter(folder / BOARD, purge_step=step + 1)
-
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.log is not None:
-            self.log.close()
-        if self.board is not None:
-            self.board.close()
+    def __exit__(self, *_: object) -> None:
+        if self.enabled:
+            self.rows.close()
+            self.board.finish()
 
-    def row(self, values: Mapping[str, Any]) -> None:
-        """Append one row with "step" to the log, and its other numbers to TensorBoard."""
-        if self.log is None:
-            return
-        self.log.write(json.dumps(values) + "\n")
-        self.log.flush()
-        if self.board is not None:
-            for name in values.keys() - {"step"}:
-                self.board.add_scalar(name, values[name], values["step"])
+    def row(self, step: int, values: Mapping[str, float]) -> None:
+        """Append a row to the log, and its values to TensorBoard."""
+        if self.enabled:
+            self.rows.write(json.dumps({"step": step, **values}) + "\n")
+            self.rows.flush()
+            self.board.log(dict(values), step)
 
     def pictures(self, step: int, images: Mapping[str, Tensor]) -> None:
         """Add images [3,H,W] in [-1,1] to TensorBoard."""
-        if self.board is None:
-            return
-        for name, image in images.items():
-            pixels = ((image.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-            self.board.add_image(name, pixels.numpy(), step)
-        self.board.flush()
+        if self.enabled:
+            pixels = {name: to_uint8(image[None].cpu()) for name, image in images.items()}
+            self.board.log_images(pixels, step, dataformats="NHWC")
 
 
 def stack_picture(truth: Tensor, estimate: Tensor, position: int | None = None) -> Tensor:
-    """Stacks [T,3,H,W] as rows of an image: the input at its position, truth, estimate.
+    """Lay out stacks [T,3,H,W] as rows of an image: the input at its position, truth, estimate.
 
     [3,3·H,T·W]; without a position there is no input row, [3,2·H,T·W].
     """
