@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,7 +54,7 @@ def split(samples: Sequence[Sample], true_stacks: Pixels | None) -> Material:
         count = max(1, int(HELD_OUT_SHARE * len(samples)))
         return Material(samples[count:] or samples, true_stacks, samples[:count])
     count = min(FRAMES, max(1, int(HELD_OUT_SHARE * len(true_stacks))))
-    frames = torch.from_numpy(true_stacks[:count]).float() / 127.5 - 1
+    frames = torch.from_numpy(np.array(true_stacks[:count])).float() / 127.5 - 1
     held_out = [Sample(stack[n][None], n, stack, n) for n, stack in enumerate(frames)]
     return Material([], true_stacks[count:] if len(true_stacks) > 1 else true_stacks, held_out)
 
