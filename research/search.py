@@ -163,14 +163,14 @@ def train(student: nn.Module, stacks: Pixels, folder: Path, steps: int) -> None:
     trainer = Trainer(student.train(), schedule, folder, SEED)
     trainer.resume("search")
 
-    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
-        return true_batch(stacks, 1, CROPS.size, generator)
+    def draw(size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        return true_batch(stacks, 1, size, generator)
 
     def losses(photos: Tensor, positions: Tensor, truth: Tensor) -> dict[str, Tensor]:
         made = student(photos, F.one_hot(positions, FRAMES).float())
         return stack_losses(made.float().reshape(truth.shape), photos, positions, truth)
 
-    trainer.run(Task(draw, losses, lambda: CROPS.batch), "training")
+    trainer.run(Task(draw, losses, (CROPS,)), "training")
     trainer.ema.load()
     student.cpu().eval()
 

@@ -115,27 +115,16 @@ def initialise_denoiser(
 
 
 class DenoiserBatch(NamedTuple):
-    """What `denoiser_losses` takes.
+    """What `denoiser_losses` takes."""
 
-    Attributes:
-        photos: [B,3,H,W] in [-1,1].
-        grainy: the same with the noise of the condition.
-        positions: [B] of the photos.
-        keep_embedding: [B], 0.0 where the embedding is dropped.
-        keep_latent: [B], 0.0 where the condition is dropped.
-        clean: scaled latents [B,9,C,h,w], differences where the pipeline is relative.
-        sigma: noise levels [B].
-        noise: of unit variance, as `clean`.
-    """
-
-    photos: Tensor
-    grainy: Tensor
-    positions: Tensor
-    keep_embedding: Tensor
-    keep_latent: Tensor
-    clean: Tensor
-    sigma: Tensor
-    noise: Tensor
+    photos: Tensor  # [B,3,H,W] in [-1,1]
+    grainy: Tensor  # the same with the noise of the condition
+    positions: Tensor  # [B], of the photos
+    keep_embedding: Tensor  # [B], 0.0 where the embedding is dropped
+    keep_latent: Tensor  # [B], 0.0 where the condition is dropped
+    clean: Tensor  # scaled latents [B,9,C,h,w], differences where the pipeline is relative
+    sigma: Tensor  # [B], noise levels
+    noise: Tensor  # of unit variance, as `clean`
 
 
 def draw_sample(

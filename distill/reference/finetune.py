@@ -100,7 +100,7 @@ def fine_tune(
     trainer.resume("fine-tuning")
     for part in frozen:
         part.to(trainer.device)
-    task = denoiser_task(pipeline, EncodedStacks(stacks, latents), phase.crops, trainer)
+    task = denoiser_task(pipeline, EncodedStacks(stacks, latents), phase.crops)
     trainer.run(task, "fine-tuning")
     pipeline.unet = _averaged(trainer, pipeline.unet.config)
     for part in frozen:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pocketfocus.distill.reference.autoencoder import (
     autoencoder_losses,
@@ -34,7 +35,7 @@ from pocketfocus.distill.reference.denoiser import (
 )
 from pocketfocus.distill.reference.presets import DEFAULT, ReferencePreset, build_reference
 from pocketfocus.distill.train.checkpoint import FILE, Config, check_config
-from pocketfocus.distill.train.crops import Crops, Pixels, check_size, current, random_crops
+from pocketfocus.distill.train.crops import Crops, Pixels, check_size, random_crops
 from pocketfocus.distill.train.distributed import main_process_first, process_state, wants_sharding
 from pocketfocus.distill.train.loop import Task, Trainer
 from pocketfocus.distill.train.schedule import Schedule
@@ -52,19 +53,14 @@ HASHED_STACKS = 8
 
 @dataclass(frozen=True)
 class Phase:
-    """How one network is trained.
-
-    Attributes:
-        schedule: how long and how fast.
-        crops: of the stacks, taken one after the other.
-        seed: of everything that is random.
-        config: what a checkpoint has to agree with, beside the schedule and the seed.
-    """
+    """How one network is trained."""
 
     schedule: Schedule
     crops: tuple[Crops, ...]
     seed: int = 0
-    config: Config = field(default_factory=dict)
+    config: Config = field(
+        default_factory=dict
+    )  # what a checkpoint has to agree with, beside these
 
 
 def check_run(out: Path, config: Config) -> None:
@@ -126,13 +122,10 @@ def _train_autoencoder(pipeline: ReferencePipeline, stacks: Pixels, out: Path, p
     trainer.resume("autoencoder")
     vae.train()
 
-    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
-        return draw_group(vae, stacks, current(crops, trainer.progress).size, generator)
-
     task = Task(
-        draw,
-        lambda *batch: autoencoder_losses(vae, *batch),
-        lambda: current(crops, trainer.progress).batch,
+        partial(draw_group, vae, stacks),
+        partial(autoencoder_losses, vae),
+        crops,
         lambda: {"truth, reconstruction": reconstruction_picture(vae, stacks, crops[-1].size)},
     )
     trainer.run(task, "autoencoder")
@@ -158,22 +151,15 @@ def cached_latents(
 
 
 def denoiser_task(
-    pipeline: ReferencePipeline, stacks: EncodedStacks, crops: tuple[Crops, ...], trainer: Trainer
+    pipeline: ReferencePipeline, stacks: EncodedStacks, crops: tuple[Crops, ...]
 ) -> Task:
     """Make the task of the EDM loss on random crops of stacks."""
-
-    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
-        return draw_sample(pipeline, stacks, current(crops, trainer.progress).size, generator)
-
-    def picture() -> dict[str, Tensor]:
-        shown = refocused_picture(pipeline, stacks.pixels, crops[-1].size)
-        return {"input, truth, estimate": shown}
-
+    picture = partial(refocused_picture, pipeline, stacks.pixels, crops[-1].size)
     return Task(
-        draw,
+        partial(draw_sample, pipeline, stacks),
         lambda *batch: denoiser_losses(pipeline, DenoiserBatch(*batch)),
-        lambda: current(crops, trainer.progress).batch,
-        picture,
+        crops,
+        lambda: {"input, truth, estimate": picture()},
     )
 
 
@@ -198,7 +184,7 @@ def train_denoiser(
     trainer = Trainer(trained, phase.schedule, out / "denoiser", seed + 1, phase.config)
     trainer.resume("denoiser")
     pipeline.vae.to(trainer.device)
-    trainer.run(denoiser_task(pipeline, stacks, phase.crops, trainer), "denoiser")
+    trainer.run(denoiser_task(pipeline, stacks, phase.crops), "denoiser")
     trainer.ema.load()
     trained.cpu().eval().requires_grad_(False)
     pipeline.vae.cpu()

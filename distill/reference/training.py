@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pocketfocus.data.datasets import SYNTHETIC, Request, open_source
-from pocketfocus.data.stacks import Source, cache_sources
+from pocketfocus.data.stacks import cache_sources
 from pocketfocus.distill.reference.finetune import (
     LEARNING_RATE,
     check_request,
@@ -103,36 +102,26 @@ def run_training(training: Training, out: Path) -> None:
     """
     schedule, seed, config = training.schedule(), training.seed, training.config
     check_run(out, config)
-    sources = _sources(training)
+    size = (training.size, training.size)
+    request = Request(training.scenes, size, photos=training.photos)
+    sources = [open_source(spec, request) for spec in training.stacks]
+
+    def stacks() -> Pixels:
+        with main_process_first():
+            return cache_sources(out / "stacks", sources, size).pixels
+
     if training.init is not None:
         check_request(training.size, training.train)
         start = load_start(training.init)
         whole = (Crops(1.0, training.batch or 1, training.size),)
-        stacks = _gathered(sources, training, out)
-        fine_tune(start, stacks, out, Phase(schedule, whole, seed, config), training.train)
+        fine_tune(start, stacks(), out, Phase(schedule, whole, seed, config), training.train)
         return
     crops = tuple(
         replace(part, batch=training.batch or part.batch, size=min(part.size, training.size))
         for part in DENOISER_CROPS
     )
-    check_size((training.size, training.size), (*AUTOENCODER_CROPS, *crops))
+    check_size(size, (*AUTOENCODER_CROPS, *crops))
     first = training.schedule(AUTOENCODER_SHARE, AUTOENCODER_RATE)
-    second = training.schedule(1 - AUTOENCODER_SHARE)
-    train_reference(
-        _gathered(sources, training, out),
-        out,
-        Phase(first, AUTOENCODER_CROPS, seed, config),
-        Phase(second, crops, seed, config),
-    )
-
-
-def _sources(training: Training) -> list[Source]:
-    """Open the sources; UserError for one that is not there, or that has no usable stack."""
-    request = Request(training.scenes, (training.size, training.size), photos=training.photos)
-    return [open_source(spec, request) for spec in training.stacks]
-
-
-def _gathered(sources: Sequence[Source], training: Training, out: Path) -> Pixels:
-    """Gather the stacks, uint8 [N,9,3,size,size]; the main process makes them."""
-    with main_process_first():
-        return cache_sources(out / "stacks", sources, (training.size, training.size)).pixels
+    autoencoder = Phase(first, AUTOENCODER_CROPS, seed, config)
+    denoiser = Phase(training.schedule(1 - AUTOENCODER_SHARE), crops, seed, config)
+    train_reference(stacks(), out, autoencoder, denoiser)

@@ -21,30 +21,17 @@ SMALL_CROPS = (Crops(1.0, 1, 128),)  # a step of `consistency` evaluates UNets f
 
 @dataclass(frozen=True)
 class Method:
-    """A way to distil: what it trains, a sentence with its paper, and how it is trained.
-
-    Attributes:
-        name: as on the command line.
-        prepare: makes what trains it, from the reference and the student to start from.
-        about: a sentence with the paper.
-        rate: peak learning rate from a warm start.
-        scratch_rate: the same from a random one.
-        crops: of the samples, unless others are asked for.
-        true_samples: crops of true stacks for each teacher stack.
-        student: whether a student of this package is what learns.
-        by_psnr: whether a student's start is kept when training lowers PSNR on held-out stacks;
-            False where a method trades PSNR for looks.
-    """
+    """A way to distil: what it trains, a sentence with its paper, and how it is trained."""
 
     name: str
-    prepare: Callable[[ReferencePipeline, RefocusStudent], StudentTrainer]
+    prepare: Callable[[ReferencePipeline, RefocusStudent], StudentTrainer]  # of the start
     about: str
-    rate: float = 2e-5
+    rate: float = 2e-5  # the peak from a warm start
     scratch_rate: float = 1e-3
     crops: tuple[Crops, ...] = CROPS
-    true_samples: int = 3
-    student: bool = True
-    by_psnr: bool = True
+    true_samples: int = 3  # for each teacher stack
+    student: bool = True  # what learns is a student of this package
+    by_psnr: bool = True  # a start is kept when training lowers PSNR: it is not traded for looks
 
 
 METHODS = {

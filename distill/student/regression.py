@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pocketfocus.data.optics import FRAMES, one_hot
+from pocketfocus.distill.reference.denoiser import FLOOR
 from pocketfocus.distill.student.qat import Files, rounded
 from pocketfocus.distill.student.trainer import StudentTrainer
 from pocketfocus.distill.train.distributed import process_state
@@ -23,7 +24,6 @@ from pocketfocus.models.student import RefocusStudent, save_student
 from pocketfocus.quantize.calibration import calibration
 from pocketfocus.quantize.recipes import Recipe
 
-FLOOR = 4e-4  # squared error in [-1,1], 40 dB: better frames need not get better still
 EDGE_WEIGHT = ADJACENT_WEIGHT = 0.1
 
 

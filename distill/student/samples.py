@@ -24,28 +24,21 @@ Batch = tuple[Tensor, Tensor, Tensor]  # photos [B,3,s,s], positions [B], stacks
 
 @dataclass(frozen=True)
 class Sample:
-    """photo [1,3,H,W] and stack [9,3,H,W] in [-1,1], position 0..8, and the seed of the noise that
-    the stack came from."""
+    """A photo and the stack to be made of it."""
 
-    photo: Tensor
-    position: int
-    stack: Tensor
-    seed: int = 0
+    photo: Tensor  # [1,3,H,W] in [-1,1]
+    position: int  # 0..8, of the photo
+    stack: Tensor  # [9,3,H,W] in [-1,1]
+    seed: int = 0  # of the noise that the stack came from
 
 
 @dataclass(frozen=True)
 class Material:
-    """What a student learns from, and what it is scored on.
+    """What a student learns from, and what it is scored on."""
 
-    Attributes:
-        teacher_stacks: none where true stacks alone are learned from.
-        true_stacks: uint8 [N,9,3,H,W]; None where teacher stacks alone are.
-        held_out: teacher stacks, or true ones where there are no others.
-    """
-
-    teacher_stacks: Sequence[Sample]
-    true_stacks: Pixels | None
-    held_out: Sequence[Sample]
+    teacher_stacks: Sequence[Sample]  # none where true stacks alone are learned from
+    true_stacks: Pixels | None  # uint8 [N,9,3,H,W]; None where teacher stacks alone are
+    held_out: Sequence[Sample]  # teacher stacks, or true ones where there are no others
 
 
 def split(samples: Sequence[Sample], true_stacks: Pixels | None) -> Material:

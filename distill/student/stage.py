@@ -14,10 +14,8 @@ from torch import Tensor
 
 from pocketfocus.data.scenes import train_photos
 from pocketfocus.data.stacks import cache_sources
-from pocketfocus.distill.student.checks import check_reference
-from pocketfocus.distill.student.methods import get_method
 from pocketfocus.distill.student.options import REFERENCE, SAMPLING_SHARE, STACKS, Distillation
-from pocketfocus.distill.student.plan import Plan, make_plan
+from pocketfocus.distill.student.plan import Plan, check_reference, make_plan
 from pocketfocus.distill.student.regression import OneStepTrainer, pooled
 from pocketfocus.distill.student.samples import Material, Sample, sample_batch, split, true_batch
 from pocketfocus.distill.student.teacher_stacks import (
@@ -28,7 +26,7 @@ from pocketfocus.distill.student.teacher_stacks import (
 )
 from pocketfocus.distill.student.trainer import StudentTrainer
 from pocketfocus.distill.train.checkpoint import FILE, check_config
-from pocketfocus.distill.train.crops import Pixels, current
+from pocketfocus.distill.train.crops import Pixels
 from pocketfocus.distill.train.distributed import main_process_first
 from pocketfocus.distill.train.loop import Task, Trainer
 from pocketfocus.distill.train.plot import loss_figure, save
@@ -43,6 +41,7 @@ from pocketfocus.run.metrics import psnr
 from pocketfocus.run.progress import console
 
 TEACHER_POOL, TEACHER_WEIGHT = 4, 0.2  # pixels, and against true stacks; see `distill_run`
+RECORDED = ("method", "reference", "qat", "learn_from", "from_scratch")  # in distill.json
 TRAINING = "training"  # the folder of the checkpoint, train.jsonl and TensorBoard's files
 STACKS_FOLDER = "targets"  # of teacher stacks by their key, and `true`
 TAKEN = "targets.json"  # in TRAINING: how many teacher stacks the training began with
@@ -77,7 +76,7 @@ def distill_run(out: Path, options: Distillation, anew: bool = False) -> None:
 
 def _copied(out: Path, options: Distillation) -> dict[str, Any]:
     """Copy the start, which is loaded first, so that a broken one is refused."""
-    if not get_method(options.method).student:
+    if not options.chosen.student:
         raise UserError(f"0 minutes leave nothing to {options.method}: give it some")
     start = options.start_folder
     load_student(start)
@@ -97,7 +96,7 @@ def _distilled(out: Path, options: Distillation) -> dict[str, Any]:
     pixels = None if photos is None else load_photos(photos, crop)
     reference = load_reference(options.reference)
     check_reference(reference)
-    student = plan.method.prepare(reference, plan.student)
+    student = options.chosen.prepare(reference, plan.student)
     if options.qat is not None and isinstance(student, OneStepTrainer):
         student.round(get_recipe(options.qat), photos)
     material = _material(plan, reference, student, pixels, out)
@@ -106,10 +105,10 @@ def _distilled(out: Path, options: Distillation) -> dict[str, Any]:
     trainer = Trainer(student.train(), options.schedule, folder, options.seed, plan.config)
     trainer.resume("distilling")
     student.average = trainer.ema.average
-    trainer.run(_task(student, material, plan, trainer), "distilling")
+    trainer.run(_task(student, material, options), "distilling")
     trainer.ema.load()
     after = score(student.cpu().eval(), material.held_out)
-    compares = plan.method.student and plan.method.by_psnr and not options.from_scratch
+    compares = options.chosen.student and options.chosen.by_psnr and not options.from_scratch
     kept = "start" if compares and after < before else "trained"
     if kept == "trained":
         student.save(out / student.result)
@@ -125,11 +124,7 @@ def _distilled(out: Path, options: Distillation) -> dict[str, Any]:
         )
     return {
         "minutes": options.minutes if math.isfinite(options.minutes) else None,
-        "method": options.method,
-        "reference": options.reference,
-        "qat": options.qat,
-        "learn_from": options.learn_from,
-        "from_scratch": options.from_scratch,
+        **{name: getattr(options, name) for name in RECORDED},
         "targets": len(material.teacher_stacks),
         "held_out": len(material.held_out),
         "steps": trainer.step,
@@ -172,15 +167,14 @@ def _material(
     return split([load_sample(path) for path in files], true)
 
 
-def _task(student: StudentTrainer, material: Material, plan: Plan, trainer: Trainer) -> Task:
+def _task(student: StudentTrainer, material: Material, options: Distillation) -> Task:
     """Make the task of teacher stacks, true ones, or both, each with the student's own noise."""
-    teach, stacks, crops = material.teacher_stacks, material.true_stacks, plan.options.parts
+    teach, stacks = material.teacher_stacks, material.true_stacks
 
-    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
-        size = current(crops, trainer.progress).size
+    def draw(size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         parts = [sample_batch(teach, 1, generator)] if teach else []
         if stacks is not None:
-            parts.append(true_batch(stacks, plan.method.true_samples, size, generator))
+            parts.append(true_batch(stacks, options.chosen.true_samples, size, generator))
         drawn: list[Tensor] = []
         for part in parts:
             noise = [student.noise(stack[None], generator) for stack in part[2]]
@@ -196,7 +190,7 @@ def _task(student: StudentTrainer, material: Material, plan: Plan, trainer: Trai
         noted = {f"teacher_{n}": v for n, v in taught.items() if n in ("psnr_db", "mse")}
         return {**true, **noted, "loss": TEACHER_WEIGHT * taught["loss"] + true["loss"]}
 
-    return Task(draw, losses, lambda: current(crops, trainer.progress).batch)
+    return Task(draw, losses, options.parts)
 
 
 @torch.no_grad()

@@ -28,22 +28,15 @@ from pocketfocus.run.progress import console, progress_bar
 class TeacherStacks:
     """Which stacks the reference is to make.
 
-    Attributes:
-        folder: where they are kept; stack i depends on (seed, i) alone, so that an interrupted
-            sampling goes on.
-        count: how many, at most.
-        minutes: to stop after; every process makes one at least.
-        size: of the photos, pixels.
-        seed: of photos and noise.
-        sampling: how they are drawn; None for the reference's own way.
+    Stack i depends on (seed, i) alone, so that an interrupted sampling goes on.
     """
 
     folder: Path
-    count: int
-    minutes: float
-    size: int = 128
+    count: int  # at most
+    minutes: float  # to stop after; every process makes one at least
+    size: int = 128  # of the photos, pixels
     seed: int = 0
-    sampling: Sampling | None = None
+    sampling: Sampling | None = None  # None for the reference's own way
 
     def path(self, index: int) -> Path:
         """Say where stack number `index` lies."""

@@ -56,17 +56,11 @@ def sample_sigma(batch: int, mean: float, std: float, generator: torch.Generator
 
 @dataclass(frozen=True)
 class Conditioning:
-    """How training spoils what the network is given.
+    """How training spoils what the network is given."""
 
-    Attributes:
-        mean: of ln sigma of the noise on the photo.
-        std: of the same.
-        dropout: the share of each of no embedding, neither, no latent.
-    """
-
-    mean: float
+    mean: float  # of ln sigma of the noise on the photo
     std: float
-    dropout: float
+    dropout: float  # the share of each of no embedding, neither, no latent
 
 
 LEARN2REFOCUS = Conditioning(-3.0, 0.5, 0.1)

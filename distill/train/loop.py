@@ -26,6 +26,7 @@ from pocketfocus.distill.train.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from pocketfocus.distill.train.crops import Crops, current
 from pocketfocus.distill.train.distributed import (
     computes_in_bf16,
     make_accelerator,
@@ -34,8 +35,7 @@ from pocketfocus.distill.train.distributed import (
 )
 from pocketfocus.distill.train.ema import EMA
 from pocketfocus.distill.train.interruption import Interruption
-from pocketfocus.distill.train.reporter import Reporter, Timer
-from pocketfocus.distill.train.run_log import RunLog
+from pocketfocus.distill.train.run_log import RunLog, Timer
 from pocketfocus.distill.train.schedule import OPTIMIZERS, Schedule
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.memory import keep_freed_memory
@@ -49,17 +49,17 @@ class Task:
     """Samples and their loss.
 
     Attributes:
-        draw: makes one sample, tensors [1,...] on the CPU, with the generator that it is given and
-            no other random numbers.
-        losses: takes `batch()` samples, joined along the first dimension, on the model's device,
-            and returns scalars that are means over samples: `loss` is minimised.
-        batch: says how many samples a process takes at a time.
+        draw: makes a sample of crops of a size, tensors [1,...] on the CPU, with the generator that
+            it is given and no other random numbers.
+        losses: takes samples joined along the first dimension, on the model's device, and returns
+            scalars that are means over samples: `loss` is minimised.
+        crops: how many samples a process takes at a time, and of what size.
         pictures: makes named images [3,H,W] in [-1,1], with random numbers of its own.
     """
 
-    draw: Callable[[torch.Generator], tuple[Tensor, ...]]
+    draw: Callable[[int, torch.Generator], tuple[Tensor, ...]]
     losses: Callable[..., dict[str, Tensor]]
-    batch: Callable[[], int]
+    crops: Sequence[Crops]
     pictures: Callable[[], Mapping[str, Tensor]] | None = None
 
 
@@ -92,12 +92,9 @@ class Trainer:
     ) -> None:
         self.model, self.schedule, self.folder = model, schedule, folder
         self.accelerator = make_accelerator(model, schedule.accumulate)
-        self.config = {
-            **schedule.config,
-            "seed": seed,
-            "processes x accumulate": schedule.accumulate * self.accelerator.num_processes,
-            **(config or {}),
-        }
+        self.batches = schedule.accumulate * self.accelerator.num_processes  # of a step
+        common = {**schedule.config, "seed": seed, "processes x accumulate": self.batches}
+        self.config = {**common, **(config or {})}
         bf16 = schedule.bf16
         self.bf16 = computes_in_bf16(self.device) if bf16 is None else bf16
         self.objective = _Objective(model)
@@ -107,6 +104,7 @@ class Trainer:
         self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.ema = EMA(self.named, schedule.ema_decay)
         self.generator = torch.Generator().manual_seed(seed)
+        self.state = State(self.ema, self.optimizer, self.generator)
         self.step, self.minutes, self.saved_step = 0, 0.0, -1
         self.interruption, self.interrupted = Interruption(), False  # here; agreed on by all
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,18 +147,17 @@ class Trainer:
         began = time.monotonic() - 60 * self.minutes
         saving = Timer(60 * self.schedule.checkpoint_minutes)
         picturing = Timer(60 * self.schedule.picture_minutes)
-        with (
-            self.interruption,
-            RunLog(self.folder, self.step, self.is_main) as log,
-            Reporter(description, log, self.schedule.log_every) as reporter,
-        ):
+        with self.interruption, RunLog(self.folder, self.step, description, self.is_main) as log:
             while self.progress < 1.0 and not self.interrupted:
-                samples = self._global_batch(task)
-                values = self._update(task, began)
-                reporter.step(self.counters, self.progress, samples, values)
+                crops = current(task.crops, self.progress)
+                values = self._update(task, crops, began)
+                ended = self.progress >= 1.0
+                log.show(self.counters, self.progress, values["loss"], crops.batch * self.batches)
+                if self.step % self.schedule.log_every == 0 or ended:
+                    log.row(self.counters, values)
                 if self._due(saving):
                     self.save()
-                if self._due(picturing) or self.progress >= 1.0:
+                if self._due(picturing) or ended:
                     self._pictures(task, log)
         if self.saved_step != self.step:
             self.save()
@@ -183,16 +180,13 @@ class Trainer:
         """Whether it is time by the main process's clock, for all processes alike."""
         return self._any(self.is_main and timer.due())
 
-    def _global_batch(self, task: Task) -> int:
-        return task.batch() * self.accelerator.num_processes * self.schedule.accumulate
-
-    def _update(self, task: Task, began: float) -> dict[str, float]:
+    def _update(self, task: Task, crops: Crops, began: float) -> dict[str, float]:
         """Take one optimizer step, and return the terms, means over the global batch."""
         rate = self.schedule.rate(self.step, self.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         parts = []
-        for batch in self._batches(task):
+        for batch in self._drawn(task, crops):
             with self.accelerator.accumulate(self.prepared):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                     terms = self.prepared(*batch)
@@ -210,27 +204,24 @@ class Trainer:
         return {**rounded, "grad_norm": round(gradient, 4), "lr": rate}
 
     def _check_finite(self, **values: float) -> None:
-        good = "there is no checkpoint yet"
-        if self.path.exists():
-            good = f"the last good checkpoint, of step {max(self.saved_step, 0)}, stays in "
-            good += str(self.path)
         for name, value in values.items():
             if not math.isfinite(value):
+                good = f"the last good checkpoint, of step {max(self.saved_step, 0)}, stays in "
+                good = good + str(self.path) if self.path.exists() else "there is no checkpoint yet"
                 raise UserError(
                     f"the {name} is {value} at step {self.step}: train into another --out with a "
                     f"lower --learning-rate; {good}"
                 )
 
-    def _batches(self, task: Task) -> Iterator[list[Tensor]]:
+    def _drawn(self, task: Task, crops: Crops) -> Iterator[list[Tensor]]:
         """Draw this process's share of the step's samples, one accumulated batch after the
         other."""
-        batch, world = task.batch(), self.accelerator.num_processes
-        seeds = torch.randint(
-            0, LARGEST_SEED, (self._global_batch(task),), generator=self.generator
-        )
-        own = seeds.reshape(-1, world, batch)[:, self.accelerator.process_index]
-        for chosen in own.tolist():
-            samples = [task.draw(torch.Generator().manual_seed(seed)) for seed in chosen]
+        count = crops.batch * self.batches
+        seeds = torch.randint(0, LARGEST_SEED, (count,), generator=self.generator)
+        own = seeds.reshape(-1, self.accelerator.num_processes, crops.batch)
+        for chosen in own[:, self.accelerator.process_index].tolist():
+            generators = [torch.Generator().manual_seed(seed) for seed in chosen]
+            samples = [task.draw(crops.size, generator) for generator in generators]
             yield [torch.cat(parts).to(self.device) for parts in zip(*samples, strict=True)]
 
     def _shared(self, parts: Sequence[Mapping[str, Tensor]], began: float) -> dict[str, float]:
@@ -264,13 +255,9 @@ class Trainer:
         state = {**self.model.state_dict(), **self.ema.average}
         return {name: whole(tensor).cpu() for name, tensor in state.items()}
 
-    @property
-    def _state(self) -> State:
-        return State(self.ema, self.optimizer, self.generator)
-
     def save(self) -> None:
         """Write the checkpoint, atomically; every process calls this, the main one writes."""
-        tensors = self._state.tensors()
+        tensors = self.state.tensors()
         if self.is_main:
             write_checkpoint(self.path, tensors, self.counters)
         self.saved_step = self.step
@@ -289,7 +276,7 @@ class Trainer:
             return False
         check_config(self.path, self.config)
         tensors, counters = read_checkpoint(self.path)
-        self._state.load(tensors, self.path)
+        self.state.load(tensors, self.path)
         self.step, self.minutes = counters.step, counters.minutes
         self.saved_step = self.step
         if description and self.is_main:

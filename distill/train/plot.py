@@ -9,37 +9,26 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import write_atomic
 
-TITLES = {"gain_db": "gain over copy (dB)", "psnr_db": "PSNR (dB)", "loss": "loss"}
+TITLES = {"loss": "loss", "psnr_db": "PSNR (dB)", "gain_db": "gain over copy (dB)"}
 COLUMNS = 4
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """One value of a log over its steps."""
 
     title: str
     steps: list[float]
     values: list[float]
-
-    def draw(self, axes: Axes) -> None:
-        """Draw every row faint, and their running mean bold."""
-        width = max(1, len(self.values) // 20)
-        smooth = np.convolve(self.values, np.ones(width) / width, "valid")
-        axes.plot(self.steps, self.values, color="tab:blue", alpha=0.25)
-        axes.plot(self.steps[width - 1 :], smooth, color="tab:blue")
-        axes.set_xlabel("step")
-        axes.set_title(self.title, fontsize=9)
 
 
 def curves_of(log: Path) -> list[Curve]:
@@ -52,30 +41,31 @@ def curves_of(log: Path) -> list[Curve]:
 
 def loss_figure(log: Path) -> Figure:
     """Draw the loss of a log, and PSNR and gain where they are logged, beside each other."""
-    curves = curves_of(log)[::-1]
-    figure = Figure(figsize=(5 * len(curves), 3))
-    for axes, curve in zip(
-        figure.subplots(1, len(curves), squeeze=False).flat, curves, strict=True
-    ):
-        curve.draw(axes)
-    return figure
+    return _figure({curve.title: curve for curve in curves_of(log)}, (5, 3))
 
 
 def folder_figure(folder: Path) -> Figure:
     """Draw a panel for every NAME.jsonl of a folder that has rows: its gain, its PSNR or else its
     loss. UserError when there is none."""
-    found = ((log.stem, curves_of(log)) for log in sorted(folder.glob("*.jsonl")))
-    logs = [(name, curves[0]) for name, curves in found if curves]
-    if not logs:
+    found = {log.stem: curves_of(log) for log in sorted(folder.glob("*.jsonl"))}
+    last = {f"{name}: {curves[-1].title}": curves[-1] for name, curves in found.items() if curves}
+    if not last:
         raise UserError(f"{folder} holds no .jsonl with rows: name the folder of training logs")
-    columns, lines = min(COLUMNS, len(logs)), -(-len(logs) // COLUMNS)
-    figure = Figure(figsize=(3.4 * columns, 2.8 * lines))
-    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for axes, (name, curve) in zip(panels, logs, strict=False):
-        curve.draw(axes)
-        axes.set_title(f"{name}: {curve.title}", fontsize=9)
-    for axes in panels[len(logs) :]:
-        axes.remove()
+    return _figure(last, (3.4, 2.8))
+
+
+def _figure(panels: Mapping[str, Curve], size: tuple[float, float]) -> Figure:
+    """Draw every row of a curve faint and the running mean bold, in panels of a size (inches)."""
+    columns, lines = min(COLUMNS, len(panels)), -(-len(panels) // COLUMNS)
+    figure = Figure(figsize=(size[0] * columns, size[1] * lines))
+    for place, (title, curve) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(lines, columns, place)
+        width = max(1, len(curve.values) // 20)
+        smooth = np.convolve(curve.values, np.ones(width) / width, "valid")
+        axes.plot(curve.steps, curve.values, color="tab:blue", alpha=0.25)
+        axes.plot(curve.steps[width - 1 :], smooth, color="tab:blue")
+        axes.set_xlabel("step")
+        axes.set_title(title, fontsize=9)
     return figure
 
 

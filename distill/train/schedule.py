@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 # What may differ between the sittings of one training: how long it is, how often it saves, and
 # the precision, since a checkpoint holds fp32.
@@ -58,16 +59,10 @@ class Schedule:
         return self.learning_rate * warmup * (0.01 + 0.99 * cosine)
 
 
-def adamw(parameters: Iterable[nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
+def adamw(parameters: Iterable[nn.Parameter], schedule: Schedule) -> Optimizer:
     """Make AdamW (arXiv 1711.05101)."""
-    return torch.optim.AdamW(
-        parameters,
-        lr=schedule.learning_rate,
-        weight_decay=schedule.weight_decay,
-        betas=(0.9, 0.99),
-    )
+    rate, decay = schedule.learning_rate, schedule.weight_decay
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, betas=(0.9, 0.99))
 
 
-OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], Schedule], torch.optim.Optimizer]] = {
-    "adamw": adamw
-}
+OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], Schedule], Optimizer]] = {"adamw": adamw}

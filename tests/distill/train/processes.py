@@ -70,15 +70,15 @@ def tiny(folder: Path, batch: int, accumulate: int, stop: int, sharded: bool = F
     trainer = Trainer(trained_parts(pipeline), schedule, folder, seed=3)
     trainer.resume()
     stacks = EncodedStacks(ramps(), latents)
-    task = denoiser_task(pipeline, stacks, (Crops(1.0, batch, 16),), trainer)
+    task = denoiser_task(pipeline, stacks, (Crops(1.0, batch, 16),))
 
-    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
+    def draw(size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         if trainer.step == stop and process_state().is_last_process:
             os.kill(os.getpid(), signal.SIGINT)
-        return task.draw(generator)
+        return task.draw(size, generator)
 
     with contextlib.suppress(KeyboardInterrupt):
-        trainer.run(Task(draw, task.losses, task.batch, task.pictures), "test")
+        trainer.run(Task(draw, task.losses, task.crops, task.pictures), "test")
     return trainer
 
 

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from pocketfocus.distill.train import reporter
+from pocketfocus.distill.train import run_log
 from pocketfocus.distill.train.checkpoint import Counters, read_counters, write_checkpoint
+from pocketfocus.distill.train.crops import Crops
 from pocketfocus.distill.train.loop import Task, Trainer
 from pocketfocus.distill.train.run_log import stack_picture
 from pocketfocus.distill.train.schedule import OPTIMIZERS, Schedule
@@ -30,13 +31,13 @@ def model() -> nn.Module:
 
 
 def task(net: nn.Module, batch: int = 16, **options: Any) -> Task:
-    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
-        return (torch.randn(1, 4, generator=generator),)
+    def draw(size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        return (torch.randn(1, size, generator=generator),)
 
     def losses(x: Tensor) -> dict[str, Tensor]:
         return {"loss": (net(x)[:, 0] - x.sum(1).tanh()).square().mean()}
 
-    return Task(draw, losses, lambda: batch, **options)
+    return Task(draw, losses, (Crops(1.0, batch, 4),), **options)
 
 
 def trainer(folder: Path, config: dict[str, Any] | None = None, **changes: Any) -> Trainer:
@@ -52,14 +53,14 @@ def stopping(net: nn.Module, at: int, how: Any) -> Task:
     """A task whose draw calls `how` in the step after `at` steps of 16 samples."""
     whole, drawn = task(net), 0
 
-    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
+    def draw(size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         nonlocal drawn
         if drawn == 16 * at:
             how()
         drawn += 1
-        return whole.draw(generator)
+        return whole.draw(size, generator)
 
-    return Task(draw, whole.losses, whole.batch)
+    return Task(draw, whole.losses, whole.crops)
 
 
 def momentum(parameters: Iterable[nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
@@ -148,7 +149,7 @@ def test_the_loss_falls_and_the_forward_is_bf16(tmp_path: Path) -> None:
         types.add(net.model(x).dtype)
         return inner.losses(x)
 
-    net.run(Task(inner.draw, losses, inner.batch), "test")
+    net.run(Task(inner.draw, losses, inner.crops), "test")
     first, last = (
         sum(r["loss"] for r in part) for part in (rows(tmp_path)[:40], rows(tmp_path)[-40:])
     )
@@ -165,7 +166,7 @@ def test_minutes_bound_the_training(tmp_path: Path) -> None:
 def test_pace_and_time_left_are_said_where_there_is_no_bar(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reporter, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(run_log, "REPORT_SECONDS", 0.0)
     net = trainer(tmp_path)
     net.run(task(net.model), "test")
     line = capsys.readouterr().err.splitlines()[2]
@@ -185,7 +186,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
         return good.losses(x if calls < 4 else x * bad)
 
     with pytest.raises(UserError, match=r"at step 3: .*last good checkpoint, of step 3, stays"):
-        net.run(Task(good.draw, losses, good.batch), "test")
+        net.run(Task(good.draw, losses, good.crops), "test")
     tensors = load_file(tmp_path / "checkpoint.safetensors")
     assert all(t.isfinite().all() for n, t in tensors.items() if n != "random")
 
