@@ -19,13 +19,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pocketfocus.data.optics import FRAMES, one_hot
+from pocketfocus.data.optics import one_hot
 from pocketfocus.data.scenes import held_out_photos
 from pocketfocus.mobile_harness.device import HOST, MIL_CHECK, PYTORCH, Call, Device, Job, facts
 from pocketfocus.models.student import RefocusStudent, load_student
 from pocketfocus.photos.images import load_photo, to_uint8
 from pocketfocus.quantize.calibration import fitted
 from pocketfocus.quantize.recipes import RECIPES, Recipe, get_recipe, recipe_from
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, merge_rows, sha256, write_atomic
 from pocketfocus.run.manifest import (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from pocketfocus.data.optics import FRAMES
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Delegation, TensorSpec
 

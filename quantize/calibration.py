@@ -17,9 +17,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from pocketfocus.data.optics import FRAMES, one_hot
+from pocketfocus.data.optics import one_hot
 from pocketfocus.data.scenes import TRAIN_PHOTOS, train_photos
 from pocketfocus.photos.images import load_photo, prepare
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 
 INPUTS = 2 * FRAMES  # every position twice, each time with another photo

@@ -24,9 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pocketfocus.data.optics import FRAMES, one_hot
+from pocketfocus.data.optics import one_hot
 from pocketfocus.export.targets import Runner, get_target
 from pocketfocus.mobile_harness.device import PYTORCH
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 
 WARMUP = 1  # untimed calls at every visit: caches are another file's, threads sleep

@@ -37,12 +37,12 @@ from pocketfocus.data.stacks import (
     read_photos,
     read_stacks,
 )
-from pocketfocus.distill.reference.autoencoder import initialise, random_crops
-from pocketfocus.distill.reference.phases import INITIAL_CROPS, fingerprint, train_denoiser
+from pocketfocus.distill.reference.autoencoder import initialise
+from pocketfocus.distill.reference.denoiser import EncodedStacks, encode_stacks
+from pocketfocus.distill.reference.phases import INITIAL_CROPS, Phase, fingerprint, train_denoiser
 from pocketfocus.distill.reference.presets import build_reference
-from pocketfocus.distill.train.crops import Crops
-from pocketfocus.distill.train.denoiser import encode_stacks
-from pocketfocus.distill.train.loop import Schedule
+from pocketfocus.distill.train.crops import Crops, random_crops
+from pocketfocus.distill.train.schedule import Schedule
 from pocketfocus.models.model import Model, NamedModel, refocus
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.photos.focusmap import all_in_focus, best_focus, luma
@@ -104,9 +104,9 @@ def train(stacks: np.ndarray, folder: Path, steps: int) -> ReferencePipeline:
     crops = random_crops(stacks, INITIAL_CROPS, CROPS[0].size, generator)
     initialise(pipeline.vae, crops.flatten(0, 1))
     pipeline.vae.eval().requires_grad_(False)
-    latents = encode_stacks(pipeline, stacks)
+    encoded = EncodedStacks(stacks, encode_stacks(pipeline, stacks))
     schedule, spec = Schedule(steps=steps, learning_rate=RATE), {"pixels": fingerprint(stacks)}
-    train_denoiser(pipeline, stacks, latents, folder, schedule, CROPS, 0, spec)
+    train_denoiser(pipeline, encoded, folder, Phase(schedule, CROPS, config=spec))
     return pipeline
 
 

@@ -32,12 +32,12 @@ from pocketfocus.benchmarks.tables import difference, figure, markdown
 from pocketfocus.data.datasets import PHOTOS, SYNTHETIC, Request, open_source
 from pocketfocus.data.optics import one_hot
 from pocketfocus.data.stacks import FocalStack, Source, cache_sources, read_stacks
-from pocketfocus.distill.reference.phases import resume
 from pocketfocus.distill.student.methods import get_method
 from pocketfocus.distill.student.regression import stack_losses
-from pocketfocus.distill.student.teacher_stacks import Pixels, true_batch
-from pocketfocus.distill.train.crops import Crops
-from pocketfocus.distill.train.loop import Schedule, Task, Trainer
+from pocketfocus.distill.student.samples import true_batch
+from pocketfocus.distill.train.crops import Crops, Pixels
+from pocketfocus.distill.train.loop import Task, Trainer
+from pocketfocus.distill.train.schedule import Schedule
 from pocketfocus.export.stage import STUDENT, export_run
 from pocketfocus.mobile_harness.device import PYTORCH
 from pocketfocus.models.model import NamedModel
@@ -163,17 +163,17 @@ def train(student: nn.Module, stacks: Pixels, folder: Path, steps: int) -> None:
     """
     schedule = Schedule(steps=steps, learning_rate=rate(), checkpoint_minutes=2)
     trainer = Trainer(student.train(), schedule, folder, SEED)
-    resume(trainer, "search")
+    trainer.resume("search")
 
-    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
-        return true_batch(stacks, 1, CROPS.size, generator)
+    def draw(size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        return true_batch(stacks, 1, size, generator)
 
     def losses(photos: Tensor, positions: Tensor, truth: Tensor) -> dict[str, Tensor]:
         made = student(photos, F.one_hot(positions, FRAMES).float())
         return stack_losses(made.float().reshape(truth.shape), photos, positions, truth)
 
-    trainer.run(Task(draw, losses, lambda: CROPS.batch), "training")
-    trainer.load_average()
+    trainer.run(Task(draw, losses, (CROPS,)), "training")
+    trainer.ema.load()
     student.cpu().eval()
 
 

@@ -6,37 +6,21 @@ the pipeline decodes them, so the temporal layers see at training what they see 
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
 from torch import Tensor, nn
 
-from pocketfocus.data.optics import FRAMES
+from pocketfocus.distill.train.crops import Pixels, middle, random_crops
 from pocketfocus.distill.train.run_log import stack_picture
 from pocketfocus.models.autoencoder import CompactAutoencoder, latent_factor
 from pocketfocus.models.reference import DECODE_CHUNK
-from pocketfocus.photos.images import from_uint8
+from pocketfocus.run.constants import FRAMES
 
 KL_WEIGHT = 1e-8
 INITIAL_LOG_VARIANCE = -10.0
 CHUNK_SHARE = 0.25
 WHITENING = 0.5  # 0: latents keep the components' deviations; 1: all have deviation 1
-Stacks = np.ndarray  # uint8 [N, 9, 3, H, W]
-
-
-def random_crops(stacks: Stacks, batch: int, size: int, generator: torch.Generator) -> Tensor:
-    """Flipped random crops of random stacks: uint8 [N,9,3,H,W] -> float [B,9,3,size,size]."""
-    height, width = stacks.shape[-2:]
-    crops = []
-    for _ in range(batch):
-        n, y, x, flip = (
-            int(torch.randint(0, limit, (), generator=generator))
-            for limit in (len(stacks), height - size + 1, width - size + 1, 2)
-        )
-        crop = torch.from_numpy(np.array(stacks[n, :, :, y : y + size, x : x + size]))
-        crops.append(crop.flip(-1) if flip else crop)
-    return from_uint8(torch.stack(crops), planar=True)
 
 
 @torch.no_grad()
@@ -73,7 +57,7 @@ def initialise(vae: CompactAutoencoder, frames: Tensor) -> None:
 
 
 def principal_components(frames: Tensor, patch: int) -> tuple[Tensor, Tensor]:
-    """Of the patches of frames [N,3,H,W], about their mean colour: components
+    """Analyse the patches of frames [N,3,H,W] about their mean colour: components
     [3·patch²,3,patch,patch], strongest first, and their standard deviations [3·patch²]."""
     centred = frames - frames.mean(dim=(0, 2, 3), keepdim=True)
     patches = F.pixel_unshuffle(centred, patch).permute(0, 2, 3, 1).flatten(0, 2)
@@ -84,11 +68,12 @@ def principal_components(frames: Tensor, patch: int) -> tuple[Tensor, Tensor]:
 
 
 def draw_group(
-    vae: CompactAutoencoder, stacks: Stacks, size: int, generator: torch.Generator
+    vae: CompactAutoencoder, stacks: Pixels, size: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One sample of `autoencoder_losses`, as many frames as are decoded together: one frame each of
-    many stacks or, one time in four, of a single one, so that the temporal layers learn from focal
-    stacks too.
+    """Draw one sample of `autoencoder_losses`, as many frames as are decoded together.
+
+    They are one frame each of many stacks or, one time in four, of a single one, so that the
+    temporal layers learn from focal stacks too.
 
     Returns frames [1,8,3,size,size] in [-1,1], whether they are together [1], noise [1,8,C,h,w].
     """
@@ -107,7 +92,7 @@ def draw_group(
 def autoencoder_losses(
     vae: CompactAutoencoder, frames: Tensor, together: Tensor, noise: Tensor
 ) -> dict[str, Tensor]:
-    """Reconstruction and KL terms for what `draw_group` draws, [B,8,...]."""
+    """Compute reconstruction and KL terms for what `draw_group` draws, [B,8,...]."""
     flat = frames.flatten(0, 1)
     posterior = vae.encode(flat).latent_dist
     latents = posterior.mean + posterior.std * noise.flatten(0, 1)
@@ -124,8 +109,8 @@ def autoencoder_losses(
     return {"loss": loss, "l1": absolute, "kl": kl, "psnr_db": psnr}
 
 
-def reconstruction_picture(vae: CompactAutoencoder, stacks: Stacks, size: int) -> Tensor:
-    """The middle of the first stack, uint8 [N,9,3,H,W], above its reconstruction: an image
+def reconstruction_picture(vae: CompactAutoencoder, stacks: Pixels, size: int) -> Tensor:
+    """Show the middle of the first stack, uint8 [N,9,3,H,W], above its reconstruction: an image
     [3,2·size,9·size] in [-1,1]."""
     truth = middle(stacks[0], size).to(vae.device)
     latents = vae.encode(truth).latent_dist.mode()
@@ -133,14 +118,7 @@ def reconstruction_picture(vae: CompactAutoencoder, stacks: Stacks, size: int) -
     return stack_picture(truth, torch.cat(made))
 
 
-def middle(stack: np.ndarray, size: int) -> Tensor:
-    """The middle of a stack, uint8 [9,3,H,W] -> [9,3,size,size] in [-1,1]."""
-    y, x = ((side - size) // 2 for side in stack.shape[-2:])
-    window = np.array(stack[..., y : y + size, x : x + size])
-    return from_uint8(window, planar=True)
-
-
 @torch.no_grad()
 def scaling_factor(vae: CompactAutoencoder, frames: Tensor) -> float:
-    """One over the standard deviation of the latents of frames [N,3,H,W] (arXiv 2112.10752)."""
+    """Measure 1 / standard deviation of the latents of frames [N,3,H,W] (arXiv 2112.10752)."""
     return float(1 / vae.encode(frames).latent_dist.mode().std())

@@ -8,28 +8,29 @@ absolute latents, unless the VAE's config says otherwise. What is saved is the E
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 
-from pocketfocus.data.optics import FRAMES
+from pocketfocus.distill.reference.denoiser import EncodedStacks
 from pocketfocus.distill.reference.phases import (
+    Phase,
     cached_latents,
     check_run,
     denoiser_task,
     fingerprint,
-    resume,
     save_reference,
 )
-from pocketfocus.distill.train.checkpoint import Config
-from pocketfocus.distill.train.crops import Crops, check_size
-from pocketfocus.distill.train.loop import Schedule, Trainer
+from pocketfocus.distill.train.crops import Pixels, check_size
+from pocketfocus.distill.train.loop import Trainer
 from pocketfocus.models.loading import load_reference
 from pocketfocus.models.places import BASE
 from pocketfocus.models.reference import ReferencePipeline
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 
 SVD = "svd"
@@ -39,12 +40,12 @@ SIDES = 64  # crops are multiples: the VAE halves three times, the UNet three ti
 
 
 def load_start(spec: str) -> ReferencePipeline:
-    """The model to start from: `svd`, `learn2refocus`, a folder or a Hub id; see load_reference."""
+    """Load what to start from: `svd`, or what `load_reference` takes."""
     return load_reference(BASE if spec == SVD else spec)
 
 
 def check_request(size: int, train: str) -> None:
-    """UserError for a size that is no multiple of 64, and a `train` that is not one of TRAINED."""
+    """Raise UserError for a size that is no multiple of 64, or a `train` not of TRAINED."""
     if size % SIDES:
         raise UserError(
             f"a full-size model takes sides in multiples of {SIDES}, not {size}: change --size"
@@ -68,57 +69,59 @@ def choose_trained(unet: UNetSpatioTemporalConditionModel, train: str) -> int:
 
 def fine_tune(
     pipeline: ReferencePipeline,
-    stacks: np.ndarray,
+    stacks: Pixels,
     out: Path,
-    schedule: Schedule,
+    phase: Phase,
     train: str = "temporal",
-    batch: int = 1,
-    size: int = 256,
-    seed: int = 0,
-    config: Config | None = None,
 ) -> ReferencePipeline:
-    """Train the UNet of `pipeline` on true focal stacks, uint8 [N,9,3,H,W], in crops of `size`, and
-    write the reference to `out`, from where `load_reference` reads it.
+    """Train the UNet of `pipeline` on true focal stacks, uint8 [N,9,3,H,W], and write the reference
+    to `out`, from where `load_reference` reads it.
 
     Goes on from `out`/finetune. Latents are encoded once, in fp32, and kept there. Raises UserError
-    for a size that is no multiple of 64, stacks smaller than it, an unknown `train`, and
-    checkpoints in `out` that were made with other settings, stacks, weights or `config`.
+    for crops that are no multiple of 64, stacks smaller than them, an unknown `train`, and
+    checkpoints in `out` that were made with other settings, stacks, weights or config.
     """
-    crops = (Crops(1.0, batch, size),)
-    check_request(size, train)
-    check_size(stacks.shape, crops)
+    for crops in phase.crops:
+        check_request(crops.size, train)
+    check_size(stacks.shape, phase.crops)
     trained = choose_trained(pipeline.unet, train)
     config = {
         "init": pipeline.name,
-        **(config or {}),
+        **phase.config,
         "train": train,
         "weights": _identity(pipeline),
-        "crops": [asdict(part) for part in crops],
+        "crops": [asdict(crops) for crops in phase.crops],
         "pixels": fingerprint(stacks),
     }
     check_run(out, config)
-    folder = out / "finetune"
+    folder, frozen = out / "finetune", (pipeline.vae, pipeline.image_encoder)
     latents = cached_latents(pipeline, stacks, folder / f"latents-{len(stacks)}.npy", bf16=False)
     pipeline.unet.enable_gradient_checkpointing()
-    trainer = Trainer(pipeline.unet.train(), schedule, folder, seed, config)
-    resume(trainer, "fine-tuning")
-    for frozen in (pipeline.vae, pipeline.image_encoder):
-        frozen.to(trainer.device)
-    trainer.run(denoiser_task(pipeline, stacks, latents, crops, trainer), "fine-tuning")
-    with torch.device("meta"):
-        unet = UNetSpatioTemporalConditionModel.from_config(pipeline.unet.config)
-    unet.load_state_dict(trainer.weights(), assign=True)
-    unet.register_to_config(num_frames=FRAMES)
-    pipeline.unet = unet.eval().requires_grad_(False)
-    for frozen in (pipeline.vae, pipeline.image_encoder):
-        frozen.cpu()
+    trainer = Trainer(pipeline.unet.train(), phase.schedule, folder, phase.seed, config)
+    trainer.resume("fine-tuning")
+    for part in frozen:
+        part.to(trainer.device)
+    task = denoiser_task(pipeline, EncodedStacks(stacks, latents), phase.crops)
+    trainer.run(task, "fine-tuning")
+    pipeline.unet = _averaged(trainer, pipeline.unet.config)
+    for part in frozen:
+        part.cpu()
     facts = {"init": config["init"], "train": train, "parameters": trained, "steps": trainer.step}
-    save_reference(pipeline, out, {**facts, "seed": seed, "scenes": len(stacks)})
+    save_reference(pipeline, out, {**facts, "seed": phase.seed, "scenes": len(stacks)})
     return pipeline
 
 
+def _averaged(trainer: Trainer, config: Mapping[str, Any]) -> UNetSpatioTemporalConditionModel:
+    """Make a UNet of the average, whole even where the one that was trained is sharded."""
+    with torch.device("meta"):
+        unet = UNetSpatioTemporalConditionModel.from_config(config)
+    unet.load_state_dict(trainer.weights(), assign=True)
+    unet.register_to_config(num_frames=FRAMES)
+    return unet.eval().requires_grad_(False)
+
+
 def _identity(pipeline: ReferencePipeline) -> str:
-    """A hash of the first layers of UNet and VAE: a checkpoint holds what is trained, no more."""
+    """Hash the first layers of UNet and VAE: a checkpoint holds what is trained, no more."""
     digest = hashlib.sha256()
     for layer in (pipeline.unet.conv_in, pipeline.vae.encoder.conv_in):
         digest.update(layer.weight.detach().numpy().tobytes())

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from diffusers import EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from pocketfocus.data.optics import FRAMES
 from pocketfocus.models.autoencoder import QUARTERS, CompactAutoencoder
 from pocketfocus.models.reference import PLANES, ReferencePipeline
+from pocketfocus.run.constants import FRAMES
 
 
 @dataclass(frozen=True)

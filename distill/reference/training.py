@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pocketfocus.data.datasets import SYNTHETIC, Request, open_source
-from pocketfocus.data.stacks import Source, cache_sources
+from pocketfocus.data.stacks import cache_sources
 from pocketfocus.distill.reference.finetune import (
     LEARNING_RATE,
     check_request,
@@ -21,12 +18,13 @@ from pocketfocus.distill.reference.finetune import (
 from pocketfocus.distill.reference.phases import (
     AUTOENCODER_CROPS,
     DENOISER_CROPS,
+    Phase,
     check_run,
     train_reference,
 )
-from pocketfocus.distill.train.crops import check_size
+from pocketfocus.distill.train.crops import Crops, Pixels, check_size
 from pocketfocus.distill.train.distributed import main_process_first
-from pocketfocus.distill.train.loop import Schedule
+from pocketfocus.distill.train.schedule import Schedule
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, sha256
 
@@ -81,7 +79,7 @@ class Training:
         return DENOISER_RATE if self.init is None else LEARNING_RATE
 
     def schedule(self, share: float = 1.0, rate: float | None = None) -> Schedule:
-        """A schedule with a share of the budget; UserError for a budget or rate of nothing."""
+        """Make a schedule with a share of the budget; UserError for a budget or rate of nothing."""
         rate = rate or self.rate
         minutes = self.minutes
         if minutes is None:
@@ -102,47 +100,28 @@ def run_training(training: Training, out: Path) -> None:
     Raises UserError, before anything is rendered, for options that do not fit each other, a start
     that cannot be loaded, and checkpoints in `out` of other options.
     """
-    schedule, config = training.schedule(), training.config
+    schedule, seed, config = training.schedule(), training.seed, training.config
     check_run(out, config)
-    sources = _sources(training)
-    if training.init is None:
-        denoiser_crops = tuple(
-            replace(part, batch=training.batch or part.batch, size=min(part.size, training.size))
-            for part in DENOISER_CROPS
-        )
-        check_size((training.size, training.size), (*AUTOENCODER_CROPS, *denoiser_crops))
-        train_reference(
-            _gathered(sources, training, out),
-            out,
-            training.schedule(AUTOENCODER_SHARE, AUTOENCODER_RATE),
-            training.schedule(1 - AUTOENCODER_SHARE),
-            denoiser_crops=denoiser_crops,
-            seed=training.seed,
-            config=config,
-        )
+    size = (training.size, training.size)
+    request = Request(training.scenes, size, photos=training.photos)
+    sources = [open_source(spec, request) for spec in training.stacks]
+
+    def stacks() -> Pixels:
+        with main_process_first():
+            return cache_sources(out / "stacks", sources, size).pixels
+
+    if training.init is not None:
+        check_request(training.size, training.train)
+        start = load_start(training.init)
+        whole = (Crops(1.0, training.batch or 1, training.size),)
+        fine_tune(start, stacks(), out, Phase(schedule, whole, seed, config), training.train)
         return
-    check_request(training.size, training.train)
-    start = load_start(training.init)
-    fine_tune(
-        start,
-        _gathered(sources, training, out),
-        out,
-        schedule,
-        training.train,
-        training.batch or 1,
-        training.size,
-        training.seed,
-        config,
+    crops = tuple(
+        replace(part, batch=training.batch or part.batch, size=min(part.size, training.size))
+        for part in DENOISER_CROPS
     )
-
-
-def _sources(training: Training) -> list[Source]:
-    """UserError for a source that is not there, or that has no usable stack."""
-    request = Request(training.scenes, (training.size, training.size), photos=training.photos)
-    return [open_source(spec, request) for spec in training.stacks]
-
-
-def _gathered(sources: Sequence[Source], training: Training, out: Path) -> np.ndarray:
-    """uint8 [N,9,3,size,size], made by the main process."""
-    with main_process_first():
-        return cache_sources(out / "stacks", sources, (training.size, training.size)).pixels
+    check_size(size, (*AUTOENCODER_CROPS, *crops))
+    first = training.schedule(AUTOENCODER_SHARE, AUTOENCODER_RATE)
+    autoencoder = Phase(first, AUTOENCODER_CROPS, seed, config)
+    denoiser = Phase(training.schedule(1 - AUTOENCODER_SHARE), crops, seed, config)
+    train_reference(stacks(), out, autoencoder, denoiser)

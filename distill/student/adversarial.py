@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pocketfocus.data.optics import FRAMES
-from pocketfocus.distill.student.regression import StudentLearner, pooled, stack_losses
+from pocketfocus.distill.student.regression import OneStepTrainer, pooled, stack_losses
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.student import RefocusStudent
+from pocketfocus.run.constants import FRAMES
 
 WIDTH = 64  # channels of a head
 PIXEL_CURVE = 0.01  # errors in [-1,1] below this count squared, above by their size
@@ -31,7 +31,7 @@ GAN_WEIGHT = 0.002  # against the pixels' pseudo-Huber
 
 class Head(nn.Module):
     """Judges features of one depth: [N,C,h,w] of frames, of their photos, and who is where [N,2T]
-    to logits [N,1,h,w]."""
+    become logits [N,1,h,w]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Head(nn.Module):
 
 
 class Heads(nn.Module):
-    """A head for every depth: lists of features to the mean logit of each frame [N]."""
+    """A head for every depth: lists of features become the mean logit of each frame [N]."""
 
     def __init__(self, channels: list[int]) -> None:
         super().__init__()
@@ -62,8 +62,8 @@ class Heads(nn.Module):
 
 
 def encoder_features(vae: Any, images: Tensor) -> list[Tensor]:
-    """What a reference's encoder sees of images [N,3,H,W] in [-1,1]: after its first layer, every
-    level and the middle, normalised over channels, [N,C,h,w] each."""
+    """Return what a reference's encoder sees of images [N,3,H,W] in [-1,1]: after its first layer,
+    every level and the middle, normalised over channels, [N,C,h,w] each."""
     encoder, patch = vae.encoder, vae.config.get("patch", 1)
     x = encoder.conv_in(F.pixel_unshuffle(images, patch) if patch > 1 else images)
     found = [x]
@@ -73,12 +73,12 @@ def encoder_features(vae: Any, images: Tensor) -> list[Tensor]:
     return [F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1) for x in found]
 
 
-class Adversarial(StudentLearner):
-    """The student and the heads; the trunk is frozen."""
+class Adversarial(OneStepTrainer):
+    """The student and the heads learn; the trunk is frozen."""
 
-    def __init__(self, teacher: ReferencePipeline, student: RefocusStudent) -> None:
-        super().__init__(teacher, student)
-        self.vae = teacher.vae.requires_grad_(False)
+    def __init__(self, reference: ReferencePipeline, student: RefocusStudent) -> None:
+        super().__init__(reference, student)
+        self.vae = reference.vae.requires_grad_(False)
         with torch.no_grad():
             seen = encoder_features(self.vae, torch.zeros(1, 3, 64, 64))
         self.heads = Heads([features.shape[1] for features in seen])
@@ -86,11 +86,11 @@ class Adversarial(StudentLearner):
     def losses(
         self, photos: Tensor, positions: Tensor, stacks: Tensor, *noise: Tensor, pool: int = 1
     ) -> dict[str, Tensor]:
-        """Pixels, and the hinge of both sides unless `pool` leaves no detail to judge."""
+        """Compare pixels, and judge both sides unless `pool` leaves no detail to judge."""
         made = self.made(photos, positions, stacks, *noise)
-        told = stack_losses(made, photos, positions, stacks, pool)
+        common = stack_losses(made, photos, positions, stacks, pool)
         pixels = pseudo_huber(pooled(made, pool) - pooled(stacks, pool))
-        terms = {"loss": pixels, "gain_db": told["gain_db"], "psnr_db": told["psnr_db"]}
+        terms = {**common, "loss": pixels}
         if pool > 1:
             return terms
         fool, judge = self.judged(made, photos, positions, stacks)
@@ -105,8 +105,9 @@ class Adversarial(StudentLearner):
     def judged(
         self, made: Tensor, photos: Tensor, positions: Tensor, stacks: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The generator's and the discriminator's term: stacks [B,9,3,H,W] that were made and true
-        ones. The frame at the photo's own position is the photo in both, and does not count."""
+        """Compute the generator's and the discriminator's term for stacks [B,9,3,H,W] that were
+        made and true ones. The frame at the photo's own position is the photo in both, and does not
+        count."""
         one_hot = F.one_hot(positions, FRAMES).to(made.dtype)
         frame = torch.eye(FRAMES).to(made).repeat(len(positions), 1)
         places = torch.cat([frame, one_hot.repeat_interleave(FRAMES, 0)], 1)
@@ -126,5 +127,5 @@ class Adversarial(StudentLearner):
 
 
 def pseudo_huber(error: Tensor, curve: float = PIXEL_CURVE) -> Tensor:
-    """Mean of sqrt(error^2 + curve^2) - curve, a scalar."""
+    """Average sqrt(error^2 + curve^2) - curve, a scalar."""
     return ((error.square() + curve**2).sqrt() - curve).mean()

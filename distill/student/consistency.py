@@ -1,8 +1,8 @@
 """Consistency distillation: the reference's own UNet in 1 to 4 steps, with its guidance inside.
 
 Song et al. (arXiv 2303.01469), algorithm 2: the estimate of the clean latents at noise level n is
-trained to equal the EMA's estimate at level n + 1, which one Euler step of the teacher reaches; the
-step is guided, as in latent consistency models (Luo et al., arXiv 2310.04378). Pseudo-Huber of
+trained to equal the EMA's estimate at level n + 1, which one Euler step of the reference reaches;
+the step is guided, as in latent consistency models (Luo et al., arXiv 2310.04378). Pseudo-Huber of
 arXiv 2310.14189, section 3.3. EDM's estimate is the identity where there is no noise, so the
 network needs no other form and stays what the reference is: same classes, same export.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,83 +21,64 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pocketfocus.data.optics import FRAMES
+from pocketfocus.distill.reference.denoiser import Given, estimate, pixel_energy
 from pocketfocus.distill.reference.phases import save_reference
-from pocketfocus.distill.student.trainer import Learner
-from pocketfocus.distill.train import edm
-from pocketfocus.distill.train.denoiser import pixel_energy
+from pocketfocus.distill.student.trainer import StudentTrainer
 from pocketfocus.distill.train.distributed import process_state, wants_sharding
+from pocketfocus.distill.train.edm import append_dims
 from pocketfocus.models.autoencoder import latent_factor
 from pocketfocus.models.loading import SAMPLING_FILE
 from pocketfocus.models.reference import (
     PUBLISHED,
     ReferencePipeline,
     Sampling,
-    added_time_ids,
     karras_sigmas,
 )
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import write_json
 
 FEW = Sampling(steps=4, guidance=1.0)  # how the result draws by default; `@N` asks for others
-LEVELS = 40  # steps of the teacher from pure noise to none; the levels of 1, 2 and 4 are among them
+LEVELS = 40  # steps from pure noise to none; the levels of 1, 2 and 4 steps are among them
 CURVE = 5.4e-4  # of the pseudo-Huber, for errors of latents
 
 
-@dataclass(frozen=True)
-class Given:
-    """What the UNet is told beside noisy latents: see `ReferencePipeline.denoise`."""
-
-    condition: Tensor
-    embedding: Tensor
-    basis: Tensor
-
-    def dropped(self) -> Given:
-        """Nothing told: the other side of the guidance."""
-        return Given(*(torch.zeros_like(part) for part in vars(self).values()))
-
-
-class Consistency(Learner):
-    """A copy of the teacher's UNet; the teacher is frozen."""
+class Consistency(StudentTrainer):
+    """A copy of the reference's UNet learns; the reference is frozen."""
 
     result: ClassVar[str] = "reference"
     sigmas: Tensor
     importance: Tensor
     unet: Any
 
-    def __init__(self, teacher: ReferencePipeline) -> None:
+    def __init__(self, reference: ReferencePipeline) -> None:
         super().__init__()
         if wants_sharding():
             raise UserError("consistency needs its EMA whole: launch without --use_fsdp")
-        if teacher.few_steps is not None:
+        if reference.few_steps is not None:
             raise UserError(
-                f"{teacher.name} is distilled to {teacher.few_steps.steps} steps already: name "
+                f"{reference.name} is distilled to {reference.few_steps.steps} steps already: name "
                 "the reference that it was made of"
             )
-        self.unet = copy.deepcopy(teacher.unet).requires_grad_(True)
-        if not teacher.relative:  # full size
+        self.unet = copy.deepcopy(reference.unet).requires_grad_(True)
+        if not reference.relative:  # full size
             self.unet.enable_gradient_checkpointing()
-        frozen = [teacher.unet, teacher.vae, teacher.image_encoder]
+        frozen = [reference.unet, reference.vae, reference.image_encoder]
         self.frozen = nn.ModuleList(frozen).requires_grad_(False)
-        self.teacher = teacher
-        self.student = replace(teacher, unet=self.unet, few_steps=FEW)
+        self.reference = reference
+        self.student = replace(reference, unet=self.unet, few_steps=FEW)
         ways = torch.linspace(0, 1, LEVELS + 1)
-        self.register_buffer("sigmas", karras_sigmas(teacher.scheduler.config, ways))
-        energy = pixel_energy(teacher) if teacher.relative else torch.ones(())
+        self.register_buffer("sigmas", karras_sigmas(reference.scheduler.config, ways))
+        energy = pixel_energy(reference) if reference.relative else torch.ones(())
         self.register_buffer("importance", energy / energy.mean())  # of channels
 
-    @classmethod
-    def of(cls, teacher: ReferencePipeline, student: Any) -> Consistency:
-        """For the table of methods: no student of this package takes part."""
-        return cls(teacher)
-
-    def targets(self, teacher: ReferencePipeline) -> Sampling:
-        """The ends of the guided trajectories that it learns to jump to."""
+    def teacher_sampling(self, reference: ReferencePipeline) -> Sampling:
+        """Ask for the ends of the guided trajectories that it learns to jump to."""
         return PUBLISHED
 
     def noise(self, stack: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """A noise level [1] and unit noise [1,9,C,h,w]."""
-        vae, factor = self.teacher.vae, latent_factor(self.teacher.vae)
+        """Draw a noise level [1] and unit noise [1,9,C,h,w]."""
+        vae, factor = self.reference.vae, latent_factor(self.reference.vae)
         height, width = stack.shape[-2] // factor, stack.shape[-1] // factor
         shape = (1, FRAMES, vae.config.latent_channels, height, width)
         level = torch.randint(0, LEVELS, (1,), generator=generator)
@@ -106,12 +87,12 @@ class Consistency(Learner):
     def losses(
         self, photos: Tensor, positions: Tensor, stacks: Tensor, *noise: Tensor, pool: int = 1
     ) -> dict[str, Tensor]:
-        """Pseudo-Huber between the estimates at two neighbouring levels; `pool` is for pixels."""
+        """Compare the estimates at two neighbouring levels; `pool` is for pixels."""
         level, unit = noise
         high, low = self.sigmas[level], self.sigmas[level + 1]
         with torch.no_grad():
             given, clean = self.encoded(photos, positions, stacks)
-            noisy = clean + _wide(high) * unit
+            noisy = clean + append_dims(high, 5) * unit
             nearer = self.guided_step(noisy, high, low, given)
             target = estimate(self.averaged(), nearer, low, given)
         error = estimate(self.student, noisy, high, given) - target
@@ -120,58 +101,42 @@ class Consistency(Learner):
         return {"loss": loss, "mse": squared.mean().detach()}
 
     def encoded(self, photos: Tensor, positions: Tensor, stacks: Tensor) -> tuple[Given, Tensor]:
-        """What the UNet is told of photos [B,3,H,W], and clean scaled latents [B,9,C,h,w]."""
-        teacher, latent = self.teacher, self.teacher.encode(photos).float()
-        clean = teacher.encode(stacks.flatten(0, 1)).float()
+        """Return what the UNet is given of photos [B,3,H,W], and clean scaled latents
+        [B,9,C,h,w]."""
+        reference, latent = self.reference, self.reference.encode(photos).float()
+        clean = reference.encode(stacks.flatten(0, 1)).float()
         clean = clean.reshape(*stacks.shape[:2], *clean.shape[1:])
-        if teacher.relative:
+        if reference.relative:
             clean = clean - latent[:, None]
         given = Given(
-            teacher.condition(latent, positions), teacher.embed(photos), teacher.basis(photos)
+            reference.condition(latent, positions), reference.embed(photos), reference.basis(photos)
         )
-        return given, clean * teacher.vae.config.scaling_factor
+        return given, clean * reference.vae.config.scaling_factor
 
     def guided_step(self, noisy: Tensor, high: Tensor, low: Tensor, given: Given) -> Tensor:
-        """One Euler step of the teacher with guidance, from level `high` [B] to `low` [B]."""
-        told = estimate(self.teacher, noisy, high, given)
-        untold = estimate(self.teacher, noisy, high, given.dropped())
-        guided = untold + PUBLISHED.guidance * (told - untold)
-        return guided + _wide(low / high) * (noisy - guided)
+        """Take one guided Euler step of the reference, from level `high` [B] to `low` [B]."""
+        conditional = estimate(self.reference, noisy, high, given)
+        unconditional = estimate(self.reference, noisy, high, given.dropped())
+        guided = unconditional + PUBLISHED.guidance * (conditional - unconditional)
+        return guided + append_dims(low / high, 5) * (noisy - guided)
 
     def averaged(self) -> ReferencePipeline:
-        """The student with the EMA weights, which get no gradient."""
+        """Return the student with the EMA weights, which get no gradient."""
         weights = {n.removeprefix("unet."): p for n, p in self.average.items()}
         return replace(self.student, unet=_with(self.unet, weights))
 
     def refocus(self, photo: Tensor, position: int, seed: int) -> Tensor:
-        """In `FEW` steps, from the noise that the teacher's target of this seed came from."""
+        """Make it in `FEW` steps, from the noise that the teacher stack of this seed came from."""
         return self.student(photo, position, seed=seed)
 
     def save(self, folder: Path) -> None:
-        """A reference in the layout of diffusers, and the way it draws."""
+        """Write a reference in the layout of diffusers, and the way it draws."""
         self.unet.disable_gradient_checkpointing()
-        save_reference(self.student, folder, {"method": "consistency", "of": self.teacher.name})
+        save_reference(self.student, folder, {"method": "consistency", "of": self.reference.name})
         if process_state().is_main_process:
             write_json(folder / SAMPLING_FILE, asdict(FEW))
 
 
-def estimate(pipeline: ReferencePipeline, noisy: Tensor, sigma: Tensor, given: Given) -> Tensor:
-    """Clean scaled latents [B,9,C,h,w] from noisy ones at levels [B], without guidance."""
-    velocity = pipeline.denoise(
-        edm.scale_input(noisy, sigma),
-        edm.timestep(sigma),
-        given.condition,
-        given.embedding,
-        added_time_ids(len(noisy), noisy),
-        given.basis,
-    )
-    return edm.denoised(velocity.float(), noisy, sigma)
-
-
 def _with(unet: nn.Module, weights: Mapping[str, Tensor]) -> Any:
-    """The UNet called with other weights."""
+    """Return the UNet, called with other weights."""
     return lambda *inputs, **options: functional_call(unet, dict(weights), inputs, options)
-
-
-def _wide(sigma: Tensor) -> Tensor:
-    return sigma.reshape(-1, 1, 1, 1, 1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pocketfocus.distill.student.adversarial import Adversarial
 from pocketfocus.distill.student.consistency import Consistency
 from pocketfocus.distill.student.regression import Regression
-from pocketfocus.distill.student.trainer import Learner
+from pocketfocus.distill.student.trainer import StudentTrainer
 from pocketfocus.distill.train.crops import Crops
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.student import RefocusStudent
@@ -21,30 +21,17 @@ SMALL_CROPS = (Crops(1.0, 1, 128),)  # a step of `consistency` evaluates UNets f
 
 @dataclass(frozen=True)
 class Method:
-    """A way to distil: what it trains, a sentence with its paper, and how it is trained.
-
-    Attributes:
-        name: as on the command line.
-        prepare: the learner, from the teacher and the student to start from.
-        about: a sentence with the paper.
-        rate: peak learning rate from a warm start.
-        scratch_rate: the same from a random one.
-        crops: of the samples, unless others are asked for.
-        true_samples: crops of true stacks for each of the teacher's.
-        student: whether a student of this package is what learns.
-        by_psnr: whether a student's start is kept when training lowers PSNR on held-out targets;
-            False where a method trades PSNR for looks.
-    """
+    """A way to distil: what it trains, a sentence with its paper, and how it is trained."""
 
     name: str
-    prepare: Callable[[ReferencePipeline, RefocusStudent], Learner]
+    prepare: Callable[[ReferencePipeline, RefocusStudent], StudentTrainer]  # of the start
     about: str
-    rate: float = 2e-5
+    rate: float = 2e-5  # the peak from a warm start
     scratch_rate: float = 1e-3
     crops: tuple[Crops, ...] = CROPS
-    true_samples: int = 3
-    student: bool = True
-    by_psnr: bool = True
+    true_samples: int = 3  # for each teacher stack
+    student: bool = True  # what learns is a student of this package
+    by_psnr: bool = True  # a start is kept when training lowers PSNR: it is not traded for looks
 
 
 METHODS = {
@@ -60,7 +47,7 @@ METHODS = {
         ),
         Method(
             "consistency",
-            Consistency.of,
+            lambda reference, _: Consistency(reference),
             "the reference's UNet in 1 to 4 steps, guidance inside (2303.01469, 2310.04378)",
             rate=1e-4,
             crops=SMALL_CROPS,
@@ -72,7 +59,7 @@ METHODS = {
 
 
 def get_method(name: str) -> Method:
-    """The method called `name`; UserError naming the known ones otherwise."""
+    """Look up the method called `name`; UserError naming the known ones otherwise."""
     if name not in METHODS:
         raise UserError(f"unknown method {name}: choose one of {', '.join(METHODS)}")
     return METHODS[name]

@@ -14,23 +14,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pocketfocus.data.optics import FRAMES
 from pocketfocus.quantize.calibration import Calibration
 from pocketfocus.quantize.fake import Rounded, observe
 from pocketfocus.quantize.recipes import Recipe, Scheme
 from pocketfocus.quantize.toolchains import TOOLCHAINS
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 
 
 def schemes_of(recipe: Recipe, network: nn.Module) -> dict[str, dict[str, Scheme]]:
-    """The integers that every target takes of a recipe: by target, and of its layers by path.
+    """Find the integers that every target applies of a recipe: by target, and by layer's path.
 
     Palettes, which are found by k-means, do not count. UserError when no layer is rounded.
     """
     found = {}
     for name, toolchain in TOOLCHAINS.items():
-        taken = {layer: c.scheme for layer, c in toolchain.choices(recipe, network).items()}
-        integers = {n: s for n, s in taken.items() if s.bits < 16 and s.form == "affine"}
+        applied = {layer: c.scheme for layer, c in toolchain.choices(recipe, network).items()}
+        integers = {n: s for n, s in applied.items() if s.bits < 16 and s.form == "affine"}
         if integers:
             found[name] = integers
     if not found:
@@ -48,8 +48,8 @@ class Files:
     files: tuple[Callable[[Tensor, Tensor], Tensor], ...]
 
     def __call__(self, photo: Tensor, position: Tensor, turn: Tensor) -> Tensor:
-        """Photo [B,3,H,W] in [-1,1] and position one-hot [B,9] to the stack [B*9,3,H,W]; `turn` [B]
-        is the number of each photo's file."""
+        """Turn photos [B,3,H,W] in [-1,1] and one-hot positions [B,9] into stacks [B*9,3,H,W];
+        `turn` [B] is the number of each photo's file."""
         parts = [(turn == index).nonzero().flatten() for index in range(len(self.files))]
         made = [
             file(photo[part], position[part]).reshape(-1, FRAMES, *photo.shape[1:])
@@ -60,8 +60,8 @@ class Files:
 
 
 def rounded(student: nn.Module, recipe: Recipe, inputs: Calibration) -> Files:
-    """A student through a recipe's files; ranges are those of the calibration inputs before it
-    learns. UserError when no target rounds a layer to integers."""
+    """Return a student through a recipe's files; ranges are those of the calibration inputs before
+    it learns. UserError when no target rounds a layer to integers."""
     schemes = schemes_of(recipe, student)
     fixed = any(s.activations == "static" for table in schemes.values() for s in table.values())
     ranges = observe(student, inputs) if fixed else {}

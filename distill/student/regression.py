@@ -7,70 +7,78 @@ difference of adjacent frames; Any-to-Bokeh (arXiv 2505.21593) for the gradient 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pocketfocus.data.optics import FRAMES, one_hot
-from pocketfocus.distill.student.qat import Files
-from pocketfocus.distill.student.trainer import Learner
+from pocketfocus.data.optics import one_hot
+from pocketfocus.distill.reference.denoiser import FLOOR
+from pocketfocus.distill.student.qat import Files, rounded
+from pocketfocus.distill.student.trainer import StudentTrainer
 from pocketfocus.distill.train.distributed import process_state
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.student import RefocusStudent, save_student
+from pocketfocus.quantize.calibration import calibration
+from pocketfocus.quantize.recipes import Recipe
+from pocketfocus.run.constants import FRAMES
 
-FLOOR = 4e-4  # squared error in [-1,1], 40 dB: better frames need not get better still
 EDGE_WEIGHT = ADJACENT_WEIGHT = 0.1
 
 
-class StudentLearner(Learner):
-    """A student that learns, and is what comes of it."""
+class OneStepTrainer(StudentTrainer):
+    """A student that makes a stack in one step learns, and is what comes of it."""
 
-    def __init__(self, teacher: ReferencePipeline, student: RefocusStudent) -> None:
+    def __init__(self, reference: ReferencePipeline, student: RefocusStudent) -> None:
         super().__init__()
         # a fifth faster to train on a CPU, where depthwise convolutions are slow in planes
         self.student = student.to(memory_format=torch.channels_last)
         self.rounded: Files | None = None
 
+    def round(self, recipe: Recipe, photos: Sequence[Path] | None) -> None:
+        """Call the student through a recipe's files from now on; see `rounded`."""
+        inputs = calibration(self.student.photo_size, photos)
+        self.rounded = rounded(self.student, recipe, inputs)
+
     @property
     def call(self) -> Callable[..., Tensor]:
-        """The student; or, rounded, the files that it has to stand (`distill.student.qat`)."""
+        """The student or, rounded, the files that it has to stand."""
         return self.rounded or self.student
 
     def noise(self, stack: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Where it is rounded, the number [1] of the file that computes the sample."""
+        """Draw, where it is rounded, the number [1] of the file that computes the sample."""
         if self.rounded is None:
             return ()
         return (torch.randint(len(self.rounded.files), (1,), generator=generator),)
 
     def made(self, photos: Tensor, positions: Tensor, stacks: Tensor, *turn: Tensor) -> Tensor:
-        """The student's stacks, of the shape [B,9,3,H,W] of `stacks`."""
+        """Make the student's stacks, of the shape [B,9,3,H,W] of `stacks`."""
         places = F.one_hot(positions, FRAMES).float()
         stack: Tensor = self.call(photos, places, *turn)
         return stack.float().reshape(stacks.shape)
 
     def refocus(self, photo: Tensor, position: int, seed: int) -> Tensor:
-        """In its one step, without noise; where it is rounded, through a file by the seed."""
+        """Make it in one step, without noise; where it is rounded, through a file by the seed."""
         turn = () if self.rounded is None else (torch.tensor([seed % len(self.rounded.files)]),)
         return self.call(photo, one_hot(position), *turn)
 
     def save(self, folder: Path) -> None:
-        """A student folder, fp16."""
+        """Write a student folder, fp16."""
         state = process_state()
         if state.is_main_process:
             save_student(self.student, folder)
         state.wait_for_everyone()
 
 
-class Regression(StudentLearner):
-    """The student alone."""
+class Regression(OneStepTrainer):
+    """The student alone learns."""
 
     def losses(
         self, photos: Tensor, positions: Tensor, stacks: Tensor, *noise: Tensor, pool: int = 1
     ) -> dict[str, Tensor]:
-        """See `stack_losses`."""
+        """Compute `stack_losses`."""
         made = self.made(photos, positions, stacks, *noise)
         return stack_losses(made, photos, positions, stacks, pool)
 
@@ -78,12 +86,12 @@ class Regression(StudentLearner):
 def stack_losses(
     made: Tensor, photos: Tensor, positions: Tensor, stacks: Tensor, pool: int = 1
 ) -> dict[str, Tensor]:
-    """Pixel, edge and adjacent-frame terms, each the log of a frame's squared error.
+    """Compute pixel, edge and adjacent-frame terms, each the log of a frame's squared error.
 
     photos [B,3,H,W], positions [B], stacks that were made and true ones [B,9,3,H,W]; all in
-    [-1,1]. With `pool` both sides are
-    first averaged over squares of that many pixels, so that finer detail is not compared. The
-    frame at the photo's own position is the photo already, and does not count.
+    [-1,1]. With `pool` both sides are first averaged over squares of that many pixels, so that
+    finer detail is not compared. The frame at the photo's own position is the photo already, and
+    does not count.
     """
     copies = photos[:, None].expand_as(stacks)
     made, stacks, copies = (pooled(stack, pool) for stack in (made, stacks, copies))
@@ -100,12 +108,12 @@ def stack_losses(
 
 
 def _squared(error: Tensor) -> Tensor:
-    """[B,T,3,H,W] -> [B,T]."""
+    """Average the square of [B,T,3,H,W] to [B,T]."""
     return error.square().mean((-1, -2, -3))
 
 
 def _log(squared: Tensor, counted: Tensor) -> Tensor:
-    """Mean of log(1 + squared / FLOOR) over the frames that count."""
+    """Average log(1 + squared / FLOOR) over the frames that count."""
     return ((squared / FLOOR).log1p() * counted).sum() / counted.sum()
 
 

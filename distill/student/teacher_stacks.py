@@ -1,8 +1,4 @@
-"""What the student learns from: the reference's own stacks, sampled once and kept on disk, and
-true stacks.
-
-Every sample is a photo (one frame or a whole photo), its position and the stack to be made of it.
-"""
+"""Teacher stacks: what the reference makes of photos, sampled once and kept on disk."""
 
 from __future__ import annotations
 
@@ -14,35 +10,77 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pocketfocus.data.optics import FRAMES
-from pocketfocus.distill.reference.autoencoder import random_crops
+from pocketfocus.distill.student.samples import Sample
+from pocketfocus.distill.train.crops import Pixels
 from pocketfocus.distill.train.distributed import process_state
 from pocketfocus.models.reference import ReferencePipeline, Sampling
-from pocketfocus.photos.images import from_uint8, to_uint8
+from pocketfocus.photos.images import from_uint8, load_photo, to_uint8
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import write_atomic
-from pocketfocus.run.progress import progress_bar
-
-Pixels = NDArray[np.uint8]
+from pocketfocus.run.progress import console, progress_bar
 
 
 @dataclass(frozen=True)
-class Sample:
-    """photo [1,3,H,W] and stack [9,3,H,W] in [-1,1], position 0..8, and the seed of the noise that
-    the stack came from."""
+class TeacherStacks:
+    """Which stacks the reference is to make.
 
-    photo: Tensor
-    position: int
-    stack: Tensor
+    Stack i depends on (seed, i) alone, so that an interrupted sampling goes on.
+    """
+
+    folder: Path
+    count: int  # at most
+    minutes: float  # to stop after; every process makes one at least
+    size: int = 128  # of the photos, pixels
     seed: int = 0
+    sampling: Sampling | None = None  # None for the reference's own way
+
+    def path(self, index: int) -> Path:
+        """Say where stack number `index` lies."""
+        return self.folder / f"{index:06d}.safetensors"
+
+    def sample(self, reference: ReferencePipeline, photos: Sequence[Pixels], index: int) -> Sample:
+        """Make stack number `index` of a crop of the photos; positions cycle through all nine."""
+        seed, position = self.seed * 1_000_003 + index, index % FRAMES
+        photo = random_photo_crop(photos, self.size, torch.Generator().manual_seed(seed))
+        made = reference(photo.to(process_state().device), position, self.sampling, seed)
+        return Sample(photo, position, made.cpu(), seed)
+
+
+def sample_teacher_stacks(
+    reference: ReferencePipeline, photos: Sequence[Pixels], wanted: TeacherStacks
+) -> list[Path]:
+    """Sample the reference on crops of photos, uint8 [H,W,3], those stacks that are not there yet.
+
+    Of n processes, number k makes the files k, k + n, … on its own device. Returns the files from
+    the first on, in order, up to one that is missing.
+    """
+    state, deadline = process_state(), time.monotonic() + 60 * wanted.minutes
+    parts = (reference.vae, reference.unet, reference.image_encoder)
+    for part in parts:
+        part.to(state.device)
+    tried = False
+    with progress_bar() as bar:
+        description, visible = "sampling the reference", state.is_main_process
+        task = bar.add_task(description, total=wanted.count, visible=visible)
+        for index in range(state.process_index, wanted.count, state.num_processes):
+            if not wanted.path(index).exists():
+                if tried and time.monotonic() > deadline:
+                    break
+                save_sample(wanted.path(index), wanted.sample(reference, photos, index))
+            tried = True
+            bar.update(task, completed=index + 1)
+    for part in parts:
+        part.cpu()
+    state.wait_for_everyone()
+    return list(takewhile(Path.exists, map(wanted.path, range(wanted.count))))
 
 
 def random_photo_crop(photos: Sequence[Pixels], size: int, generator: torch.Generator) -> Tensor:
-    """A random square of a random photo (uint8 [H,W,3]), scaled down to `size`: [1,3,size,size]."""
+    """Cut a random square out of a random photo (uint8 [H,W,3]), scaled down: [1,3,size,size]."""
     photo = photos[int(torch.randint(0, len(photos), (), generator=generator))]
     shortest = min(photo.shape[:2])
     if shortest < size:
@@ -58,89 +96,31 @@ def random_photo_crop(photos: Sequence[Pixels], size: int, generator: torch.Gene
     ).clamp(-1, 1)
 
 
-def teacher_targets(
-    reference: ReferencePipeline,
-    photos: Sequence[Pixels],
-    folder: Path,
-    count: int,
-    minutes: float,
-    size: int = 128,
-    seed: int = 0,
-    sampling: Sampling | None = None,
-) -> list[Path]:
-    """Sample the reference on photo crops until `count` files exist or `minutes` have passed.
-
-    File i depends on (seed, i) alone, so an interrupted run continues. Positions cycle through all
-    nine. Of n processes, number k makes the files k, k + n, … on its own device, one at least.
-    Returns the files from the first on, in order, up to one that is missing.
-    """
-    state, deadline = process_state(), time.monotonic() + 60 * minutes
-    parts = (reference.vae, reference.unet, reference.image_encoder)
-    for part in parts:
-        part.to(state.device)
-    tried = False
-    with progress_bar() as bar:
-        task = bar.add_task("sampling the reference", total=count, visible=state.is_main_process)
-        for i in range(state.process_index, count, state.num_processes):
-            path = target_path(folder, i)
-            if not path.exists():
-                if tried and time.monotonic() > deadline:
-                    break
-                own, position = seed * 1_000_003 + i, i % FRAMES
-                photo = random_photo_crop(photos, size, torch.Generator().manual_seed(own))
-                stack = reference(photo.to(state.device), position, sampling, own)
-                save_target(path, photo, position, stack.cpu(), own)
-            tried = True
-            bar.update(task, completed=i + 1)
-    for part in parts:
-        part.cpu()
-    state.wait_for_everyone()
-    paths = (target_path(folder, i) for i in range(count))
-    return list(takewhile(Path.exists, paths))
+def load_photos(photos: Sequence[Path], crop: int) -> list[Pixels]:
+    """Load photos as uint8 [H,W,3]; those smaller than a crop are left out, saying so."""
+    pixels = [np.asarray(load_photo(path)) for path in photos]
+    large = [p for p in pixels if min(p.shape[:2]) >= crop]
+    if not large:
+        raise UserError(f"no photo is at least {crop} pixels on both sides: name larger ones")
+    if len(large) < len(pixels) and process_state().is_main_process:
+        console.print(f"{len(pixels) - len(large)} photos are smaller than {crop} pixels: left out")
+    return large
 
 
-def target_path(folder: Path, index: int) -> Path:
-    """Where target number `index` lies."""
-    return folder / f"{index:06d}.safetensors"
-
-
-def save_target(path: Path, photo: Tensor, position: int, stack: Tensor, seed: int = 0) -> None:
-    """Write photo [1,3,H,W], position, stack [9,3,H,W] and seed as safetensors, in 8 bits."""
+def save_sample(path: Path, sample: Sample) -> None:
+    """Write a sample as safetensors, in 8 bits."""
     tensors = {
-        "photo": torch.from_numpy(to_uint8(photo)),
-        "stack": torch.from_numpy(to_uint8(stack)),
-        "position": torch.tensor(position),
-        "seed": torch.tensor(seed),
+        "photo": torch.from_numpy(to_uint8(sample.photo)),
+        "stack": torch.from_numpy(to_uint8(sample.stack)),
+        "position": torch.tensor(sample.position),
+        "seed": torch.tensor(sample.seed),
     }
     with write_atomic(path) as scratch:
         save_file(tensors, scratch)
 
 
-def load_target(path: Path) -> Sample:
-    """Read a file of `save_target`."""
+def load_sample(path: Path) -> Sample:
+    """Read a file of `save_sample`."""
     tensors = load_file(path)
     photo, stack = (from_uint8(tensors[name]) for name in ("photo", "stack"))
     return Sample(photo, int(tensors["position"]), stack, int(tensors["seed"]))
-
-
-def true_batch(
-    stacks: Pixels, batch: int, size: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Random crops of true stacks, uint8 [N,9,3,H,W]: photos [B,3,s,s], positions [B], stacks
-    [B,9,3,s,s] in [-1,1]."""
-    frames = random_crops(stacks, batch, size, generator)
-    positions = torch.randint(0, FRAMES, (batch,), generator=generator)
-    return frames[torch.arange(batch), positions], positions, frames
-
-
-def sample_batch(
-    samples: Sequence[Sample], batch: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Random flipped samples, stacked as `true_batch` returns them."""
-    chosen = torch.randint(0, len(samples), (batch,), generator=generator).tolist()
-    flips = torch.randint(0, 2, (batch,), generator=generator).tolist()
-    pick = [samples[i] for i in chosen]
-    photos = [s.photo[0].flip(-1) if f else s.photo[0] for s, f in zip(pick, flips, strict=True)]
-    stacks = [s.stack.flip(-1) if f else s.stack for s, f in zip(pick, flips, strict=True)]
-    positions = torch.tensor([s.position for s in pick])
-    return torch.stack(photos), positions, torch.stack(stacks)

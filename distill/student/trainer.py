@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from pocketfocus.models.reference import ReferencePipeline, Sampling
 
 
-class Learner(nn.Module, ABC):
+class StudentTrainer(nn.Module, ABC):
     """All that one optimizer trains, what it is compared to, and what comes of it.
 
     Parameters that need no gradient are frozen helpers. `average` holds the EMA of the others by
-    name; the trainer keeps it, and a checkpoint holds it.
+    name; the training loop keeps it, and a checkpoint holds it.
     """
 
     result: ClassVar[str] = "student"  # the folder that `save` writes, in that of the run
@@ -26,24 +26,25 @@ class Learner(nn.Module, ABC):
         super().__init__()
         self.average: Mapping[str, Tensor] = {}
 
-    def targets(self, teacher: ReferencePipeline) -> Sampling:
-        """How the teacher's own stacks are drawn; by default in the teacher's way."""
-        return teacher.sampling
+    def teacher_sampling(self, reference: ReferencePipeline) -> Sampling:
+        """Say how teacher stacks are drawn; by default in the reference's own way."""
+        return reference.sampling
 
     def noise(self, stack: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """What `losses` wants to have drawn for one sample [1,9,3,H,W], tensors [1,...]."""
+        """Draw what `losses` wants beside one sample [1,9,3,H,W]: tensors [1,...]."""
         return ()
 
     @abstractmethod
     def losses(
         self, photos: Tensor, positions: Tensor, stacks: Tensor, *noise: Tensor, pool: int = 1
     ) -> dict[str, Tensor]:
-        """Named scalars, `loss` is minimised: photos [B,3,H,W], positions [B], stacks [B,9,3,H,W]
-        in [-1,1], and `noise` of each. Detail finer than `pool` pixels is not compared."""
+        """Compute named scalars, of which `loss` is minimised, for photos [B,3,H,W], positions [B],
+        stacks [B,9,3,H,W] in [-1,1], and `noise` of each. Detail finer than `pool` pixels is not
+        compared."""
 
     @abstractmethod
     def refocus(self, photo: Tensor, position: int, seed: int) -> Tensor:
-        """The stack [9,3,H,W] in [-1,1] of a photo [1,3,H,W], as the result will make it."""
+        """Make the stack [9,3,H,W] in [-1,1] of a photo [1,3,H,W], as the result will make it."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:

@@ -1,8 +1,8 @@
 """A training's checkpoint: one safetensors file, so nothing that is loaded can run code.
 
-Keys: `model.*` weights, `ema.*` their average, `adam.{step,exp_avg,exp_avg_sq}.*` moments, and
-`random`, the generator's state. Metadata: step, minutes, and config, the JSON of what the training
-depends on.
+Keys: `model.*` weights, `ema.*` their average, `adam.{step,exp_avg,exp_avg_sq}.*` what the
+optimizer (whichever it is) keeps of each, and `random`, the generator's state. Metadata: step,
+minutes, and config, the JSON of what the training depends on.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pocketfocus.distill.train.distributed import placed_like, whole
+from pocketfocus.distill.train.ema import EMA
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import write_atomic
 
 FILE = "checkpoint.safetensors"
-Config = Mapping[str, Any]
+MODEL, AVERAGE, OPTIMIZER, RANDOM = "model.", "ema.", "adam.", "random"
+Config = Mapping[str, Any]  # JSON
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,55 @@ class Counters:
     step: int
     minutes: float
     config: Config | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a training changes, beside its counters."""
+
+    ema: EMA
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Gather everything, whole and on the CPU; every process has to call this."""
+        found: dict[str, Tensor] = {f"{MODEL}{n}": p for n, p in self.ema.parameters.items()}
+        found |= {f"{AVERAGE}{n}": p for n, p in self.ema.average.items()}
+        for name, parameter in self.ema.parameters.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                found[f"{OPTIMIZER}{key}.{name}"] = value
+        gathered = {name: whole(tensor).cpu() for name, tensor in found.items()}
+        return {**gathered, RANDOM: self.generator.get_state()}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor], path: Path) -> None:
+        """Take over what `tensors` gathered; UserError, naming the file, when it is of another
+        model."""
+        self._check(tensors, path)
+        for name, parameter in self.ema.parameters.items():
+            parameter.copy_(placed_like(tensors[f"{MODEL}{name}"], parameter))
+            average = tensors[f"{AVERAGE}{name}"].clone()  # aligned: that changes how sums round
+            self.ema.average[name] = placed_like(average, parameter.detach())
+        for name, tensor in tensors.items():
+            if name.startswith(OPTIMIZER):
+                key, _, owner = name.removeprefix(OPTIMIZER).partition(".")
+                parameter = self.ema.parameters[owner]
+                counts = key == "step"  # optimizers count on the CPU
+                kept = tensor if counts else placed_like(tensor, parameter.detach())
+                self.optimizer.state[parameter][key] = kept
+        self.generator.set_state(tensors[RANDOM])
+
+    def _check(self, tensors: Mapping[str, Tensor], path: Path) -> None:
+        own = self.ema.parameters
+        stored = {n.removeprefix(MODEL) for n in tensors if n.startswith(MODEL)}
+        different = sorted(stored ^ own.keys()) or sorted(
+            name for name in stored if tensors[f"{MODEL}{name}"].shape != own[name].shape
+        )
+        if different:
+            raise UserError(
+                f"{path} is of another model ({different[0]} differs): choose another --out "
+                "or delete it"
+            )
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], counters: Counters) -> None:
@@ -43,7 +96,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], counters: Counte
 
 
 def read_counters(path: Path) -> Counters:
-    """Step, minutes and config without the weights; UserError when the file is broken."""
+    """Read step, minutes and config without the weights; UserError when the file is broken."""
     try:
         with safe_open(path, framework="pt") as handle:
             metadata = handle.metadata() or {}
@@ -54,7 +107,7 @@ def read_counters(path: Path) -> Counters:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Counters]:
-    """All tensors, on the CPU, and the counters; UserError when the file is broken."""
+    """Read all tensors, on the CPU, and the counters; UserError when the file is broken."""
     counters = read_counters(path)
     try:
         return load_file(path), counters
@@ -67,16 +120,16 @@ def _broken(path: Path, error: Exception) -> UserError:
 
 
 def check_config(path: Path, config: Config) -> None:
-    """UserError when the checkpoint at `path`, if any, was made with another config.
+    """Raise UserError when the checkpoint at `path`, if any, was made with another config.
 
     Compared are the entries that both have, so that options of later versions do no harm.
     """
-    stored = read_counters(path).config if path.exists() else None
+    stored = (read_counters(path).config if path.exists() else None) or {}
     now = json.loads(json.dumps(config))
     different = [
         f"{name} was {stored[name]}, is {now[name]}"
-        for name in sorted((stored or {}).keys() & now.keys())
-        if stored is not None and stored[name] != now[name]
+        for name in sorted(stored.keys() & now.keys())
+        if stored[name] != now[name]
     ]
     if different:
         raise UserError(

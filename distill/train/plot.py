@@ -9,75 +9,71 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import write_atomic
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 TITLES = {"loss": "loss", "psnr_db": "PSNR (dB)", "gain_db": "gain over copy (dB)"}
 COLUMNS = 4
-Rows = list[dict[str, float]]
 
 
-def loss_plot(log: Path, picture: Path) -> None:
-    """Plot loss and PSNR (where logged) over steps, each row faint and its running mean bold."""
-    rows = _read(log)
-    series = [name for name in TITLES if all(name in row for row in rows)]
-    figure, axes = plt.subplots(1, len(series), figsize=(5 * len(series), 3), squeeze=False)
-    for axis, name in zip(axes[0], series, strict=True):
-        _curve(axis, rows, name, TITLES[name])
-    _save(figure, picture)
+class Curve(NamedTuple):
+    """One value of a log over its steps."""
+
+    title: str
+    steps: list[float]
+    values: list[float]
 
 
-def training_curves(folder: Path, picture: Path) -> None:
-    """One panel for every NAME.jsonl of a folder: its gain, its PSNR or else its loss.
-
-    UserError when there is no log.
-    """
-    logs = sorted(folder.glob("*.jsonl"))
-    if not logs:
-        raise UserError(f"{folder} holds no .jsonl: name the folder of training logs")
-    lines = -(-len(logs) // COLUMNS)
-    size = (3.4 * min(COLUMNS, len(logs)), 2.8 * lines)
-    figure, axes = plt.subplots(lines, min(COLUMNS, len(logs)), figsize=size, squeeze=False)
-    for axis in axes.flat[len(logs) :]:
-        axis.axis("off")
-    for axis, log in zip(axes.flat, logs, strict=False):
-        rows = _read(log)
-        name = next(n for n in ("gain_db", "psnr_db", "loss") if all(n in row for row in rows))
-        _curve(axis, rows, name, f"{log.stem}: {TITLES[name]}")
-    _save(figure, picture)
-
-
-def _read(log: Path) -> Rows:
-    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-
-
-def _curve(axis: Axes, rows: Rows, name: str, title: str) -> None:
+def curves_of(log: Path) -> list[Curve]:
+    """Read the values of TITLES that every row has, in that order; none of an empty log."""
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     steps = [row["step"] for row in rows]
-    values = np.array([row[name] for row in rows], float)
-    width = max(1, len(values) // 20)
-    smooth = np.convolve(values, np.ones(width) / width, "valid")
-    axis.plot(steps, values, color="tab:blue", alpha=0.25)
-    axis.plot(steps[width - 1 :], smooth, color="tab:blue")
-    axis.set_xlabel("step")
-    axis.set_title(title, fontsize=9)
+    names = [name for name in TITLES if rows and all(name in row for row in rows)]
+    return [Curve(TITLES[name], steps, [row[name] for row in rows]) for name in names]
 
 
-def _save(figure: Figure, picture: Path) -> None:
+def loss_figure(log: Path) -> Figure:
+    """Draw the loss of a log, and PSNR and gain where they are logged, beside each other."""
+    return _figure({curve.title: curve for curve in curves_of(log)}, (5, 3))
+
+
+def folder_figure(folder: Path) -> Figure:
+    """Draw a panel for every NAME.jsonl of a folder that has rows: its gain, its PSNR or else its
+    loss. UserError when there is none."""
+    found = {log.stem: curves_of(log) for log in sorted(folder.glob("*.jsonl"))}
+    last = {f"{name}: {curves[-1].title}": curves[-1] for name, curves in found.items() if curves}
+    if not last:
+        raise UserError(f"{folder} holds no .jsonl with rows: name the folder of training logs")
+    return _figure(last, (3.4, 2.8))
+
+
+def _figure(panels: Mapping[str, Curve], size: tuple[float, float]) -> Figure:
+    """Draw every row of a curve faint and the running mean bold, in panels of a size (inches)."""
+    columns, lines = min(COLUMNS, len(panels)), -(-len(panels) // COLUMNS)
+    figure = Figure(figsize=(size[0] * columns, size[1] * lines))
+    for place, (title, curve) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(lines, columns, place)
+        width = max(1, len(curve.values) // 20)
+        smooth = np.convolve(curve.values, np.ones(width) / width, "valid")
+        axes.plot(curve.steps, curve.values, color="tab:blue", alpha=0.25)
+        axes.plot(curve.steps[width - 1 :], smooth, color="tab:blue")
+        axes.set_xlabel("step")
+        axes.set_title(title, fontsize=9)
+    return figure
+
+
+def save(figure: Figure, picture: Path) -> None:
+    """Write a figure, atomically."""
     figure.tight_layout()
     with write_atomic(picture) as scratch:
         figure.savefig(scratch, dpi=110, format=picture.suffix[1:])
-    plt.close(figure)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -86,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("picture", type=Path)
     options = parser.parse_args(arguments)
-    training_curves(options.folder, options.picture)
+    save(folder_figure(options.folder), options.picture)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from pocketfocus.data.optics import FRAMES
 from pocketfocus.data.scenes import held_out_photos, train_photos
 from pocketfocus.mobile.autoencoder import mobile_autoencoder
 from pocketfocus.mobile.conditioning import baked
@@ -27,6 +26,7 @@ from pocketfocus.models.loading import assemble
 from pocketfocus.models.places import find_places
 from pocketfocus.models.reference import ReferencePipeline, added_time_ids
 from pocketfocus.photos.images import prepare
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 
 SMALLEST = 64  # side of a photo that the published model takes, in pixels

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketfocus.data.optics import FRAMES, one_hot
+from pocketfocus.data.optics import one_hot
 from pocketfocus.mobile_harness.android import adb
 from pocketfocus.mobile_harness.android.etdump import Profile, read_profile
 from pocketfocus.mobile_harness.device import Device, Job, JobError, Result
 from pocketfocus.mobile_harness.options import Absent, Options
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
 

@@ -145,14 +145,18 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
 
 
 def _distill(settings: Settings) -> None:
-    from pocketfocus.distill.student.stage import Distillation, distill_run
+    from pocketfocus.distill.student.options import Distillation
+    from pocketfocus.distill.student.stage import distill_run
 
-    how = Distillation(settings.minutes, from_scratch=settings.from_scratch, seed=settings.seed)
-    distill_run(
-        *(settings.out, settings.reference, settings.student, settings.photos),
-        settings=how,
-        anew=True,
+    how = Distillation(
+        settings.minutes,
+        reference=settings.reference,
+        start=settings.student,
+        photos=settings.photos,
+        from_scratch=settings.from_scratch,
+        seed=settings.seed,
     )
+    distill_run(settings.out, how, anew=True)
 
 
 def _export(settings: Settings) -> None:

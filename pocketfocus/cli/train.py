@@ -127,7 +127,8 @@ def distill(
 
     from pocketfocus.data.datasets import SYNTHETIC
     from pocketfocus.distill.student.methods import get_method
-    from pocketfocus.distill.student.stage import Distillation, distill_run
+    from pocketfocus.distill.student.options import Distillation
+    from pocketfocus.distill.student.stage import distill_run
     from pocketfocus.distill.train.crops import Crops
     from pocketfocus.quantize.recipes import get_recipe
 
@@ -139,14 +140,17 @@ def distill(
         )
     if qat is not None:
         get_recipe(qat)
-    settings = Distillation(
+    options = Distillation(
         minutes=length,
         steps=steps,
+        reference=spec,
+        start=start,
+        photos=files,
         from_scratch=from_scratch,
         preset=preset,
         method=method,
         crops=None if crop is None else (Crops(1.0, 1, crop),),
-        max_targets=targets or teacher_stacks,
+        max_teacher_stacks=targets or teacher_stacks,
         learning_rate=rate,
         qat=qat,
         learn_from=learn_from,
@@ -154,7 +158,7 @@ def distill(
         scenes=scenes,
         seed=seed,
     )
-    distill_run(out, spec, start, files, settings=settings)
+    distill_run(out, options)
     made = "student" if chosen.student else "reference"
     typer.echo(f"{made}: {out / made}")
 

@@ -19,17 +19,21 @@ from diffusers import (
 from safetensors.torch import load_file
 from transformers import CLIPImageProcessor
 
-from pocketfocus.distill.reference import finetune
+from pocketfocus.distill.reference import denoiser, finetune
 from pocketfocus.distill.reference.finetune import choose_trained, fine_tune, load_start
+from pocketfocus.distill.reference.phases import Phase
 from pocketfocus.distill.reference.presets import SMALLEST, build_reference
-from pocketfocus.distill.train import denoiser
-from pocketfocus.distill.train.loop import Schedule
+from pocketfocus.distill.train.crops import Crops
+from pocketfocus.distill.train.schedule import Schedule
 from pocketfocus.models import places as published
 from pocketfocus.models.loading import load_reference
 from pocketfocus.models.reference import Sampling
 from pocketfocus.run.errors import UserError
 
-SCHEDULE = Schedule(steps=2, learning_rate=1e-2, warmup_steps=1, log_every=1)
+
+def phase(steps: int = 2, size: int = 64) -> Phase:
+    schedule = Schedule(steps=steps, learning_rate=1e-2, warmup_steps=1, log_every=1)
+    return Phase(schedule, (Crops(1.0, 1, size),))
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +110,7 @@ def test_trains_what_is_asked_for_and_is_read_back(
 ) -> None:
     start = load_start(str(svd))
     before = {name: p.half() for name, p in start.unet.state_dict().items()}
-    made = fine_tune(start, stacks, tmp_path, SCHEDULE, train, size=64)
+    made = fine_tune(start, stacks, tmp_path, phase(), train)
     assert not made.relative, "absolute latents, the published formulation"
     after = unet_weights(tmp_path)
     assert after.keys() == before.keys()
@@ -139,7 +143,7 @@ def test_gradients_are_checkpointed_and_only_trained_weights_kept(
         return original(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", counted)
-    fine_tune(start, stacks, tmp_path, SCHEDULE, size=64)
+    fine_tune(start, stacks, tmp_path, phase())
     assert calls > 0
     kept = load_file(tmp_path / "finetune" / "checkpoint.safetensors")
     weights = {n: t for n, t in kept.items() if n.startswith("model.")}
@@ -158,23 +162,23 @@ def test_it_goes_on_and_refuses_another_start(
 ) -> None:
     out = tmp_path / "out"
     for steps in (1, 3):
-        fine_tune(load_start(str(svd)), stacks, out, replace(SCHEDULE, steps=steps), size=64)
+        fine_tune(load_start(str(svd)), stacks, out, phase(steps))
     rows = (out / "finetune" / "train.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [1, 2, 3]
     with pytest.raises(UserError, match=r"train was temporal, is all"):
-        fine_tune(load_start(str(svd)), stacks, out, SCHEDULE, "all", size=64)
+        fine_tune(load_start(str(svd)), stacks, out, phase(), "all")
     with pytest.raises(UserError, match=r"pixels was 2x9x3x64x64 .*, is 2x9x3x64x64"):
-        fine_tune(load_start(str(svd)), 255 - stacks, out, SCHEDULE, size=64)
+        fine_tune(load_start(str(svd)), 255 - stacks, out, phase())
 
 
 def test_bad_requests_are_one_line(svd: Path, stacks: np.ndarray, tmp_path: Path) -> None:
     start, out = load_start(str(svd)), tmp_path / "out"
     with pytest.raises(UserError, match="multiples of 64"):
-        fine_tune(start, stacks, out, SCHEDULE, size=72)
+        fine_tune(start, stacks, out, phase(size=72))
     with pytest.raises(UserError, match="64x64 pixels, crops need 128"):
-        fine_tune(start, stacks, out, SCHEDULE, size=128)
+        fine_tune(start, stacks, out, phase(size=128))
     with pytest.raises(UserError, match="choose from temporal, all"):
-        fine_tune(start, stacks, out, SCHEDULE, "spatial", size=64)
+        fine_tune(start, stacks, out, phase(), "spatial")
     for name, _ in list(start.unet.named_children()):
         setattr(start.unet, name, None)
     with pytest.raises(UserError, match="no temporal_transformer_block"):

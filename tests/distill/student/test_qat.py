@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pocketfocus.data.optics import FRAMES, one_hot
+from pocketfocus.data.optics import one_hot
 from pocketfocus.distill.student.qat import Files, rounded, schemes_of
 from pocketfocus.distill.student.regression import Regression
 from pocketfocus.models.loading import load_reference
@@ -20,6 +20,7 @@ from pocketfocus.quantize.executorch import grid, group_linears, linear_inputs
 from pocketfocus.quantize.fake import Rounded
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.recipes import RECIPES, Scheme, for_ios
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 
 GROUP = Scheme(4, "affine", 8, "dynamic")
@@ -109,16 +110,16 @@ def test_samples_are_shared_out_among_the_files(
     student: RefocusStudent, small_reference: Path
 ) -> None:
     """By chance in training, by the seed where scored; none for a student that is not rounded."""
-    learner = Regression(load_reference(str(small_reference)), student)
+    trained = Regression(load_reference(str(small_reference)), student)
     stack, generator = torch.zeros(1, FRAMES, 3, 64, 64), torch.Generator().manual_seed(0)
-    assert learner.noise(stack, generator) == ()
-    learner.rounded = rounded(student, RECIPES["int4"], calibration((64, 64), inputs=1))
-    drawn = torch.cat([learner.noise(stack, generator)[0] for _ in range(200)])
+    assert trained.noise(stack, generator) == ()
+    trained.rounded = rounded(student, RECIPES["int4"], calibration((64, 64), inputs=1))
+    drawn = torch.cat([trained.noise(stack, generator)[0] for _ in range(200)])
     assert 70 < int((drawn == 0).sum()) < 130 and set(drawn.tolist()) == {0, 1}
     photo, _ = inputs(1, seed=0)
     with torch.no_grad():
-        made = [learner.refocus(photo, 4, seed) for seed in range(4)]
-        through = [file(photo, one_hot(4)) for file in learner.rounded.files]
+        made = [trained.refocus(photo, 4, seed) for seed in range(4)]
+        through = [file(photo, one_hot(4)) for file in trained.rounded.files]
     assert not torch.equal(*through)
     for index, stack in enumerate(made):
         torch.testing.assert_close(stack, through[index % 2])

@@ -1,183 +1,37 @@
-"""The distill stage at a small size: targets, losses, and a student never worse than its start."""
+"""The distill stage at a small size: results, resume, what is learned from, and refusals."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
+import os
+import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 
-from pocketfocus.data.scenes import held_out_photos
-from pocketfocus.distill.student import stage
-from pocketfocus.distill.student import teacher_stacks as targets
-from pocketfocus.distill.student.methods import get_method
-from pocketfocus.distill.student.regression import Regression, stack_losses
-from pocketfocus.distill.student.stage import Distillation, distill_run
-from pocketfocus.distill.student.teacher_stacks import (
-    load_target,
-    random_photo_crop,
-    sample_batch,
-    save_target,
-    teacher_targets,
-    true_batch,
-)
-from pocketfocus.distill.train.crops import Crops
-from pocketfocus.models.loading import load_reference
-from pocketfocus.models.reference import ReferencePipeline, Sampling
-from pocketfocus.models.student import RefocusStudent, load_student
+from pocketfocus.distill.student import regression, stage
+from pocketfocus.distill.student.options import Distillation
+from pocketfocus.distill.student.samples import true_batch
+from pocketfocus.distill.student.stage import distill_run
+from pocketfocus.distill.train.checkpoint import read_counters
+from pocketfocus.models.student import build_student, load_student
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import sha256
-
-
-@pytest.fixture(scope="module")
-def reference(small_reference: Path) -> ReferencePipeline:
-    return load_reference(str(small_reference))
-
-
-@pytest.fixture(scope="module")
-def stacks() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 255, (2, 9, 3, 64, 64), np.uint8)
-
-
-def settings(**changes: object) -> Distillation:
-    clockless = {"minutes": math.inf, "steps": 3, "max_targets": 3}
-    options = {**clockless, "crops": (Crops(1.0, 1, 64),), **changes}
-    return Distillation(**options)  # type: ignore[arg-type]
-
-
-def test_targets_are_the_references_own_stacks_and_resume(
-    reference: ReferencePipeline, tmp_path: Path
-) -> None:
-    arguments = (reference, held_out_photos(), tmp_path)
-    first = teacher_targets(*arguments, count=2, minutes=9, size=64, sampling=Sampling(1))
-    before = [sha256(path) for path in first]
-    files = teacher_targets(*arguments, count=3, minutes=9, size=64, sampling=Sampling(1))
-    assert [sha256(path) for path in files[:2]] == before and len(files) == 3
-    sample = load_target(files[2])
-    assert sample.position == 2
-    expected = reference(sample.photo, 2, Sampling(1), 2)
-    assert (sample.stack - expected).abs().max() < 0.05  # the photo was stored in 8 bits
-
-
-def test_no_minutes_still_make_one_target(reference: ReferencePipeline, tmp_path: Path) -> None:
-    made = teacher_targets(
-        reference, held_out_photos(), tmp_path, 9, minutes=0, size=64, sampling=Sampling(1)
-    )
-    assert len(made) == 1
-
-
-def test_processes_share_the_targets(
-    reference: ReferencePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Number k of two makes k, k + 2, …, and what they make is what one process makes."""
-    arguments = (reference, held_out_photos())
-    options = {"count": 3, "minutes": 9, "size": 64, "sampling": Sampling(1)}
-    alone = teacher_targets(*arguments, tmp_path / "alone", **options)  # type: ignore[arg-type]
-    for index, made in ((1, ["000001"]), (0, ["000000", "000001", "000002"])):
-        state = SimpleNamespace(
-            process_index=index,
-            num_processes=2,
-            device=torch.device("cpu"),
-            is_main_process=index == 0,
-            wait_for_everyone=lambda: None,
-        )
-        monkeypatch.setattr(targets, "process_state", lambda state=state: state)
-        teacher_targets(*arguments, tmp_path / "shared", **options)  # type: ignore[arg-type]
-        assert sorted(path.stem for path in (tmp_path / "shared").iterdir()) == made
-    for path in alone:
-        assert sha256(path) == sha256(tmp_path / "shared" / path.name)
-
-
-def test_a_saved_target_comes_back(tmp_path: Path) -> None:
-    photo, stack = torch.rand(1, 3, 8, 8) * 2 - 1, torch.rand(9, 3, 8, 8) * 2 - 1
-    save_target(tmp_path / "t.safetensors", photo, 5, stack)
-    back = load_target(tmp_path / "t.safetensors")
-    assert back.position == 5
-    torch.testing.assert_close(back.photo, photo, atol=1 / 255, rtol=0)
-    torch.testing.assert_close(back.stack, stack, atol=1 / 255, rtol=0)
-
-
-def test_true_batch_takes_the_photo_from_its_position(stacks: np.ndarray) -> None:
-    photos, positions, frames = true_batch(stacks, 4, 32, torch.Generator().manual_seed(0))
-    for photo, position, stack in zip(photos, positions, frames, strict=True):
-        assert torch.equal(photo, stack[position])
-
-
-def test_flips_keep_photo_and_stack_together(tmp_path: Path) -> None:
-    stack = torch.rand(9, 3, 8, 8) * 2 - 1
-    save_target(tmp_path / "t.safetensors", stack[3:4], 3, stack)
-    sample = load_target(tmp_path / "t.safetensors")
-    photos, positions, stacks = sample_batch([sample], 8, torch.Generator().manual_seed(0))
-    for photo, position, made in zip(photos, positions, stacks, strict=True):
-        assert torch.equal(photo, made[position])
-
-
-def test_regression_is_zero_only_for_the_stack_itself(reference: ReferencePipeline) -> None:
-    student = RefocusStudent(channels=(8, 8), blocks=(1, 1), size=(32, 32))
-    photo = torch.rand(2, 3, 32, 32) * 1.8 - 0.9
-    copies = photo[:, None].expand(2, 9, 3, 32, 32)
-    positions = torch.tensor([0, 8])
-    learner = Regression(reference, student)
-    same = learner.losses(photo, positions, copies)  # untrained: copies its photo
-    other = learner.losses(photo, positions, copies.roll(1, -1))
-    assert same["loss"] == 0 < other["loss"]
-
-
-def test_the_loss_has_an_edge_and_an_adjacent_frame_term() -> None:
-    """Summed frame by frame in numpy; the frame of the photo's own position counts only beside its
-    neighbours."""
-    generator = np.random.default_rng(0)
-    made, stacks = generator.uniform(-1, 1, (2, 2, 9, 3, 6, 5))
-    positions = [2, 8]
-
-    def log(error: np.ndarray) -> float:
-        return float(np.log(1 + (error**2).mean() / 4e-4))
-
-    pixel, edge, adjacent = [], [], []
-    for photo, position in enumerate(positions):
-        error = made[photo] - stacks[photo]
-        for frame in set(range(9)) - {position}:
-            pixel.append(log(error[frame]))
-            across = error[frame][:, :, 1:] - error[frame][:, :, :-1]
-            down = error[frame][:, 1:] - error[frame][:, :-1]
-            edge.append(log(across) + log(down))
-        adjacent += [log(error[frame + 1] - error[frame]) for frame in range(8)]
-    expected = np.mean(pixel) + 0.1 * np.mean(edge) + 0.1 * np.mean(adjacent)
-    tensors = torch.from_numpy(made), torch.from_numpy(stacks)
-    photos = tensors[1][torch.arange(2), torch.tensor(positions)]
-    found = stack_losses(tensors[0], photos, torch.tensor(positions), tensors[1])
-    assert float(found["loss"]) == pytest.approx(float(expected), rel=1e-6)
-
-
-def test_gain_is_over_copying_and_leaves_out_the_photos_own_frame(
-    reference: ReferencePipeline,
-) -> None:
-    student = RefocusStudent(channels=(8, 8), blocks=(1, 1), size=(32, 32))  # copies its photo
-    stacks = torch.rand(2, 9, 3, 32, 32) - 0.5
-    positions = torch.tensor([0, 8])
-    photo = stacks[torch.arange(2), positions]
-    learner = Regression(reference, student)
-    found = learner.losses(photo, positions, stacks)
-    others = torch.cat([stacks[0, 1:] - photo[0], stacks[1, :8] - photo[1]])
-    assert found["gain_db"] == 0
-    assert found["psnr_db"] == pytest.approx(float(10 * (4 / others.square().mean()).log10()))
-
-
-def test_small_photos_are_refused() -> None:
-    with pytest.raises(UserError, match="40x30"):
-        random_photo_crop([np.zeros((30, 40, 3), np.uint8)], 64, torch.Generator())
+from pocketfocus.run.files import read_json, sha256
 
 
 def test_distils_and_writes_everything(
-    small_reference: Path, small_student: Path, stacks: np.ndarray, tmp_path: Path
+    options: Callable[..., Distillation], tmp_path: Path
 ) -> None:
-    summary = distill_run(
-        tmp_path, str(small_reference), small_student, stacks=stacks, settings=settings()
-    )
+    distill_run(tmp_path, options())
+    summary = read_json(tmp_path / "distill.json")
     student = load_student(tmp_path / "student")
     assert student.photo_size == (64, 64)
     assert summary["targets"] == 2 and summary["held_out"] == 1 and summary["steps"] == 3
@@ -193,25 +47,23 @@ def test_distils_and_writes_everything(
 def test_a_worse_result_is_not_kept_unless_the_method_aims_at_looks(
     method: str,
     stays: str,
-    small_reference: Path,
+    options: Callable[..., Distillation],
     small_student: Path,
-    stacks: np.ndarray,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scores = iter([30.0, 20.0])
     monkeypatch.setattr(stage, "score", lambda *_: next(scores))
-    chosen = settings(method=method)
-    summary = distill_run(
-        tmp_path, str(small_reference), small_student, stacks=stacks, settings=chosen
-    )
-    assert summary["kept"] == stays
+    distill_run(tmp_path, options(method=method))
+    assert read_json(tmp_path / "distill.json")["kept"] == stays
     start, kept = (load_student(f).state_dict() for f in (small_student, tmp_path / "student"))
     assert all(torch.equal(start[name], kept[name]) for name in start) == (stays == "start")
 
 
-def test_zero_minutes_copy_the_start(small_student: Path, tmp_path: Path) -> None:
-    distill_run(tmp_path, start=small_student, settings=settings(minutes=0))
+def test_zero_minutes_copy_the_start(
+    options: Callable[..., Distillation], small_student: Path, tmp_path: Path
+) -> None:
+    distill_run(tmp_path, options(minutes=0))
     assert sha256(tmp_path / "student") == sha256(small_student)
 
 
@@ -231,18 +83,138 @@ def test_zero_minutes_copy_the_start(small_student: Path, tmp_path: Path) -> Non
     ],
 )
 def test_a_broken_student_is_refused_before_anything_is_written(
-    small_student: Path, tmp_path: Path, change: object, said: str
+    options: Callable[..., Distillation],
+    small_student: Path,
+    tmp_path: Path,
+    change: object,
+    said: str,
 ) -> None:
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(small_student, broken)
     change(broken)  # type: ignore[operator]
     with pytest.raises(UserError, match=said):
-        distill_run(tmp_path / "out", start=broken, settings=settings(minutes=0))
+        distill_run(tmp_path / "out", options(start=broken, minutes=0))
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_method_names_the_known() -> None:
-    with pytest.raises(UserError, match="regression"):
-        get_method("magic")
+@pytest.mark.parametrize("method", ["regression", "adversarial", "consistency"])
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
+    options: Callable[..., Distillation],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+) -> None:
+    how = options(method=method, steps=4, max_teacher_stacks=2)
+    distill_run(tmp_path / "whole", how)
+    drawn, draw = 0, true_batch
+
+    def interrupting(*arguments: Any) -> Any:
+        nonlocal drawn
+        drawn += 1
+        if drawn == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(*arguments)
+
+    monkeypatch.setattr(stage, "true_batch", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        distill_run(tmp_path / "parts", how)
+    assert 0 < read_counters(tmp_path / "parts/training/checkpoint.safetensors").step < 4
+    with contextlib.suppress(KeyboardInterrupt):
+        distill_run(tmp_path / "parts", how)
+    kept = [load_file(tmp_path / p / "training/checkpoint.safetensors") for p in ("whole", "parts")]
+    assert kept[0].keys() == kept[1].keys()
+    assert [n for n in kept[0] if not torch.equal(kept[0][n], kept[1][n])] == []
+    logs = [(tmp_path / p / "training/train.jsonl").read_text() for p in ("whole", "parts")]
+    losses = [[json.loads(line)["loss"] for line in log.splitlines()] for log in logs]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
+    options: Callable[..., Distillation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distill_run(tmp_path, options(steps=2))
+    good = (tmp_path / "training/checkpoint.safetensors").read_bytes()
+
+    def broken(*_: Any, **__: Any) -> dict[str, torch.Tensor]:
+        return {"loss": torch.tensor(float("nan"), requires_grad=True), "psnr_db": torch.zeros(())}
+
+    monkeypatch.setattr(regression, "stack_losses", broken)
+    with pytest.raises(UserError, match=r"loss is nan at step 2.*checkpoint, of step 2, stays"):
+        distill_run(tmp_path, options(steps=4))
+    assert (tmp_path / "training/checkpoint.safetensors").read_bytes() == good
+
+
+@pytest.mark.parametrize("method", ["regression", "consistency"])
+@pytest.mark.parametrize("source", ["reference", "stacks"])
+def test_the_references_stacks_or_true_ones_alone(
+    options: Callable[..., Distillation],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    method: str,
+) -> None:
+    def unwanted(*_: Any, **__: Any) -> Any:
+        raise AssertionError(f"not to be learned from: only {source}")
+
+    if source == "stacks":
+        monkeypatch.setattr(stage, "sample_teacher_stacks", unwanted)
+        monkeypatch.setattr(stage, "sample_batch", unwanted)
+    else:
+        monkeypatch.setattr(stage, "cache_sources", unwanted)
+        monkeypatch.setattr(stage, "true_batch", unwanted)
+    chosen = options(method=method, steps=1, learn_from=source, max_teacher_stacks=2)
+    distill_run(tmp_path, chosen)
+    summary = read_json(tmp_path / "distill.json")
+    assert summary["learn_from"] == source and summary["steps"] == summary["held_out"] == 1
+    assert summary["targets"] == (1 if source == "reference" else 0)
+    (row,) = (tmp_path / "training/train.jsonl").read_text().splitlines()
+    assert np.isfinite(json.loads(row)["loss"]) and "teacher_" not in row
+
+
+def test_a_reference_of_other_frames_or_widths_is_refused(
+    options: Callable[..., Distillation], small_reference: Path, tmp_path: Path
+) -> None:
+    for change, said in (
+        ({"num_frames": 14}, "expects 9 frames.* makes 14"),
+        (
+            {"block_out_channels": [32, 64]},
+            r"unet.*expected shape torch.Size\(\[64\]\)",
+        ),
+        ({"in_channels": 12}, r"conv_in.weight expected shape torch.Size\(\[32, 12"),
+    ):
+        broken = tmp_path / "reference"
+        shutil.rmtree(broken, ignore_errors=True)
+        shutil.copytree(small_reference, broken)
+        config = broken / "unet" / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+        with pytest.raises(UserError, match=said):
+            distill_run(tmp_path / "out", options(reference=str(broken)))
+        assert not (tmp_path / "out" / "targets").exists()
+
+
+def test_stacks_of_mixed_sizes_are_refused(
+    options: Callable[..., Distillation], tmp_path: Path
+) -> None:
+    for scene, side in (("a", 64), ("b", 96)):
+        (tmp_path / "stacks" / scene).mkdir(parents=True)
+        for n in range(9):
+            Image.new("RGB", (side, 64)).save(tmp_path / "stacks" / scene / f"{n}.png")
+    with pytest.raises(UserError, match=r"a/0.png is 64x64, b/0.png is 96x64"):
+        distill_run(tmp_path / "out", options(sources=(str(tmp_path / "stacks"),)))
+    assert not (tmp_path / "out" / "targets").exists()
+
+
+def test_another_preset_start_or_setting_is_refused(
+    options: Callable[..., Distillation], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"no student of preset phone .*its channels is"):
+        distill_run(tmp_path, options(preset="phone"))
+    distill_run(tmp_path, options(steps=1))
+    with pytest.raises(UserError, match="seed was 0, is 1"):
+        distill_run(tmp_path, options(seed=1))
+    with pytest.raises(UserError, match="method was regression, is adversarial"):
+        distill_run(tmp_path, options(method="adversarial"))
+    other = build_student("phone")
+    other.save_pretrained(tmp_path / "phone")
+    with pytest.raises(UserError, match=r"student's channels was \[16, 32\], is \[128"):
+        distill_run(tmp_path, options(start=tmp_path / "phone", steps=2))

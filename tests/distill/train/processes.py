@@ -22,15 +22,22 @@ from accelerate import DistributedType, PartialState
 from torch import Tensor
 
 from pocketfocus.cli import main
-from pocketfocus.distill.reference.phases import denoiser_task, train_reference
+from pocketfocus.distill.reference import denoiser
+from pocketfocus.distill.reference.denoiser import EncodedStacks, initialise_denoiser
+from pocketfocus.distill.reference.phases import (
+    Phase,
+    denoiser_task,
+    train_reference,
+    trained_parts,
+)
 from pocketfocus.distill.reference.presets import SMALLEST, build_reference
 from pocketfocus.distill.student import stage
-from pocketfocus.distill.student.teacher_stacks import true_batch
-from pocketfocus.distill.train import denoiser, loop
+from pocketfocus.distill.student.samples import true_batch
+from pocketfocus.distill.train import loop
 from pocketfocus.distill.train.crops import Crops
-from pocketfocus.distill.train.denoiser import Denoiser, initialise_denoiser
 from pocketfocus.distill.train.distributed import process_state
-from pocketfocus.distill.train.loop import Schedule, Task, Trainer
+from pocketfocus.distill.train.loop import Task, Trainer
+from pocketfocus.distill.train.schedule import Schedule
 
 STEPS = 4
 REFERENCE_STEPS = 10
@@ -60,17 +67,18 @@ def tiny(folder: Path, batch: int, accumulate: int, stop: int, sharded: bool = F
         bf16=False,
         accumulate=accumulate,
     )
-    trainer = Trainer(Denoiser(pipeline), schedule, folder, seed=3)
+    trainer = Trainer(trained_parts(pipeline), schedule, folder, seed=3)
     trainer.resume()
-    task = denoiser_task(pipeline, ramps(), latents, (Crops(1.0, batch, 16),), trainer)
+    stacks = EncodedStacks(ramps(), latents)
+    task = denoiser_task(pipeline, stacks, (Crops(1.0, batch, 16),))
 
-    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
+    def draw(size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         if trainer.step == stop and process_state().is_last_process:
             os.kill(os.getpid(), signal.SIGINT)
-        return task.draw(generator)
+        return task.draw(size, generator)
 
     with contextlib.suppress(KeyboardInterrupt):
-        trainer.run(Task(draw, task.losses, task.batch, task.pictures), "test")
+        trainer.run(Task(draw, task.losses, task.crops, task.pictures), "test")
     return trainer
 
 
@@ -84,8 +92,8 @@ def force_sharding() -> None:
 def reference(folder: Path, checkpoint_minutes: float) -> None:
     """Both phases, their budget in steps."""
     schedule = Schedule(steps=REFERENCE_STEPS, log_every=1, checkpoint_minutes=checkpoint_minutes)
-    crops = (Crops(0.5, 1, 16), Crops(1.0, 1, 32))
-    train_reference(ramps(), folder, schedule, schedule, SMALLEST, crops, crops)
+    phase = Phase(schedule, (Crops(0.5, 1, 16), Crops(1.0, 1, 32)))
+    train_reference(ramps(), folder, phase, phase, SMALLEST)
 
 
 def distill(stop: int, words: Sequence[str]) -> None:

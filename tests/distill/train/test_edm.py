@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from pocketfocus.distill.reference.presets import svd_scheduler
 from pocketfocus.distill.train import edm
+from pocketfocus.distill.train.edm import Denoiser
 
 
 @pytest.mark.parametrize("index", [0, 7, 20])
@@ -17,14 +19,19 @@ def test_denoised_is_what_the_scheduler_steps_with(index: int) -> None:
     generator = torch.Generator().manual_seed(index)
     noisy = torch.randn(1, 9, 4, 8, 8, generator=generator) * sigma
     velocity = torch.randn(1, 9, 4, 8, 8, generator=generator)
-    torch.testing.assert_close(
-        edm.scale_input(noisy, sigma[None]), scheduler.scale_model_input(noisy, t)
-    )
-    torch.testing.assert_close(edm.timestep(sigma[None])[0], t, rtol=1e-3, atol=1e-4)
+    seen: list[Tensor] = []
+
+    def network(*inputs: Tensor) -> Tensor:
+        seen.extend(inputs)
+        return velocity
+
+    condition = torch.zeros(1)
+    made = Denoiser(network)(noisy, sigma[None], condition)
+    torch.testing.assert_close(seen[0], scheduler.scale_model_input(noisy, t))
+    torch.testing.assert_close(seen[1][0], t, rtol=1e-3, atol=1e-4)
+    assert seen[2] is condition and len(seen) == 3
     expected = scheduler.step(velocity, t, noisy).pred_original_sample
-    torch.testing.assert_close(
-        edm.denoised(velocity, noisy, sigma[None]), expected, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_weight_makes_the_target_a_unit_velocity() -> None:
@@ -36,11 +43,17 @@ def test_the_weight_makes_the_target_a_unit_velocity() -> None:
     noisy = clean + s * noise
     exact = (noisy / (s**2 + 1) - clean) * (s**2 + 1).sqrt() / s
     torch.testing.assert_close(
-        edm.weighted_loss(edm.denoised(guess, noisy, sigma), clean, sigma),
+        edm.weighted_loss(Denoiser(lambda *_: guess)(noisy, sigma), clean, sigma),
         ((guess - exact) ** 2).mean(),
         rtol=1e-3,
         atol=1e-3,
     )
+
+
+def test_estimates_without_noise_are_what_was_given() -> None:
+    noisy = torch.randn(1, 9, 4, 8, 8)
+    made = Denoiser(lambda *_: torch.randn_like(noisy))(noisy, torch.tensor([1e-6]))
+    torch.testing.assert_close(made, noisy, atol=1e-5, rtol=0)
 
 
 def test_sigma_is_log_normal() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from pocketfocus.distill.train import loop
+from pocketfocus.distill.train import run_log
 from pocketfocus.distill.train.checkpoint import Counters, read_counters, write_checkpoint
-from pocketfocus.distill.train.loop import Schedule, Task, Trainer
+from pocketfocus.distill.train.crops import Crops
+from pocketfocus.distill.train.loop import Task, Trainer
 from pocketfocus.distill.train.run_log import stack_picture
+from pocketfocus.distill.train.schedule import OPTIMIZERS, Schedule
 from pocketfocus.run.errors import UserError
 
 
@@ -28,13 +31,13 @@ def model() -> nn.Module:
 
 
 def task(net: nn.Module, batch: int = 16, **options: Any) -> Task:
-    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
-        return (torch.randn(1, 4, generator=generator),)
+    def draw(size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        return (torch.randn(1, size, generator=generator),)
 
     def losses(x: Tensor) -> dict[str, Tensor]:
         return {"loss": (net(x)[:, 0] - x.sum(1).tanh()).square().mean()}
 
-    return Task(draw, losses, lambda: batch, **options)
+    return Task(draw, losses, (Crops(1.0, batch, 4),), **options)
 
 
 def trainer(folder: Path, config: dict[str, Any] | None = None, **changes: Any) -> Trainer:
@@ -50,30 +53,42 @@ def stopping(net: nn.Module, at: int, how: Any) -> Task:
     """A task whose draw calls `how` in the step after `at` steps of 16 samples."""
     whole, drawn = task(net), 0
 
-    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
+    def draw(size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         nonlocal drawn
         if drawn == 16 * at:
             how()
         drawn += 1
-        return whole.draw(generator)
+        return whole.draw(size, generator)
 
-    return Task(draw, whole.losses, whole.batch)
+    return Task(draw, whole.losses, whole.crops)
 
 
-def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
-    whole = trainer(tmp_path / "whole")
+def momentum(parameters: Iterable[nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, schedule.learning_rate, momentum=0.9)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
+    tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint holds whatever the optimizer keeps of each parameter."""
+    monkeypatch.setitem(OPTIMIZERS, "momentum", momentum)
+    whole = trainer(tmp_path / "whole", optimizer=optimizer)
     whole.run(task(whole.model), "test")
     for _ in range(3):
-        part = trainer(tmp_path / "parts")
+        part = trainer(tmp_path / "parts", optimizer=optimizer)
         part.resume()
         with contextlib.suppress(KeyboardInterrupt):
             part.run(stopping(part.model, 4, lambda: os.kill(os.getpid(), signal.SIGINT)), "test")
     assert part.step == 12
     for name, parameter in whole.named.items():
         assert torch.equal(parameter, part.named[name]), name
-        assert torch.equal(whole.average[name], part.average[name]), name
+        assert torch.equal(whole.ema.average[name], part.ema.average[name]), name
     logged = [[(r["step"], r["loss"]) for r in rows(tmp_path / n)] for n in ("whole", "parts")]
     assert logged[0] == logged[1]
+    with pytest.raises(UserError, match=rf"optimizer was {optimizer}, is sgd"):
+        monkeypatch.setitem(OPTIMIZERS, "sgd", momentum)
+        trainer(tmp_path / "parts", optimizer="sgd").resume()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -134,7 +149,7 @@ def test_the_loss_falls_and_the_forward_is_bf16(tmp_path: Path) -> None:
         types.add(net.model(x).dtype)
         return inner.losses(x)
 
-    net.run(Task(inner.draw, losses, inner.batch), "test")
+    net.run(Task(inner.draw, losses, inner.crops), "test")
     first, last = (
         sum(r["loss"] for r in part) for part in (rows(tmp_path)[:40], rows(tmp_path)[-40:])
     )
@@ -151,7 +166,7 @@ def test_minutes_bound_the_training(tmp_path: Path) -> None:
 def test_pace_and_time_left_are_said_where_there_is_no_bar(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(run_log, "REPORT_SECONDS", 0.0)
     net = trainer(tmp_path)
     net.run(task(net.model), "test")
     line = capsys.readouterr().err.splitlines()[2]
@@ -171,7 +186,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
         return good.losses(x if calls < 4 else x * bad)
 
     with pytest.raises(UserError, match=r"at step 3: .*last good checkpoint, of step 3, stays"):
-        net.run(Task(good.draw, losses, good.batch), "test")
+        net.run(Task(good.draw, losses, good.crops), "test")
     tensors = load_file(tmp_path / "checkpoint.safetensors")
     assert all(t.isfinite().all() for n, t in tensors.items() if n != "random")
 
@@ -231,18 +246,10 @@ def test_pictures_show_the_average_and_change_nothing(tmp_path: Path) -> None:
     drawn.run(task(drawn.model, pictures=pictures), "test")
     for name, parameter in plain.named.items():
         assert torch.equal(parameter, drawn.named[name]), name
-    for shown, average in zip(seen[-1], drawn.average.values(), strict=True):
+    for shown, average in zip(seen[-1], drawn.ema.average.values(), strict=True):
         assert torch.equal(shown, average)
     events = EventAccumulator(str(tmp_path / "drawn" / "tensorboard"), {"images": 0})
     events.Reload()
     images = events.Images("stack")
     assert [image.step for image in images] == list(range(1, 13))
     assert (images[0].height, images[0].width) == (24, 72)
-
-
-def test_rows_of_a_picture_are_input_truth_and_estimate() -> None:
-    truth, estimate = torch.rand(9, 3, 4, 4), torch.rand(9, 3, 4, 4)
-    picture = stack_picture(truth, estimate, 2)
-    assert torch.equal(picture[:, :4, 8:12], truth[2]) and picture[:, :4, :8].abs().max() == 0
-    assert torch.equal(picture[:, 4:8, 4:8], truth[1])
-    assert torch.equal(picture[:, 8:, -4:], estimate[8])

@@ -10,24 +10,32 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from diffusers import UNetSpatioTemporalConditionModel
-from PIL import Image
 from safetensors.torch import load_file
 
-from pocketfocus.distill.reference.phases import save_reference, train_reference
+from pocketfocus.distill.reference.phases import (
+    AUTOENCODER_CROPS,
+    Phase,
+    save_reference,
+    train_reference,
+    trained_parts,
+)
 from pocketfocus.distill.reference.presets import SMALLEST, build_reference
-from pocketfocus.distill.student.stage import Distillation, distill_run
+from pocketfocus.distill.student.options import Distillation
+from pocketfocus.distill.student.stage import distill_run
 from pocketfocus.distill.train import loop
 from pocketfocus.distill.train.checkpoint import read_counters
 from pocketfocus.distill.train.crops import Crops
-from pocketfocus.distill.train.denoiser import Denoiser
 from pocketfocus.distill.train.distributed import SHARDED, sharding_plugin
+from pocketfocus.distill.train.schedule import Schedule
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json
 
@@ -104,44 +112,40 @@ def test_sharded_over_two_processes_it_trains_the_same(
     assert_same(tmp_path, alone)
 
 
-@pytest.fixture
-def scenes(trainings: dict[str, Any], tmp_path: Path) -> Path:
-    """Focal stacks as a folder of images."""
-    for number, stack in enumerate(trainings["ramps"]()):
-        (tmp_path / "scenes" / str(number)).mkdir(parents=True)
-        for position, frame in enumerate(stack):
-            path = tmp_path / "scenes" / str(number) / f"{position}.png"
-            Image.fromarray(frame.transpose(1, 2, 0)).save(path)
-    return tmp_path / "scenes"
-
-
 def test_a_distillation_in_two_processes_is_one_with_twice_the_batch(
-    scenes: Path, small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ramps: np.ndarray,
+    write_stacks: Callable[[Path, np.ndarray], Path],
+    small_student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The command under `accelerate launch`, interrupted in its second step and gone on with: the
-    same targets, losses, weights and scores as one process with batches of two."""
-    teacher, alone, shared = (tmp_path / name for name in ("teacher", "alone", "shared"))
+    same teacher stacks, losses, weights and scores as one process with batches of two."""
+    reference, alone, shared = (tmp_path / name for name in ("reference", "alone", "shared"))
+    scenes = write_stacks(tmp_path / "scenes", ramps)
     torch.manual_seed(0)
-    save_reference(build_reference(SMALLEST), teacher, {})
+    save_reference(build_reference(SMALLEST), reference, {})
     rate, count = 0.02, 3  # four steps are within the warm-up, to a twelfth of the rate
     monkeypatch.setattr(loop, "computes_in_bf16", lambda device: False)
-    settings = Distillation(
+    options = Distillation(
         minutes=math.inf,
         steps=STEPS,
+        reference=str(reference),
+        start=small_student,
         sources=(str(scenes),),
         crops=(Crops(1.0, 2, 64),),
-        max_targets=count,
+        max_teacher_stacks=count,
         learning_rate=rate,
     )
-    distill_run(alone, str(teacher), small_student, settings=settings)
-    words = ["--reference", teacher, "--student", small_student, "--stacks", scenes]
+    distill_run(alone, options)
+    words = ["--reference", reference, "--student", small_student, "--stacks", scenes]
     words += ["--steps", STEPS, "--crop", 64, "--targets", count, "--learning-rate", rate]
     launch("distill", 1, *words, "--out", shared)
     assert_same(shared / "training", alone / "training")
-    told, expected = (read_json(folder / "distill.json") for folder in (shared, alone))
+    found, expected = (read_json(folder / "distill.json") for folder in (shared, alone))
     for name in ("before_db", "after_db"):
-        assert told.pop(name) == pytest.approx(expected.pop(name), abs=2e-3)
-    assert told == expected and told["targets"] + told["held_out"] == count
+        assert found.pop(name) == pytest.approx(expected.pop(name), abs=2e-3)
+    assert found == expected and found["targets"] + found["held_out"] == count
     made, wanted = (sorted((f / "targets").glob("*/*.safetensors")) for f in (shared, alone))
     assert [p.relative_to(shared) for p in made] == [p.relative_to(alone) for p in wanted]
     for one, other in zip(map(load_file, made), map(load_file, wanted), strict=True):
@@ -166,14 +170,15 @@ def test_the_full_size_unet_is_sharded_by_blocks() -> None:
 
 
 def test_what_cannot_be_sharded_is_refused(
-    tmp_path: Path, trainings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ramps: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sharding_plugin(Denoiser(build_reference(SMALLEST))).transformer_cls_names_to_wrap
+    assert sharding_plugin(trained_parts(build_reference(SMALLEST))).transformer_cls_names_to_wrap
     with pytest.raises(UserError, match="without --use_fsdp"):
         sharding_plugin(torch.nn.Linear(2, 2))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match="without --use_fsdp"):
-        train_reference(trainings["ramps"](), tmp_path, *2 * [None])  # type: ignore[arg-type]
+        phase = Phase(Schedule(), AUTOENCODER_CROPS)
+        train_reference(ramps, tmp_path, phase, phase)
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:

@@ -1,8 +1,9 @@
-"""Denoising the difference to the photo's latent: an untrained denoiser then copies the photo."""
+"""The denoiser's start, samples and losses; of the difference to the photo's latent above all."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,22 +11,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pocketfocus.data.optics import FRAMES, disc_kernel, linear_to_srgb, srgb_to_linear
+from pocketfocus.data.optics import disc_kernel, linear_to_srgb, srgb_to_linear
 from pocketfocus.distill.reference.autoencoder import initialise
-from pocketfocus.distill.reference.presets import SMALLEST, build_reference
-from pocketfocus.distill.train import edm
-from pocketfocus.distill.train.denoiser import (
+from pocketfocus.distill.reference.denoiser import (
+    BLANK_SHARE,
     FLOOR,
+    LATENT_GAIN,
+    PLANE_GAIN,
+    EncodedStacks,
     denoiser_losses,
     draw_sample,
     encode_stacks,
     initialise_denoiser,
     log_error,
     pixel_energy,
-    relative_scaling_factor,
 )
+from pocketfocus.distill.reference.phases import save_reference
+from pocketfocus.distill.reference.presets import SMALLEST, build_reference
+from pocketfocus.distill.train import edm
 from pocketfocus.models.loading import load_reference
 from pocketfocus.models.reference import ReferencePipeline, Sampling
+from pocketfocus.run.constants import FRAMES
 
 
 def untrained(relative: bool) -> ReferencePipeline:
@@ -55,8 +61,9 @@ def test_a_stack_like_its_photo_costs_nothing(monkeypatch: pytest.MonkeyPatch) -
     stacks = np.random.default_rng(0).integers(0, 256, (2, 1, 3, 32, 32), np.uint8)
     latents = np.random.default_rng(0).normal(size=(2, 1, 4, 4, 4)).astype(np.float16)
     stacks, latents = (np.repeat(pixels, FRAMES, axis=1) for pixels in (stacks, latents))
-    sample = draw_sample(pipeline, stacks, latents, 32, torch.Generator().manual_seed(0))
-    losses = denoiser_losses(pipeline, *sample)
+    generator = torch.Generator().manual_seed(0)
+    sample = draw_sample(pipeline, EncodedStacks(stacks, latents), 32, generator)
+    losses = denoiser_losses(pipeline, sample)
     assert losses["mse"] < 1e-3
 
 
@@ -78,9 +85,9 @@ def test_the_gain_is_over_copying() -> None:
     stacks = np.random.default_rng(0).integers(0, 256, (1, FRAMES, 3, 32, 32), np.uint8)
     latents = np.random.default_rng(0).normal(size=(1, FRAMES, 4, 4, 4)).astype(np.float16)
     generator, sigma = torch.Generator().manual_seed(0), torch.full((1,), 700.0)
-    batch = list(draw_sample(pipeline, stacks, latents, 32, generator))
-    batch[-2:] = sigma, -batch[-3] / sigma
-    losses = denoiser_losses(pipeline, *batch)
+    batch = draw_sample(pipeline, EncodedStacks(stacks, latents), 32, generator)
+    blank = batch._replace(sigma=sigma, noise=-batch.clean / sigma)
+    losses = denoiser_losses(pipeline, blank)
     assert losses["gain_db"] == pytest.approx(0, abs=0.01)
 
 
@@ -139,7 +146,8 @@ def test_a_weight_of_one_blurs_the_photo_by_its_disc() -> None:
 
 def test_the_scaling_factor_gives_differences_unit_deviation() -> None:
     latents = np.random.default_rng(0).normal(0, 0.1, (20, FRAMES, 4, 8, 8)).astype(np.float16)
-    scale = relative_scaling_factor(latents, torch.Generator().manual_seed(0))
+    stacks = EncodedStacks(np.zeros((20, FRAMES, 3, 64, 64), np.uint8), latents)
+    scale = stacks.relative_scaling_factor(torch.Generator().manual_seed(0))
     assert scale == pytest.approx(1 / (0.1 * np.sqrt(2 * 8 / 9)), rel=0.05)
 
 
@@ -152,8 +160,52 @@ def test_latents_are_kept_unscaled() -> None:
     assert np.allclose(latents[0], pipeline.encode(frames).numpy(), atol=0.1)
 
 
-def test_the_choice_is_kept_with_the_weights(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from pocketfocus.distill.reference.phases import save_reference
-
+def test_the_choice_is_kept_with_the_weights(tmp_path: Path) -> None:
     save_reference(untrained(relative=True), tmp_path, {})
     assert load_reference(str(tmp_path)).relative
+
+
+def test_an_untrained_denoiser_predicts_zero_velocity() -> None:
+    torch.manual_seed(0)
+    pipeline = build_reference(SMALLEST)
+    initialise_denoiser(pipeline.unet)
+    config = pipeline.unet.config
+    latents = torch.randn(1, 9, config.in_channels, 8, 8)
+    ids, token = torch.zeros(1, 3), torch.randn(1, 1, 32)
+    with torch.no_grad():
+        velocity = pipeline.unet(latents, 0.1, token, ids, return_dict=False)[0]
+    assert velocity.shape == (1, 9, config.out_channels, 8, 8)
+    assert float(velocity.std()) < 1e-6
+
+
+def test_the_condition_starts_equally_loud_in_every_channel() -> None:
+    torch.manual_seed(0)
+    pipeline, deviation = build_reference(SMALLEST), torch.tensor([4.0, 1.0, 0.5, 0.1])
+    before = pipeline.unet.conv_in.weight.detach().clone()
+    initialise_denoiser(pipeline.unet, deviation)
+    gain = (pipeline.unet.conv_in.weight.detach() / before).mean((0, 2, 3))
+    torch.testing.assert_close(gain[:4], torch.ones(4))
+    torch.testing.assert_close(gain[4:8] * deviation, torch.full((4,), LATENT_GAIN))
+    torch.testing.assert_close(gain[8:], torch.full((2,), PLANE_GAIN))
+
+
+def test_blank_samples_hold_no_noise_and_the_others_do(ramps: np.ndarray) -> None:
+    torch.manual_seed(0)
+    pipeline, generator = build_reference(SMALLEST), torch.Generator().manual_seed(0)
+    latents = np.random.default_rng(0).normal(size=(3, 9, 4, 8, 8)).astype(np.float32)
+    stacks, blank = EncodedStacks(ramps, latents), []
+    for _ in range(200):
+        drawn = draw_sample(pipeline, stacks, 32, generator)
+        start = drawn.clean + drawn.sigma.reshape(-1, 1, 1, 1, 1) * drawn.noise
+        blank.append(float(start.abs().max()) < 1e-3)
+        assert blank[-1] == (float(drawn.sigma) == 700.0)
+    assert sum(blank) / len(blank) == pytest.approx(BLANK_SHARE, abs=0.1)
+
+
+def test_crops_of_frames_and_latents_match(ramps: np.ndarray) -> None:
+    """Latents that are the frames' own 8x8 means must crop to the crops' means."""
+    means = ramps.reshape(3, 9, 3, 8, 8, 8, 8).mean((4, 6)).astype(np.float16)
+    stacks = EncodedStacks(ramps, means)
+    frames, latents = stacks.crop(2, 32, torch.Generator().manual_seed(1))
+    pooled = torch.nn.functional.avg_pool2d(frames.flatten(0, 1), 8).reshape(latents.shape)
+    torch.testing.assert_close((pooled + 1) * 127.5, latents, rtol=1e-2, atol=0.2)

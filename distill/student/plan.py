@@ -1,0 +1,157 @@
+"""What a distillation is to be, and what it refuses, before anything is sampled or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pocketfocus.data.datasets import Request, open_source
+from pocketfocus.data.stacks import Source, StackFolder
+from pocketfocus.distill.student.options import LEARN_FROM, REFERENCE, Distillation
+from pocketfocus.distill.train.checkpoint import Config
+from pocketfocus.models.places import LEARN2REFOCUS, find_places
+from pocketfocus.models.reference import ReferencePipeline
+from pocketfocus.models.student import RefocusStudent, build_student, load_student
+from pocketfocus.quantize.recipes import fields_of, get_recipe
+from pocketfocus.run.constants import FRAMES, size_text
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import key_of, sha256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A distillation whose options fit each other."""
+
+    options: Distillation
+    student: RefocusStudent  # to start from
+    sources: Sequence[Source]  # of true stacks; none where teacher stacks alone are learned from
+    size: tuple[int, int]  # (height, width) of true stacks
+    config: Config  # what a checkpoint has to agree with
+    key: str  # a hash of what teacher stacks depend on
+
+
+def make_plan(options: Distillation) -> Plan:
+    """Load the start and open the sources; UserError for what does not fit."""
+    method = options.chosen
+    if options.qat is not None and not method.student:
+        raise UserError(f"{method.name} trains no student that --qat could round: leave it out")
+    if options.learn_from not in LEARN_FROM:
+        raise UserError(
+            f"nothing to learn from {options.learn_from}: choose {', '.join(LEARN_FROM)}"
+        )
+    student, largest = _start(options), max(part.size for part in options.parts)
+    size = (largest, largest)
+    if method.student:
+        size = student.photo_size
+        _check_crops(size, largest)
+    wanted = () if options.learn_from == REFERENCE else options.sources
+    sources = [_open(spec, Request(options.scenes, size)) for spec in wanted]
+    folders = find_places(options.reference).folders  # a Hub id is its own hash
+    reference = "+".join(map(sha256, folders)) or options.reference
+    photos = None if options.photos is None else [sha256(path) for path in options.photos]
+    key = key_of(
+        reference=reference,
+        photos=photos,
+        crop=options.parts[0].size,
+        seed=options.seed,
+        student=method.student,
+    )
+    config = {
+        **_config(options, student),
+        "reference": reference,
+        "photos": "bundled" if photos is None else f"{len(photos)} ({key_of(photos=photos)[:12]})",
+        "content of stacks": key_of(sources=[source.key for source in sources]),
+    }
+    return Plan(options, student, sources, size, config, key)
+
+
+def _start(options: Distillation) -> RefocusStudent:
+    if options.from_scratch:
+        return build_student(options.preset or "tiny")
+    student = load_student(options.start_folder)
+    if options.preset is not None:
+        _check_preset(student, options.preset, options.start_folder)
+    return student
+
+
+def _config(options: Distillation, student: RefocusStudent) -> dict[str, Any]:
+    """Say what a checkpoint has to agree with of the options and the start."""
+    config: dict[str, Any] = {
+        "method": options.method,
+        "crops": [asdict(part) for part in options.parts],
+        "rate": options.rate,
+        "seed": options.seed,
+        "learn from": options.learn_from,
+        "qat": None if options.qat is None else fields_of(get_recipe(options.qat)),
+        "stacks": list(options.sources),
+        "scenes": options.scenes,
+    }
+    if not options.chosen.student:
+        return config
+    sizes = {f"student's {k}": v for k, v in student.config.items() if not k.startswith("_")}
+    start = None if options.from_scratch else sha256(options.start_folder)
+    return {**config, **sizes, "start": start}
+
+
+def check_reference(reference: ReferencePipeline) -> None:
+    """Raise UserError for a reference whose config tells of another number of frames.
+
+    The published one is exempt: its config is still that of the video model it was tuned from.
+    """
+    frames = reference.unet.config.num_frames
+    if frames != FRAMES and reference.name not in ("learn2refocus", LEARN2REFOCUS):
+        raise UserError(
+            f"the student expects {FRAMES} frames, {reference.name} makes {frames} (num_frames in "
+            f"its unet/config.json): name a refocusing model, or write {FRAMES} there if it was "
+            "fine-tuned to as many"
+        )
+
+
+def _check_preset(student: RefocusStudent, preset: str, folder: Path) -> None:
+    """Raise UserError, naming what differs, unless a student is of this preset."""
+    wanted = build_student(preset).config
+    pairs = [(n, _listed(student.config[n]), _listed(wanted[n])) for n in wanted if n[0] != "_"]
+    different = [f"its {name} is {own}, not {other}" for name, own, other in pairs if own != other]
+    if different:
+        raise UserError(
+            f"{folder} is no student of preset {preset} ({'; '.join(different)}): leave out "
+            "--preset, or distil a new one with --from-scratch"
+        )
+
+
+def _listed(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _check_crops(photo: tuple[int, int], largest: int) -> None:
+    """Raise UserError for crops larger than the student's photos, (height, width), of which true
+    stacks have the size."""
+    height, width = photo
+    if min(height, width) < largest:
+        raise UserError(
+            f"the student's photos are {width}x{height} pixels, crops need {largest}: take a "
+            f"smaller --crop, {min(height, width) // 64 * 64} at most, or a larger --preset with "
+            "--from-scratch"
+        )
+
+
+def _open(spec: str, request: Request) -> Source:
+    """Open a source of true stacks; UserError, naming two images that differ, for a folder whose
+    images are not all of one size."""
+    source = open_source(spec, request)
+    if not isinstance(source, StackFolder):
+        return source
+    found: dict[tuple[int, int], Path] = {}
+    for path, size in source.sizes():
+        found.setdefault(size, path)
+        if len(found) > 1:
+            (one, first), (other, second) = found.items()
+            names = [p.relative_to(source.folder).as_posix() for p in (first, second)]
+            raise UserError(
+                f"the stacks in {source.folder} are of mixed sizes ({names[0]} is "
+                f"{size_text(one)}, {names[1]} is {size_text(other)}): scale them to one, or put "
+                "them into folders of their own and name each with --stacks"
+            )
+    return source

@@ -1,0 +1,46 @@
+"""The GAN: each side learns from its own term."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pocketfocus.distill.student.adversarial import Adversarial, pseudo_huber
+from pocketfocus.distill.student.samples import true_batch
+from pocketfocus.models.reference import ReferencePipeline
+from pocketfocus.models.student import load_student
+
+
+def test_each_term_of_the_gan_trains_its_own_side(
+    either: ReferencePipeline, small_student: Path, noise: np.ndarray
+) -> None:
+    trained = Adversarial(either, load_student(small_student))
+    photos, positions, true = true_batch(noise, 2, 64, torch.Generator().manual_seed(0))
+    made = trained.made(photos, positions, true)
+    fool, judge = trained.judged(made, photos, positions, true)
+    student, heads = (list(part.parameters()) for part in (trained.student, trained.heads))
+    for term, other in ((fool, heads), (judge, student)):
+        found = torch.autograd.grad(term, other, retain_graph=True, allow_unused=True)
+        assert all(gradient is None for gradient in found)
+    fools = torch.autograd.grad(fool, student, retain_graph=True, allow_unused=True)
+    assert sum(float(g.abs().sum()) for g in fools if g is not None) > 0
+    assert all(g is not None for g in torch.autograd.grad(judge, heads))
+    assert not any(p.requires_grad for p in trained.vae.parameters())
+
+
+def test_hinge_of_equal_stacks_is_at_least_two(
+    either: ReferencePipeline, small_student: Path, noise: np.ndarray
+) -> None:
+    """relu(1 - x) + relu(1 + x) >= 2: nothing tells one from the other."""
+    trained = Adversarial(either, load_student(small_student))
+    photos, positions, true = true_batch(noise, 1, 64, torch.Generator().manual_seed(0))
+    _, judge = trained.judged(true, photos, positions, true)
+    assert float(judge.detach()) >= 2 - 1e-5
+
+
+def test_pseudo_huber_is_square_near_zero_and_size_far_off() -> None:
+    assert float(pseudo_huber(torch.tensor(1e-2), 0.1)) == pytest.approx(1e-4 / 0.2, rel=1e-2)
+    assert float(pseudo_huber(torch.tensor(100.0), 0.1)) == pytest.approx(99.9, rel=1e-3)
