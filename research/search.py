@@ -38,8 +38,9 @@ from pocketfocus.distill.student.regression import stack_losses
 from pocketfocus.distill.student.teacher_stacks import Pixels, true_batch
 from pocketfocus.distill.train.crops import Crops
 from pocketfocus.distill.train.loop import Schedule, Task, Trainer
+from pocketfocus.export.network import STUDENT
 from pocketfocus.export.open import Model
-from pocketfocus.export.stage import STUDENT, export_run
+from pocketfocus.export.stage import Export, export_run
 from pocketfocus.mobile_harness.device import PYTORCH
 from pocketfocus.models.student import RefocusStudent, load_student, save_student
 from pocketfocus.quantize.calibration import calibration
@@ -242,7 +243,8 @@ def export(candidate: Candidate, out: Path, kinds: Sequence[str]) -> Manifest:
     for kind in [*kinds, INT8]:
         if kind in EXPORTS:
             target, precision = EXPORTS[kind]
-            manifest = export_run(folder / STUDENT, folder, [target], [precision], log=_quiet)
+            export = Export(folder, [target], [precision])
+            manifest = export_run(folder / STUDENT, export, log=_quiet)
     return manifest
 
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pocketfocus.export.coreml.mil.program import MAIN, load_pymil, pymil_of
+from pocketfocus.quantize.plan import by_layer
 from pocketfocus.quantize.recipes import Granularity, Scheme
+
+if TYPE_CHECKING:
+    from pocketfocus.export.network import Network
 
 WEIGHTED = ("conv", "conv_transpose", "linear")
 MOVES = ("transpose", "reshape", "expand_dims", "squeeze", "cast")  # keep values and their scale
 FLOAT_BITS = {"float32": 32, "float16": 16}
+
+
+def layer_schemes(path: Path, network: Network) -> dict[str, Scheme]:
+    """See `Target.read`."""
+    return by_layer(network.order, schemes(path), "the package")
 
 
 def schemes(path: Path) -> list[tuple[Scheme, int]]:

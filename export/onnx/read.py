@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import onnx
 from onnx import TensorProto
 
-from pocketfocus.quantize.onnx import LAYER, layer_of_name
 from pocketfocus.quantize.recipes import Granularity, Scheme
+from pocketfocus.quantize.toolchains.onnx import LAYER, layer_of_name
+
+if TYPE_CHECKING:
+    from pocketfocus.export.network import Network
 
 FOUR_BIT = "MatMulNBits"
 INT8_ARITHMETIC = 4  # its accuracy_level: activations to int8 at run time
@@ -47,6 +51,11 @@ class Graph:
                 return None
             value = node.input[0]
         return self.constants[value]
+
+
+def layer_schemes(path: Path, _: Network) -> dict[str, Scheme]:
+    """See `Target.read`."""
+    return schemes(onnx.load(path))
 
 
 def schemes(model: onnx.ModelProto) -> dict[str, Scheme]:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from pocketfocus.export.coreml.mil.registry import OPERATORS
 from pocketfocus.export.quiet import quiet
-from pocketfocus.export.targets import INPUT_NAMES, OUTPUT_NAME, Runner
 from pocketfocus.run.errors import UserError
 
 for _module in ("elementwise", "layers", "shapes"):  # each registers its operators
@@ -86,6 +85,10 @@ class Program:
                 if not left[var.name] and var.name not in self.constants:
                     del values[var.name]
         return {var.name: values[var.name] for var in self.function.outputs}
+
+    def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The outputs, for the inputs in their order."""
+        return tuple(self(dict(zip(self.inputs, inputs, strict=False))).values())
 
     def operations(self) -> Iterator[Any]:
         """The operators that compute, in order."""
@@ -164,23 +167,6 @@ def from_pymil(program: Any, path: str = "the program") -> Program:
         for var in op.outputs
     }
     return Program(path, function, constants)
-
-
-def open_file(path: Path) -> Runner:
-    """What calls a student's file; UserError when it is not of a student's contract."""
-    program = load_program(path)
-    outputs = [var.name for var in program.function.outputs]
-    if (tuple(program.inputs), outputs) != (INPUT_NAMES, [OUTPUT_NAME]):
-        raise UserError(
-            f"{path} takes {', '.join(program.inputs)} and gives {', '.join(outputs)}; a student's "
-            f"file takes {', '.join(INPUT_NAMES)} and gives {OUTPUT_NAME}"
-        )
-
-    def run(photo: Tensor, position: Tensor) -> Tensor:
-        feeds = dict(zip(INPUT_NAMES, (photo, position), strict=True))
-        return program(feeds)[OUTPUT_NAME]
-
-    return run
 
 
 def is_constant(op: Any) -> bool:

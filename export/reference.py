@@ -1,4 +1,4 @@
-"""The networks of a reference that become files, and real inputs to calibrate and check them with.
+"""The networks of a reference that become files, and real calls to calibrate and check them with.
 
 Legend: T frames, C latent channels, I input channels of the UNet, H, W photo size, h, w latent
 size.
@@ -7,56 +7,71 @@ size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
+from transformers import CLIPVisionModelWithProjection
 
 from pocketfocus.data.optics import FRAMES
 from pocketfocus.data.scenes import held_out_photos, train_photos
+from pocketfocus.export.network import Calls, Network
 from pocketfocus.mobile.autoencoder import mobile_autoencoder
 from pocketfocus.mobile.conditioning import baked
-from pocketfocus.mobile.folders import open_component
+from pocketfocus.mobile.folders import Opened, open_component
 from pocketfocus.mobile.pipeline import MobileDenoiser
 from pocketfocus.models.autoencoder import latent_factor
-from pocketfocus.models.loading import assemble, find_places
+from pocketfocus.models.loading import assemble, attempt, component_folder, find_places
 from pocketfocus.models.reference import ReferencePipeline, added_time_ids
-from pocketfocus.photos.images import prepare
+from pocketfocus.quantize.calibration import fitted
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.manifest import TensorSpec
 
 SMALLEST = 64  # side of a photo that the published model takes, in pixels
 BLUR_STEP = 1  # pixels of radius that a frame is blurred for each position it is away
-Calls = list[tuple[Tensor]]
+UNMEASURED = (-math.inf, math.inf)
+Stacks = Sequence[tuple[Tensor, int]]
+"""Stacks [T,3,H,W] in [-1, 1], each with the position of the photo that it comes from."""
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+"""Of what a network takes and gives."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One network.
+    """One network of an opened reference.
 
     Attributes:
-        name: of its file.
         input: name of what it takes.
         output: name of what it gives.
-        what: both in words.
-        make: the fp32 network of an opened reference.
-        inputs: what it takes in the reference's own inference, from stacks and their positions.
+        make: the network, fp32.
+        calls: what it takes in the reference's own inference, from stacks.
+        shapes: for a photo of (H, W).
     """
 
-    name: str
     input: str
     output: str
-    what: str
     make: Callable[[ReferencePipeline], nn.Module]
-    inputs: Callable[[ReferencePipeline, Sequence[tuple[Tensor, int]]], Calls]
+    calls: Callable[[ReferencePipeline, Stacks], Calls]
+    shapes: Callable[[ReferencePipeline, int, int], Shapes]
 
 
 def open_reference(spec: str) -> ReferencePipeline:
     """A reference whose networks are still on disk, memory-mapped where they are local."""
-    return assemble(find_places(spec), open_component)
+    return assemble(find_places(spec), _open)
+
+
+def _open(cls: Any, root: str, subfolder: str) -> Any:
+    """As `open_component`; of the image encoder, which no file holds, the config alone."""
+    folder = component_folder(root, subfolder)
+    if cls is not CLIPVisionModelWithProjection or folder is None:
+        return open_component(cls, root, subfolder)
+    config = cls.config_class
+    return Opened(attempt(lambda: config.from_pretrained(folder), root, subfolder), {})
 
 
 def make_unet(reference: ReferencePipeline) -> nn.Module:
@@ -89,7 +104,7 @@ def first_sigma(reference: ReferencePipeline) -> float:
 
 
 @torch.no_grad()
-def unet_inputs(reference: ReferencePipeline, stacks: Sequence[tuple[Tensor, int]]) -> Calls:
+def unet_calls(reference: ReferencePipeline, stacks: Stacks) -> Calls:
     """Scaled noisy latents and condition, [T,I,h,w], as in training at the first step's sigma."""
     encoder, sigma = make_encoder(reference), first_sigma(reference)
     generator = torch.Generator().manual_seed(0)
@@ -105,53 +120,91 @@ def unet_inputs(reference: ReferencePipeline, stacks: Sequence[tuple[Tensor, int
 
 
 @torch.no_grad()
-def decoder_inputs(reference: ReferencePipeline, stacks: Sequence[tuple[Tensor, int]]) -> Calls:
+def decoder_calls(reference: ReferencePipeline, stacks: Stacks) -> Calls:
     """Unscaled latents [T,C,h,w]."""
     encoder = make_encoder(reference)
     return [(encoder(stack),) for stack, _ in stacks]
 
 
-def encoder_inputs(reference: ReferencePipeline, stacks: Sequence[tuple[Tensor, int]]) -> Calls:
+def encoder_calls(reference: ReferencePipeline, stacks: Stacks) -> Calls:
     """Photos [1,3,H,W] in [-1, 1]."""
     return [(stack[position : position + 1],) for stack, position in stacks]
 
 
+def unet_shapes(reference: ReferencePipeline, height: int, width: int) -> Shapes:
+    """[T,I,h,w] to the v-prediction [T,C,h,w]."""
+    factor, config = latent_factor(reference.vae), reference.unet.config
+    size = (height // factor, width // factor)
+    return (FRAMES, config.in_channels, *size), (FRAMES, config.out_channels, *size)
+
+
+def decoder_shapes(reference: ReferencePipeline, height: int, width: int) -> Shapes:
+    """[T,C,h,w] to frames [T,3,H,W] in [-1, 1]."""
+    factor = latent_factor(reference.vae)
+    latents = (reference.vae.config.latent_channels, height // factor, width // factor)
+    return (FRAMES, *latents), (FRAMES, 3, height, width)
+
+
+def encoder_shapes(reference: ReferencePipeline, height: int, width: int) -> Shapes:
+    """[1,3,H,W] to an unscaled latent [1,C,h,w]."""
+    latents, frames = decoder_shapes(reference, height, width)
+    return (1, *frames[1:]), (1, *latents[1:])
+
+
 PARTS = {
-    part.name: part
-    for part in (
-        Part(
-            "unet",
-            "sample",
-            "velocity",
-            "scaled noisy latents and condition [T,I,h,w] -> v-prediction [T,C,h,w]",
-            make_unet,
-            unet_inputs,
-        ),
-        Part(
-            "decoder",
-            "latents",
-            "stack",
-            "unscaled latents [T,C,h,w] -> frames [T,3,H,W] in [-1, 1]",
-            make_decoder,
-            decoder_inputs,
-        ),
-        Part(
-            "encoder",
-            "photo",
-            "latent",
-            "photo [1,3,H,W] in [-1, 1] -> unscaled latent [1,C,h,w]",
-            make_encoder,
-            encoder_inputs,
-        ),
-    )
+    "encoder": Part("photo", "latent", make_encoder, encoder_calls, encoder_shapes),
+    "decoder": Part("latents", "stack", make_decoder, decoder_calls, decoder_shapes),
+    "unet": Part("sample", "velocity", make_unet, unet_calls, unet_shapes),
 }
+
+
+def reference_networks(
+    reference: ReferencePipeline, names: Sequence[str], size: tuple[int, int]
+) -> tuple[Network, ...]:
+    """The named parts of a reference for photos of (H, W), which open it again when they need it.
+
+    UserError for an unknown part, or a size that the reference does not take.
+    """
+    for name in names:
+        if name not in PARTS:
+            raise UserError(f"unknown part '{name}': choose from {', '.join(PARTS)}")
+    check_size(reference, size)
+    return tuple(_network(reference, name, size) for name in names)
+
+
+def reference_network(spec: str, name: str, size: Sequence[int]) -> Network:
+    """One of them, from its `origin`."""
+    return _network(open_reference(spec), name, (size[0], size[1]))
+
+
+def _network(reference: ReferencePipeline, name: str, size: tuple[int, int]) -> Network:
+    part, spec = PARTS[name], reference.name
+    given, made = part.shapes(reference, *size)
+
+    @cache
+    def calls() -> Calls:
+        return part.calls(open_reference(spec), [check_stack(size), *calibration_stacks(size)])
+
+    @torch.no_grad()
+    def make() -> nn.Module:
+        return part.make(open_reference(spec))
+
+    return Network(
+        name,
+        make,
+        (TensorSpec(part.input, given, "float32", UNMEASURED),),
+        (TensorSpec(part.output, made, "float32", UNMEASURED),),
+        lambda: calls()[1:],
+        lambda: calls()[0],
+        {"spec": spec, "name": name, "size": size},
+    )
 
 
 def calibration_stacks(size: tuple[int, int]) -> list[tuple[Tensor, int]]:
     """The photos that training may use, at all positions in turn; size is (H, W)."""
     photos = train_photos()
     return [
-        (blurred(fitted(photos[position % len(photos)], size), position), position)
+        (blurred(fitted(Image.fromarray(photos[position % len(photos)]), size), position), position)
         for position in range(FRAMES)
     ]
 
@@ -159,14 +212,7 @@ def calibration_stacks(size: tuple[int, int]) -> list[tuple[Tensor, int]]:
 def check_stack(size: tuple[int, int]) -> tuple[Tensor, int]:
     """A photo that no file was calibrated with."""
     position = FRAMES // 2
-    return blurred(fitted(held_out_photos()[0], size), position), position
-
-
-def fitted(photo: Any, size: tuple[int, int]) -> Tensor:
-    """The middle of an RGB photo, [1,3,H,W] in [-1, 1]."""
-    width_height = (size[1], size[0])
-    image = ImageOps.fit(Image.fromarray(photo), width_height, Image.Resampling.LANCZOS)
-    return prepare(image, width_height).float()
+    return blurred(fitted(Image.fromarray(held_out_photos()[0]), size), position), position
 
 
 def blurred(photo: Tensor, position: int) -> Tensor:
@@ -190,11 +236,3 @@ def check_size(reference: ReferencePipeline, size: tuple[int, int]) -> None:
             f"photos of {size[1]}x{size[0]} do not fit this reference: choose a --size with both "
             f"sides multiples of {multiple}, such as {multiple}x{multiple}"
         )
-
-
-def named_parts(names: Sequence[str]) -> Iterator[Part]:
-    """Parts by their names; UserError for unknown ones."""
-    for name in names:
-        if name not in PARTS:
-            raise UserError(f"unknown part '{name}': choose from {', '.join(PARTS)}")
-        yield PARTS[name]
