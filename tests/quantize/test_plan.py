@@ -43,7 +43,7 @@ def test_a_statement_says_what_differs_and_why() -> None:
         "activations": "static",
     }
     assert (rows["b"]["bits"], rows["b"]["why"]) == (16, "too small")
-    assert rows["b"]["asked"] == "8 bits, one scale for a channel, static activations"
+    assert rows["b"]["asked"] == "8 bits, per-channel scale, static activations"
     assert (rows["c"]["bits"], rows["c"]["why"]) == (32, UNPLANNED)
     assert summary({"a": INT8, "b": Scheme(16), "c": INT8}).endswith("; 1 layers: float16")
 
