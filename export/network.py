@@ -1,23 +1,16 @@
-"""What is exported: a network, its inputs and outputs, and real calls to calibrate it with."""
+"""What is exported: networks, their inputs and outputs, and real calls to calibrate them with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
-from pocketfocus.data.optics import FRAMES
-from pocketfocus.quantize.calibration import Calibration
 from pocketfocus.quantize.layers import Weighted, capture, execution_order
-from pocketfocus.run.manifest import TensorSpec
-
-STUDENT = "student"
-INPUT_NAMES = ("photo", "position")
-OUTPUT_NAME = "stack"
+from pocketfocus.run.manifest import Manifest, TensorSpec
 
 Calls = list[tuple[Tensor, ...]]
 """What a network is called with, each time."""
@@ -62,17 +55,18 @@ class Network:
         return execution_order(capture(self.make(), self.calibration()).graph)
 
 
-def student_network(folder: Path, size: tuple[int, int], inputs: Calibration) -> Network:
-    """The student of a folder, whose files take photos of `size` (H, W)."""
-    from pocketfocus.models.student import load_student
+@dataclass(frozen=True)
+class Source:
+    """Networks that go into files together.
 
-    return Network(
-        STUDENT,
-        partial(load_student, folder),
-        (
-            TensorSpec(INPUT_NAMES[0], (1, 3, *size), "float32", (-1.0, 1.0)),
-            TensorSpec(INPUT_NAMES[1], (1, FRAMES), "float32", (0.0, 1.0)),
-        ),
-        (TensorSpec(OUTPUT_NAME, (FRAMES, 3, *size), "float32", (-1.0, 1.0)),),
-        lambda: list(inputs),
-    )
+    Attributes:
+        networks: to be written.
+        names: of all that a folder of them may hold.
+        key: what tells their weights from others.
+        manifest: what a run says of them, without files.
+    """
+
+    networks: Sequence[Network]
+    names: Sequence[str]
+    key: Any
+    manifest: Manifest

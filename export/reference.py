@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from pocketfocus.data.optics import FRAMES
-from pocketfocus.data.scenes import held_out_photos, train_photos
-from pocketfocus.export.network import Calls, Network
+from pocketfocus.data.scenes import TRAIN_PHOTOS, held_out_photos, train_photos
+from pocketfocus.export.network import Calls, Network, Source
 from pocketfocus.mobile.autoencoder import mobile_autoencoder
 from pocketfocus.mobile.conditioning import baked
 from pocketfocus.mobile.folders import Opened, open_component
@@ -30,7 +31,8 @@ from pocketfocus.models.loading import assemble, attempt, component_folder, find
 from pocketfocus.models.reference import ReferencePipeline, added_time_ids
 from pocketfocus.quantize.calibration import fitted
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.manifest import TensorSpec
+from pocketfocus.run.files import key_of
+from pocketfocus.run.manifest import Manifest, TensorSpec
 
 SMALLEST = 64  # side of a photo that the published model takes, in pixels
 BLUR_STEP = 1  # pixels of radius that a frame is blurred for each position it is away
@@ -156,6 +158,31 @@ PARTS = {
     "decoder": Part("latents", "stack", make_decoder, decoder_calls, decoder_shapes),
     "unet": Part("sample", "velocity", make_unet, unet_calls, unet_shapes),
 }
+
+
+def reference_source(spec: str, parts: Sequence[str], size: tuple[int, int]) -> Source:
+    """Parts of a reference for photos of (H, W), which is open no longer than this takes.
+
+    UserError for unknown parts, a reference that cannot be read, or a size that it does not take.
+    """
+    reference = open_reference(spec)
+    manifest = Manifest(
+        size=size,
+        artifacts=[],
+        reference=spec,
+        sigma_steps=(first_sigma(reference),),
+        calibration={"photos": list(TRAIN_PHOTOS), "positions": list(range(FRAMES))},
+    )
+    networks = reference_networks(reference, parts, size)
+    return Source(networks, list(PARTS), (weights_key(spec), size), manifest)
+
+
+def weights_key(spec: str) -> str:
+    """What tells one reference from another without reading gigabytes: places, sizes, times."""
+    places = find_places(spec)
+    files = [p for root in {places.base, places.unet[0]} for p in sorted(Path(root).rglob("*.*"))]
+    stats = {str(path): [s.st_size, s.st_mtime_ns] for path in files for s in [path.stat()]}
+    return key_of(places=asdict(places), files=stats)
 
 
 def reference_networks(

@@ -7,34 +7,22 @@ that an interrupted run goes on where it stopped.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
-from typing import Any
 
 import pocketfocus
-from pocketfocus.data.optics import FRAMES
-from pocketfocus.data.scenes import TRAIN_PHOTOS
 from pocketfocus.export.isolated import write_isolated
-from pocketfocus.export.network import STUDENT, Network, student_network
+from pocketfocus.export.network import Network, Source
 from pocketfocus.export.phases import Phases
 from pocketfocus.export.quiet import quiet
-from pocketfocus.export.reference import (
-    PARTS,
-    SMALLEST,
-    first_sigma,
-    open_reference,
-    reference_networks,
-)
+from pocketfocus.export.reference import PARTS, SMALLEST, reference_source
+from pocketfocus.export.student import STUDENT, Log, student_source
 from pocketfocus.export.targets import TARGETS, Target, Written, get_target, get_targets
-from pocketfocus.models.loading import find_places
-from pocketfocus.models.student import SHIPPED_WEIGHTS, load_student
-from pocketfocus.quantize.calibration import calibration
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.plan import statement, summary
 from pocketfocus.quantize.recipes import NAME, RECIPES, Recipe, fields_of, get_recipe
@@ -44,8 +32,6 @@ from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, sha256, size_bytes, write_atomic
 from pocketfocus.run.manifest import MANIFEST_FILE, Artifact, Manifest, load_manifest
 
-DISTILLED = "distill.json"
-STUDENT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 CHECKS = "checks"
 THREADS = 2
 FULL_PRECISIONS = ("int4",)
@@ -53,7 +39,6 @@ FULL_IOS, FULL_FORM = 18, "blocks"  # palettes by k-means take hours at full siz
 SOURCES = ("models", "mobile", "quantize", "export")  # folders of code that shapes files,
 MODULES = ("data/optics.py", "data/scenes.py", "photos/images.py")  # and what they stand on
 
-Log = Callable[[str], object]
 Files = list[tuple[Target, Recipe]]
 
 
@@ -91,24 +76,11 @@ class Export:
 
 @dataclass(frozen=True)
 class Run:
-    """What files are made of.
-
-    Attributes:
-        request: what is asked for.
-        files: the same, checked.
-        networks: to be written as each of these.
-        names: of all networks that the folder may hold.
-        source: what tells their weights from others.
-        empty: the manifest without files.
-        log: takes lines.
-    """
+    """What goes where: the networks of a source, each as every file that was asked for."""
 
     request: Export
     files: Files
-    networks: Sequence[Network]
-    names: Sequence[str]
-    source: Any
-    empty: Manifest
+    source: Source
     log: Log
 
     @property
@@ -132,23 +104,11 @@ def export_run(
     cannot be written.
     """
     files = request.files()
-    folder = adopt(student_dir, Path(request.out), log)
-    student = load_student(folder)
-    layers = layers_of(student)
+    source = student_source(student_dir, Path(request.out), photos, log)
+    layers = layers_of(source.networks[0].make())
     for target, recipe in files:
         recipe.requested(target.toolchain, layers)  # UserError before anything is written
-    inputs = calibration(student.photo_size, photos)
-    empty = Manifest(
-        size=student.photo_size,
-        artifacts=[],
-        student_sha256=sha256(folder),
-        student_config={k: v for k, v in student.config.items() if not k.startswith("_")},
-        reference=reference_of(Path(request.out)),
-        calibration=inputs.describe(),
-        tools=tools(),
-    )
-    networks = [student_network(folder, student.photo_size, inputs)]
-    return write_files(Run(request, files, networks, [STUDENT], empty.student_sha256, empty, log))
+    return write_files(Run(request, files, source, log))
 
 
 def export_full(
@@ -160,8 +120,8 @@ def export_full(
 ) -> Manifest:
     """Write networks of a reference for photos of (H, W) instead: names of `PARTS`.
 
-    UserError, before anything long starts, as of `Export.files`, for a target that takes no whole
-    references, unknown parts, a reference that cannot be read, or a size that it does not take.
+    UserError, before anything long starts, as of `Export.files` and `reference_source`, and for a
+    target that takes no whole references.
     """
     able = full_targets()
     for name in request.targets:
@@ -170,25 +130,7 @@ def export_full(
                 f"--full writes no {name} files: choose from {', '.join(able)} with --targets"
             )
     request = replace(request, ios=request.ios or FULL_IOS, form=request.form or FULL_FORM)
-    return write_files(reference_run(spec, request, parts, size, log))
-
-
-def reference_run(
-    spec: str, request: Export, parts: Sequence[str], size: tuple[int, int], log: Log
-) -> Run:
-    """The run of a reference, which is open no longer than this takes."""
-    files = request.files()
-    reference = open_reference(spec)
-    networks = reference_networks(reference, parts, size)
-    empty = Manifest(
-        size=size,
-        artifacts=[],
-        reference=spec,
-        sigma_steps=(first_sigma(reference),),
-        calibration={"photos": list(TRAIN_PHOTOS), "positions": list(range(FRAMES))},
-        tools=tools(),
-    )
-    return Run(request, files, networks, list(PARTS), (weights_key(spec), size), empty, log)
+    return write_files(Run(request, request.files(), reference_source(spec, parts, size), log))
 
 
 def full_targets() -> tuple[str, ...]:
@@ -199,37 +141,12 @@ def full_targets() -> tuple[str, ...]:
 def write_files(run: Run) -> Manifest:
     """Write every network × target × precision; the manifest, saved after every file."""
     known = previous(run)
-    for network in run.networks:
+    for network in run.source.networks:
         for target, recipe in run.files:
             artifact = make(run, network, target, recipe, known)
             known[artifact.name] = artifact
             assemble(run, known).save(run.out)
     return assemble(run, known)
-
-
-def adopt(student_dir: Path | None, out: Path, log: Log) -> Path:
-    """`out/student`, holding the student that was asked for.
-
-    UserError rather than replacing another student that was distilled in `out`.
-    """
-    own = out / STUDENT
-    if student_dir is None:
-        student_dir = own if own.is_dir() else SHIPPED_WEIGHTS
-    if own.is_dir() and own.samefile(student_dir):
-        return own
-    load_student(student_dir)  # before anything is written: UserError when it is none
-    with write_atomic(own) as scratch:
-        scratch.mkdir()
-        for pattern in STUDENT_FILES:
-            for path in sorted(Path(student_dir).glob(pattern)):
-                shutil.copy(path, scratch / path.name)
-        if own.is_dir() and sha256(own) != sha256(scratch) and (out / DISTILLED).exists():
-            raise UserError(
-                f"{own} was distilled there and is not {student_dir}: choose another folder with "
-                "--out"
-            )
-    log(f"student: {student_dir}")
-    return own
 
 
 def previous(run: Run) -> dict[str, Artifact]:
@@ -244,7 +161,7 @@ def previous(run: Run) -> dict[str, Artifact]:
     except UserError as error:
         run.log(f"starting a new manifest: {error}")
         return {}
-    theirs, ours = manifest.student_sha256, run.empty.student_sha256
+    theirs, ours = manifest.student_sha256, run.source.manifest.student_sha256
     if theirs and not ours:
         raise UserError(f"{run.out} is the run of a student: choose another folder with --out")
     if theirs == ours:
@@ -254,7 +171,7 @@ def previous(run: Run) -> dict[str, Artifact]:
         if network_of(run, artifact) and path.exists():
             run.log(f"{artifact.name}: of another student, deleted")
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    run.empty.save(run.out)
+    assemble(run, {}).save(run.out)
     return {}
 
 
@@ -319,13 +236,13 @@ def write(
         ),
     }
     if recipe.calibrated:
-        stated["calibration_sha256"] = run.empty.calibration["sha256"]
+        stated["calibration_sha256"] = run.source.manifest.calibration["sha256"]
     return replace(written, applied=written.applied | stated)
 
 
 def assemble(run: Run, known: dict[str, Artifact]) -> Manifest:
     """The manifest of these artifacts, by network, target and precision, shipped ones first."""
-    networks, targets, shipped = list(run.names), list(TARGETS), list(RECIPES)
+    networks, targets, shipped = list(run.source.names), list(TARGETS), list(RECIPES)
 
     def place(artifact: Artifact) -> tuple[int, int, int, str]:
         name = artifact.precision
@@ -334,7 +251,8 @@ def assemble(run: Run, known: dict[str, Artifact]) -> Manifest:
         return network, targets.index(artifact.target), rank, name
 
     ours = [artifact for artifact in known.values() if network_of(run, artifact)]
-    return replace(run.empty, artifacts=sorted(ours, key=place))
+    artifacts = sorted(ours, key=place)
+    return replace(run.source.manifest, artifacts=artifacts, tools=tools())
 
 
 def path_of(target: Target, precision: str, network: str = STUDENT) -> str:
@@ -348,7 +266,7 @@ def network_of(run: Run, artifact: Artifact) -> str:
         return ""
     target = get_target(artifact.target)
     return next(
-        (n for n in run.names if artifact.name == path_of(target, artifact.precision, n)), ""
+        (n for n in run.source.names if artifact.name == path_of(target, artifact.precision, n)), ""
     )
 
 
@@ -358,19 +276,11 @@ def file_key(run: Run, network: Network, target: Target, recipe: Recipe) -> str:
         network=network.name,
         target=target.name,
         recipe=fields_of(recipe),
-        source=run.source,
-        calibration=run.empty.calibration.get("sha256") if recipe.calibrated else "",
+        source=run.source.key,
+        calibration=run.source.manifest.calibration.get("sha256") if recipe.calibrated else "",
         code=code_hash(),
-        tools=run.empty.tools,
+        tools=tools(),
     )
-
-
-def weights_key(spec: str) -> str:
-    """What tells one reference from another without reading gigabytes: places, sizes, times."""
-    places = find_places(spec)
-    files = [p for root in {places.base, places.unet[0]} for p in sorted(Path(root).rglob("*.*"))]
-    stats = {str(path): [s.st_size, s.st_mtime_ns] for path in files for s in [path.stat()]}
-    return key_of(places=asdict(places), files=stats)
 
 
 @cache
@@ -382,21 +292,6 @@ def code_hash(package: Path = Path(pocketfocus.__file__).parent) -> str:
 
 
 def tools() -> dict[str, str]:
-    """Versions of the packages that shape files, as far as they are installed."""
+    """Versions of the packages that shape files, of those that are installed."""
     packages = ["torch", *(name for target in get_targets() for name in target.packages)]
-    found = {}
-    for name in packages:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def reference_of(out: Path) -> str:
-    """What `distill` recorded as the model the student learned from; "" when it did not."""
-    try:
-        found = json.loads((out / DISTILLED).read_text(encoding="utf-8"))["reference"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    return str(found)
+    return {name: metadata.version(name) for name in packages if util.find_spec(name)}

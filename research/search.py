@@ -38,9 +38,9 @@ from pocketfocus.distill.student.regression import stack_losses
 from pocketfocus.distill.student.teacher_stacks import Pixels, true_batch
 from pocketfocus.distill.train.crops import Crops
 from pocketfocus.distill.train.loop import Schedule, Task, Trainer
-from pocketfocus.export.network import STUDENT
 from pocketfocus.export.open import Model
 from pocketfocus.export.stage import Export, export_run
+from pocketfocus.export.student import STUDENT
 from pocketfocus.mobile_harness.device import PYTORCH
 from pocketfocus.models.student import RefocusStudent, load_student, save_student
 from pocketfocus.quantize.calibration import calibration

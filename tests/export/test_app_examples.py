@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketfocus.export.network import student_network
+from pocketfocus.export.student import student_network
 from pocketfocus.models.student import SHIPPED_WEIGHTS
 from pocketfocus.quantize.calibration import Calibration
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocketfocus.export.coreml.mil.registry import OPERATORS
+from pocketfocus.export.coreml.mil.operators import OPERATORS
 from pocketfocus.export.quiet import quiet
 from pocketfocus.run.errors import UserError
-
-for _module in ("elementwise", "layers", "shapes"):  # each registers its operators
-    import_module(f"pocketfocus.export.coreml.mil.{_module}")
 
 MAIN = "main"
 FLOATS = {"fp16": torch.float16, "fp32": torch.float32}
@@ -75,11 +71,10 @@ class Program:
             values[name] = rounded(feeds[name], self.function.inputs[name], declared)
         left = self.uses()
         for op in self.operations():
-            results = self.execute(op, values)
-            for var, result in zip(op.outputs, results, strict=True):
-                values[var.name] = rounded(result, var, declared)
-                if watch is not None and values[var.name].is_floating_point():
-                    watch(var.name, op.op_type, values[var.name])
+            (made,) = op.outputs
+            values[made.name] = rounded(self.execute(op, values), made, declared)
+            if watch is not None and values[made.name].is_floating_point():
+                watch(made.name, op.op_type, values[made.name])
             for var in variables(op):  # large values go when their last reader has run
                 left[var.name] -= 1
                 if not left[var.name] and var.name not in self.constants:
@@ -100,25 +95,23 @@ class Program:
         read.update(var.name for var in self.function.outputs)
         return read
 
-    def execute(self, op: Any, values: Mapping[str, Any]) -> list[Tensor]:
-        """One operator's outputs, not rounded; UserError names an operator that cannot be run."""
+    def execute(self, op: Any, values: Mapping[str, Any]) -> Tensor:
+        """One operator's output, not rounded; UserError names an operator that cannot be run."""
         arguments = {name: _value(found, values) for name, found in given(op).items()}
         try:
-            result: Any = OPERATORS[op.op_type](**arguments)
+            result = OPERATORS[op.op_type](**arguments)
         except (TypeError, ValueError, RuntimeError, KeyError) as error:
             line = str(error).strip().splitlines()[0]
             raise UserError(
                 f"{self.path}: the MIL check cannot run {op.op_type} {op.name} ({line}): "
                 "verify the file on macOS"
             ) from error
-        results = list(result) if isinstance(result, list | tuple) else [result]
-        for var, tensor in zip(op.outputs, results, strict=True):
-            if tuple(tensor.shape) != tuple(var.shape):
-                raise UserError(
-                    f"{self.path}: {op.op_type} {op.name} makes {list(tensor.shape)}, the program "
-                    f"declares {list(var.shape)}"
-                )
-        return results
+        if tuple(result.shape) != tuple(op.outputs[0].shape):
+            raise UserError(
+                f"{self.path}: {op.op_type} {op.name} makes {list(result.shape)}, the program "
+                f"declares {list(op.outputs[0].shape)}"
+            )
+        return result
 
 
 def load_program(path: Path) -> Program:
