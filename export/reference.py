@@ -40,7 +40,7 @@ UNMEASURED = (-math.inf, math.inf)
 Stacks = Sequence[tuple[Tensor, int]]
 """Stacks [T,3,H,W] in [-1, 1], each with the position of the photo that it comes from."""
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
-"""Of what a network takes and gives."""
+"""The shapes of what a network takes and gives."""
 
 
 @dataclass(frozen=True)

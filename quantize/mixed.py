@@ -57,7 +57,7 @@ class Point:
 
 
 def weight_bytes(scheme: Scheme, layer: nn.Module, float_bytes: int) -> float:
-    """Of a layer's weight, its scales included."""
+    """How many bytes a layer's weight takes, its scales included."""
     shape = layer.get_parameter("weight").shape
     count = math.prod(shape)
     if scheme.bits >= 16:

@@ -1,4 +1,4 @@
-"""The precisions as data: what is asked of every toolchain, and the gate its file has to pass.
+"""The precisions as data: what is requested of every toolchain, and the gate its file has to pass.
 
 A recipe is a YAML file of rules; the last rule whose pattern fits a layer decides, and a layer that
 no rule fits stays float32. One recipe serves all targets. What a toolchain takes instead is read

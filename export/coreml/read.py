@@ -24,8 +24,8 @@ def layer_schemes(path: Path, network: Network) -> dict[str, Scheme]:
 
 
 def schemes(path: Path) -> list[tuple[Scheme, int]]:
-    """Of every convolution and product by a constant, in the order of execution: its scheme and
-    its count of weights.
+    """The scheme and the count of weights of every convolution and product by a constant, in the
+    order of execution.
 
     RuntimeError for a form of weights that is not known here.
     """
@@ -39,7 +39,7 @@ def weight_names(model: Any) -> list[tuple[str, int]]:
 
 
 def count(op: Any) -> int:
-    """Of the weights of an operator."""
+    """How many weights an operator has."""
     return math.prod(op.weight.shape)
 
 
@@ -49,7 +49,7 @@ def weighted(program: Any) -> list[Any]:
 
 
 def scheme_of(op: Any) -> Scheme:
-    """Of one operator: how its weight is kept, and whether its input was quantized."""
+    """How an operator's weight is kept, and whether its input was quantized."""
     from coremltools.converters.mil.mil import types
 
     weight = op.weight.op
@@ -70,7 +70,7 @@ def scheme_of(op: Any) -> Scheme:
 
 
 def palette(weight: Any, shape: tuple[int, ...], channel: int, activations: str) -> Scheme:
-    """Of a palettized weight; iOS 17 has one list of values, iOS 18 one for every group."""
+    """A palettized weight's scheme; iOS 17 has one list of values, iOS 18 one for every group."""
     values = weight.lut.val
     if values.ndim == 1:
         return Scheme(round(math.log2(values.size)), "palette", "tensor", activations)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pocketfocus.export.phases import MAKE, Phases
-from pocketfocus.export.quiet import quiet
+from pocketfocus.export.quiet import missing, quiet
 from pocketfocus.export.targets import Runner, Written
 from pocketfocus.run.errors import UserError
 
@@ -177,7 +177,7 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
 
 
 def input_shapes(path: Path) -> list[tuple[int, ...]]:
-    """Of the inputs of a file, in order."""
+    """The shapes of a file's inputs, in order."""
     from coremltools.models.utils import load_spec
 
     values = load_spec(str(path)).description.input
@@ -192,11 +192,4 @@ def cannot_run() -> str | None:
     return cannot_write()
 
 
-def cannot_write() -> str | None:
-    """Why not: coremltools is missing."""
-    try:
-        with quiet():
-            import_module("coremltools")
-    except ImportError as error:
-        return f"{error}; make setup installs coremltools"
-    return None
+cannot_write = partial(missing, "coremltools")

@@ -44,8 +44,8 @@ def layer_schemes(path: Path, network: Network) -> dict[str, Scheme]:
 
 
 def schemes(path: Path) -> list[tuple[Scheme, int]]:
-    """Of every convolution and product by a constant, in the order of execution: its scheme and
-    its count of weights.
+    """The scheme and the count of weights of every convolution and product by a constant, in the
+    order of execution.
 
     RuntimeError for a type of weights or activations that is not known here.
     """
@@ -90,7 +90,7 @@ def schema_of() -> bytes:
 
 
 def graph_schemes(graph: dict[str, Any]) -> Iterator[tuple[Scheme, int]]:
-    """Of the weighted nodes of one graph, in order."""
+    """Give the scheme and the count of weights of the nodes of one graph."""
     values = {}
     for value in graph["xvalues"]:
         found = value["xvalue_union"]

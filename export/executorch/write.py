@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from importlib import import_module
 from itertools import chain, repeat
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pocketfocus.export.phases import MAKE, Phases
-from pocketfocus.export.quiet import quiet, quiet_native
+from pocketfocus.export.quiet import missing, quiet, quiet_native
 from pocketfocus.export.targets import Runner, Written
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Delegation
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pocketfocus.quantize.recipes import Recipe
 
 METHOD = "forward"
+BINDINGS = "executorch.extension.pybindings._portable_lib"
 
 
 def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Written:
@@ -126,29 +128,21 @@ def load(path: Path, threads: int | None = None) -> Any:
 
 
 def input_shapes(path: Path) -> list[tuple[int, ...]]:
-    """Of the inputs of a file, in order."""
+    """The shapes of a file's inputs, in order."""
     about = load(path).method_meta(METHOD)
     return [tuple(about.input_tensor_meta(n).sizes()) for n in range(about.num_inputs())]
 
 
 def cannot_run() -> str | None:
     """Why not: the runtime's Python bindings, or XNNPACK in them, are missing."""
-    try:
-        with quiet():
-            from executorch.extension.pybindings import _portable_lib
-
-            available = _portable_lib._is_available("XnnpackBackend")
-    except ImportError as error:
-        return f"the ExecuTorch runtime does not load ({error}); make setup installs it"
-    return None if available else "this build of executorch comes without XNNPACK"
+    reason = missing(BINDINGS)
+    if reason is None and not import_module(BINDINGS)._is_available("XnnpackBackend"):
+        return "this build of executorch comes without XNNPACK"
+    return reason
 
 
-def cannot_write() -> str | None:
-    """Why not: a package is missing."""
-    try:
-        with quiet():
-            import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
-            import_module("torchao.quantization.pt2e.quantize_pt2e")
-    except ImportError as error:
-        return f"{error}; make setup installs executorch and torchao"
-    return None
+cannot_write = partial(
+    missing,
+    "executorch.backends.xnnpack.partition.xnnpack_partitioner",
+    "torchao.quantization.pt2e.quantize_pt2e",
+)

@@ -59,7 +59,7 @@ def layer_schemes(path: Path, _: Network) -> dict[str, Scheme]:
 
 
 def schemes(model: onnx.ModelProto) -> dict[str, Scheme]:
-    """Of every layer of the network, by its path.
+    """The scheme of every layer of the network, by its path.
 
     RuntimeError for a type of weights that is not known here.
     """
@@ -72,7 +72,7 @@ def schemes(model: onnx.ModelProto) -> dict[str, Scheme]:
 
 
 def scheme_of(node: onnx.NodeProto, graph: Graph) -> Scheme:
-    """Of one layer's operator."""
+    """The scheme of one layer's operator."""
     if node.op_type == FOUR_BIT:
         given = attributes(node)
         dynamic = given.get("accuracy_level", 0) == INT8_ARITHMETIC
@@ -93,7 +93,7 @@ def scheme_of(node: onnx.NodeProto, graph: Graph) -> Scheme:
 
 
 def bits_of(tensor: TensorProto) -> int:
-    """Of a constant's type."""
+    """How many bits a constant's type has."""
     if tensor.data_type not in BITS:
         raise RuntimeError(f"weights of type {TensorProto.DataType.Name(tensor.data_type)}")
     return BITS[tensor.data_type]

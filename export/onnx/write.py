@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketfocus.export.phases import MAKE, Phases
-from pocketfocus.export.quiet import quiet
+from pocketfocus.export.quiet import missing, quiet
 from pocketfocus.export.targets import Runner, Written
 from pocketfocus.run.errors import UserError
 
@@ -120,27 +120,10 @@ def session_of(model: str | bytes, name: str, threads: int | None = None) -> Any
 
 
 def input_shapes(path: Path) -> list[tuple[int, ...]]:
-    """Of the inputs of a file, in order."""
+    """The shapes of a file's inputs, in order."""
     values = onnx.load(path, load_external_data=False).graph.input
     return [tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values]
 
 
-def cannot_run() -> str | None:
-    """Why not: onnxruntime is missing."""
-    try:
-        with quiet():
-            import_module("onnxruntime")
-    except ImportError as error:
-        return f"{error}; make setup installs onnxruntime"
-    return None
-
-
-def cannot_write() -> str | None:
-    """Why not: a package is missing."""
-    try:
-        with quiet():
-            import_module("onnxruntime.quantization")
-            import_module("onnxscript")
-    except ImportError as error:
-        return f"{error}; make setup installs onnx, onnxscript and onnxruntime"
-    return None
+cannot_run = partial(missing, "onnxruntime")
+cannot_write = partial(missing, "onnxruntime.quantization", "onnxscript")

@@ -128,7 +128,7 @@ def linear_inputs(layer: nn.Module) -> int:
 
 
 def choices(recipe: Recipe, network: nn.Module) -> dict[str, Choice]:
-    """What XNNPACK is asked for, layer by layer; UserError for patterns that fit none."""
+    """What is requested of XNNPACK, layer by layer; UserError for patterns that fit none."""
     return plan(recipe, TARGET, network, choose)
 
 

@@ -178,7 +178,7 @@ def four_bit_matmuls(model: onnx.ModelProto, schemes: Mapping[str, Scheme]) -> o
 
 
 def four_bit_convolutions(model: onnx.ModelProto, schemes: Mapping[str, Scheme]) -> onnx.ModelProto:
-    """The same for other operators of these layers, whose kernels take floats.
+    """Symmetric 4-bit weights for other operators of these layers, whose kernels take floats.
 
     Their weights are stored as 4-bit integers, one scale a group of an output channel's, which
     `DequantizeLinear` unpacks at run time: smaller, not faster. Rounded by onnxruntime.
@@ -282,8 +282,8 @@ def left_alone(model: onnx.ModelProto, layers: Collection[str], between: bool) -
     names = []
     for node in model.graph.node:
         weighted = node.op_type in WEIGHTED
-        inside = layer_of_name(node.name) in layers if weighted else between
-        if not inside or not (weighted or node.name in leading):
+        chosen = layer_of_name(node.name) in layers if weighted else between
+        if not chosen or not (weighted or node.name in leading):
             names.append(node.name)
     return names
 

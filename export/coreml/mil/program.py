@@ -33,7 +33,7 @@ TYPES = {
 }
 
 Watch = Callable[[str, str, Tensor], None]
-"""Is told (value's name, operator's type, value) of every float value as it is made."""
+"""Gets every float value as it is made: its name, its operator's type, the value."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def load_pymil(path: Path) -> Any:
 
 
 def pymil_of(model: Any) -> Any:
-    """The same of a model in memory."""
+    """A model in memory as coremltools' own program object."""
     from coremltools.converters.mil.frontend.milproto.load import load
 
     spec = model.get_spec()
