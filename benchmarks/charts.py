@@ -13,7 +13,8 @@ import matplotlib
 import numpy as np
 
 from pocketfocus.benchmarks.evaluate import Cell
-from pocketfocus.mobile_harness.device import HOST
+from pocketfocus.export.targets import TARGETS, get_target
+from pocketfocus.mobile_harness.device import HOST, PYTORCH
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.files import Row
 from pocketfocus.run.manifest import Manifest
@@ -22,12 +23,14 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-COLOURS = {
-    "pytorch": "#888888",
-    "executorch": "#d1603d",
-    "onnx": "#3d7ea6",
-    "coreml": "#7a9e4e",
-}
+ACCENT, EAGER, OTHER = "#d1603d", "#888888", "#555555"
+
+
+def colour_of(target: str) -> str:
+    """A target's own colour; greys for eager PyTorch and what is no target."""
+    if target in TARGETS:
+        return get_target(target).colour
+    return EAGER if target == PYTORCH else OTHER
 
 
 def latency_chart(bench: Sequence[Row]) -> bytes:
@@ -35,7 +38,7 @@ def latency_chart(bench: Sequence[Row]) -> bytes:
     rows = [row for row in bench if row["p50_ms"] is not None]
     figure, axis = plt.subplots(figsize=(7, 0.6 + 0.32 * max(1, len(rows))))
     for y, row in enumerate(rows):
-        colour = COLOURS.get(row["target"], "#555555")
+        colour = colour_of(row["target"])
         axis.barh(y, row["p50_ms"], color=colour)
         axis.plot([row["p50_ms"], row["p99_ms"]], [y, y], color="black", linewidth=1.2)
         axis.text(row["p99_ms"] * 1.08, y, f"{row['p50_ms']:,.1f}", va="center", fontsize=8)
@@ -73,7 +76,7 @@ def size_chart(manifest: Manifest) -> bytes:
     figure, axis = plt.subplots(figsize=(7, 0.6 + 0.32 * max(1, len(files))))
     for y, artifact in enumerate(files):
         mib = artifact.bytes / 2**20
-        axis.barh(y, mib, color=COLOURS.get(artifact.target, "#555555"))
+        axis.barh(y, mib, color=colour_of(artifact.target))
         axis.text(mib, y, f" {mib:.2f}", va="center", fontsize=8)
     axis.set_yticks(range(len(files)), [a.name for a in files], fontsize=8)
     axis.set(xlabel="MiB")
@@ -111,11 +114,9 @@ def pareto_chart(panels: Mapping[str, Sequence[Point]], x: str, y: str) -> bytes
     figure, axes = plt.subplots(1, len(panels), figsize=(6.5 * len(panels), 4.5), squeeze=False)
     for axis, (title, points) in zip(axes[0], panels.items(), strict=True):
         best = front(points)
-        axis.step(
-            [p.ms for p in best], [p.gain for p in best], where="post", color=COLOURS["executorch"]
-        )
+        axis.step([p.ms for p in best], [p.gain for p in best], where="post", color=ACCENT)
         for point in points:
-            colour = COLOURS["executorch" if point in best else "pytorch"]
+            colour = ACCENT if point in best else EAGER
             axis.scatter(point.ms, point.gain, color=colour, zorder=2)
             place = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 8}
             axis.annotate(point.label, (point.ms, point.gain), **place)

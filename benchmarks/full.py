@@ -28,7 +28,7 @@ from pocketfocus.benchmarks.verify import (
     gate_of,
     gate_row,
 )
-from pocketfocus.export.full.stage import CHECKS
+from pocketfocus.export.stage import CHECKS
 from pocketfocus.export.targets import get_target
 from pocketfocus.mobile_harness.device import MIL_CHECK
 from pocketfocus.run.errors import UserError, reported

@@ -1,7 +1,7 @@
 """Where a file goes wrong: the first layer whose output leaves its tolerance.
 
 Layers are the operators with weights, in order: those of the file and those of its student do the
-same work, whatever a toolchain did around them. `export.layers` executes the file itself with its
+same work, whatever a toolchain did around them. the target executes the file itself with its
 layers' outputs laid open: Core ML's by the MIL check, ONNX's by onnxruntime, a `.pte`'s by XNNPACK.
 """
 
@@ -24,7 +24,7 @@ from pocketfocus.benchmarks.verify import (
     load_parent,
 )
 from pocketfocus.data.optics import one_hot
-from pocketfocus.export.layers import Layer, get_inside
+from pocketfocus.export.targets import Layer, get_target
 from pocketfocus.quantize.layers import layer_of
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row
@@ -126,7 +126,7 @@ def locate_fault(folder: Path, name: str, photos: Sequence[Path] | None = None) 
         captured = torch.export.export(student, tuple(feeds.values())).module()
         recorder = Recorder(captured)
         truth = recorder.run(*feeds.values())
-    found, stack = get_inside(artifact.target)(path, feeds)
+    found, stack = get_target(artifact.target).layers(path, feeds)
     gate = gate_of(artifact.precision, recipe=artifact.recipe)
     return compare(paired(found, recorder.layers), (stack, truth), gate.threshold_db)
 

@@ -1,1 +1,1 @@
-"""A student becomes files that phones run: one module per target, one file per precision."""
+"""Networks become files that phones run: one package per target, one file per precision."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pocketfocus.data.optics import one_hot
-from pocketfocus.export.targets import TARGETS, Target, get_target
+from pocketfocus.export.targets import Target, get_targets, target_of
 from pocketfocus.models.model import NamedModel
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import MANIFEST_FILE, check_artifact, load_manifest
@@ -67,12 +67,12 @@ def open_model(spec: str, threads: int | None = None) -> NamedModel:
     path = Path(spec)
     if spec == STUDENT and not path.exists():
         return _eager(threads, _student)
-    target = next((t for t in map(get_target, TARGETS) if t.suffix == path.suffix), None)
+    target = target_of(path)
     if target is not None:
         return _file(path, target, threads)
     if path.is_dir():
         return _eager(threads, lambda: _student(path))
-    suffixes = ", ".join(get_target(name).suffix for name in TARGETS)
+    suffixes = ", ".join(target.suffix for target in get_targets())
     raise UserError(
         f"no model at {spec}: name `{REFERENCE}`, `{REFERENCE}:DIR@STEPS`, a student folder, or a "
         f"file ending in {suffixes}"
@@ -107,11 +107,11 @@ def _file(path: Path, target: Target, threads: int | None) -> NamedModel:
     if not path.exists():
         raise UserError(f"{path} does not exist: export it, or name another file")
     _check_manifest(path)
-    runner = target.open(path, threads)
+    run, shapes = target.open(path, threads), target.input_shapes(path)
+    if len(shapes) != 2 or len(shapes[0]) != 4:
+        raise UserError(f"{path} takes {shapes}, no photo and its position: name a student's file")
     return NamedModel(
-        path.name,
-        target.photo_size(path),
-        lambda photo, position: runner(photo, one_hot(position)),
+        path.name, shapes[0][2:], lambda photo, position: run(photo, one_hot(position))[0]
     )
 
 

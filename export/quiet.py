@@ -8,6 +8,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from importlib import import_module
 
 VERBOSE = "POCKETFOCUS_VERBOSE"
 
@@ -50,3 +51,14 @@ def quiet_native() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def missing(*modules: str) -> str | None:
+    """Why one of these modules cannot be imported here, in a line; None when all can."""
+    try:
+        with quiet():
+            for module in modules:
+                import_module(module)
+    except ImportError as error:
+        return f"{error}; make setup installs it"
+    return None

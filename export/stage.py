@@ -1,136 +1,156 @@
 """Write the files that were asked for, and the manifest that says what they are.
 
-A file is made again only when something it depends on has changed: the student, the recipe, the
+A file is made again only when something it depends on has changed: the weights, the recipe, the
 calibration photos, this code or a toolchain's version. The manifest is saved after every file, so
 that an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 
-from pocketfocus.export.targets import TARGETS, Target, get_target, input_specs, output_specs
-from pocketfocus.models.student import SHIPPED_WEIGHTS, RefocusStudent, load_student
-from pocketfocus.quantize.calibration import Calibration, calibration
+from pocketfocus.export.isolated import write_isolated
+from pocketfocus.export.network import Network, Source
+from pocketfocus.export.phases import Phases
+from pocketfocus.export.quiet import quiet
+from pocketfocus.export.reference import PARTS, SMALLEST, reference_source
+from pocketfocus.export.student import STUDENT, Log, student_source
+from pocketfocus.export.targets import TARGETS, Target, Written, get_target, get_targets
 from pocketfocus.quantize.layers import layers_of
-from pocketfocus.quantize.recipes import NAME, RECIPES, Recipe, fields_of, for_ios, get_recipe
+from pocketfocus.quantize.plan import statement, summary
+from pocketfocus.quantize.recipes import NAME, RECIPES, Recipe, fields_of, get_recipe
+from pocketfocus.quantize.toolchains import TOOLCHAINS
+from pocketfocus.quantize.toolchains.coreml import for_ios
 from pocketfocus.run.cache import source_hash
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, sha256, size_bytes, write_atomic
 from pocketfocus.run.manifest import MANIFEST_FILE, Artifact, Manifest, load_manifest
 
-STUDENT = "student"
-DISTILLED = "distill.json"
-STUDENT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
-TOOLS = ("torch", "torchao", "executorch", "coremltools", "onnx", "onnxscript", "onnxruntime")
+CHECKS = "checks"
+THREADS = 2
+FULL_PRECISIONS = ("int4",)
+FULL_IOS, FULL_FORM = 18, "blocks"  # palettes by k-means take hours at full size
 
-Log = Callable[[str], object]
+Files = list[tuple[Target, Recipe]]
 
 
 @dataclass(frozen=True)
 class Export:
-    """One run of the stage: a loaded student, its calibration, and the manifest without files."""
+    """The files that are asked for.
+
+    Attributes:
+        out: their folder.
+        targets: names of `TARGETS`.
+        precisions: names of shipped recipes, or YAML files.
+        ios: the oldest one that has to read Core ML files; None as the recipe says.
+        form: of 4-bit weights in these, see `toolchains.coreml.FORMS`; None as the recipe says.
+        threads: of PyTorch in a process that writes one file.
+    """
 
     out: Path
-    student: RefocusStudent
-    inputs: Calibration
-    empty: Manifest
+    targets: Sequence[str]
+    precisions: Sequence[str]
+    ios: int | None = None
+    form: str | None = None
+    threads: int = THREADS
+
+    def files(self) -> Files:
+        """Targets and recipes; UserError for unknown names, a recipe that cannot be read, a form
+        that the iOS does not read, or a target whose files cannot be written on this machine."""
+        recipes = [for_ios(get_recipe(name), self.ios, self.form) for name in self.precisions]
+        targets = [get_target(name) for name in self.targets]
+        for target in targets:
+            reason = target.cannot_write()
+            if reason is not None:
+                raise UserError(f"{target.name} files cannot be written here: {reason}")
+        return [(target, recipe) for target in targets for recipe in recipes]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What goes where: the networks of a source, each as every file that was asked for."""
+
+    request: Export
+    files: Files
+    source: Source
     log: Log
+
+    @property
+    def out(self) -> Path:
+        """The folder of the files."""
+        return Path(self.request.out)
 
 
 def export_run(
     student_dir: Path | None,
-    out: Path,
-    targets: Sequence[str],
-    precisions: Sequence[str],
+    request: Export,
     photos: Sequence[Path] | None = None,
     log: Log = print,
-    ios: int | None = None,
-    form: str | None = None,
 ) -> Manifest:
-    """Write every target × precision into `out`, skipping what is there already; the manifest.
+    """Write a student with every target × precision, skipping what is there already; the manifest.
 
     `student_dir` None takes the run's own student when `out` has one, else the shipped one.
-    `precisions` are names of shipped recipes or YAML files. `photos` calibrate the integer files;
-    None for the bundled ones. `ios` is the oldest one that has to read Core ML files, `form` that
-    of 4-bit weights in them (see `recipes.FORMS`); None as the recipe says. Files of the same
-    student that this call does not ask for stay, those of another student go. UserError for unknown
-    names, a recipe that cannot be read or fits no layer, a form that the iOS does not read, a
-    student or photos that cannot be read, a missing toolchain, or a folder that cannot be written.
+    `photos` calibrate the integer files; None for the bundled ones. Files of the same student that
+    this call does not ask for stay, those of another student go. UserError as of `Export.files`,
+    for a recipe that fits no layer, a student or photos that cannot be read, or a folder that
+    cannot be written.
     """
-    recipes = [for_ios(get_recipe(name), ios, form) for name in precisions]
-    chosen = [(get_target(name), recipe) for name in targets for recipe in recipes]
-    check_writable(target for target, _ in chosen)
-    run = prepare(student_dir, Path(out), photos, log)
-    layers = layers_of(run.student)
-    for target, recipe in chosen:
-        recipe.asked(target.name, layers)  # UserError before anything is written
+    files = request.files()
+    source = student_source(student_dir, Path(request.out), photos, log)
+    layers = layers_of(source.networks[0].make())
+    for target, recipe in files:
+        recipe.requested(target.toolchain, layers)  # UserError before anything is written
+    return write_files(Run(request, files, source, log))
+
+
+def export_full(
+    spec: str,
+    request: Export,
+    parts: Sequence[str] = tuple(PARTS),
+    size: tuple[int, int] = (SMALLEST, SMALLEST),
+    log: Log = print,
+) -> Manifest:
+    """Write networks of a reference for photos of (H, W) instead: names of `PARTS`.
+
+    UserError, before anything long starts, as of `Export.files` and `reference_source`, and for a
+    target that takes no whole references.
+    """
+    able = full_targets()
+    for name in request.targets:
+        if name not in able:
+            raise UserError(
+                f"--full writes no {name} files: choose from {', '.join(able)} with --targets"
+            )
+    request = replace(request, ios=request.ios or FULL_IOS, form=request.form or FULL_FORM)
+    return write_files(Run(request, request.files(), reference_source(spec, parts, size), log))
+
+
+def full_targets() -> tuple[str, ...]:
+    """The targets that take the networks of a whole reference."""
+    return tuple(target.name for target in get_targets() if target.writes_references)
+
+
+def write_files(run: Run) -> Manifest:
+    """Write every network × target × precision; the manifest, saved after every file."""
     known = previous(run)
-    for target, recipe in chosen:
-        artifact = make(run, target, recipe, known)
-        known = {**previous(run), **known, artifact.name: artifact}
-        assemble(run, known).save(run.out)
+    for network in run.source.networks:
+        for target, recipe in run.files:
+            artifact = make(run, network, target, recipe, known)
+            known[artifact.name] = artifact
+            assemble(run, known).save(run.out)
     return assemble(run, known)
 
 
-def check_writable(targets: Iterable[Target]) -> None:
-    """UserError when the files of one of the targets cannot be written on this machine."""
-    for target in {target.name: target for target in targets}.values():
-        reason = target.cannot_write()
-        if reason is not None:
-            raise UserError(f"{target.name} files cannot be written here: {reason}")
+def previous(run: Run) -> dict[str, Artifact]:
+    """By name, what the folder's manifest lists; files of another student are deleted.
 
-
-def prepare(student_dir: Path | None, out: Path, photos: Sequence[Path] | None, log: Log) -> Export:
-    """Bring the student into the run's folder, load it, and read the calibration photos."""
-    folder = adopt(student_dir, out, log)
-    student = load_student(folder)
-    inputs = calibration(student.photo_size, photos)
-    empty = Manifest(
-        size=student.photo_size,
-        artifacts=[],
-        student_sha256=sha256(folder),
-        student_config={k: v for k, v in student.config.items() if not k.startswith("_")},
-        reference=reference_of(out),
-        calibration=inputs.describe(),
-        tools={name: metadata.version(name) for name in TOOLS},
-    )
-    return Export(out, student, inputs, empty, log)
-
-
-def adopt(student_dir: Path | None, out: Path, log: Log) -> Path:
-    """`out/student`, holding the student that was asked for.
-
-    UserError rather than replacing another student that was distilled in `out`.
+    UserError for the networks of a reference in the folder of a student.
     """
-    own = out / STUDENT
-    if student_dir is None:
-        student_dir = own if own.is_dir() else SHIPPED_WEIGHTS
-    if own.is_dir() and own.samefile(student_dir):
-        return own
-    load_student(student_dir)  # before anything is written: UserError when it is none
-    with write_atomic(own) as scratch:
-        scratch.mkdir()
-        for pattern in STUDENT_FILES:
-            for path in sorted(Path(student_dir).glob(pattern)):
-                shutil.copy(path, scratch / path.name)
-        if own.is_dir() and sha256(own) != sha256(scratch) and (out / DISTILLED).exists():
-            raise UserError(
-                f"{own} was distilled there and is not {student_dir}: choose another folder with "
-                "--out"
-            )
-    log(f"student: {student_dir}")
-    return own
-
-
-def previous(run: Export) -> dict[str, Artifact]:
-    """By name, what the folder's manifest lists for the same student; the rest is deleted."""
     if not (run.out / MANIFEST_FILE).exists():
         return {}
     try:
@@ -138,95 +158,125 @@ def previous(run: Export) -> dict[str, Artifact]:
     except UserError as error:
         run.log(f"starting a new manifest: {error}")
         return {}
-    if manifest.student_sha256 == run.empty.student_sha256:
+    theirs, ours = manifest.student_sha256, run.source.manifest.student_sha256
+    if theirs and not ours:
+        raise UserError(f"{run.out} is the run of a student: choose another folder with --out")
+    if theirs == ours:
         return {artifact.name: artifact for artifact in manifest.artifacts}
     for artifact in manifest.artifacts:
         path = run.out / artifact.name
-        if is_ours(artifact) and path.exists():
+        if network_of(run, artifact) and path.exists():
             run.log(f"{artifact.name}: of another student, deleted")
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    run.empty.save(run.out)
+    assemble(run, {}).save(run.out)
     return {}
 
 
-def make(run: Export, target: Target, recipe: Recipe, known: dict[str, Artifact]) -> Artifact:
-    """Write one file, unless it is there already or the target refuses the recipe."""
-    name = name_of(target, recipe)
-    wanted = Artifact(
-        name=name,
-        target=target.name,
-        precision=recipe.name,
-        sha256="",
-        bytes=0,
-        key=file_key(run, target, recipe),
-        inputs=input_specs(run.empty.size),
-        outputs=output_specs(run.empty.size),
-        recipe=fields_of(recipe),
-    )
-    why = target.refuses(recipe)
-    if why is not None:
-        run.log(f"{name}: refused, {why}")
-        return replace(wanted, status="refused", why=why)
-    path, old = run.out / name, known.get(name)
-    if old is not None and old.key == wanted.key and path.exists() and sha256(path) == old.sha256:
+def make(
+    run: Run, network: Network, target: Target, recipe: Recipe, known: dict[str, Artifact]
+) -> Artifact:
+    """Write one file, unless it is there already."""
+    name = path_of(target, recipe.name, network.name)
+    path, check = run.out / name, run.out / CHECKS / f"{network.name}.safetensors"
+    key, old = file_key(run, network, target, recipe), known.get(name)
+    there = path.exists() and (network.check is None or check.exists())
+    if old is not None and old.key == key and there and sha256(path) == old.sha256:
         run.log(f"{name}: unchanged, kept")
         return old
     started = time.monotonic()
     try:
-        with write_atomic(path) as scratch:
-            written = target.write(run.student, recipe, run.inputs, scratch)
+        written = write(run, network, target, recipe, (path, check))
     except Exception as error:
         error.add_note(f"while writing {path}")
         raise
-    taken = dict(written.taken)
-    if recipe.calibrated:
-        taken["calibration_sha256"] = run.inputs.sha256
-    size = size_bytes(path)
-    run.log(f"{name}: {size / 1e6:.1f} MB, {time.monotonic() - started:.0f} s")
-    return replace(
-        wanted, sha256=sha256(path), bytes=size, taken=taken, delegation=written.delegation
+    size, most = size_bytes(path), written.applied.get("peak_mib")
+    memory = f", at most {most / 1024:.1f} GiB of memory" if most is not None else ""
+    run.log(f"{name}: {size / 1e6:.1f} MB, {time.monotonic() - started:.0f} s{memory}")
+    return Artifact(
+        name=name,
+        target=target.name,
+        precision=recipe.name,
+        sha256=sha256(path),
+        bytes=size,
+        key=key,
+        inputs=written.inputs or network.inputs,
+        outputs=written.outputs or network.outputs,
+        recipe=fields_of(recipe),
+        taken=written.applied,
+        delegation=written.delegation,
     )
 
 
-def assemble(run: Export, known: dict[str, Artifact]) -> Manifest:
-    """The manifest of these artifacts, by target and then precision, shipped ones first."""
-    targets, shipped = list(TARGETS), list(RECIPES)
+def write(
+    run: Run, network: Network, target: Target, recipe: Recipe, paths: tuple[Path, Path]
+) -> Written:
+    """Write a file, and its check if it has one, here or in a process of its own."""
+    path, check = paths
+    notes = target.notes[recipe.weight_bits]
+    if network.isolated:
+        with write_atomic(path) as scratch, write_atomic(check) as check_scratch:
+            written = write_isolated(
+                network, target, recipe, scratch, check_scratch, run.request.threads
+            )
+        return replace(written, applied=written.applied | {"note": notes})
+    with write_atomic(path) as scratch:
+        phases = Phases(path.name, target.phases, lambda line: None)
+        written = target.write(network, recipe, scratch, phases)
+        with quiet():
+            layers = target.read(scratch, network)
+    stated = {
+        "note": f"{summary(layers)}; {notes}",
+        "layers": statement(
+            recipe.requested(target.toolchain, layers),
+            TOOLCHAINS[target.toolchain].choices(recipe, network.make()),
+            layers,
+        ),
+    }
+    if recipe.calibrated:
+        stated["calibration_sha256"] = run.source.manifest.calibration["sha256"]
+    return replace(written, applied=written.applied | stated)
 
-    def place(artifact: Artifact) -> tuple[int, int, str]:
+
+def assemble(run: Run, known: dict[str, Artifact]) -> Manifest:
+    """The manifest of these artifacts, by network, target and precision, shipped ones first."""
+    networks, targets, shipped = list(run.source.names), list(TARGETS), list(RECIPES)
+
+    def place(artifact: Artifact) -> tuple[int, int, int, str]:
         name = artifact.precision
         rank = shipped.index(name) if name in shipped else len(shipped)
-        return targets.index(artifact.target), rank, name
+        network = networks.index(network_of(run, artifact))
+        return network, targets.index(artifact.target), rank, name
 
-    ours = [artifact for artifact in known.values() if is_ours(artifact)]
-    return replace(run.empty, artifacts=sorted(ours, key=place))
+    ours = [artifact for artifact in known.values() if network_of(run, artifact)]
+    artifacts = sorted(ours, key=place)
+    return replace(run.source.manifest, artifacts=artifacts, tools=tools())
 
 
-def name_of(target: Target, recipe: Recipe) -> str:
+def path_of(target: Target, precision: str, network: str = STUDENT) -> str:
     """Path of a file below the run's folder."""
-    return path_of(target, recipe.name)
+    return f"{target.name}/{network}-{precision}{target.suffix}"
 
 
-def path_of(target: Target, precision: str) -> str:
-    """The same by the name of a recipe."""
-    return f"{target.name}/student-{precision}{target.suffix}"
-
-
-def is_ours(artifact: Artifact) -> bool:
-    """Whether an artifact lies where this stage writes one of its target and precision."""
+def network_of(run: Run, artifact: Artifact) -> str:
+    """The network of an artifact that lies where this stage writes such ones; "" of any other."""
     if artifact.target not in TARGETS or not NAME.fullmatch(artifact.precision):
-        return False
-    return artifact.name == path_of(get_target(artifact.target), artifact.precision)
+        return ""
+    target = get_target(artifact.target)
+    return next(
+        (n for n in run.source.names if artifact.name == path_of(target, artifact.precision, n)), ""
+    )
 
 
-def file_key(run: Export, target: Target, recipe: Recipe) -> str:
+def file_key(run: Run, network: Network, target: Target, recipe: Recipe) -> str:
     """Hash of everything that a file depends on."""
     return key_of(
+        network=network.name,
         target=target.name,
         recipe=fields_of(recipe),
-        student=run.empty.student_sha256,
-        calibration=run.inputs.sha256 if recipe.calibrated else "",
+        source=run.source.key,
+        calibration=run.source.manifest.calibration.get("sha256") if recipe.calibrated else "",
         code=code_hash(),
-        tools=run.empty.tools,
+        tools=tools(),
     )
 
 
@@ -235,10 +285,7 @@ def code_hash() -> str:
     return source_hash("quantize", "export")
 
 
-def reference_of(out: Path) -> str:
-    """What `distill` recorded as the model the student learned from; "" when it did not."""
-    try:
-        found = json.loads((out / DISTILLED).read_text(encoding="utf-8"))["reference"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    return str(found)
+def tools() -> dict[str, str]:
+    """Versions of the packages that shape files, of those that are installed."""
+    packages = ["torch", *(name for target in get_targets() for name in target.packages)]
+    return {name: metadata.version(name) for name in packages if util.find_spec(name)}

@@ -1,23 +1,22 @@
-"""The registry of targets. Adding one is one module with a `TARGET`, and one line here."""
+"""The registry of targets. Adding one is a package with a `TARGET`, and one line here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from torch import Tensor
 
-from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Delegation, TensorSpec
 
 if TYPE_CHECKING:  # what executes a file needs none of these and their many imports
-    from pocketfocus.models.student import RefocusStudent
-    from pocketfocus.quantize.calibration import Calibration
-    from pocketfocus.quantize.recipes import Recipe
+    from pocketfocus.export.network import Network
+    from pocketfocus.export.phases import Phases
+    from pocketfocus.quantize.recipes import Recipe, Scheme
 
 TARGETS = {
     "executorch": "pocketfocus.export.executorch",
@@ -25,19 +24,44 @@ TARGETS = {
     "onnx": "pocketfocus.export.onnx",
 }
 
-INPUT_NAMES = ("photo", "position")
-OUTPUT_NAME = "stack"
+Runner = Callable[..., tuple[Tensor, ...]]
+"""Takes the inputs of a file in its order, and gives its outputs in its order."""
 
-Runner = Callable[[Tensor, Tensor], Tensor]
-"""(photo [1,3,H,W], position one-hot [1,9]) -> stack [9,3,H,W]."""
+
+class Layer(NamedTuple):
+    """What a convolution or product of a file gave.
+
+    Attributes:
+        path: of the layer, or of its fixed kernel, in the student; "" where the file does not say.
+        operator: its kind and its name in the file.
+        value: the output, float32.
+        weights: how many it has; 0 where that is not known.
+        channels_last: whether a convolution's output has its channels last, as XNNPACK does, for
+            which a 1x1 convolution is a product of rows.
+    """
+
+    path: str
+    operator: str
+    value: Tensor
+    weights: int = 0
+    channels_last: bool = False
 
 
 @dataclass(frozen=True)
 class Written:
-    """What came of writing a file: see `Artifact.taken` and `Artifact.delegation`."""
+    """What came of writing a file.
 
-    taken: dict[str, Any]
+    Attributes:
+        applied: what the backend took: see `Artifact.taken`.
+        delegation: see `Artifact.delegation`.
+        inputs: with their ranges, where these were measured; else those of the network.
+        outputs: the same.
+    """
+
+    applied: dict[str, Any]
     delegation: Delegation | None = None
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,23 +71,43 @@ class Target:
     Attributes:
         name: by which users choose it, and the folder of its files.
         suffix: of its files.
-        write: (student, recipe, calibration, path) writes one file or folder.
+        colour: in charts.
+        toolchain: which applies recipes, a module of `quantize/toolchains`.
+        packages: whose versions shape the files.
+        runtime: the fact of `Device.describe` that tells the version of what executes them.
+        notes: what stays in which type, by the fewest bits of a recipe.
+        phases: of writing a file, and the share of the time that each takes; they sum to 1.
+        write: writes one file or folder.
         open: (path, threads) gives what calls it; None threads for the runtime's own default.
             UserError when the file cannot be opened here.
-        photo_size: (H, W) of the photo that a file takes, pixels.
+        input_shapes: of a file, in order.
+        read: the schemes of a file's layers, by their paths in the network; RuntimeError for
+            weights of a type that is not known.
+        layers: (path, inputs by name) executes a file with its layers laid open: what each gives,
+            in the order of execution, and the output.
         cannot_run: why this machine cannot execute its files; None when it can.
         cannot_write: why this machine cannot write its files; None when it can.
-        refuses: why there is no file of a recipe for this target; None when there is.
+        fallback: the device that verifies its files where a device cannot execute them.
+        writes_references: whether it takes the networks of a whole reference.
     """
 
     name: str
     suffix: str
-    write: Callable[[RefocusStudent, Recipe, Calibration, Path], Written]
+    colour: str
+    toolchain: str
+    packages: tuple[str, ...]
+    runtime: str
+    notes: Mapping[int, str]
+    phases: Mapping[str, float]
+    write: Callable[[Network, Recipe, Path, Phases], Written]
     open: Callable[[Path, int | None], Runner]
-    photo_size: Callable[[Path], tuple[int, int]]
+    input_shapes: Callable[[Path], list[tuple[int, ...]]]
+    read: Callable[[Path, Network], dict[str, Scheme]]
+    layers: Callable[[Path, Mapping[str, Tensor]], tuple[list[Layer], Tensor]]
     cannot_run: Callable[[], str | None]
     cannot_write: Callable[[], str | None]
-    refuses: Callable[[Recipe], str | None]
+    fallback: str = ""
+    writes_references: bool = True
 
 
 def get_target(name: str) -> Target:
@@ -73,18 +117,22 @@ def get_target(name: str) -> Target:
     return cast(Target, import_module(TARGETS[name]).TARGET)
 
 
-def input_specs(size: tuple[int, int]) -> tuple[TensorSpec, ...]:
-    """The inputs that every file takes (design §4), in order."""
-    return (
-        TensorSpec("photo", (1, 3, *size), "float32", (-1.0, 1.0)),
-        TensorSpec("position", (1, FRAMES), "float32", (0.0, 1.0)),
-    )
+def get_targets() -> tuple[Target, ...]:
+    """All of them."""
+    return tuple(map(get_target, TARGETS))
 
 
-def output_specs(size: tuple[int, int]) -> tuple[TensorSpec, ...]:
-    """The output that every file gives."""
-    return (TensorSpec(OUTPUT_NAME, (FRAMES, 3, *size), "float32", (-1.0, 1.0)),)
+def target_of(path: Path) -> Target | None:
+    """The target whose suffix a path has."""
+    if not path.suffix:
+        return None
+    return next((target for target in get_targets() if target.suffix == path.suffix), None)
 
 
-def never(*_: object) -> None:
-    """For a target that refuses nothing."""
+def later(module: str, name: str) -> Callable[..., Any]:
+    """A function whose module is imported when it is first called."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(import_module(module), name)(*arguments)
+
+    return call

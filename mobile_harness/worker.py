@@ -76,16 +76,20 @@ def prepare(target: str) -> Opener:
     if target == PYTORCH:
         return _eager()
     if target == MIL_CHECK:
-        from pocketfocus.export.coreml.mil.program import open_file
+        from pocketfocus.export.coreml.mil.program import load_program
 
-        return lambda artifact, threads: open_file(Path(artifact))
+        return lambda artifact, threads: _stack_of(load_program(Path(artifact)).run)
     from pocketfocus.export.targets import get_target
 
     chosen = get_target(target)
     reason = chosen.cannot_run()  # imports the runtime
     if reason is not None:
         raise UserError(f"this machine cannot execute {target} files: {reason}")
-    return lambda artifact, threads: chosen.open(Path(artifact), threads)
+    return lambda artifact, threads: _stack_of(chosen.open(Path(artifact), threads))
+
+
+def _stack_of(run: Callable[..., tuple[Tensor, ...]]) -> Runner:
+    return lambda photo, position: run(photo, position)[0]
 
 
 def _eager() -> Opener:

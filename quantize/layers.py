@@ -7,14 +7,28 @@ stays in floating point, and so does a convolution by a fixed kernel, which is n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 LAYER_TYPES = tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in LAYERS)
 WEIGHTED_ATEN = ("conv1d", "conv2d", "conv_transpose2d", "convolution", "linear")
+
+Calls = Iterable[tuple[Tensor, ...]]
+"""What a network is called with, each time; the first one also fixes the shapes."""
+
+Weighted = tuple[str, int]
+"""Path of the layer of a convolution or product ("" for none), and its count of weights."""
+
+
+def capture(network: nn.Module, calls: Calls) -> ExportedProgram:
+    """The torch.export program of a network at the static shapes of its calls."""
+    with torch.no_grad():
+        return torch.export.export(network, next(iter(calls)))
 
 
 def layers_of(network: nn.Module) -> dict[str, nn.Module]:
@@ -47,8 +61,8 @@ def leading_to_layers(graph: fx.Graph) -> set[str]:
     return leading
 
 
-def execution_order(graph: fx.Graph) -> list[tuple[str, int]]:
-    """Path of the layer ("" for none) and count of weights of every convolution and product."""
+def execution_order(graph: fx.Graph) -> list[Weighted]:
+    """Every convolution and product of a graph."""
     return [
         (layer_of(node), node.args[1].meta["val"].numel())
         for node in graph.nodes

@@ -8,6 +8,7 @@ targets: rules name the targets for which they were chosen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,51 +21,52 @@ from pocketfocus.quantize.recipes import Recipe, Rule, Scheme
 from pocketfocus.quantize.sensitivity import (
     CANDIDATES,
     INT8,
+    applied_by,
     psnr_of,
     scheme_in,
-    taken_by,
 )
+from pocketfocus.quantize.toolchains import TOOLCHAINS
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, read_rows, write_atomic
 from pocketfocus.run.manifest import load_manifest
 
 PARETO_FILE = "pareto.png"
 SCALE_BYTES = 4  # at most; XNNPACK and Core ML keep two of them
-FLOAT_BYTES = {"executorch": 4, "coreml": 2, "onnx": 4}  # of a weight that is not quantized
+START = Scheme(32)
 MARGIN_DB = 1.0  # the gate of a found recipe lies this far below its estimate,
 HIGHEST_GATE_DB = 50.0  # or here: what float16 alone is held to
-COLOURS = {"executorch": "#d1603d", "onnx": "#3d7ea6", "coreml": "#7a9e4e"}
 
 
 @dataclass(frozen=True)
 class Move:
-    """A layer asked for a scheme: bytes it saves, and the square error it adds, against before."""
+    """A scheme for a layer: bytes it saves, and the square error it adds, against before."""
 
     layer: str
-    asked: Scheme
+    requested: Scheme
     bytes_saved: float
     mse_added: float
 
 
 @dataclass(frozen=True)
 class Point:
-    """A recipe on the way: what is asked of each layer, the estimated bytes and PSNR (dB)."""
+    """A recipe on the way: what is requested of each layer, the estimated bytes and PSNR (dB)."""
 
-    asked: Mapping[str, Scheme]
+    requested: Mapping[str, Scheme]
     bytes: float
     psnr_db: float
 
 
-def weight_bytes(scheme: Scheme, shape: Sequence[int], outputs: int, float_bytes: int) -> float:
-    """Of a weight of this shape with so many output channels, its scales included."""
-    count = 1
-    for side in shape:
-        count *= side
+def weight_bytes(scheme: Scheme, layer: nn.Module, float_bytes: int) -> float:
+    """How many bytes a layer's weight takes, its scales included."""
+    shape = layer.get_parameter("weight").shape
+    count = math.prod(shape)
     if scheme.bits >= 16:
-        return count * float_bytes
-    scales = {"tensor": 1.0, "channel": float(outputs)}.get(
-        str(scheme.granularity), count / int(scheme.granularity) if _whole(scheme) else 0.0
-    )
+        return float(count * float_bytes)
+    if isinstance(scheme.granularity, int):
+        scales = count / scheme.granularity
+    else:
+        outputs = shape[1] if isinstance(layer, nn.ConvTranspose2d) else shape[0]
+        scales = outputs if scheme.granularity == "channel" else 1
     return count * scheme.bits / 8 + scales * SCALE_BYTES
 
 
@@ -73,51 +75,43 @@ def path(target: str, network: nn.Module, rows: Sequence[Row]) -> list[Point]:
 
     `rows` are those of `sensitivity.measure`. UserError when a layer was not measured.
     """
+    tables = {requested: applied_by(target, requested, network) for requested in CANDIDATES}
+    layers, float_bytes = layers_of(network), TOOLCHAINS[target].FLOAT_BYTES
     errors = {(row["layer"], scheme_in(row)): float(row["mse"]) for row in rows}
-    tables = {asked: taken_by(target, asked, network) for asked in CANDIDATES}
     sizes: dict[tuple[str, Scheme], float] = {}
-    layers = layers_of(network)
-    start = Scheme(32)
     for name, layer in layers.items():
-        shape = layer.get_parameter("weight").shape
-        outputs = shape[1] if isinstance(layer, nn.ConvTranspose2d) else shape[0]
-        for scheme in (start, *(table[name] for table in tables.values())):
-            sizes[name, scheme] = weight_bytes(scheme, shape, outputs, FLOAT_BYTES[target])
+        for scheme in (START, *(table[name] for table in tables.values())):
+            sizes[name, scheme] = weight_bytes(scheme, layer, float_bytes)
             if scheme.bits >= 16:
                 errors[name, scheme] = 0.0
             elif (name, scheme) not in errors:
                 raise UserError(
                     f"layer {name} was not measured with {scheme}: run `pocketfocus sensitivity`"
                 )
-    fixed = sum(
-        parameter.numel() * FLOAT_BYTES[target]
-        for name, parameter in network.named_parameters()
-        if not (name.endswith(".weight") and name.removesuffix(".weight") in layers)
-    )
-    now, asked_now = dict.fromkeys(layers, start), dict.fromkeys(layers, start)
-    total = fixed + sum(sizes[name, start] for name in layers)
+    now, requested_now = dict.fromkeys(layers, START), dict.fromkeys(layers, START)
+    total = float(float_bytes * sum(parameter.numel() for parameter in network.parameters()))
     noise = 0.0
-    points = [Point(dict(asked_now), total, psnr_of(noise))]
+    points = [Point(dict(requested_now), total, psnr_of(noise))]
     while True:
         moves = [
             Move(
                 name,
-                asked,
+                requested,
                 sizes[name, now[name]] - sizes[name, table[name]],
                 errors[name, table[name]] - errors[name, now[name]],
             )
-            for asked, table in tables.items()
+            for requested, table in tables.items()
             for name in layers
         ]
         moves = [move for move in moves if move.bytes_saved > 0]
         if not moves:
             return points
         best = min(moves, key=lambda m: (m.mse_added / m.bytes_saved, m.layer))
-        now[best.layer] = tables[best.asked][best.layer]
-        asked_now[best.layer] = best.asked
+        now[best.layer] = tables[best.requested][best.layer]
+        requested_now[best.layer] = best.requested
         total -= best.bytes_saved
         noise = max(noise + best.mse_added, 0.0)
-        points.append(Point(dict(asked_now), total, psnr_of(noise)))
+        points.append(Point(dict(requested_now), total, psnr_of(noise)))
 
 
 def choose_point(
@@ -149,11 +143,11 @@ def choose_point(
 def recipe_of(name: str, chosen: Mapping[str, Point]) -> Recipe:
     """One recipe for all targets: int8, and a rule for every layer and targets that differ."""
     rules = [Rule("*", INT8)]
-    layers = next(iter(chosen.values())).asked
+    layers = next(iter(chosen.values())).requested
     for layer in layers:
         by_scheme: dict[Scheme, list[str]] = {}
         for target, point in chosen.items():
-            by_scheme.setdefault(point.asked[layer], []).append(target)
+            by_scheme.setdefault(point.requested[layer], []).append(target)
         for scheme, targets in by_scheme.items():
             if scheme != INT8:
                 everywhere = len(targets) == len(chosen)
@@ -184,15 +178,17 @@ def plot(
     paths: Mapping[str, Sequence[Point]],
     chosen: Mapping[str, Point],
     measured: Sequence[tuple[str, str, float, float]],
+    colours: Mapping[str, str],
     file: Path,
 ) -> None:
-    """Draw estimated points (lines), the chosen ones (rings) and measured files (crosses)."""
+    """Draw estimated points (lines), the chosen ones (rings) and measured files (crosses), by the
+    colours of targets."""
     figure = Figure(figsize=(8, 5))
     axis = figure.subplots()
     shown = max((p.psnr_db for points in paths.values() for p in points[1:]), default=0.0) + 5
     for target, points in paths.items():
         line = [point for point in points if point.psnr_db < shown]
-        colour = COLOURS[target]
+        colour = colours[target]
         axis.plot(
             [p.bytes / 1e6 for p in line],
             [p.psnr_db for p in line],
@@ -203,15 +199,11 @@ def plot(
             point = chosen[target]
             axis.plot(point.bytes / 1e6, point.psnr_db, "o", color=colour, fillstyle="none")
     for target, precision, size, figure_db in measured:
-        if target in COLOURS and figure_db < shown:
-            axis.plot(size / 1e6, figure_db, "x", color=COLOURS[target])
+        if target in colours and figure_db < shown:
+            axis.plot(size / 1e6, figure_db, "x", color=colours[target])
             axis.annotate(precision, (size / 1e6, figure_db), fontsize=7)
     axis.set(xlabel="MB", ylabel="PSNR against the float32 student, dB (crosses: worst stack)")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     with write_atomic(file) as scratch:
         figure.savefig(scratch, dpi=120, format="png", bbox_inches="tight")
-
-
-def _whole(scheme: Scheme) -> bool:
-    return isinstance(scheme.granularity, int)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from pocketfocus.quantize.layers import layers_of
+from pocketfocus.quantize.layers import Weighted, layers_of
 from pocketfocus.quantize.recipes import Recipe, Scheme
 
 UNPLANNED = "the toolchain left it so"
@@ -18,53 +18,50 @@ ONE_FLOAT = "a file has one floating-point type throughout"
 
 @dataclass(frozen=True)
 class Choice:
-    """What a backend is asked for in place of a recipe's scheme; `why` is "" where it is that."""
+    """What a backend is given in place of a recipe's scheme; `why` is "" where it is that."""
 
     scheme: Scheme
     why: str = ""
 
 
-Weighted = tuple[str, int]
-"""Path of the layer of a convolution or product ("" for none), and its count of weights."""
-
 Choose = Callable[[Scheme, nn.Module], Choice]
-"""(asked, layer) -> what the backend takes."""
+"""Takes the requested scheme and the layer; gives what the backend takes."""
 
 
 def plan(recipe: Recipe, target: str, network: nn.Module, choose: Choose) -> dict[str, Choice]:
     """The choice for every layer; UserError for a pattern of the recipe that fits none."""
     layers = layers_of(network)
-    asked = recipe.asked(target, layers)
-    possible = one_float(asked)
+    requested = recipe.requested(target, layers)
+    possible = one_float(requested)
     found = {name: choose(possible[name], layer) for name, layer in layers.items()}
     return {
         name: replace(choice, why=choice.why or ONE_FLOAT)
-        if possible[name] != asked[name]
+        if possible[name] != requested[name]
         else choice
         for name, choice in found.items()
     }
 
 
-def one_float(asked: Mapping[str, Scheme]) -> dict[str, Scheme]:
-    """Floating-point layers of one type: float16 only where every layer is asked to be."""
-    if all(scheme.bits == 16 for scheme in asked.values()):
-        return dict(asked)
-    return {name: Scheme(32) if s.bits >= 16 else s for name, s in asked.items()}
+def one_float(requested: Mapping[str, Scheme]) -> dict[str, Scheme]:
+    """Floating-point layers of one type: float16 only where it is requested of every layer."""
+    if all(scheme.bits == 16 for scheme in requested.values()):
+        return dict(requested)
+    return {name: Scheme(32) if s.bits >= 16 else s for name, s in requested.items()}
 
 
 def statement(
-    asked: Mapping[str, Scheme], choices: Mapping[str, Choice], found: Mapping[str, Scheme]
+    requested: Mapping[str, Scheme], choices: Mapping[str, Choice], found: Mapping[str, Scheme]
 ) -> dict[str, dict[str, Any]]:
-    """For the manifest, of every layer: what is in the file; what was asked and why not, if so."""
+    """For the manifest, of every layer: what is in the file, and what was requested if not that."""
     rows = {}
     for name, scheme in found.items():
         row = asdict(scheme)
-        if scheme != asked[name]:
+        if scheme != requested[name]:
             planned = choices[name]
             why = [planned.why] if planned.why else []
             if scheme != planned.scheme:
                 why.append(UNPLANNED)
-            row |= {"asked": str(asked[name]), "why": "; ".join(why)}
+            row |= {"asked": str(requested[name]), "why": "; ".join(why)}
         rows[name] = row
     return rows
 
@@ -75,7 +72,7 @@ def summary(found: Mapping[str, Scheme]) -> str:
     return "; ".join(f"{count} layers: {scheme}" for scheme, count in counts)
 
 
-def told_apart(network: Sequence[Weighted], found: Sequence[int], what: str) -> list[str]:
+def matched(network: Sequence[Weighted], found: Sequence[int], what: str) -> list[str]:
     """Which of the network's operators each operator of a file is: the layer's path, or "".
 
     Both lists are in the order of execution; `found` are counts of weights. Toolchains may change
@@ -98,6 +95,6 @@ def told_apart(network: Sequence[Weighted], found: Sequence[int], what: str) -> 
 def by_layer(
     network: Sequence[Weighted], found: Sequence[tuple[Scheme, int]], what: str
 ) -> dict[str, Scheme]:
-    """The schemes of a file's weighted operators by the layers that they are; see `told_apart`."""
-    names = told_apart(network, [count for _, count in found], what)
+    """The schemes of a file's weighted operators by the layers that they are; see `matched`."""
+    names = matched(network, [count for _, count in found], what)
     return {name: scheme for name, (scheme, _) in zip(names, found, strict=True) if name}

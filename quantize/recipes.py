@@ -1,4 +1,4 @@
-"""The precisions as data: what is asked of every toolchain, and the gate its file has to pass.
+"""The precisions as data: what is requested of every toolchain, and the gate its file has to pass.
 
 A recipe is a YAML file of rules; the last rule whose pattern fits a layer decides, and a layer that
 no rule fits stays float32. One recipe serves all targets. What a toolchain takes instead is read
@@ -16,13 +16,22 @@ from its file and written into the manifest (`Artifact.taken`), never here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from pocketfocus.run.errors import UserError
 
@@ -30,23 +39,16 @@ Bits = Literal[32, 16, 8, 4]
 Form = Literal["affine", "palette"]
 Activations = Literal["float", "static", "dynamic"]
 Granularity = int | str
+Ios = Literal[17, 18]
 
 FOLDER = Path(__file__).parent / "recipes"
 SUFFIXES = (".yaml", ".yml")
-TARGET_NAMES = ("executorch", "coreml", "onnx")
-BITS = (32, 16, 8, 4)
-FORM_NAMES = ("affine", "palette")
-ACTIVATIONS = ("float", "static", "dynamic")
+TOOLCHAIN_NAMES = tuple(sorted(p.stem for p in FOLDER.with_name("toolchains").glob("[!_]*.py")))
+"""What a rule may name as one of its targets: the modules of `quantize/toolchains`."""
 REGEX = "regex:"  # how a pattern begins that is a regular expression
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-GROUP, PALETTE_CHANNELS = 32, 8  # of --four-bit
-
-IOS_VERSIONS = (17, 18)
-FORMS = {
-    "palettes": (17, "16 values found by k-means, which every weight is an index of"),
-    "blocks": (18, "4-bit integers, one scale for every 32 weights of a channel"),
-}
-"""How Core ML keeps 4-bit weights: the oldest iOS that reads it, and what it is."""
+GROUP = 32  # weights that share a 4-bit scale, unless a recipe says other
+IOS_VERSIONS: tuple[int, ...] = get_args(Ios)
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,11 @@ class Scheme:
         if self.bits >= 16:
             return f"float{self.bits}"
         unit = "channels" if self.form == "palette" else "weights"
-        group = self.granularity
-        shared = f"{group} {unit}" if isinstance(group, int) else f"a {group}"
-        what = "palette" if self.form == "palette" else "scale"
-        return f"{self.bits} bits, one {what} for {shared}, {self.activations} activations"
+        group, what = self.granularity, "palette" if self.form == "palette" else "scale"
+        shared = (
+            f"one {what} for {group} {unit}" if isinstance(group, int) else f"per-{group} {what}"
+        )
+        return f"{self.bits} bits, {shared}, {self.activations} activations"
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class Recipe:
 
     @property
     def weight_bits(self) -> int:
-        """The fewest bits that a rule asks for."""
+        """The fewest bits that a rule requests."""
         return min((rule.scheme.bits for rule in self.rules), default=32)
 
     @property
@@ -123,14 +126,14 @@ class Recipe:
         return self.weight_bits <= 8
 
     def scheme_of(self, target: str, layer: str) -> Scheme:
-        """What is asked of a target for a layer."""
+        """What is requested of a target for a layer."""
         for rule in reversed(self.rules):
             if (not rule.targets or target in rule.targets) and rule.fits(layer):
                 return rule.scheme
         return Scheme()
 
-    def asked(self, target: str, layers: Iterable[str]) -> dict[str, Scheme]:
-        """What is asked of a target for every layer.
+    def requested(self, target: str, layers: Iterable[str]) -> dict[str, Scheme]:
+        """What is requested of a target for every layer.
 
         UserError for a pattern that fits none of the layers, whatever its targets.
         """
@@ -138,10 +141,71 @@ class Recipe:
         for rule in self.rules:
             if not any(map(rule.fits, names)):
                 raise UserError(
-                    f"recipe {self.name}: the pattern '{rule.layers}' fits none of the student's "
+                    f"recipe {self.name}: the pattern '{rule.layers}' fits none of the network's "
                     f"{len(names)} layers: write one that does, such as {names[0] if names else ''}"
                 )
         return {name: self.scheme_of(target, name) for name in names}
+
+
+class _Fields(BaseModel):
+    """A mapping of a YAML or JSON file; descriptions of its fields are what to choose from."""
+
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text.removeprefix(REGEX) if text.startswith(REGEX) else "")
+    except re.error as error:
+        raise ValueError(f"'{text}' is no regular expression ({error}): mend it") from error
+    return text
+
+
+class _RuleFields(_Fields):
+    layers: Annotated[str, AfterValidator(_pattern)] = Field("*", description="a pattern")
+    targets: Annotated[
+        tuple[Annotated[str, Field(pattern=f"^({'|'.join(TOOLCHAIN_NAMES)})$")], ...],
+        BeforeValidator(lambda found: found if isinstance(found, list | tuple) else (found,)),
+    ] = Field((), description=" or ".join(TOOLCHAIN_NAMES))
+    bits: Bits = Field(description="32, 16, 8 or 4")
+    form: Form = Field("affine", description="affine or palette")
+    granularity: Literal["tensor", "channel"] | Annotated[int, Field(strict=True, gt=0)] = Field(
+        "channel", description="tensor, channel, or a whole number from 1 up"
+    )
+    activations: Activations = Field("float", description="float, static or dynamic")
+
+    @model_validator(mode="after")
+    def _some_target_takes_it(self) -> _RuleFields:
+        extra = sorted(self.model_fields_set & {"form", "granularity", "activations"})
+        if self.bits >= 16 and extra:
+            raise ValueError(
+                f"no target takes {self.bits}-bit weights, which are floating point, with "
+                f"'{extra[0]}': leave it out, or choose 8 or 4 bits"
+            )
+        if self.form == "palette" and self.activations != "float":
+            raise ValueError(
+                f"no target takes palettes with {self.activations} int8 activations: choose float "
+                "activations, or the affine form"
+            )
+        return self
+
+    def rule(self) -> Rule:
+        scheme = Scheme(self.bits, self.form, self.granularity, self.activations)
+        return Rule(self.layers, scheme if self.bits < 16 else Scheme(self.bits), self.targets)
+
+
+_Number = Annotated[float, Field(strict=True, ge=0, lt=1e6, description="a number from 0 up")]
+
+
+class _RecipeFields(_Fields):
+    name: str = Field(
+        pattern=f"^{NAME.pattern}$", description="letters, digits, . - and _ for a file"
+    )
+    about: str = Field("", description="a sentence")
+    min_psnr_db: _Number
+    min_delegated: _Number = 0.99
+    rules: tuple[_RuleFields, ...] = Field(min_length=1, description="a list of one rule or more")
+    ios: Ios = Field(18, description=" or ".join(map(str, IOS_VERSIONS)))
 
 
 def recipe_from(content: Any, where: str) -> Recipe:
@@ -150,29 +214,31 @@ def recipe_from(content: Any, where: str) -> Recipe:
     What no target can take is refused here: floating point with scales, or palettes beside integer
     activations.
     """
-    fields = _mapping(content, where)
-    _known(fields, ("name", "about", "min_psnr_db", "min_delegated", "ios", "rules"), where)
-    for key in ("name", "min_psnr_db", "rules"):
-        if key not in fields:
-            raise UserError(f"{where}: '{key}' is missing: add it")
-    name = str(fields["name"])
-    if not NAME.fullmatch(name):
-        raise UserError(f"{where}: '{name}' is no name for files: letters, digits, - and _ only")
-    rules = fields["rules"]
-    if not isinstance(rules, list | tuple) or not rules:
-        raise UserError(f"{where}: 'rules' is no list of rules: write at least one")
-    ios = fields.get("ios", 18)
-    if ios not in IOS_VERSIONS:
-        known = ", ".join(map(str, IOS_VERSIONS))
-        raise UserError(f"{where}: no Core ML file is written for iOS {ios}: choose from {known}")
-    return Recipe(
-        name=name,
-        about=str(fields.get("about", "")),
-        min_psnr_db=_number(fields, "min_psnr_db", where),
-        min_delegated=_number({"min_delegated": 0.99, **fields}, "min_delegated", where),
-        rules=tuple(_rule(rule, f"{where}, rule {n}") for n, rule in enumerate(rules, 1)),
-        ios=ios,
-    )
+    try:
+        found = _RecipeFields.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{where}{_mistake(error)}") from error
+    rules = tuple(rule.rule() for rule in found.rules)
+    return Recipe(**{**dict(found), "rules": rules})
+
+
+def _mistake(error: ValidationError) -> str:
+    """What pydantic found first, and the way out; unknown keys before what they may have meant."""
+    found = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    keys, place, known = found["loc"], "", _RecipeFields.model_fields
+    if len(keys) > 1 and keys[0] == "rules":
+        keys, place, known = keys[2:], f", rule {int(keys[1]) + 1}", _RuleFields.model_fields
+    if found["type"] == "value_error":
+        return f"{place}: {found['ctx']['error']}"
+    if not keys:
+        return f"{place} is no mapping of keys to values: see quantize/recipes/int8.yaml"
+    key = str(keys[0])
+    if found["type"] == "extra_forbidden":
+        return f"{place}: unknown key '{key}': choose from {', '.join(known)}"
+    wanted = known[key].description
+    if found["type"] == "missing":
+        return f"{place}: '{key}' is missing: choose {wanted}"
+    return f"{place}: '{key}' is {found['input']!r}: choose {wanted}"
 
 
 def fields_of(recipe: Recipe) -> dict[str, Any]:
@@ -181,7 +247,7 @@ def fields_of(recipe: Recipe) -> dict[str, Any]:
         {
             "layers": rule.layers,
             **({"targets": list(rule.targets)} if rule.targets else {}),
-            **_scheme_fields(rule.scheme),
+            **({"bits": rule.scheme.bits} if rule.scheme.bits >= 16 else asdict(rule.scheme)),
         }
         for rule in recipe.rules
     ]
@@ -231,113 +297,12 @@ def get_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def for_ios(recipe: Recipe, ios: int | None, form: str | None) -> Recipe:
-    """The recipe with Core ML's deployment target and form of 4-bit weights; None as it says.
-
-    UserError for unknown ones, or a form that this iOS does not read.
-    """
-    ios = recipe.ios if ios is None else ios
-    if ios not in IOS_VERSIONS:
+def check_ios(version: int) -> int:
+    """The version; UserError when no Core ML file is written for it."""
+    if version not in IOS_VERSIONS:
         known = ", ".join(map(str, IOS_VERSIONS))
-        raise UserError(f"no Core ML file is written for iOS {ios}: choose from {known}")
-    recipe = replace(recipe, ios=ios)
-    if form is None:
-        return recipe
-    if form not in FORMS:
-        raise UserError(f"unknown form of 4-bit weights '{form}': choose from {', '.join(FORMS)}")
-    oldest, _ = FORMS[form]
-    if ios < oldest:
-        others = [name for name, (least, _) in FORMS.items() if least <= ios]
-        raise UserError(
-            f"iOS {ios} cannot read 4-bit {form}, which came with iOS {oldest}: choose "
-            f"--four-bit {others[0]}, or --ios {oldest}"
-        )
-    scheme = (
-        Scheme(4, "palette", PALETTE_CHANNELS) if form == "palettes" else Scheme(4, "affine", GROUP)
-    )
-    rules: list[Rule] = []
-    for rule in recipe.rules:
-        rules.append(rule)
-        if rule.scheme.bits == 4 and (not rule.targets or "coreml" in rule.targets):
-            rules.append(Rule(rule.layers, scheme, ("coreml",)))
-    return replace(recipe, rules=tuple(rules))
-
-
-def _rule(content: Any, where: str) -> Rule:
-    fields = _mapping(content, where)
-    _known(fields, ("layers", "targets", "bits", "form", "granularity", "activations"), where)
-    pattern = str(fields.get("layers", "*"))
-    if pattern.startswith(REGEX):
-        try:
-            re.compile(pattern.removeprefix(REGEX))
-        except re.error as error:
-            raise UserError(f"{where}: '{pattern}' is no regular expression ({error})") from error
-    targets = fields.get("targets", ())
-    targets = tuple(targets) if isinstance(targets, list | tuple) else (targets,)
-    for target in targets:
-        _choice(target, TARGET_NAMES, "target", where)
-    return Rule(pattern, _scheme(fields, where), targets)
-
-
-def _scheme(fields: Mapping[str, Any], where: str) -> Scheme:
-    if "bits" not in fields:
-        raise UserError(f"{where}: 'bits' is missing: choose from {', '.join(map(str, BITS))}")
-    bits = cast(int, _choice(fields["bits"], BITS, "bits", where))
-    extra = [key for key in ("form", "granularity", "activations") if key in fields]
-    if bits >= 16:
-        if extra:
-            raise UserError(
-                f"{where}: no target takes {bits}-bit weights, which are floating point, with "
-                f"'{extra[0]}': leave it out, or choose 8 or 4 bits"
-            )
-        return Scheme(bits)
-    form = str(_choice(fields.get("form", "affine"), FORM_NAMES, "form", where))
-    activations = str(
-        _choice(fields.get("activations", "float"), ACTIVATIONS, "activations", where)
-    )
-    granularity: Granularity = fields.get("granularity", "channel")
-    whole = isinstance(granularity, int) and not isinstance(granularity, bool)
-    if not (whole and cast(int, granularity) > 0) and granularity not in ("tensor", "channel"):
-        raise UserError(
-            f"{where}: the granularity '{granularity}' is unknown: choose tensor, channel, or a "
-            "whole number from 1 up"
-        )
-    if form == "palette" and activations != "float":
-        raise UserError(
-            f"{where}: no target takes palettes with {activations} int8 activations: choose float "
-            "activations, or the affine form"
-        )
-    return Scheme(bits, form, granularity, activations)
-
-
-def _scheme_fields(scheme: Scheme) -> dict[str, Any]:
-    return {"bits": scheme.bits} if scheme.bits >= 16 else asdict(scheme)
-
-
-def _mapping(content: Any, where: str) -> dict[str, Any]:
-    if not isinstance(content, Mapping):
-        raise UserError(f"{where} is no mapping of keys to values: see quantize/recipes/int8.yaml")
-    return {str(key): value for key, value in content.items()}
-
-
-def _known(fields: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    for key in fields:
-        if key not in known:
-            raise UserError(f"{where}: unknown key '{key}': choose from {', '.join(known)}")
-
-
-def _choice(value: Any, known: tuple[Any, ...], what: str, where: str) -> Any:
-    if isinstance(value, bool) or value not in known:
-        choices = ", ".join(map(str, known))
-        raise UserError(f"{where}: unknown {what} '{value}': choose from {choices}")
-    return value
-
-
-def _number(fields: Mapping[str, Any], key: str, where: str) -> float:
-    value = fields[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
-        raise UserError(f"{where}: '{key}' is {value}: write a number from 0 up")
-    return float(value)
+        raise UserError(f"no Core ML file is written for iOS {version}: choose from {known}")
+    return version
 
 
 SHIPPED = ("fp32", "fp16", "int8", "int4", "mixed")

@@ -2,9 +2,10 @@
 
     pocketfocus sensitivity build/mine
 
-writes sensitivity.json, a row a layer and scheme, saved as it grows: an interrupted run goes on
-where it stopped. Weights and activations are rounded in eager PyTorch by `quantize.fake`, weights
-to the coarsest of the targets' grids; the schemes are those that the targets take of 8 and 4 bits.
+writes sensitivity.json, a row for each layer and scheme, saved as it grows: an interrupted run goes
+on where it stopped. Weights and activations are rounded in eager PyTorch by `quantize.fake`,
+weights to the coarsest of the targets' grids; the schemes are those that the targets take of 8 and
+4 bits.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ INT4 = Scheme(4, "affine", GROUP, "dynamic")
 CANDIDATES = (INT8, INT4)
 
 
-def taken_by(target: str, asked: Scheme, network: nn.Module) -> dict[str, Scheme]:
+def applied_by(target: str, requested: Scheme, network: nn.Module) -> dict[str, Scheme]:
     """What a target takes of one scheme for every layer of a network."""
-    rules = (Rule("*", asked),)
+    rules = (Rule("*", requested),)
     recipe = Recipe("candidate", "", 0.0, 0.0, rules, max(IOS_VERSIONS))
     return {
         name: choice.scheme for name, choice in TOOLCHAINS[target].choices(recipe, network).items()
@@ -50,7 +51,7 @@ def taken_by(target: str, asked: Scheme, network: nn.Module) -> dict[str, Scheme
 
 def schemes_to_try(network: nn.Module) -> list[tuple[str, Scheme]]:
     """Every layer with every scheme below 16 bits that a target takes of a candidate."""
-    tables = [taken_by(t, asked, network) for t in TOOLCHAINS for asked in CANDIDATES]
+    tables = [applied_by(t, requested, network) for t in TOOLCHAINS for requested in CANDIDATES]
     return [
         (name, scheme)
         for name in layers_of(network)
@@ -139,7 +140,7 @@ def scheme_in(row: Row) -> Scheme:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw the PSNR of every layer, a mark a scheme; UserError when there is no row."""
+    """Draw the PSNR of every layer, a mark for each scheme; UserError when there is no row."""
     if not rows:
         raise UserError("there is no sensitivity to draw: the student has no layer to quantize")
     layers = list(dict.fromkeys(row["layer"] for row in rows))

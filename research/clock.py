@@ -22,10 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pocketfocus.data.optics import one_hot
-from pocketfocus.export.targets import Runner, get_target
+from pocketfocus.export.targets import get_target
 from pocketfocus.mobile_harness.device import PYTORCH
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
@@ -125,10 +124,10 @@ def _serve(connection: Connection, files: Sequence[Timed], threads: int | None) 
         connection.send(([], f"{name} cannot be timed: {line}"))
 
 
-def _opened(file: Timed) -> Callable[[], Tensor]:
+def _opened(file: Timed) -> Callable[[], Any]:
     """The call to time."""
     photo, position = torch.from_numpy(file.photo), one_hot(POSITION)
-    run: Runner
+    run: Callable[..., Any]
     if file.target == PYTORCH:
         from pocketfocus.models.student import load_student
 

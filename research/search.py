@@ -38,7 +38,8 @@ from pocketfocus.distill.student.samples import true_batch
 from pocketfocus.distill.train.crops import Crops, Pixels
 from pocketfocus.distill.train.loop import Task, Trainer
 from pocketfocus.distill.train.schedule import Schedule
-from pocketfocus.export.stage import STUDENT, export_run
+from pocketfocus.export.stage import Export, export_run
+from pocketfocus.export.student import STUDENT
 from pocketfocus.mobile_harness.device import PYTORCH
 from pocketfocus.models.model import NamedModel
 from pocketfocus.models.student import RefocusStudent, load_student, save_student
@@ -239,7 +240,8 @@ def export(candidate: Candidate, out: Path, kinds: Sequence[str]) -> Manifest:
     for kind in [*kinds, INT8]:
         if kind in EXPORTS:
             target, precision = EXPORTS[kind]
-            manifest = export_run(folder / STUDENT, folder, [target], [precision], log=_quiet)
+            export = Export(folder, [target], [precision])
+            manifest = export_run(folder / STUDENT, export, log=_quiet)
     return manifest
 
 

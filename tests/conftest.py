@@ -122,7 +122,7 @@ def stir(student: nn.Module) -> None:
 def exported(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """exported(names): a run with these files of the small student, such as
     "onnx/student-fp32.onnx"; it is a copy, which the caller may change."""
-    from pocketfocus.export.stage import export_run
+    from pocketfocus.export.stage import Export, export_run
     from pocketfocus.run.manifest import load_manifest
 
     whole = tmp_path_factory.mktemp("exported")
@@ -130,7 +130,7 @@ def exported(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> E
     def make(names: Sequence[str]) -> Path:
         for target, files in groupby(names, lambda name: name.partition("/")[0]):
             precisions = [Path(name).stem.partition("-")[2] for name in files]
-            export_run(small_student, whole, [target], precisions, log=lambda line: None)
+            export_run(small_student, Export(whole, [target], precisions), log=lambda line: None)
         manifest, out = load_manifest(whole), tmp_path_factory.mktemp("run")
         for name in ("student", *names):
             path, copied = whole / name, out / name

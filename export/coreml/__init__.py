@@ -1,5 +1,30 @@
-"""`.mlpackage` files: written, read back layer by layer, opened up; the MIL check."""
+"""`.mlpackage` folders: ML programs for iOS 17 or 18, written anywhere, run on macOS."""
 
-from pocketfocus.export.coreml.write import TARGET
+from pocketfocus.export.coreml import write
+from pocketfocus.export.phases import MAKE
+from pocketfocus.export.targets import Target, later
 
-__all__ = ["TARGET"]
+TARGET = Target(
+    name="coreml",
+    suffix=".mlpackage",
+    colour="#7a9e4e",
+    toolchain="coreml",
+    packages=("coremltools",),
+    runtime="coremltools",
+    notes={
+        32: "float32 throughout, on CPU or GPU: the Neural Engine computes in float16",
+        16: "float16 weights and operators, inputs and output stay float32",
+        8: "int8 activations from a PT2E graph; the operators between quantize and dequantize, and "
+        "what no layer follows, in float16",
+        4: "activations and operators of layers with weights alone compressed stay float16",
+    },
+    phases={MAKE: 0.05, "capture": 0.15, "convert": 0.5, "compress": 0.3},
+    write=write.write,
+    open=write.open_file,
+    input_shapes=write.input_shapes,
+    read=later("pocketfocus.export.coreml.read", "layer_schemes"),
+    layers=later("pocketfocus.export.coreml.layers", "layers"),
+    cannot_run=write.cannot_run,
+    cannot_write=write.cannot_write,
+    fallback="mil-check",
+)

@@ -8,13 +8,13 @@ from pathlib import Path
 from torch import Tensor
 
 from pocketfocus.export.coreml.mil.program import load_program
-from pocketfocus.export.layers import Layer
+from pocketfocus.export.targets import Layer
 
 WEIGHTED = ("conv", "conv_transpose", "linear", "matmul")
 
 
 def layers(path: Path, feeds: Mapping[str, Tensor]) -> tuple[list[Layer], Tensor]:
-    """See `Open`."""
+    """See `Target.layers`."""
     found: list[Layer] = []
 
     def watch(name: str, kind: str, value: Tensor) -> None:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pocketfocus.export.coreml.mil.program import MAIN, load_pymil, pymil_of
+from pocketfocus.quantize.plan import by_layer
 from pocketfocus.quantize.recipes import Granularity, Scheme
+
+if TYPE_CHECKING:
+    from pocketfocus.export.network import Network
 
 WEIGHTED = ("conv", "conv_transpose", "linear")
 MOVES = ("transpose", "reshape", "expand_dims", "squeeze", "cast")  # keep values and their scale
 FLOAT_BITS = {"float32": 32, "float16": 16}
 
 
+def layer_schemes(path: Path, network: Network) -> dict[str, Scheme]:
+    """See `Target.read`."""
+    return by_layer(network.order, schemes(path), "the package")
+
+
 def schemes(path: Path) -> list[tuple[Scheme, int]]:
-    """Of every convolution and product by a constant, in the order of execution: its scheme and
-    its count of weights.
+    """The scheme and the count of weights of every convolution and product by a constant, in the
+    order of execution.
 
     RuntimeError for a form of weights that is not known here.
     """
@@ -30,7 +39,7 @@ def weight_names(model: Any) -> list[tuple[str, int]]:
 
 
 def count(op: Any) -> int:
-    """Of the weights of an operator."""
+    """How many weights an operator has."""
     return math.prod(op.weight.shape)
 
 
@@ -40,7 +49,7 @@ def weighted(program: Any) -> list[Any]:
 
 
 def scheme_of(op: Any) -> Scheme:
-    """Of one operator: how its weight is kept, and whether its input was quantized."""
+    """How an operator's weight is kept, and whether its input was quantized."""
     from coremltools.converters.mil.mil import types
 
     weight = op.weight.op
@@ -61,7 +70,7 @@ def scheme_of(op: Any) -> Scheme:
 
 
 def palette(weight: Any, shape: tuple[int, ...], channel: int, activations: str) -> Scheme:
-    """Of a palettized weight; iOS 17 has one list of values, iOS 18 one for every group."""
+    """A palettized weight's scheme; iOS 17 has one list of values, iOS 18 one for every group."""
     values = weight.lut.val
     if values.ndim == 1:
         return Scheme(round(math.log2(values.size)), "palette", "tensor", activations)

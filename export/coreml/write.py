@@ -1,97 +1,87 @@
-"""Core ML: .mlpackage folders (ML programs for iOS 17 or 18), written anywhere, run on macOS."""
+"""Core ML: .mlpackage folders written, and loaded by coremltools on macOS."""
 
 from __future__ import annotations
 
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import import_module
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
 
-from pocketfocus.export.coreml.read import schemes, weight_names
-from pocketfocus.export.quiet import quiet
-from pocketfocus.export.targets import (
-    INPUT_NAMES,
-    OUTPUT_NAME,
-    Runner,
-    Target,
-    Written,
-    input_specs,
-    never,
-)
-from pocketfocus.models.student import RefocusStudent
-from pocketfocus.quantize.calibration import Calibration
-from pocketfocus.quantize.coreml import TARGET as CHOSEN_BY
-from pocketfocus.quantize.coreml import (
-    choices,
-    compressed,
-    config_of,
-    kernel_area,
-    program,
-)
-from pocketfocus.quantize.executorch import capture
-from pocketfocus.quantize.layers import execution_order
-from pocketfocus.quantize.plan import (
-    Choice,
-    Weighted,
-    by_layer,
-    statement,
-    summary,
-    told_apart,
-)
-from pocketfocus.quantize.recipes import Recipe, Scheme
+from pocketfocus.export.phases import MAKE, Phases
+from pocketfocus.export.quiet import missing, quiet
+from pocketfocus.export.targets import Runner, Written
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.manifest import TensorSpec
+
+if TYPE_CHECKING:  # what executes a file needs none of these
+    from torch.export import ExportedProgram
+
+    from pocketfocus.export.network import Network
+    from pocketfocus.quantize.recipes import Recipe, Scheme
+    from pocketfocus.quantize.toolchains.coreml import Compression
 
 DEBUG_TABLE = "executorch_debug_handle_mapping.json"
 WRITER_FAILED = "[MIL FileWriter]"  # how its RuntimeError begins when the disk is full
-NOTES = {
-    32: "float32 throughout, on CPU or GPU: the Neural Engine computes in float16",
-    16: "float16 weights and operators, inputs and output stay float32",
-    8: "int8 activations from a PT2E graph; the operators between quantize and dequantize, and "
-    "what no layer follows, in float16",
-    4: "activations and operators of layers with weights alone compressed stay float16",
-}
 
 
-def write(student: RefocusStudent, recipe: Recipe, inputs: Calibration, path: Path) -> Written:
-    """Capture, convert, compress and save; then read what is in the file."""
+def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Written:
+    """Capture, convert, compress and save.
+
+    Weights are compressed layer by layer, or those of an `isolated` network by their operators.
+    """
+    from pocketfocus.export.coreml.read import schemes
+    from pocketfocus.quantize.layers import layers_of
+    from pocketfocus.quantize.toolchains.coreml import (
+        by_operator,
+        choices,
+        compressed,
+        kernel_area,
+        program,
+    )
+
     with quiet():
-        chosen = choices(recipe, student)
-        order = execution_order(capture(student, inputs).graph)
-        specs = input_specs(student.photo_size)
-        model = converted(program(student, recipe, inputs), recipe, specs, OUTPUT_NAME)
-        model = compressed(model, configs(student, chosen, order, weight_names(model)))
-        save(model, path)
-        found = schemes(path)
-    layers = by_layer(order, found, "the package")
-    taken = {
-        **facts(model.get_spec(), [scheme for scheme, _ in found], recipe),
-        "note": f"{summary(layers)}; {NOTES[recipe.weight_bits]}",
-        "layers": statement(recipe.asked(CHOSEN_BY, layers), chosen, layers),
-    }
-    return Written(taken)
+        with phases(MAKE):
+            held: list[Any] = [network.make()]  # taken out by who needs it, who alone holds it
+            chosen = choices(recipe, held[0])
+            kernels = {name: kernel_area(layer) for name, layer in layers_of(held[0]).items()}
+        with phases("capture"):
+            wanted = {name: choice.scheme for name, choice in chosen.items()}
+            held.append(program(held.pop(), wanted, network.calibration()))
+        with phases("convert"):
+            model = converted(held.pop(), recipe, network)
+        with phases("compress"):
+            if network.isolated:
+                how = by_operator(recipe)
+            else:
+                how = by_name(model, network, wanted, kernels)
+            model = compressed(model, how)
+            save(model, path)
+            found = [scheme for scheme, _ in schemes(path)]
+    return Written(facts(model.get_spec(), found, recipe))
 
 
-def configs(
-    student: RefocusStudent,
-    chosen: Mapping[str, Choice],
-    order: Sequence[Weighted],
-    weights: Sequence[Weighted],
-) -> dict[str, Any]:
-    """How each weight of a program is to be compressed, by its name there."""
-    names = told_apart(order, [count for _, count in weights], "the program")
-    return {
-        weight: config_of(chosen[name].scheme, kernel_area(student.get_submodule(name)))
-        for name, (weight, _) in zip(names, weights, strict=True)
-        if name
-    }
+def by_name(
+    model: Any, network: Network, schemes: Mapping[str, Scheme], kernels: Mapping[str, int]
+) -> Compression:
+    """How each weight of a program is to be compressed, of the schemes and kernels of layers."""
+    from pocketfocus.export.coreml.read import weight_names
+    from pocketfocus.quantize.plan import matched
+    from pocketfocus.quantize.toolchains.coreml import Compression, config_of
+
+    weights = weight_names(model)
+    layers = matched(network.order, [count for _, count in weights], "the program")
+    return Compression(
+        {
+            weight: config_of(schemes[layer], kernels[layer])
+            for layer, (weight, _) in zip(layers, weights, strict=True)
+            if layer
+        }
+    )
 
 
 def label(scheme: Scheme) -> str:
@@ -116,10 +106,8 @@ def save(model: Any, path: Path) -> None:
         raise
 
 
-def converted(
-    captured: ExportedProgram, recipe: Recipe, inputs: Sequence[TensorSpec], output: str
-) -> Any:
-    """An ML program with float32 inputs and output of these names."""
+def converted(captured: ExportedProgram, recipe: Recipe, network: Network) -> Any:
+    """An ML program with the network's inputs and outputs in float32."""
     import coremltools as ct
 
     precision = ct.precision.FLOAT32 if recipe.weight_bits == 32 else ct.precision.FLOAT16
@@ -128,9 +116,10 @@ def converted(
     return ct.convert(
         captured,
         inputs=[
-            ct.TensorType(name=spec.name, shape=spec.shape, dtype=np.float32) for spec in inputs
+            ct.TensorType(name=spec.name, shape=spec.shape, dtype=np.float32)
+            for spec in network.inputs
         ],
-        outputs=[ct.TensorType(name=output, dtype=np.float32)],
+        outputs=[ct.TensorType(name=spec.name, dtype=np.float32) for spec in network.outputs],
         minimum_deployment_target=ct.target[f"iOS{recipe.ios}"],
         compute_precision=precision,
         convert_to="mlprogram",
@@ -175,19 +164,24 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
         line = str(error).strip().splitlines()[0]
         raise UserError(f"{path} is no Core ML package that loads ({line})") from error
 
-    def run(photo: Tensor, position: Tensor) -> Tensor:
-        feed = dict(zip(INPUT_NAMES, (photo.numpy(), position.numpy()), strict=True))
-        return torch.from_numpy(np.asarray(model.predict(feed)[OUTPUT_NAME], dtype=np.float32))
+    description = model.get_spec().description
+    given, made = (
+        [value.name for value in found] for found in (description.input, description.output)
+    )
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        found = model.predict(dict(zip(given, map(Tensor.numpy, inputs), strict=True)))
+        return tuple(torch.from_numpy(np.asarray(found[name], np.float32)) for name in made)
 
     return run
 
 
-def photo_size(path: Path) -> tuple[int, int]:
-    """(H, W) of the photo that a file takes."""
+def input_shapes(path: Path) -> list[tuple[int, ...]]:
+    """The shapes of a file's inputs, in order."""
     from coremltools.models.utils import load_spec
 
-    _, _, height, width = load_spec(str(path)).description.input[0].type.multiArrayType.shape
-    return int(height), int(width)
+    values = load_spec(str(path)).description.input
+    return [tuple(value.type.multiArrayType.shape) for value in values]
 
 
 def cannot_run() -> str | None:
@@ -198,23 +192,4 @@ def cannot_run() -> str | None:
     return cannot_write()
 
 
-def cannot_write() -> str | None:
-    """Why not: coremltools is missing."""
-    try:
-        with quiet():
-            import_module("coremltools")
-    except ImportError as error:
-        return f"{error}; make setup installs coremltools"
-    return None
-
-
-TARGET = Target(
-    name="coreml",
-    suffix=".mlpackage",
-    write=write,
-    open=open_file,
-    photo_size=photo_size,
-    cannot_run=cannot_run,
-    cannot_write=cannot_write,
-    refuses=never,
-)
+cannot_write = partial(missing, "coremltools")

@@ -1,5 +1,28 @@
-"""`.pte` files: written, read back layer by layer, opened up."""
+"""`.pte` files, whose graph XNNPACK executes on the CPU of any phone."""
 
-from pocketfocus.export.executorch.write import TARGET
+from pocketfocus.export.executorch import write
+from pocketfocus.export.phases import MAKE
+from pocketfocus.export.targets import Target, later
 
-__all__ = ["TARGET"]
+TARGET = Target(
+    name="executorch",
+    suffix=".pte",
+    colour="#d1603d",
+    toolchain="executorch",
+    packages=("torchao", "executorch"),
+    runtime="executorch",
+    notes={
+        32: "float32 throughout",
+        16: "float16 arithmetic between casts, inputs and output stay float32",
+        8: "additions between layers int8; hardswish, and what no layer follows, float32",
+        4: "what is no layer stays float32",
+    },
+    phases={MAKE: 0.05, "quantize": 0.1, "capture": 0.05, "lower": 0.8},
+    write=write.write,
+    open=write.open_file,
+    input_shapes=write.input_shapes,
+    read=later("pocketfocus.export.executorch.read", "layer_schemes"),
+    layers=later("pocketfocus.export.executorch.layers", "layers"),
+    cannot_run=write.cannot_run,
+    cannot_write=write.cannot_write,
+)

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from pocketfocus.export.executorch.read import BACKEND, SCHEMA, WEIGHTED, schema_of
 from pocketfocus.export.executorch.write import load
-from pocketfocus.export.layers import Layer
 from pocketfocus.export.quiet import quiet, quiet_native
+from pocketfocus.export.targets import Layer
 
 PRODUCTS = (*WEIGHTED, "XNNBatchMatrixMultiply")
 OUTPUT_FLAG = 2  # XNN_VALUE_FLAG_EXTERNAL_OUTPUT
@@ -57,7 +57,7 @@ class Shown:
 
 
 def layers(path: Path, feeds: Mapping[str, Tensor]) -> tuple[list[Layer], Tensor]:
-    """See `Open`."""
+    """See `Target.layers`."""
     with tempfile.TemporaryDirectory(prefix="pocketfocus-pte-") as scratch:
         opened = Path(scratch) / path.name
         with quiet():

@@ -9,9 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pocketfocus.quantize.plan import by_layer
 from pocketfocus.quantize.recipes import Granularity, Scheme
+
+if TYPE_CHECKING:
+    from pocketfocus.export.network import Network
 
 BACKEND = "XnnpackBackend"
 SCHEMA = "schema.fbs"
@@ -34,9 +38,14 @@ ACTIVATIONS = {
 }
 
 
+def layer_schemes(path: Path, network: Network) -> dict[str, Scheme]:
+    """See `Target.read`."""
+    return by_layer(network.order, schemes(path), "XNNPACK's graph")
+
+
 def schemes(path: Path) -> list[tuple[Scheme, int]]:
-    """Of every convolution and product by a constant, in the order of execution: its scheme and
-    its count of weights.
+    """The scheme and the count of weights of every convolution and product by a constant, in the
+    order of execution.
 
     RuntimeError for a type of weights or activations that is not known here.
     """
@@ -81,7 +90,7 @@ def schema_of() -> bytes:
 
 
 def graph_schemes(graph: dict[str, Any]) -> Iterator[tuple[Scheme, int]]:
-    """Of the weighted nodes of one graph, in order."""
+    """Give the scheme and the count of weights of the nodes of one graph."""
     values = {}
     for value in graph["xvalues"]:
         found = value["xvalue_union"]

@@ -1,9 +1,10 @@
-"""ExecuTorch: .pte files whose graph XNNPACK executes on the CPU of any phone."""
+"""ExecuTorch: .pte files written, and loaded by the runtime."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from importlib import import_module
 from itertools import chain, repeat
 from pathlib import Path
@@ -12,47 +13,45 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pocketfocus.export.quiet import quiet, quiet_native
-from pocketfocus.export.targets import Runner, Target, Written, never
+from pocketfocus.export.phases import MAKE, Phases
+from pocketfocus.export.quiet import missing, quiet, quiet_native
+from pocketfocus.export.targets import Runner, Written
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Delegation
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from pocketfocus.models.student import RefocusStudent
-    from pocketfocus.quantize.calibration import Calibration
+    from pocketfocus.export.network import Network
     from pocketfocus.quantize.recipes import Recipe
 
 METHOD = "forward"
-NOTES = {
-    16: "float16 arithmetic between casts, inputs and output stay float32",
-    4: "what is no layer stays float32",
-    8: "additions between layers int8; hardswish, and what no layer follows, float32",
-    32: "float32 throughout",
-}
+BINDINGS = "executorch.extension.pybindings._portable_lib"
 
 
-def write(student: RefocusStudent, recipe: Recipe, inputs: Calibration, path: Path) -> Written:
-    """Quantize, capture, lower to XNNPACK and save; then read what is in the file."""
+def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Written:
+    """Quantize, capture, lower to XNNPACK and save.
+
+    Layers at 4 bits are counted in the file, or as planned where the network is `isolated`.
+    """
     from pocketfocus.export.executorch.read import schemes
-    from pocketfocus.quantize.executorch import TARGET as CHOSEN_BY
-    from pocketfocus.quantize.executorch import capture, choices, quantized
-    from pocketfocus.quantize.layers import execution_order
-    from pocketfocus.quantize.plan import by_layer, statement, summary
+    from pocketfocus.quantize.layers import capture
+    from pocketfocus.quantize.toolchains.executorch import quantized
 
     with quiet():
-        order = execution_order(capture(student, inputs).graph)
-        model, _ = quantized(student, recipe, inputs)
-        delegation = lower(capture(model, inputs), path)
-        layers = by_layer(order, schemes(path), "XNNPACK's graph")
-    taken = {
-        "backend": "XNNPACK",
-        "linear_layers_at_4_bits": sum(scheme.bits == 4 for scheme in layers.values()),
-        "note": f"{summary(layers)}; {NOTES[recipe.weight_bits]}",
-        "layers": statement(recipe.asked(CHOSEN_BY, layers), choices(recipe, student), layers),
-    }
-    return Written(taken, delegation)
+        with phases(MAKE):
+            held: list[Any] = [network.make()]  # taken out by who needs it, who alone holds it
+            calls = network.calibration()
+        with phases("quantize"):
+            model, four_bit = quantized(held.pop(), recipe, calls)
+        with phases("capture"):
+            held.append(capture(model, calls))
+        del model
+        with phases("lower"):
+            delegation = lower(held.pop(), path)
+        if not network.isolated:
+            four_bit = sum(scheme.bits == 4 for scheme, _ in schemes(path))
+    return Written({"backend": "XNNPACK", "linear_layers_at_4_bits": four_bit}, delegation)
 
 
 def lower(captured: ExportedProgram, path: Path) -> Delegation:
@@ -73,19 +72,19 @@ def delegated(graph: torch.fx.GraphModule) -> Delegation:
     from executorch.devtools.backend_debug import get_delegation_info
 
     info = get_delegation_info(graph)
-    fallen_out = [
+    not_delegated = [
         operator
         for operator, counts in sorted(info.delegation_by_operator.items())
         for _ in range(counts.non_delegated)
         if operator != "getitem"  # picks the delegate's output, executes nothing
     ]
-    total = info.num_delegated_nodes + len(fallen_out)
+    total = info.num_delegated_nodes + len(not_delegated)
     return Delegation(
         calls=info.num_delegated_subgraphs,
         delegated_ops=info.num_delegated_nodes,
         total_ops=total,
         share=round(info.num_delegated_nodes / total, 4) if total else 0.0,
-        fallen_out=tuple(fallen_out),
+        fallen_out=tuple(not_delegated),
     )
 
 
@@ -97,12 +96,11 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
     module = load(path, threads)
     mute: Iterator[Any] = chain([quiet_native()], repeat(nullcontext()))  # XNNPACK's first words
 
-    def run(photo: Tensor, position: Tensor) -> Tensor:
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         with next(mute):
-            inputs = [photo.contiguous(), position.contiguous()]
-            outputs: Any = module.forward(inputs, clone_outputs=False)
-        stack: Tensor = outputs[0].clone()  # the runtime writes the next output into its memory
-        return stack
+            given = [tensor.contiguous() for tensor in inputs]
+            outputs: Any = module.forward(given, clone_outputs=False)
+        return tuple(tensor.clone() for tensor in outputs)  # the next ones take their memory
 
     return run
 
@@ -129,42 +127,22 @@ def load(path: Path, threads: int | None = None) -> Any:
         ) from error
 
 
-def photo_size(path: Path) -> tuple[int, int]:
-    """(H, W) of the photo that a file takes."""
-    _, _, height, width = load(path).method_meta(METHOD).input_tensor_meta(0).sizes()
-    return int(height), int(width)
+def input_shapes(path: Path) -> list[tuple[int, ...]]:
+    """The shapes of a file's inputs, in order."""
+    about = load(path).method_meta(METHOD)
+    return [tuple(about.input_tensor_meta(n).sizes()) for n in range(about.num_inputs())]
 
 
 def cannot_run() -> str | None:
     """Why not: the runtime's Python bindings, or XNNPACK in them, are missing."""
-    try:
-        with quiet():
-            from executorch.extension.pybindings import _portable_lib
-
-            available = _portable_lib._is_available("XnnpackBackend")
-    except ImportError as error:
-        return f"the ExecuTorch runtime does not load ({error}); make setup installs it"
-    return None if available else "this build of executorch comes without XNNPACK"
+    reason = missing(BINDINGS)
+    if reason is None and not import_module(BINDINGS)._is_available("XnnpackBackend"):
+        return "this build of executorch comes without XNNPACK"
+    return reason
 
 
-def cannot_write() -> str | None:
-    """Why not: a package is missing."""
-    try:
-        with quiet():
-            import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
-            import_module("torchao.quantization.pt2e.quantize_pt2e")
-    except ImportError as error:
-        return f"{error}; make setup installs executorch and torchao"
-    return None
-
-
-TARGET = Target(
-    name="executorch",
-    suffix=".pte",
-    write=write,
-    open=open_file,
-    photo_size=photo_size,
-    cannot_run=cannot_run,
-    cannot_write=cannot_write,
-    refuses=never,
+cannot_write = partial(
+    missing,
+    "executorch.backends.xnnpack.partition.xnnpack_partitioner",
+    "torchao.quantization.pt2e.quantize_pt2e",
 )

@@ -13,9 +13,9 @@ import onnx
 import torch
 from torch import Tensor
 
-from pocketfocus.export.layers import Layer
 from pocketfocus.export.onnx.write import session_of
-from pocketfocus.quantize.onnx import WEIGHTED, layer_of_name
+from pocketfocus.export.targets import Layer
+from pocketfocus.quantize.toolchains.onnx import WEIGHTED, layer_of_name
 
 OPERATORS = (*WEIGHTED, "MatMulNBits")
 PRODUCTS = ("MatMul", "MatMulNBits")  # whose bias is an addition behind them
@@ -23,7 +23,7 @@ BEHIND = ("Relu", "Clip", "QuantizeLinear", "DequantizeLinear")
 
 
 def layers(path: Path, feeds: Mapping[str, Tensor]) -> tuple[list[Layer], Tensor]:
-    """See `Open`; UserError for a graph that onnxruntime does not take."""
+    """See `Target.layers`; UserError for a graph that onnxruntime does not take."""
     model = onnx.load(path)
     seen = {
         node.output[0]: (node, ends_at(model.graph, node))

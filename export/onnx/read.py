@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import onnx
 from onnx import TensorProto
 
-from pocketfocus.quantize.onnx import LAYER, layer_of_name
 from pocketfocus.quantize.recipes import Granularity, Scheme
+from pocketfocus.quantize.toolchains.onnx import LAYER, layer_of_name
+
+if TYPE_CHECKING:
+    from pocketfocus.export.network import Network
 
 FOUR_BIT = "MatMulNBits"
 INT8_ARITHMETIC = 4  # its accuracy_level: activations to int8 at run time
@@ -49,8 +53,13 @@ class Graph:
         return self.constants[value]
 
 
+def layer_schemes(path: Path, _: Network) -> dict[str, Scheme]:
+    """See `Target.read`."""
+    return schemes(onnx.load(path))
+
+
 def schemes(model: onnx.ModelProto) -> dict[str, Scheme]:
-    """Of every layer of the network, by its path.
+    """The scheme of every layer of the network, by its path.
 
     RuntimeError for a type of weights that is not known here.
     """
@@ -63,7 +72,7 @@ def schemes(model: onnx.ModelProto) -> dict[str, Scheme]:
 
 
 def scheme_of(node: onnx.NodeProto, graph: Graph) -> Scheme:
-    """Of one layer's operator."""
+    """The scheme of one layer's operator."""
     if node.op_type == FOUR_BIT:
         given = attributes(node)
         dynamic = given.get("accuracy_level", 0) == INT8_ARITHMETIC
@@ -84,7 +93,7 @@ def scheme_of(node: onnx.NodeProto, graph: Graph) -> Scheme:
 
 
 def bits_of(tensor: TensorProto) -> int:
-    """Of a constant's type."""
+    """How many bits a constant's type has."""
     if tensor.data_type not in BITS:
         raise RuntimeError(f"weights of type {TensorProto.DataType.Name(tensor.data_type)}")
     return BITS[tensor.data_type]

@@ -1,68 +1,56 @@
-"""ONNX: .onnx files for onnxruntime on Android, iOS and in a phone's browser."""
+"""ONNX: .onnx files written, and loaded by onnxruntime."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pocketfocus.export.quiet import quiet
-from pocketfocus.export.targets import (
-    INPUT_NAMES,
-    OUTPUT_NAME,
-    Runner,
-    Target,
-    Written,
-    never,
-)
+from pocketfocus.export.phases import MAKE, Phases
+from pocketfocus.export.quiet import missing, quiet
+from pocketfocus.export.targets import Runner, Written
 from pocketfocus.run.errors import UserError
 
 if TYPE_CHECKING:
-    from pocketfocus.models.student import RefocusStudent
-    from pocketfocus.quantize.calibration import Calibration
-    from pocketfocus.quantize.plan import Choice
+    from pocketfocus.export.network import Network
     from pocketfocus.quantize.recipes import Recipe
 
 FOUR_BIT = "MatMulNBits"
-NOTES = {
-    32: "float32 throughout",
-    16: "inputs and output stay float32; onnxruntime's CPU kernels compute in float32 where they "
-    "have no float16 form",
-    8: "unsigned int8 activations (QDQ); activation functions, and what no layer follows, float32",
-    4: "what is no layer stays float32",
-}
 
 
-def write(student: RefocusStudent, recipe: Recipe, inputs: Calibration, path: Path) -> Written:
-    """Capture, convert, quantize, check and save as one self-contained file; then read it."""
-    from pocketfocus.quantize.onnx import choices, quantized
+def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Written:
+    """Capture, convert, quantize, check and save as one self-contained file."""
+    from pocketfocus.quantize.toolchains.onnx import choices, quantized
 
     with quiet():
-        chosen = choices(recipe, student)
-        schemes = {name: choice.scheme for name, choice in chosen.items()}
-        model = quantized(converted(student, inputs), schemes, inputs)
-        strip(model)
-        onnx.checker.check_model(model, full_check=False)
-        onnx.save(model, path)
-    return Written(facts(onnx.load(path), recipe, chosen))
+        with phases(MAKE):
+            module = network.make()
+            schemes = {name: one.scheme for name, one in choices(recipe, module).items()}
+        with phases("convert"):
+            model = converted(module, network)
+        with phases("quantize"):
+            model = quantized(model, schemes, network.calibration())
+            strip(model)
+            onnx.checker.check_model(model, full_check=False)
+            onnx.save(model, path)
+    return Written(facts(onnx.load(path)))
 
 
-def converted(student: RefocusStudent, inputs: Calibration) -> onnx.ModelProto:
+def converted(module: nn.Module, network: Network) -> onnx.ModelProto:
     """The float32 model, by PyTorch's exporter from its own captured graph; its layers named."""
-    from pocketfocus.quantize.onnx import name_layers
+    from pocketfocus.quantize.toolchains.onnx import name_layers
 
     with torch.no_grad():
         program = torch.onnx.export(
-            student,
-            next(iter(inputs)),
-            input_names=list(INPUT_NAMES),
-            output_names=[OUTPUT_NAME],
+            module,
+            network.calibration()[0],
+            input_names=[spec.name for spec in network.inputs],
+            output_names=[spec.name for spec in network.outputs],
             dynamo=True,
             external_data=False,
             verbose=False,
@@ -70,7 +58,7 @@ def converted(student: RefocusStudent, inputs: Calibration) -> onnx.ModelProto:
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")
     model: onnx.ModelProto = program.model_proto
-    name_layers(model, student)
+    name_layers(model, module)
     return model
 
 
@@ -84,35 +72,29 @@ def strip(model: onnx.ModelProto) -> None:
         del value.metadata_props[:]
 
 
-def facts(model: onnx.ModelProto, recipe: Recipe, chosen: Mapping[str, Choice]) -> dict[str, Any]:
-    """What is in the file: operators, bytes of weights by type, and how each layer is kept."""
-    from pocketfocus.export.onnx.read import schemes
-    from pocketfocus.quantize.onnx import TARGET as CHOSEN_BY
-    from pocketfocus.quantize.plan import statement, summary
-
+def facts(model: onnx.ModelProto) -> dict[str, Any]:
+    """What is in a file: its operators, and the bytes of its weights by type."""
     weights: Counter[str] = Counter()
     for tensor in model.graph.initializer:
         stored = len(tensor.raw_data) or onnx.numpy_helper.to_array(tensor).nbytes
         weights[onnx.TensorProto.DataType.Name(tensor.data_type)] += stored
     operators = Counter(node.op_type for node in model.graph.node)
-    layers = schemes(model)
     return {
         "opset": next(o.version for o in model.opset_import if not o.domain),
         "operators": dict(sorted(operators.items())),
         "weight_bytes": dict(sorted(weights.items())),
         "linear_layers_at_4_bits": operators[FOUR_BIT],
-        "note": f"{summary(layers)}; {NOTES[recipe.weight_bits]}",
-        "layers": statement(recipe.asked(CHOSEN_BY, chosen), chosen, layers),
     }
 
 
 def open_file(path: Path, threads: int | None = None) -> Runner:
     """A session on the CPU."""
     session = session_of(str(path), str(path), threads)
+    names = [value.name for value in session.get_inputs()]
 
-    def run(photo: Tensor, position: Tensor) -> Tensor:
-        feed = dict(zip(INPUT_NAMES, (photo.numpy(), position.numpy()), strict=True))
-        return torch.from_numpy(session.run([OUTPUT_NAME], feed)[0])
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        found = session.run(None, dict(zip(names, map(Tensor.numpy, inputs), strict=True)))
+        return tuple(map(torch.from_numpy, found))
 
     return run
 
@@ -137,41 +119,11 @@ def session_of(model: str | bytes, name: str, threads: int | None = None) -> Any
         raise UserError(f"{name} is no ONNX file that loads ({line}): export it again") from error
 
 
-def photo_size(path: Path) -> tuple[int, int]:
-    """(H, W) of the photo that a file takes."""
-    model = onnx.load(path, load_external_data=False)
-    _, _, height, width = model.graph.input[0].type.tensor_type.shape.dim
-    return int(height.dim_value), int(width.dim_value)
+def input_shapes(path: Path) -> list[tuple[int, ...]]:
+    """The shapes of a file's inputs, in order."""
+    values = onnx.load(path, load_external_data=False).graph.input
+    return [tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values]
 
 
-def cannot_run() -> str | None:
-    """Why not: onnxruntime is missing."""
-    try:
-        with quiet():
-            import_module("onnxruntime")
-    except ImportError as error:
-        return f"{error}; make setup installs onnxruntime"
-    return None
-
-
-def cannot_write() -> str | None:
-    """Why not: a package is missing."""
-    try:
-        with quiet():
-            import_module("onnxruntime.quantization")
-            import_module("onnxscript")
-    except ImportError as error:
-        return f"{error}; make setup installs onnx, onnxscript and onnxruntime"
-    return None
-
-
-TARGET = Target(
-    name="onnx",
-    suffix=".onnx",
-    write=write,
-    open=open_file,
-    photo_size=photo_size,
-    cannot_run=cannot_run,
-    cannot_write=cannot_write,
-    refuses=never,
-)
+cannot_run = partial(missing, "onnxruntime")
+cannot_write = partial(missing, "onnxruntime.quantization", "onnxscript")

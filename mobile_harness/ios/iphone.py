@@ -14,7 +14,7 @@ import numpy as np
 
 from pocketfocus.data.optics import one_hot
 from pocketfocus.export.coreml.write import cannot_run
-from pocketfocus.export.targets import INPUT_NAMES, OUTPUT_NAME
+from pocketfocus.export.student import INPUT_NAMES, OUTPUT_NAME
 from pocketfocus.mobile_harness.device import Device, Job, JobError, Result
 from pocketfocus.mobile_harness.ios.mac import COREML, units
 from pocketfocus.mobile_harness.options import Absent, Options

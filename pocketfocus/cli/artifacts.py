@@ -73,9 +73,9 @@ def export(
     chosen = arguments.targets_and_precisions(targets, precisions)
     files = arguments.photo_files(photos)
 
-    from pocketfocus.export.stage import export_run
+    from pocketfocus.export.stage import Export, export_run
 
-    manifest = export_run(start, out, *chosen, files, say, ios, four_bit)
+    manifest = export_run(start, Export(out, *chosen, ios, four_bit), files, say)
     for artifact in manifest.artifacts:
         typer.echo(f"{artifact.status:8} {artifact.name}  {artifact.why or ''}".rstrip())
 
@@ -95,28 +95,19 @@ def export_full(
     arguments.reference(reference)
 
     from pocketfocus.benchmarks.full import verify_full
-    from pocketfocus.export.full.parts import PARTS
-    from pocketfocus.export.full.stage import (
-        FORM,
-        IOS,
-        PRECISIONS,
-        TARGETS,
-        FullExport,
-        export_full,
-    )
+    from pocketfocus.export.reference import PARTS
+    from pocketfocus.export.stage import FULL_PRECISIONS, Export, export_full, full_targets
 
     everything = arguments.ALL
-    asked = FullExport(
-        reference,
+    request = Export(
         out,
-        arguments.names(parts, sorted(PARTS), "part"),
-        arguments.names(targets, TARGETS, "target"),
-        PRECISIONS if precisions == everything else arguments.recipe_names(precisions),
-        height_width,
-        ios or IOS,
-        four_bit or FORM,
+        arguments.names(targets, full_targets(), "target"),
+        FULL_PRECISIONS if precisions == everything else arguments.recipe_names(precisions),
+        ios,
+        four_bit,
     )
-    export_full(asked, say)
+    chosen = arguments.names(parts, sorted(PARTS), "part")
+    export_full(reference, request, chosen, height_width, say)
     rows = verify_full(out)
     print_rows(rows, ROW_COLUMNS)
     arguments.exit_by_gates(rows)

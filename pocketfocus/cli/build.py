@@ -160,16 +160,10 @@ def _distill(settings: Settings) -> None:
 
 
 def _export(settings: Settings) -> None:
-    from pocketfocus.export.stage import export_run
+    from pocketfocus.export.stage import Export, export_run
 
-    export_run(
-        settings.out / "student",
-        settings.out,
-        settings.targets,
-        settings.precisions,
-        settings.photos,
-        say,
-    )
+    request = Export(settings.out, settings.targets, settings.precisions)
+    export_run(settings.out / "student", request, settings.photos, say)
 
 
 def _verify(settings: Settings) -> None:

@@ -41,7 +41,8 @@ def mixed(
     photos: arguments.Photos = None,
 ) -> None:
     """Find a recipe: the smallest file above a PSNR, or the best one under a size."""
-    from pocketfocus.quantize.recipes import NAME, RECIPES, TARGET_NAMES, is_recipe_file, to_yaml
+    from pocketfocus.export.targets import TARGETS, get_targets
+    from pocketfocus.quantize.recipes import NAME, RECIPES, is_recipe_file, to_yaml
 
     if min_db is None and max_mb is None:
         raise UserError("say what is wanted: --min-db, --max-mb, or both")
@@ -49,7 +50,7 @@ def mixed(
         raise UserError(f"{recipe} is no name for a recipe: name a file such as lean.yaml")
     if recipe.stem in RECIPES:
         raise UserError(f"the name '{recipe.stem}' is a shipped recipe's: choose another file name")
-    chosen_targets = arguments.names(targets, TARGET_NAMES, "target")
+    chosen_targets = arguments.names(targets, TARGETS, "target")
     arguments.output_file(recipe)
     rows = measured(run, photos)
 
@@ -65,7 +66,8 @@ def mixed(
     }
     with write_atomic(recipe) as scratch:
         scratch.write_text(to_yaml(search.recipe_of(recipe.stem, chosen)), encoding="utf-8")
-    search.plot(paths, chosen, search.measured_points(run), run / search.PARETO_FILE)
+    colours = {target.name: target.colour for target in get_targets()}
+    search.plot(paths, chosen, search.measured_points(run), colours, run / search.PARETO_FILE)
     for target, point in chosen.items():
         typer.echo(
             f"{target}: estimated {point.bytes / 1e6:.2f} MB of weights at {point.psnr_db:.1f} dB"

@@ -1,14 +1,237 @@
-"""Work in a Python process of its own, which finds this very package."""
+"""Work in a Python process of its own: the one protocol for files, jobs and runtimes.
+
+In the process a named function is called with plain JSON and named arrays, and gives the same back:
+`function(arguments, arrays, say) -> (fields, arrays)`, where `say(text)` reports progress. Orders
+and answers are lines of JSON (see `child`), arrays are .npy files in a folder of the work's own,
+which is deleted in the end. A UserError of the function is raised here as one; any other end
+is a WorkFailed.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 import pocketfocus
+from pocketfocus.run.errors import UserError
+
+CHILD = "pocketfocus.run.child"
+CHILD_FILE = Path(__file__).with_name("child.py")
+LAST_BYTES = 4096  # of standard error, in which the last line is looked for
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process is to do.
+
+    Attributes:
+        call: the function, as `package.module:name`, or `path/to/module.py:name` where the process
+            has no such package.
+        arguments: anything that JSON can hold.
+        arrays: by name; memory-mapped and read-only in the process.
+    """
+
+    call: str
+    arguments: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the function gave: JSON and named arrays."""
+
+    fields: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
+
+
+class WorkFailed(UserError):  # noqa: N818 - as it is read where it is caught
+    """The process died, its function raised an exception, or it did not end in time.
+
+    One line that reads well after the work's name and a colon; a note holds the traceback.
+    """
+
+
+def run_work(
+    work: Work,
+    *,
+    timeout_s: float | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> Answer:
+    """Do one work in a fresh process, which is killed on Ctrl-C and after `timeout_s`.
+
+    Raises UserError as the function did, and WorkFailed for any other failure.
+    """
+    with Worker() as worker:
+        return worker.run(work, timeout_s=timeout_s, on_progress=on_progress)
+
+
+class Worker:
+    """A process that takes one work after another, and is killed when the `with` block ends.
+
+    It starts with its first work, and anew after one in which it died or was stopped.
+
+    Args:
+        command: starts `child.py` in another Python; None for this one, in which the process finds
+            this very package first, and nothing in the current folder.
+        environment: of `command`.
+    """
+
+    def __init__(
+        self, command: Sequence[str] | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self._command = command or [sys.executable, "-P", "-m", CHILD]
+        self._environment = environment if command else _environment()
+        self._stderr: IO[bytes] | None = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def run(
+        self,
+        work: Work,
+        *,
+        timeout_s: float | None = None,
+        on_progress: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Do one work; as `run_work`, but the process lives on unless it died or was stopped."""
+        with tempfile.TemporaryDirectory(prefix="pocketfocus-work-") as folder:
+            for number, array in enumerate(work.arrays.values()):
+                np.save(Path(folder) / f"in-{number}.npy", array)
+            order = {
+                "call": work.call,
+                "arguments": dict(work.arguments),
+                "arrays": list(work.arrays),
+                "folder": folder,
+            }
+            try:
+                message = self._exchange(order, timeout_s, on_progress or (lambda text: None))
+            except BaseException:
+                self.close()
+                raise
+            return _answer(message, Path(folder))
+
+    def close(self) -> None:
+        """Kill the process, if there is one."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout, self._stderr):
+                with suppress(OSError):  # an order that the process never read
+                    stream.close()  # type: ignore[union-attr]
+
+    def _start(self) -> subprocess.Popen[str]:
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
+        return subprocess.Popen(
+            self._command,
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+        )
+
+    def _exchange(
+        self, order: Mapping[str, Any], timeout_s: float | None, progress: Callable[[str], None]
+    ) -> dict[str, Any]:
+        """Send an order and wait for the message that ends it."""
+        process = self.process = self.process or self._start()
+        assert process.stdin is not None and process.stdout is not None
+        with _killed_after(timeout_s, process) as expired:
+            with suppress(BrokenPipeError):  # the process has died, and below is told how
+                process.stdin.write(json.dumps(order) + "\n")
+                process.stdin.flush()
+            for line in process.stdout:
+                message: dict[str, Any] = json.loads(line)
+                if "progress" not in message:
+                    return message
+                progress(message["progress"])
+        if expired.is_set():
+            raise WorkFailed(f"did not finish within {timeout_s:g} s and was stopped")
+        reason = exit_reason(process.wait(), self._last_words())
+        raise WorkFailed(f"the process that ran it {reason}")
+
+    def _last_words(self) -> str:
+        assert self._stderr is not None
+        size = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, size - LAST_BYTES))
+        return self._stderr.read().decode(errors="replace")
+
+
+@contextmanager
+def _killed_after(
+    timeout_s: float | None, process: subprocess.Popen[str]
+) -> Iterator[threading.Event]:
+    """Kill the process when the block takes longer; the event then tells that it was."""
+    expired = threading.Event()
+
+    def kill() -> None:
+        expired.set()
+        process.kill()
+
+    timer = None if timeout_s is None else threading.Timer(timeout_s, kill)
+    if timer is not None:
+        timer.start()
+    try:
+        yield expired
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+def _answer(message: Mapping[str, Any], folder: Path) -> Answer:
+    """What a message tells; raises the error that it tells of."""
+    if "user_error" in message:
+        raise UserError(message["user_error"])
+    if "error" in message:
+        failure = WorkFailed(message["error"])
+        failure.add_note(message["traceback"])
+        raise failure
+    names = enumerate(message["arrays"])
+    arrays = {name: np.load(folder / f"out-{number}.npy") for number, name in names}
+    return Answer(message["fields"], arrays)
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment, and a path on which this very package comes first."""
+    root = str(Path(pocketfocus.__file__).parent.parent)
+    inherited = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([root, inherited]) if inherited else root
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def exit_reason(code: int, said: str) -> str:
+    """How a process ended that gave no result, in one phrase; `said` on standard error."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"died of {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
+    if code == 0:
+        return "left no result"
+    lines = said.strip().splitlines()
+    return f"ended with code {code}: {lines[-1] if lines else 'it said nothing'}"
 
 
 def run_module(
@@ -30,19 +253,6 @@ def run_module(
     )
 
 
-def _environment() -> dict[str, str]:
-    """The worker finds this very package first, and nothing in the current folder (`-P`)."""
-    root = str(Path(pocketfocus.__file__).parent.parent)
-    inherited = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join([root, inherited]) if inherited else root
-    return {**os.environ, "PYTHONPATH": path}
-
-
 def death(ended: subprocess.CompletedProcess[str]) -> str:
     """How a worker ended that left no result, in one phrase."""
-    if ended.returncode < 0:
-        name = signal.Signals(-ended.returncode).name
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return f"died of {name}{hint}"
-    lines = (ended.stderr or "").strip().splitlines()
-    return f"ended with code {ended.returncode}: {lines[-1] if lines else 'it said nothing'}"
+    return exit_reason(ended.returncode, ended.stderr or "")

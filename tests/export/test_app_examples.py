@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pocketfocus.export.targets import input_specs, output_specs
+from pocketfocus.export.student import student_network
+from pocketfocus.models.student import SHIPPED_WEIGHTS
+from pocketfocus.quantize.calibration import Calibration
 
-SIZE = (256, 256)
+NETWORK = student_network(SHIPPED_WEIGHTS, (256, 256), Calibration((), (), ()))
 EXAMPLES = ("Refocus.kt", "RefocusExecuTorch.swift", "RefocusCoreML.swift")
-SPECS = (*input_specs(SIZE), *output_specs(SIZE))
+SPECS = (*NETWORK.inputs, *NETWORK.outputs)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -29,4 +31,4 @@ def test_the_shapes_in_the_code_are_those_of_the_inputs(name: str, root: Path) -
     text = (root / "docs" / "app" / name).read_text(encoding="utf-8")
     code = re.findall(r"(?:longArrayOf\(|shape: \[)([\d, ]+)[\])]", text)
     shapes = [tuple(int(number) for number in found.split(",")) for found in code]
-    assert shapes == [spec.shape for spec in input_specs(SIZE)]
+    assert shapes == [spec.shape for spec in NETWORK.inputs]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from pocketfocus.export.open import open_model
 from pocketfocus.export.targets import TARGETS, get_target
 from pocketfocus.models.student import load_student
-from pocketfocus.quantize.executorch import linear_inputs
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.recipes import GROUP, RECIPES
+from pocketfocus.quantize.toolchains.executorch import linear_inputs
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.files import size_bytes
 from pocketfocus.run.manifest import Artifact, check_artifact, load_manifest

@@ -11,10 +11,10 @@ from torch import nn
 
 from pocketfocus.export.targets import TARGETS
 from pocketfocus.models.student import load_student
-from pocketfocus.quantize.coreml import SMALLEST_WEIGHT
-from pocketfocus.quantize.executorch import NO_4_BIT_CONVOLUTIONS, linear_inputs
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.recipes import GROUP, RECIPES, Scheme
+from pocketfocus.quantize.toolchains.coreml import SMALLEST_WEIGHT
+from pocketfocus.quantize.toolchains.executorch import NO_4_BIT_CONVOLUTIONS, linear_inputs
 from pocketfocus.run.manifest import Artifact, load_manifest
 
 INT8 = Scheme(8, "affine", "channel", "static")

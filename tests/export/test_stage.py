@@ -1,4 +1,4 @@
-"""The stage: what is kept, made again or refused; with the ONNX target, the quickest."""
+"""The stage: what is kept or made again; with the ONNX target, the quickest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from pocketfocus.export import onnx
 from pocketfocus.export.onnx.write import write
-from pocketfocus.export.stage import code_hash, export_run
+from pocketfocus.export.stage import Export, code_hash, export_run
 from pocketfocus.export.targets import Target, get_target
 from pocketfocus.models.student import RefocusStudent, load_student
 from pocketfocus.quantize.recipes import get_recipe
@@ -43,7 +43,7 @@ def test_unchanged_files_are_kept(run_dir: Path, small_student: Path) -> None:
     before = load_manifest(run_dir)
     stamps = {a.name: (run_dir / a.name).stat().st_mtime_ns for a in before.artifacts}
     again = export_run(
-        small_student, run_dir, ["onnx", "coreml", "executorch"], ["int8", "fp32"], log=log
+        small_student, Export(run_dir, ["onnx", "coreml", "executorch"], ["int8", "fp32"]), log=log
     )
     assert again == load_manifest(run_dir) == before
     assert {n: (run_dir / n).stat().st_mtime_ns for n in stamps} == stamps
@@ -56,7 +56,7 @@ def test_a_damaged_file_is_made_again(copied: Path, damage: str) -> None:
     good = sha256(path)
     path.write_bytes(b"no") if damage == "edited" else path.unlink()
     log = Lines()
-    export_run(None, copied, ["onnx"], ["fp32", "fp16"], log=log)
+    export_run(None, Export(copied, ["onnx"], ["fp32", "fp16"]), log=log)
     assert sha256(path) == good
     assert "unchanged" not in log.of("onnx/student-fp32.onnx")
     assert "unchanged" in log.of("onnx/student-fp16.onnx")
@@ -66,7 +66,7 @@ def test_other_photos_make_calibrated_files_again(copied: Path, tmp_path: Path) 
     photo = tmp_path / "mine.png"
     Image.effect_mandelbrot((80, 70), (-2, -1, 1, 1), 50).convert("RGB").save(photo)
     log = Lines()
-    manifest = export_run(None, copied, ["onnx"], ["fp32", "int8"], [photo], log)
+    manifest = export_run(None, Export(copied, ["onnx"], ["fp32", "int8"]), [photo], log)
     assert "unchanged" in log.of("onnx/student-fp32.onnx")
     assert "unchanged" not in log.of("onnx/student-int8.onnx")
     assert set(manifest.calibration["photos"]) == {"mine.png"}
@@ -76,7 +76,7 @@ def test_other_photos_make_calibrated_files_again(copied: Path, tmp_path: Path) 
 
 def test_files_of_another_student_go(copied: Path, tmp_path: Path) -> None:
     RefocusStudent(channels=(8,), blocks=(1,), size=(64, 64)).save_pretrained(tmp_path / "other")
-    manifest = export_run(tmp_path / "other", copied, ["onnx"], ["fp32"], log=Lines())
+    manifest = export_run(tmp_path / "other", Export(copied, ["onnx"], ["fp32"]), log=Lines())
     assert [a.name for a in manifest.artifacts] == ["onnx/student-fp32.onnx"]
     assert not list(copied.glob("*/*.pte"))
     assert not list(copied.glob("*/*.mlpackage"))
@@ -88,16 +88,16 @@ def test_a_distilled_student_is_never_replaced(copied: Path, tmp_path: Path) -> 
     before = sha256(copied)
     RefocusStudent(channels=(8,), blocks=(1,), size=(64, 64)).save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="choose another folder"):
-        export_run(tmp_path / "other", copied, ["onnx"], ["fp32"], log=Lines())
+        export_run(tmp_path / "other", Export(copied, ["onnx"], ["fp32"]), log=Lines())
     assert sha256(copied) == before
-    manifest = export_run(None, copied, ["onnx"], ["fp32"], log=Lines())
+    manifest = export_run(None, Export(copied, ["onnx"], ["fp32"]), log=Lines())
     assert manifest.reference == "default"
 
 
 def test_a_broken_manifest_does_not_stop_an_export(copied: Path) -> None:
     (copied / "manifest.json").write_text("{")
     log = Lines()
-    export_run(None, copied, ["onnx"], ["fp32"], log=log)
+    export_run(None, Export(copied, ["onnx"], ["fp32"]), log=log)
     assert [a.name for a in load_manifest(copied).artifacts] == ["onnx/student-fp32.onnx"]
     assert log.of("starting a new manifest")
 
@@ -107,32 +107,19 @@ def test_an_interrupted_export_goes_on(
 ) -> None:
     real = write
 
-    def interrupted(student: RefocusStudent, recipe: object, *rest: object) -> object:
+    def interrupted(network: object, recipe: object, *rest: object) -> object:
         if recipe == get_recipe("fp16"):
             raise KeyboardInterrupt
-        return real(student, recipe, *rest)  # type: ignore[arg-type]
+        return real(network, recipe, *rest)  # type: ignore[arg-type]
 
     patch_target(monkeypatch, replace(get_target("onnx"), write=interrupted))  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
-        export_run(small_student, tmp_path, ["onnx"], ["fp32", "fp16"], log=Lines())
+        export_run(small_student, Export(tmp_path, ["onnx"], ["fp32", "fp16"]), log=Lines())
     assert [p.name for p in (tmp_path / "onnx").iterdir()] == ["student-fp32.onnx"]
     monkeypatch.undo()
     log = Lines()
-    export_run(small_student, tmp_path, ["onnx"], ["fp32", "fp16"], log=log)
+    export_run(small_student, Export(tmp_path, ["onnx"], ["fp32", "fp16"]), log=log)
     assert "unchanged" in log.of("onnx/student-fp32.onnx")
-
-
-def test_what_a_target_refuses_is_in_the_manifest(
-    small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuses(recipe: object) -> str | None:
-        return "no half here" if recipe == get_recipe("fp16") else None
-
-    patch_target(monkeypatch, replace(get_target("onnx"), refuses=refuses))
-    export_run(small_student, tmp_path, ["onnx"], ["fp16", "fp32"], log=Lines())
-    fp32, fp16 = load_manifest(tmp_path).artifacts
-    assert (fp32.status, fp32.why) == ("written", "")
-    assert (fp16.status, fp16.why, fp16.bytes) == ("refused", "no half here", 0)
 
 
 def patch_target(monkeypatch: pytest.MonkeyPatch, target: Target) -> None:
@@ -150,14 +137,14 @@ def test_unknown_names_are_user_errors(
     targets: list[str], precisions: list[str], message: str, small_student: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        export_run(small_student, tmp_path / "out", targets, precisions, log=Lines())
+        export_run(small_student, Export(tmp_path / "out", targets, precisions), log=Lines())
     assert not (tmp_path / "out").exists()
 
 
 def test_no_student_no_files(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no config\.json"):
-        export_run(tmp_path / "empty", tmp_path / "out", ["onnx"], ["fp32"], log=Lines())
+        export_run(tmp_path / "empty", Export(tmp_path / "out", ["onnx"], ["fp32"]), log=Lines())
     assert not (tmp_path / "out").exists()
 
 
@@ -166,7 +153,7 @@ def test_a_missing_toolchain_is_a_user_error(
 ) -> None:
     patch_target(monkeypatch, replace(get_target("onnx"), cannot_write=lambda: "no onnxscript"))
     with pytest.raises(UserError, match="cannot be written here: no onnxscript"):
-        export_run(small_student, tmp_path / "out", ["onnx"], ["fp32"], log=Lines())
+        export_run(small_student, Export(tmp_path / "out", ["onnx"], ["fp32"]), log=Lines())
 
 
 def test_core_ml_on_a_full_disk_is_a_user_error(
@@ -179,7 +166,7 @@ def test_core_ml_on_a_full_disk_is_a_user_error(
 
     monkeypatch.setattr(ct.models.MLModel, "save", full)
     with pytest.raises(UserError, match=r"cannot write .*fp32\.mlpackage.*full disk"):
-        export_run(small_student, tmp_path, ["coreml"], ["fp32"], log=Lines())
+        export_run(small_student, Export(tmp_path, ["coreml"], ["fp32"]), log=Lines())
     assert not list((tmp_path / "coreml").iterdir())
 
 

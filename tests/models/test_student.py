@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pocketfocus.data.optics import one_hot
 from pocketfocus.models.student import Bands, RefocusStudent, build_student
-from pocketfocus.quantize.executorch import linear_inputs
+from pocketfocus.quantize.toolchains.executorch import linear_inputs
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 

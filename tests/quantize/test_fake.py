@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pocketfocus.quantize.executorch import grid
 from pocketfocus.quantize.fake import (
     Ranges,
     Rounded,
@@ -22,6 +21,7 @@ from pocketfocus.quantize.fake import (
     symmetric,
 )
 from pocketfocus.quantize.recipes import Scheme
+from pocketfocus.quantize.toolchains.executorch import grid
 
 INT8 = Scheme(8, "affine", "channel", "static")
 

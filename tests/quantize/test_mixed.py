@@ -11,11 +11,11 @@ import pytest
 from pocketfocus.cli import main
 from pocketfocus.models.student import RefocusStudent, load_student
 from pocketfocus.quantize import sensitivity
-from pocketfocus.quantize.executorch import linear_inputs
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.mixed import Point, choose_point, path, recipe_of
-from pocketfocus.quantize.recipes import TARGET_NAMES, Recipe, get_recipe
-from pocketfocus.quantize.sensitivity import CANDIDATES, INT8, measure, scheme_in, taken_by
+from pocketfocus.quantize.recipes import TOOLCHAIN_NAMES, Recipe, get_recipe
+from pocketfocus.quantize.sensitivity import CANDIDATES, INT8, applied_by, measure, scheme_in
+from pocketfocus.quantize.toolchains.executorch import linear_inputs
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, read_json
 
@@ -49,8 +49,8 @@ def test_every_layer_has_its_figure_and_fewer_bits_cost_more(
     assert {row["layer"] for row in rows} == set(layers_of(student))
     by = {(row["layer"], scheme_in(row)): row["mse"] for row in rows}
     for layer in layers_of(student):
-        for target in TARGET_NAMES:
-            tables = [taken_by(target, asked, student)[layer] for asked in CANDIDATES]
+        for target in TOOLCHAIN_NAMES:
+            tables = [applied_by(target, requested, student)[layer] for requested in CANDIDATES]
             found = [by[layer, scheme] for scheme in tables if scheme.bits < 16]
             assert all(mse > 0 for mse in found)
     low = [mse for (_, scheme), mse in by.items() if scheme.bits == 4]
@@ -77,7 +77,7 @@ def test_an_interrupted_measurement_goes_on(
     assert [row["layer"] for row in measure(copied)] == [layer]
 
 
-@pytest.mark.parametrize("target", TARGET_NAMES)
+@pytest.mark.parametrize("target", TOOLCHAIN_NAMES)
 def test_a_path_shrinks_and_ends_where_the_target_does(
     target: str, rows: list[Row], student: RefocusStudent
 ) -> None:
@@ -88,9 +88,9 @@ def test_a_path_shrinks_and_ends_where_the_target_does(
     weights = sum(layer.get_parameter("weight").numel() for layer in layers_of(student).values())
     assert sizes[0] >= weights * (2 if target == "coreml" else 4)
     if target == "executorch":  # no 4-bit convolution is worth asking for
-        asked = points[-1].asked
+        requested = points[-1].requested
         convolutions = [n for n, m in layers_of(student).items() if not linear_inputs(m)]
-        assert {asked[name] for name in convolutions} == {INT8}
+        assert {requested[name] for name in convolutions} == {INT8}
     with pytest.raises(UserError, match="was not measured"):
         path(target, student, rows[:2])
 
@@ -112,7 +112,7 @@ def test_a_recipe_names_layers_and_targets_that_differ() -> None:
     }
     recipe = recipe_of("lean", chosen)
     for target, point in chosen.items():
-        assert recipe.asked(target, ["a", "b"]) == point.asked
+        assert recipe.requested(target, ["a", "b"]) == point.requested
     assert recipe.min_psnr_db == 35.5
 
 
@@ -127,7 +127,7 @@ def test_the_commands(
     assert main(["mixed", str(run), "--min-db", "30", "--recipe", str(lean)]) == 0
     recipe: Recipe = get_recipe(str(lean))
     assert recipe.name == "lean"
-    recipe.asked("onnx", layers_of(load_student(run / "student")))
+    recipe.requested("onnx", layers_of(load_student(run / "student")))
     assert (run / "pareto.png").stat().st_size > 1000
     capsys.readouterr()
     for words, message in (

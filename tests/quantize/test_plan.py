@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from pocketfocus.quantize import coreml, onnx
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.plan import (
     ONE_FLOAT,
     UNPLANNED,
     Choice,
     by_layer,
+    matched,
     plan,
     statement,
     summary,
-    told_apart,
 )
 from pocketfocus.quantize.recipes import Recipe, Rule, Scheme
+from pocketfocus.quantize.toolchains import coreml, onnx
 
 INT8 = Scheme(8, "affine", "channel", "static")
 
@@ -43,20 +43,20 @@ def test_a_statement_says_what_differs_and_why() -> None:
         "activations": "static",
     }
     assert (rows["b"]["bits"], rows["b"]["why"]) == (16, "too small")
-    assert rows["b"]["asked"] == "8 bits, one scale for a channel, static activations"
+    assert rows["b"]["asked"] == "8 bits, per-channel scale, static activations"
     assert (rows["c"]["bits"], rows["c"]["why"]) == (32, UNPLANNED)
     assert summary({"a": INT8, "b": Scheme(16), "c": INT8}).endswith("; 1 layers: float16")
 
 
-def test_layers_are_told_apart_by_order_and_size() -> None:
+def test_layers_are_matched_by_order_and_size() -> None:
     order = [("a", 8), ("", 3), ("b", 8), ("c", 5)]
-    assert told_apart(order, [8, 5, 8, 3], "it") == ["a", "c", "b", ""]
+    assert matched(order, [8, 5, 8, 3], "it") == ["a", "c", "b", ""]
     found = by_layer(order, [(INT8, 8), (Scheme(), 3), (Scheme(16), 8), (INT8, 5)], "it")
     assert found == {"a": INT8, "b": Scheme(16), "c": INT8}
     with pytest.raises(RuntimeError, match="it has an operator of 4 weights"):
-        told_apart(order, [8, 4], "it")
+        matched(order, [8, 4], "it")
     with pytest.raises(RuntimeError, match="it has no operator for one of 3 weights, b, c"):
-        told_apart(order, [8], "it")
+        matched(order, [8], "it")
 
 
 @pytest.mark.parametrize(

@@ -16,16 +16,16 @@ from pocketfocus.data.scenes import HELD_OUT_PHOTOS, TRAIN_PHOTOS
 from pocketfocus.quantize.calibration import calibration
 from pocketfocus.quantize.recipes import (
     RECIPES,
-    TARGET_NAMES,
+    TOOLCHAIN_NAMES,
     Recipe,
     Rule,
     Scheme,
     fields_of,
-    for_ios,
     get_recipe,
     recipe_from,
     to_yaml,
 )
+from pocketfocus.quantize.toolchains.coreml import for_ios
 from pocketfocus.run.errors import UserError
 
 
@@ -36,10 +36,10 @@ def test_the_gates_are_those_of_the_design() -> None:
     assert [r.calibrated for r in RECIPES.values()] == [False, False, True, True, True]
 
 
-def test_target_names_are_those_of_the_registry() -> None:
-    from pocketfocus.export.targets import TARGETS
+def test_a_rule_may_name_every_target() -> None:
+    from pocketfocus.export.targets import TARGETS, get_targets
 
-    assert tuple(TARGETS) == TARGET_NAMES
+    assert set(TARGETS) == set(TOOLCHAIN_NAMES) == {t.toolchain for t in get_targets()}
 
 
 def test_unknown_precision() -> None:
@@ -75,7 +75,7 @@ def test_the_last_rule_that_fits_decides() -> None:
 def test_a_pattern_that_fits_no_layer() -> None:
     recipe = Recipe("mine", "", 30.0, 0.9, (Rule("tail.*", Scheme(16), ("coreml",)),))
     with pytest.raises(UserError, match=r"mine: the pattern 'tail\.\*' fits none of .* 2 layers"):
-        recipe.asked("onnx", ["head", "body"])
+        recipe.requested("onnx", ["head", "body"])
 
 
 @pytest.mark.parametrize(
@@ -83,25 +83,34 @@ def test_a_pattern_that_fits_no_layer() -> None:
     [
         ({"speed": 1}, "unknown key 'speed': choose from name, about"),
         ({"rules": [{"bits": 8, "groups": 4}]}, "rule 1: unknown key 'groups': choose from layers"),
-        ({"rules": [{"bits": 3}]}, "rule 1: unknown bits '3': choose from 32, 16, 8, 4"),
-        ({"rules": [{"bits": True}]}, "unknown bits 'True'"),
-        ({"rules": [{"layers": "*"}]}, "'bits' is missing"),
-        ({"rules": []}, "'rules' is no list"),
-        ({"rules": [{"bits": 4, "form": "tree"}]}, "unknown form 'tree': choose from affine"),
-        ({"rules": [{"bits": 4, "granularity": 0}]}, "granularity '0' is unknown: choose tensor"),
-        ({"rules": [{"bits": 8, "activations": "int8"}]}, "unknown activations 'int8'"),
-        ({"rules": [{"bits": 8, "targets": ["tvm"]}]}, "unknown target 'tvm': choose from exec"),
-        ({"rules": [{"bits": 8, "targets": 5}]}, "unknown target '5'"),
+        ({"rules": [{"bits": 3}]}, "rule 1: 'bits' is 3: choose 32, 16, 8 or 4"),
+        ({"rules": [{"bits": True}]}, "'bits' is True: choose 32"),
+        ({"rules": [{"layers": "*"}]}, "rule 1: 'bits' is missing: choose 32, 16, 8 or 4"),
+        ({"rules": []}, "'rules' is []: choose a list of one rule or more"),
+        ({"rules": [{"bits": 4, "form": "tree"}]}, "'form' is 'tree': choose affine or palette"),
+        (
+            {"rules": [{"bits": 4, "granularity": 0}]},
+            "'granularity' is 0: choose tensor, channel, or a whole",
+        ),
+        (
+            {"rules": [{"bits": 8, "activations": "int8"}]},
+            "'activations' is 'int8': choose float, static or dynamic",
+        ),
+        (
+            {"rules": [{"bits": 8, "targets": ["tvm"]}]},
+            "'targets' is 'tvm': choose coreml or executorch or onnx",
+        ),
+        ({"rules": [{"bits": 8, "targets": 5}]}, "'targets' is 5: choose coreml or executorch"),
         ({"rules": [{"bits": 8, "layers": "regex:("}]}, "no regular expression"),
         ({"rules": [{"bits": 16, "form": "palette"}]}, "no target takes 16-bit weights"),
         (
             {"rules": [{"bits": 4, "form": "palette", "activations": "static"}]},
             "no target takes palettes with static int8 activations",
         ),
-        ({"min_psnr_db": "high"}, "'min_psnr_db' is high: write a number"),
-        ({"name": "../up"}, "is no name for files"),
+        ({"min_psnr_db": "high"}, "'min_psnr_db' is 'high': choose a number from 0 up"),
+        ({"name": "../up"}, "'name' is '../up': choose letters, digits"),
         ({"name": "int8"}, "the name 'int8' is a shipped recipe's"),
-        ({"ios": 12}, "no Core ML file is written for iOS 12: choose from 17, 18"),
+        ({"ios": 12}, "'ios' is 12: choose 17 or 18"),
     ],
 )
 def test_a_wrong_recipe_is_one_line(edit: dict[str, Any], message: str, tmp_path: Path) -> None:

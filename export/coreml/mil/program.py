@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocketfocus.export.coreml.mil.registry import OPERATORS
+from pocketfocus.export.coreml.mil.operators import OPERATORS
 from pocketfocus.export.quiet import quiet
-from pocketfocus.export.targets import INPUT_NAMES, OUTPUT_NAME, Runner
 from pocketfocus.run.errors import UserError
-
-for _module in ("elementwise", "layers", "shapes"):  # each registers its operators
-    import_module(f"pocketfocus.export.coreml.mil.{_module}")
 
 MAIN = "main"
 FLOATS = {"fp16": torch.float16, "fp32": torch.float32}
@@ -38,7 +33,7 @@ TYPES = {
 }
 
 Watch = Callable[[str, str, Tensor], None]
-"""Is told (value's name, operator's type, value) of every float value as it is made."""
+"""Gets every float value as it is made: its name, its operator's type, the value."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +71,19 @@ class Program:
             values[name] = rounded(feeds[name], self.function.inputs[name], declared)
         left = self.uses()
         for op in self.operations():
-            results = self.execute(op, values)
-            for var, result in zip(op.outputs, results, strict=True):
-                values[var.name] = rounded(result, var, declared)
-                if watch is not None and values[var.name].is_floating_point():
-                    watch(var.name, op.op_type, values[var.name])
+            (made,) = op.outputs
+            values[made.name] = rounded(self.execute(op, values), made, declared)
+            if watch is not None and values[made.name].is_floating_point():
+                watch(made.name, op.op_type, values[made.name])
             for var in variables(op):  # large values go when their last reader has run
                 left[var.name] -= 1
                 if not left[var.name] and var.name not in self.constants:
                     del values[var.name]
         return {var.name: values[var.name] for var in self.function.outputs}
+
+    def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The outputs, for the inputs in their order."""
+        return tuple(self(dict(zip(self.inputs, inputs, strict=False))).values())
 
     def operations(self) -> Iterator[Any]:
         """The operators that compute, in order."""
@@ -97,25 +95,23 @@ class Program:
         read.update(var.name for var in self.function.outputs)
         return read
 
-    def execute(self, op: Any, values: Mapping[str, Any]) -> list[Tensor]:
-        """One operator's outputs, not rounded; UserError names an operator that cannot be run."""
+    def execute(self, op: Any, values: Mapping[str, Any]) -> Tensor:
+        """One operator's output, not rounded; UserError names an operator that cannot be run."""
         arguments = {name: _value(found, values) for name, found in given(op).items()}
         try:
-            result: Any = OPERATORS[op.op_type](**arguments)
+            result = OPERATORS[op.op_type](**arguments)
         except (TypeError, ValueError, RuntimeError, KeyError) as error:
             line = str(error).strip().splitlines()[0]
             raise UserError(
                 f"{self.path}: the MIL check cannot run {op.op_type} {op.name} ({line}): "
                 "verify the file on macOS"
             ) from error
-        results = list(result) if isinstance(result, list | tuple) else [result]
-        for var, tensor in zip(op.outputs, results, strict=True):
-            if tuple(tensor.shape) != tuple(var.shape):
-                raise UserError(
-                    f"{self.path}: {op.op_type} {op.name} makes {list(tensor.shape)}, the program "
-                    f"declares {list(var.shape)}"
-                )
-        return results
+        if tuple(result.shape) != tuple(op.outputs[0].shape):
+            raise UserError(
+                f"{self.path}: {op.op_type} {op.name} makes {list(result.shape)}, the program "
+                f"declares {list(op.outputs[0].shape)}"
+            )
+        return result
 
 
 def load_program(path: Path) -> Program:
@@ -136,7 +132,7 @@ def load_pymil(path: Path) -> Any:
 
 
 def pymil_of(model: Any) -> Any:
-    """The same of a model in memory."""
+    """A model in memory as coremltools' own program object."""
     from coremltools.converters.mil.frontend.milproto.load import load
 
     spec = model.get_spec()
@@ -164,23 +160,6 @@ def from_pymil(program: Any, path: str = "the program") -> Program:
         for var in op.outputs
     }
     return Program(path, function, constants)
-
-
-def open_file(path: Path) -> Runner:
-    """What calls a student's file; UserError when it is not of a student's contract."""
-    program = load_program(path)
-    outputs = [var.name for var in program.function.outputs]
-    if (tuple(program.inputs), outputs) != (INPUT_NAMES, [OUTPUT_NAME]):
-        raise UserError(
-            f"{path} takes {', '.join(program.inputs)} and gives {', '.join(outputs)}; a student's "
-            f"file takes {', '.join(INPUT_NAMES)} and gives {OUTPUT_NAME}"
-        )
-
-    def run(photo: Tensor, position: Tensor) -> Tensor:
-        feeds = dict(zip(INPUT_NAMES, (photo, position), strict=True))
-        return program(feeds)[OUTPUT_NAME]
-
-    return run
 
 
 def is_constant(op: Any) -> bool:

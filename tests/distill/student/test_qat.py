@@ -16,10 +16,11 @@ from pocketfocus.distill.student.regression import Regression
 from pocketfocus.models.loading import load_reference
 from pocketfocus.models.student import RefocusStudent, load_student
 from pocketfocus.quantize.calibration import calibration
-from pocketfocus.quantize.executorch import grid, group_linears, linear_inputs
 from pocketfocus.quantize.fake import Rounded
 from pocketfocus.quantize.layers import layers_of
-from pocketfocus.quantize.recipes import RECIPES, Scheme, for_ios
+from pocketfocus.quantize.recipes import RECIPES, Scheme
+from pocketfocus.quantize.toolchains.coreml import for_ios
+from pocketfocus.quantize.toolchains.executorch import grid, group_linears, linear_inputs
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 

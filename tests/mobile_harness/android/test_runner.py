@@ -73,7 +73,7 @@ def test_a_phone_runs_the_file_and_leaves_nothing_behind(
     assert about["executorch"].startswith("executor_runner ")
     result = device.run(job(pte, warmup=1, runs=3, threads=1, want_outputs=True))
     assert result.outputs is not None
-    expected = open_file(pte)(*inputs())
+    (expected,) = open_file(pte)(*inputs())
     np.testing.assert_allclose(result.outputs[0], expected.numpy(), atol=1e-5)
     assert len(result.times_ms) == 3
     assert result.load_ms > 0

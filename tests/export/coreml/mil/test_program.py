@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pocketfocus.benchmarks.verify import gate_of
 from pocketfocus.data.optics import one_hot
 from pocketfocus.data.scenes import held_out_photos
-from pocketfocus.export.coreml.mil.program import Program, load_program, open_file
+from pocketfocus.export.coreml.mil.program import Program, load_program
 from pocketfocus.export.coreml.read import WEIGHTED
 from pocketfocus.export.quiet import quiet
 from pocketfocus.mobile_harness.device import Job
@@ -48,11 +48,12 @@ def pair(position: int = 6) -> tuple[Tensor, Tensor]:
 def test_a_students_package_is_the_student(
     precision: str, packages: dict[str, Path], student: RefocusStudent
 ) -> None:
-    run = open_file(packages[precision])
+    program = load_program(packages[precision])
     with torch.no_grad():
         for position in (0, 6):
             truth = student(*pair(position))
-            assert psnr(run(*pair(position)), truth) >= gate_of(precision).threshold_db
+            (stack,) = program.run(*pair(position))
+            assert psnr(stack, truth) >= gate_of(precision).threshold_db
 
 
 def stack_of(program: Program, declared: bool = True) -> Tensor:
@@ -134,8 +135,8 @@ def test_a_wrong_palette_in_the_file_fails_the_gate(
             copy.write_bytes(content)
     with torch.no_grad():
         truth = student(*pair())
-    assert psnr(open_file(broken)(*pair()), truth) < gate_of("int4").threshold_db
-    assert psnr(open_file(packages["int4"])(*pair()), truth) >= gate_of("int4").threshold_db
+    assert psnr(load_program(broken).run(*pair())[0], truth) < gate_of("int4").threshold_db
+    assert psnr(program.run(*pair())[0], truth) >= gate_of("int4").threshold_db
 
 
 def test_what_is_no_program_is_one_line(tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_what_is_no_program_is_one_line(tmp_path: Path) -> None:
         load_program(tmp_path / "a.mlpackage")
 
 
-def test_other_inputs_than_a_students_are_refused(tmp_path: Path) -> None:
+def test_other_inputs_than_a_program_s_are_refused(tmp_path: Path) -> None:
     with quiet():
         model: Any = ct.convert(
             torch.jit.trace(nn.ReLU(), torch.zeros(2)),
@@ -154,8 +155,10 @@ def test_other_inputs_than_a_students_are_refused(tmp_path: Path) -> None:
             skip_model_load=True,
         )
         model.save(str(tmp_path / "relu.mlpackage"))
-    with pytest.raises(UserError, match=r"takes x and gives .*; a student's file takes photo"):
-        open_file(tmp_path / "relu.mlpackage")
+    program = load_program(tmp_path / "relu.mlpackage")
+    for inputs in (pair(), ()):
+        with pytest.raises(UserError, match=r"takes x \[2\], it was given"):
+            program.run(*inputs)
 
 
 def test_the_device_runs_packages_and_leaves_the_rest_to_the_host(

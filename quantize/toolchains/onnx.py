@@ -1,7 +1,7 @@
 """fp16, int8 and 4-bit ONNX, with onnxruntime's own converters and quantizers.
 
-int8 is QDQ: int8 weights, one scale a channel, unsigned int8 activations, one scale a tensor. At
-4 bits onnxruntime has only `MatMulNBits`; weights of convolutions are 4-bit in the file alone.
+int8 is QDQ: per-channel int8 weights, per-tensor unsigned int8 activations. At 4 bits onnxruntime
+has only `MatMulNBits`; weights of convolutions are 4-bit in the file alone.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import torch
 from onnx import helper, version_converter
 from torch import Tensor, nn
 
-from pocketfocus.quantize.calibration import Calibration
 from pocketfocus.quantize.fake import scaled, symmetric
-from pocketfocus.quantize.layers import LAYER_TYPES, layers_of
+from pocketfocus.quantize.layers import LAYER_TYPES, Calls, layers_of
 from pocketfocus.quantize.plan import Choice, plan
 from pocketfocus.quantize.recipes import GROUP, Recipe, Scheme
 
 WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
-QUANTIZED = (*WEIGHTED, "Add")  # by onnxruntime's quantizer, where they are asked to be
+QUANTIZED = (*WEIGHTED, "Add")  # by onnxruntime's quantizer, where it is requested
 ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 LAYER = "layer/"  # how the name of a layer's operator begins; its path in the network follows
 TARGET = "onnx"
+FLOAT_BYTES = 4  # of a weight that is not quantized
 SCOPES, CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
 BLOCKS = (16, 32, 64, 128, 256)  # that `MatMulNBits` takes
 BLOCKED_OPSET = 21  # the first whose DequantizeLinear has 4-bit integers and blocks
@@ -38,18 +38,18 @@ GROUPS_ONLY = "onnxruntime rounds to 4 bits in groups"
 DYNAMIC_PRODUCTS = "MatMulNBits multiplies with activations quantized at run time"
 FLOAT_CONVOLUTIONS = "onnxruntime has no 4-bit convolution: weights are unpacked to float32"
 STATIC_ONLY = "8 bits are QDQ, whose ranges are fixed"
-CHANNELS_ONLY = "QDQ weights have one scale a channel here"
+CHANNELS_ONLY = "QDQ weights are per-channel here"
 LOWEST_4 = -8  # of 4-bit integers
 INT8_ARITHMETIC = 4  # MatMulNBits' accuracy_level: activations to int8 at run time
 
 
-def choose(asked: Scheme, layer: nn.Module) -> Choice:
+def choose(requested: Scheme, layer: nn.Module) -> Choice:
     """What onnxruntime takes in place of a scheme: 4 bits in groups, 8 bits with static ranges."""
-    if asked.bits >= 16:
-        return Choice(asked)
-    why = [NO_PALETTES] if asked.form == "palette" else []
-    granularity = GROUP if asked.form == "palette" else asked.granularity
-    if asked.bits == 4:
+    if requested.bits >= 16:
+        return Choice(requested)
+    why = [NO_PALETTES] if requested.form == "palette" else []
+    granularity = GROUP if requested.form == "palette" else requested.granularity
+    if requested.bits == 4:
         if not isinstance(granularity, int):
             why.append(GROUPS_ONLY)
             granularity = GROUP
@@ -57,24 +57,23 @@ def choose(asked: Scheme, layer: nn.Module) -> Choice:
             why.append(f"onnxruntime has groups of {', '.join(map(str, BLOCKS))}")
             granularity = GROUP
         activations = "dynamic" if isinstance(layer, nn.Linear) else "float"
-        if activations != asked.activations:
+        if activations != requested.activations:
             why.append(DYNAMIC_PRODUCTS if activations == "dynamic" else FLOAT_CONVOLUTIONS)
         return Choice(Scheme(4, "affine", granularity, activations), "; ".join(why))
-    if asked.activations != "static":
+    if requested.activations != "static":
         why.append(STATIC_ONLY)
-    if granularity != "channel" and asked.form == "affine":
+    if granularity != "channel" and requested.form == "affine":
         why.append(CHANNELS_ONLY)
     return Choice(Scheme(8, "affine", "channel", "static"), "; ".join(why))
 
 
 def choices(recipe: Recipe, network: nn.Module) -> dict[str, Choice]:
-    """What onnxruntime is asked for, layer by layer; UserError for patterns that fit none."""
+    """What is requested of onnxruntime, layer by layer; UserError for patterns that fit none."""
     return plan(recipe, TARGET, network, choose)
 
 
 def grid(rows: Tensor, scheme: Scheme) -> Tensor:
-    """Where weights [R,N], a scale a row, come to lie: at 4 bits the largest one is -8, whatever
-    its sign. See `fake.Grid`."""
+    """See `fake.Grid`: at 4 bits the largest weight is -8, whatever its sign."""
     if scheme.bits == 8:
         return symmetric(rows, scheme)
     low, high = rows.amin(1), rows.amax(1)
@@ -82,7 +81,7 @@ def grid(rows: Tensor, scheme: Scheme) -> Tensor:
 
 
 def quantized(
-    model: onnx.ModelProto, schemes: Mapping[str, Scheme], inputs: Calibration
+    model: onnx.ModelProto, schemes: Mapping[str, Scheme], calls: Calls
 ) -> onnx.ModelProto:
     """A new model, its layers kept by these schemes; inputs and outputs stay float32."""
     if all(scheme.bits == 16 for scheme in schemes.values()):
@@ -97,7 +96,7 @@ def quantized(
             model = four_bit_convolutions(four_bit_matmuls(model, four_bit), four_bit)
         if eight_bit:
             between = not four_bit
-            model = static_int8(model, inputs, Path(scratch), eight_bit, between)
+            model = static_int8(model, calls, Path(scratch), eight_bit, between)
     return model
 
 
@@ -179,7 +178,7 @@ def four_bit_matmuls(model: onnx.ModelProto, schemes: Mapping[str, Scheme]) -> o
 
 
 def four_bit_convolutions(model: onnx.ModelProto, schemes: Mapping[str, Scheme]) -> onnx.ModelProto:
-    """The same for other operators of these layers, whose kernels take floats.
+    """Symmetric 4-bit weights for other operators of these layers, whose kernels take floats.
 
     Their weights are stored as 4-bit integers, one scale a group of an output channel's, which
     `DequantizeLinear` unpacks at run time: smaller, not faster. Rounded by onnxruntime.
@@ -283,22 +282,22 @@ def left_alone(model: onnx.ModelProto, layers: Collection[str], between: bool) -
     names = []
     for node in model.graph.node:
         weighted = node.op_type in WEIGHTED
-        inside = layer_of_name(node.name) in layers if weighted else between
-        if not inside or not (weighted or node.name in leading):
+        chosen = layer_of_name(node.name) in layers if weighted else between
+        if not chosen or not (weighted or node.name in leading):
             names.append(node.name)
     return names
 
 
 def static_int8(
     model: onnx.ModelProto,
-    inputs: Calibration,
+    calls: Calls,
     scratch: Path,
     layers: Collection[str],
     between: bool,
 ) -> onnx.ModelProto:
     """QDQ around these layers and, if `between`, the additions that lead to one.
 
-    Their ranges come from the calibration inputs; what follows the last layer stays.
+    Their ranges come from the calls; what follows the last layer stays.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
@@ -306,7 +305,7 @@ def static_int8(
     quantize_static(
         model,
         written,
-        reader(inputs),
+        reader([value.name for value in model.graph.input], calls),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=[*QUANTIZED],
         nodes_to_exclude=alone,
@@ -347,8 +346,8 @@ def unrounded(model: onnx.ModelProto, integers: Collection[str]) -> None:
                 node.input[place] = packed.input[0]
 
 
-def reader(inputs: Calibration) -> Any:
-    """The calibration inputs as onnxruntime reads them."""
+def reader(names: Collection[str], calls: Calls) -> Any:
+    """The calls of a model with these inputs as onnxruntime reads them."""
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -358,4 +357,5 @@ def reader(inputs: Calibration) -> Any:
         def get_next(self) -> dict[str, Any] | None:
             return next(self.feeds, None)
 
-    return Reader({"photo": a.numpy(), "position": b.numpy()} for a, b in inputs)
+    arrays = (map(Tensor.numpy, call) for call in calls)
+    return Reader(dict(zip(names, call, strict=True)) for call in arrays)

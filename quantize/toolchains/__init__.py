@@ -1,20 +1,26 @@
-"""The registry of toolchains: what each takes of a recipe, and where it puts weights."""
+"""A module a toolchain: what it takes of a recipe, and where it puts weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from importlib import import_module
+from typing import Protocol, cast
 
 from torch import nn
 
-from pocketfocus.quantize import coreml, executorch, onnx
 from pocketfocus.quantize.fake import Grid
 from pocketfocus.quantize.plan import Choice
-from pocketfocus.quantize.recipes import Recipe
+from pocketfocus.quantize.recipes import TOOLCHAIN_NAMES, Recipe
 
 
 class Toolchain(Protocol):
-    """What a target's module says of its toolchain."""
+    """What a module says of its toolchain.
+
+    Attributes:
+        FLOAT_BYTES: of a weight that is not quantized.
+    """
+
+    FLOAT_BYTES: int
 
     @property
     def choices(self) -> Callable[[Recipe, nn.Module], dict[str, Choice]]:
@@ -25,4 +31,6 @@ class Toolchain(Protocol):
         """Where it puts weights."""
 
 
-TOOLCHAINS: dict[str, Toolchain] = {"executorch": executorch, "coreml": coreml, "onnx": onnx}
+TOOLCHAINS = {
+    name: cast(Toolchain, import_module(f"{__name__}.{name}")) for name in TOOLCHAIN_NAMES
+}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pocketfocus.export.onnx.write import session_of
-from pocketfocus.quantize.onnx import unrounded
+from pocketfocus.quantize.toolchains.onnx import unrounded
 
 SCALE, SHAPE = 0.25, (1, 3, 4, 4)
 LAYER = "layer/network.conv/Conv"

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 from pocketfocus.run.memory import peak_mib
 
-Log = Callable[[str], object]
+MAKE = "read and fold"
+"""The phase with which every target begins: `Network.make`."""
 
 
 class Phases:
@@ -17,11 +18,13 @@ class Phases:
     Args:
         name: of the file.
         shares: of the whole time that each phase takes, in order, as measured; they sum to 1.
-        log: takes a line.
+        say: takes a line.
     """
 
-    def __init__(self, name: str, shares: Mapping[str, float], log: Log) -> None:
-        self.name, self.shares, self.log = name, shares, log
+    def __init__(
+        self, name: str, shares: Mapping[str, float], say: Callable[[str], object]
+    ) -> None:
+        self.name, self.shares, self.say = name, shares, say
         self.seconds: dict[str, float] = {}
         self.peaks: dict[str, float] = {}
 
@@ -29,7 +32,7 @@ class Phases:
     def __call__(self, phase: str) -> Iterator[None]:
         """One phase."""
         number = list(self.shares).index(phase) + 1
-        self.log(f"{self.name}: {phase} ({number}/{len(self.shares)}{self.rest()})")
+        self.say(f"{self.name}: {phase} ({number}/{len(self.shares)}{self.rest()})")
         started = time.monotonic()
         yield
         self.seconds[phase] = round(time.monotonic() - started, 1)

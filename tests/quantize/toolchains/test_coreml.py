@@ -11,14 +11,16 @@ from pocketfocus.data.optics import one_hot
 from pocketfocus.data.scenes import held_out_photos
 from pocketfocus.models.student import load_student
 from pocketfocus.quantize.calibration import calibration, fitted
-from pocketfocus.quantize.coreml import program
 from pocketfocus.quantize.recipes import RECIPES
+from pocketfocus.quantize.toolchains.coreml import choices, program
 from pocketfocus.run.metrics import psnr
 
 
 def test_the_int8_graph_is_the_student(small_student: Path) -> None:
     student = load_student(small_student)
-    quantized = program(student, RECIPES["int8"], calibration((64, 64)))
+    chosen = choices(RECIPES["int8"], student)
+    schemes = {name: choice.scheme for name, choice in chosen.items()}
+    quantized = program(student, schemes, calibration((64, 64)))
     names = {str(node.target) for node in quantized.graph.nodes}
     assert any("quantize_per_tensor" in name for name in names)
     assert any("dequantize_per_channel" in name for name in names)

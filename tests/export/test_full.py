@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,18 @@ from torch import nn
 from pocketfocus.benchmarks import full
 from pocketfocus.benchmarks.verify import COVERAGE
 from pocketfocus.cli.app import main
-from pocketfocus.export.full.parts import PARTS, calibration_stacks, check_stack, open_reference
-from pocketfocus.export.full.stage import TARGETS, FullExport, export_full
+from pocketfocus.export.reference import (
+    PARTS,
+    calibration_stacks,
+    check_stack,
+    open_reference,
+    reference_networks,
+)
+from pocketfocus.export.stage import Export, export_full, full_targets
 from pocketfocus.mobile_harness.device import MIL_CHECK
 from pocketfocus.models.loading import load_reference
-from pocketfocus.quantize.executorch import linear_inputs
 from pocketfocus.quantize.recipes import GROUP
+from pocketfocus.quantize.toolchains.executorch import linear_inputs
 from pocketfocus.research.random_svd import write_random
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, read_rows
@@ -53,14 +60,16 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def asked(out: Path, targets: Sequence[str]) -> Export:
+    return Export(out, targets, ["int4"], threads=1)
+
+
 @pytest.fixture(scope="module")
 def run(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The three files; tests must not change them."""
     out = tmp_path_factory.mktemp("full")
-    for part, targets in (("unet", TARGETS), ("decoder", TARGETS[1:])):
-        export_full(
-            FullExport(str(reference), out, (part,), targets, size=SIZE, threads=1), Lines()
-        )
+    for part, targets in (("unet", full_targets()), ("decoder", full_targets()[1:])):
+        export_full(str(reference), asked(out, targets), (part,), SIZE, Lines())
     full.verify_full(out)
     return out
 
@@ -131,7 +140,7 @@ def test_convolutions_and_linear_layers_are_small(run: Path) -> None:
 def test_finished_files_are_kept(run: Path, reference: Path) -> None:
     log = Lines()
     before = load_manifest(run)
-    export_full(FullExport(str(reference), run, ("unet",), TARGETS[:1], size=SIZE), log)
+    export_full(str(reference), asked(run, full_targets()[:1]), ("unet",), SIZE, log)
     assert log == [f"{UNET}: unchanged, kept"]
     assert load_manifest(run) == before
 
@@ -160,8 +169,8 @@ def test_inputs_are_those_of_the_reference(reference: Path) -> None:
     """The UNet's from a photo at each position; none of the check's photos calibrates."""
     opened = open_reference(str(reference))
     stacks = calibration_stacks((32, 32))
-    calls = PARTS["unet"].inputs(opened, stacks)
-    latents = PARTS["decoder"].inputs(opened, stacks)
+    calls = PARTS["unet"].calls(opened, stacks)
+    latents = PARTS["decoder"].calls(opened, stacks)
     assert [position for _, position in stacks] == list(range(9))
     for (call,), (latent,), (_, position) in zip(calls, latents, stacks, strict=True):
         condition = call[:, 4:]
@@ -194,7 +203,27 @@ def test_what_cannot_be_written_is_refused_at_once(
 
 
 def test_a_size_that_does_not_fit_is_refused(reference: Path, tmp_path: Path) -> None:
-    asked = FullExport(str(reference), tmp_path / "out", size=(64, 101))
+    wanted = asked(tmp_path / "out", full_targets())
     with pytest.raises(UserError, match=r"101x64 do not fit .* multiples of 2"):
-        export_full(asked, Lines())
+        export_full(str(reference), wanted, size=(64, 101), log=Lines())
     assert not (tmp_path / "out").exists()
+
+
+def test_networks_say_what_they_take_and_give(run: Path, reference: Path) -> None:
+    """Before anything is computed: the shapes that were measured when the files were written."""
+    opened = open_reference(str(reference))
+    for network in reference_networks(opened, ["unet", "decoder"], SIZE):
+        written = next(a for a in load_manifest(run).artifacts if f"/{network.name}-" in a.name)
+        for said, found in (
+            (network.inputs, written.inputs),
+            (network.outputs, written.outputs),
+        ):
+            assert [(s.name, s.shape) for s in said] == [(s.name, s.shape) for s in found]
+
+
+def test_a_reference_does_not_go_into_the_run_of_a_student(
+    reference: Path, make_run: Callable[..., None], small_student: Path, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "run", small_student, ["onnx/student-fp32.onnx"])
+    with pytest.raises(UserError, match="is the run of a student: choose another folder"):
+        export_full(str(reference), asked(tmp_path / "run", full_targets()), size=SIZE)

@@ -9,45 +9,82 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from pocketfocus.quantize.executorch import LEAST_SCALE, Inputs, capture, int8
 from pocketfocus.quantize.fake import symmetric
+from pocketfocus.quantize.layers import Calls, capture
 from pocketfocus.quantize.plan import Choice, plan
-from pocketfocus.quantize.recipes import Recipe, Scheme
+from pocketfocus.quantize.recipes import GROUP, Recipe, Rule, Scheme, check_ios
+from pocketfocus.quantize.toolchains.executorch import LEAST_SCALE, int8
+from pocketfocus.run.errors import UserError
 
 TARGET = "coreml"
+FLOAT_BYTES = 2  # of a weight that is not quantized
 SMALLEST_WEIGHT = 512  # elements; fewer are not worth a palette
 MODERN_IOS = 18  # has blocks of integers, and palettes for groups of channels
-FLOATS_16 = "a file is float16 throughout unless every layer is asked to be float32"
+FLOATS_16 = "a file is float16 throughout unless float32 is requested of every layer"
 NO_BLOCKS = "iOS 17 has no blocks of integers"
 NO_4_BIT_INTEGERS = "iOS 17 has no 4-bit integers"
 NO_GROUPED_PALETTES = "iOS 17 has one palette a weight"
-WEIGHTS_ONLY = "Core ML takes int8 activations beside int8 weights, one scale a channel, only"
+WEIGHTS_ONLY = "Core ML takes int8 activations beside per-channel int8 weights only"
 NO_DYNAMIC = "Core ML finds no ranges at run time"
 
+FORMS = {
+    "palettes": (17, Scheme(4, "palette", 8)),  # found by k-means
+    "blocks": (MODERN_IOS, Scheme(4, "affine", GROUP)),
+}
+"""How Core ML keeps 4-bit weights: the oldest iOS that reads it, and its scheme."""
 
-def choose(asked: Scheme, layer: nn.Module, ios: int) -> Choice:
+
+def for_ios(recipe: Recipe, ios: int | None, form: str | None) -> Recipe:
+    """The recipe with Core ML's deployment target and form of 4-bit weights; None as it says.
+
+    UserError for unknown ones, or a form that this iOS does not read.
+    """
+    recipe = replace(recipe, ios=recipe.ios if ios is None else check_ios(ios))
+    if form is None:
+        return recipe
+    if form not in FORMS:
+        raise UserError(f"unknown form of 4-bit weights '{form}': choose from {', '.join(FORMS)}")
+    oldest, scheme = FORMS[form]
+    if recipe.ios < oldest:
+        others = [name for name, (least, _) in FORMS.items() if least <= recipe.ios]
+        raise UserError(
+            f"iOS {recipe.ios} cannot read 4-bit {form}, which came with iOS {oldest}: choose "
+            f"--four-bit {others[0]}, or --ios {oldest}"
+        )
+    rules: list[Rule] = []
+    for rule in recipe.rules:
+        rules.append(rule)
+        if rule.scheme.bits == 4 and (not rule.targets or TARGET in rule.targets):
+            rules.append(Rule(rule.layers, scheme, (TARGET,)))
+    return replace(recipe, rules=tuple(rules))
+
+
+def choose(requested: Scheme, layer: nn.Module, ios: int) -> Choice:
     """What Core ML of an iOS takes in place of a scheme: nearly all of iOS 18, less of iOS 17."""
-    if asked.bits >= 16:
-        return Choice(asked)
+    if requested.bits >= 16:
+        return Choice(requested)
     weight = layer.get_parameter("weight")
-    if weight.numel() <= SMALLEST_WEIGHT and asked.activations == "float":
+    if weight.numel() <= SMALLEST_WEIGHT and requested.activations == "float":
         return Choice(Scheme(16), f"weights of {SMALLEST_WEIGHT} elements or fewer stay float16")
     why: list[str] = []
-    if asked.activations != "float" and (asked.bits, asked.granularity) == (8, "channel"):
-        why += [NO_DYNAMIC] if asked.activations == "dynamic" else []
+    if requested.activations != "float" and (requested.bits, requested.granularity) == (
+        8,
+        "channel",
+    ):
+        why += [NO_DYNAMIC] if requested.activations == "dynamic" else []
         return Choice(Scheme(8, "affine", "channel", "static"), "; ".join(why))
-    if asked.activations != "float":
+    if requested.activations != "float":
         why.append(WEIGHTS_ONLY)
-    form, granularity = asked.form, asked.granularity
+    form, granularity = requested.form, requested.granularity
     if ios < MODERN_IOS:
-        if form == "affine" and asked.bits == 4:
+        if form == "affine" and requested.bits == 4:
             why.append(NO_4_BIT_INTEGERS)
             form, granularity = "palette", "tensor"
         elif form == "affine" and isinstance(granularity, int):
@@ -71,7 +108,7 @@ def choose(asked: Scheme, layer: nn.Module, ios: int) -> Choice:
     if weight.numel() <= SMALLEST_WEIGHT:
         why.append(f"weights of {SMALLEST_WEIGHT} elements or fewer stay float16")
         return Choice(Scheme(16), "; ".join(why))
-    return Choice(Scheme(asked.bits, form, granularity), "; ".join(why))
+    return Choice(Scheme(requested.bits, form, granularity), "; ".join(why))
 
 
 def channels(layer: nn.Module) -> tuple[int, int]:
@@ -88,7 +125,7 @@ def kernel_area(layer: nn.Module) -> int:
 
 
 def choices(recipe: Recipe, network: nn.Module) -> dict[str, Choice]:
-    """What coremltools is asked for, layer by layer; UserError for patterns that fit none."""
+    """What is requested of coremltools, layer by layer; UserError for patterns that fit none."""
     found = plan(recipe, TARGET, network, partial(choose, ios=recipe.ios))
     if all(choice.scheme.bits == 32 for choice in found.values()):
         return found
@@ -97,35 +134,39 @@ def choices(recipe: Recipe, network: nn.Module) -> dict[str, Choice]:
 
 
 def grid(rows: Tensor, scheme: Scheme) -> Tensor:
-    """Where weights [R,N], a scale a row, come to lie: coremltools', whose largest one is 7 or 127
-    steps, or XNNPACK's quantizer's beside int8 activations. See `fake.Grid`."""
+    """See `fake.Grid`: coremltools', whose largest weight is 7 or 127 steps, or XNNPACK's
+    quantizer's beside int8 activations."""
     return symmetric(rows, scheme, LEAST_SCALE if scheme.activations == "static" else 0.0)
 
 
-def program(network: nn.Module, recipe: Recipe, inputs: Inputs) -> ExportedProgram:
+def program(network: nn.Module, schemes: Mapping[str, Scheme], calls: Calls) -> ExportedProgram:
     """What ct.convert takes: the captured graph, with int8 activations already in it."""
-    captured = capture(network, inputs)
-    schemes = {name: choice.scheme for name, choice in choices(recipe, network).items()}
+    captured = capture(network, calls)
     static = {name: scheme for name, scheme in schemes.items() if scheme.activations == "static"}
     if static:
         between = len(static) == len(schemes)
-        captured = capture(int8(captured, inputs, static, between), inputs)
+        captured = capture(int8(captured, calls, static, between), calls)
     decomposed: ExportedProgram = captured.run_decompositions({})
     return decomposed
 
 
-def compressed(
-    model: Any,
-    configs: Mapping[str, Any],
-    everywhere: Any = None,
-    by_operator: Mapping[str, Any] | None = None,
-) -> Any:
-    """The model with integer weights or palettes (by k-means) for some of its weights.
+@dataclass(frozen=True)
+class Compression:
+    """What becomes of a program's weights: `config_of` schemes, None for what stays as it is.
 
-    `configs` are `config_of` schemes, by the names of the weights in the program; `by_operator`
-    those of the other weights of an operator, `everywhere` that of all others. None leaves a
-    weight as it is.
+    Attributes:
+        named: by the names of weights in the program.
+        by_operator: of the other weights of an operator.
+        others: of all others.
     """
+
+    named: Mapping[str, Any] = field(default_factory=dict)
+    by_operator: Mapping[str, Any] = field(default_factory=dict)
+    others: Any = None
+
+
+def compressed(model: Any, how: Compression) -> Any:
+    """The model with integer weights or palettes (by k-means) for some of its weights."""
     from coremltools.optimize.coreml import (
         OpPalettizerConfig,
         OptimizationConfig,
@@ -138,12 +179,12 @@ def compressed(
         def own(config: Any, palettes: bool = palettes) -> Any:
             return config if isinstance(config, OpPalettizerConfig) == palettes else None
 
-        named = {name: config for name, config in configs.items() if own(config) is not None}
-        kinds = {operator: own(config) for operator, config in (by_operator or {}).items()}
-        rest = own(everywhere)
-        if named or rest is not None or any(config is not None for config in kinds.values()):
+        named = {name: config for name, config in how.named.items() if own(config) is not None}
+        kinds = {operator: own(config) for operator, config in how.by_operator.items()}
+        others = own(how.others)
+        if named or others is not None or any(config is not None for config in kinds.values()):
             config = OptimizationConfig(
-                global_config=rest, op_type_configs=kinds, op_name_configs=named
+                global_config=others, op_type_configs=kinds, op_name_configs=named
             )
             model = compress(model, config)
     return model
@@ -177,14 +218,22 @@ def config_of(scheme: Scheme, area: int = 1) -> Any:
     )
 
 
-CONVOLUTIONS = {operator: Scheme(8, "affine", "channel") for operator in ("conv", "conv_transpose")}
-"""Of a whole reference: at 4 bits its convolutions cost five times what its linear layers do
-(docs/full-size.md), so they take 8 here as they do on XNNPACK."""
+def by_operator(recipe: Recipe) -> Compression:
+    """How weights that nobody names are compressed, those of a whole reference.
+
+    At 4 bits its convolutions cost five times what its linear layers do (docs/full-size.md), so
+    they take 8 here as they do on XNNPACK.
+    """
+    if recipe.weight_bits != 4:
+        return Compression()
+    convolution = config_of(Scheme(8, "affine", "channel"))
+    kinds = dict.fromkeys(("conv", "conv_transpose"), convolution)
+    return Compression(by_operator=kinds, others=config_of(uniform(recipe)))
 
 
 def uniform(recipe: Recipe) -> Scheme:
-    """What is asked for any layer, as far as the recipe's iOS reads it."""
-    asked = recipe.scheme_of(TARGET, "")
-    if asked.form == "palette" and recipe.ios < MODERN_IOS:
-        return replace(asked, granularity="tensor")
-    return replace(asked, activations="float") if asked.bits == 4 else asked
+    """What is requested of any layer, as far as the recipe's iOS reads it."""
+    requested = recipe.scheme_of(TARGET, "")
+    if requested.form == "palette" and recipe.ios < MODERN_IOS:
+        return replace(requested, granularity="tensor")
+    return replace(requested, activations="float") if requested.bits == 4 else requested

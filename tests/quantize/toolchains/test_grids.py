@@ -15,10 +15,11 @@ from onnx.reference import ReferenceEvaluator
 from onnxruntime.quantization.quant_utils import quantize_data
 from torch import Tensor, nn
 
-from pocketfocus.quantize.executorch import capture, group_linears, int8
-from pocketfocus.quantize.onnx import unpacking
+from pocketfocus.quantize.layers import capture
 from pocketfocus.quantize.recipes import Scheme
 from pocketfocus.quantize.toolchains import TOOLCHAINS
+from pocketfocus.quantize.toolchains.executorch import group_linears, int8
+from pocketfocus.quantize.toolchains.onnx import unpacking
 
 ROWS, WIDTH = 24, 32
 

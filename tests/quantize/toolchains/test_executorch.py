@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pocketfocus.quantize.executorch import (
+from pocketfocus.quantize.layers import capture
+from pocketfocus.quantize.recipes import Scheme
+from pocketfocus.quantize.toolchains.executorch import (
     Half,
     PerPixel,
     Rows,
-    capture,
     choose,
     group_linears,
     int8,
 )
-from pocketfocus.quantize.recipes import Scheme
 
 
 class Mlp(nn.Module):

@@ -1,6 +1,6 @@
 """int8 and 4-bit for XNNPACK, with torchao's own quantizers.
 
-8 bits: PT2E quantization, one scale a weight channel, one scale a tensor of activations.
+8 bits: PT2E quantization, weights per-channel, activations per-tensor.
 4 bits: torchao stops at linear layers, so these, and 1x1 convolutions, which are linear layers of
 every pixel, take groups of 4-bit weights with activations quantized to int8 at run time; other
 convolutions stay at static int8, in the same graph.
@@ -9,7 +9,7 @@ convolutions stay at static int8, in the same graph.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from pocketfocus.quantize.fake import symmetric
-from pocketfocus.quantize.layers import quantizable
+from pocketfocus.quantize.layers import Calls, capture, quantizable
 from pocketfocus.quantize.plan import Choice, plan
 from pocketfocus.quantize.recipes import Granularity, Recipe, Scheme
 
 TARGET = "executorch"
+FLOAT_BYTES = 4  # of a weight that is not quantized
 LEAST_SCALE = 2**-12  # of int8 weights, by XNNPACK's quantizer
 
 # All but concatenations, whose annotator takes every one in the graph, whatever the filter says.
@@ -33,15 +34,15 @@ INT4: torch.dtype = getattr(torch, "int4")  # noqa: B009 - missing from torch's 
 
 
 class Half(nn.Module):
-    """A student in float16 between casts, so that the file still takes and gives float32."""
+    """A network in float16 between casts, so that the file still takes and gives float32."""
 
-    def __init__(self, student: nn.Module) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.student = copy.deepcopy(student).half()
+        self.network = copy.deepcopy(network).half()
 
-    def forward(self, photo: Tensor, position: Tensor) -> Tensor:
-        stack: Tensor = self.student(photo.half(), position.half())
-        return stack.float()
+    def forward(self, *inputs: Tensor) -> Tensor:
+        output: Tensor = self.network(*(tensor.half() for tensor in inputs))
+        return output.float()
 
 
 class Rows(nn.Module):
@@ -74,10 +75,6 @@ class PerPixel(nn.Module):
         return y.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
-Inputs = Iterable[tuple[Tensor, ...]]
-"""What a network is called with, each time; the first one also fixes the shapes."""
-
-
 ARITHMETIC_16 = "XNNPACK's serializer stores convolution weights as float32"
 NO_PALETTES = "XNNPACK has no palettes"
 NO_4_BIT_CONVOLUTIONS = "XNNPACK has 4-bit weights in linear layers and 1x1 convolutions only"
@@ -88,15 +85,15 @@ DYNAMIC_ONLY = "XNNPACK multiplies 4-bit weights with activations quantized at r
 STATIC_CONVOLUTIONS = "torchao's quantizer takes dynamic ranges in linear layers only"
 
 
-def choose(asked: Scheme, layer: nn.Module) -> Choice:
+def choose(requested: Scheme, layer: nn.Module) -> Choice:
     """What XNNPACK takes in place of a scheme: 4 bits in linear layers and 1x1 convolutions, else
     int8 affine."""
-    if asked.bits >= 16:
-        stored = 32 if not isinstance(layer, nn.Linear) else asked.bits
-        return Choice(Scheme(stored), ARITHMETIC_16 if stored != asked.bits else "")
-    why = [NO_PALETTES] if asked.form == "palette" else []
-    group = 32 if asked.form == "palette" else asked.granularity
-    if asked.bits == 4:
+    if requested.bits >= 16:
+        stored = 32 if not isinstance(layer, nn.Linear) else requested.bits
+        return Choice(Scheme(stored), ARITHMETIC_16 if stored != requested.bits else "")
+    why = [NO_PALETTES] if requested.form == "palette" else []
+    group = 32 if requested.form == "palette" else requested.granularity
+    if requested.bits == 4:
         inputs = linear_inputs(layer)
         if not inputs:
             why.append(NO_4_BIT_CONVOLUTIONS)
@@ -105,9 +102,9 @@ def choose(asked: Scheme, layer: nn.Module) -> Choice:
         elif isinstance(group, int) and inputs % group:
             why.append(f"{inputs} inputs are no whole groups of {group}")
         else:
-            why += [DYNAMIC_ONLY] if asked.activations != "dynamic" else []
+            why += [DYNAMIC_ONLY] if requested.activations != "dynamic" else []
             return Choice(Scheme(4, "affine", group, "dynamic"), "; ".join(why))
-    activations = asked.activations if asked.bits == 8 else "static"
+    activations = requested.activations if requested.bits == 8 else "static"
     if activations == "float":
         why.append(NO_WEIGHTS_ALONE)
         activations = "static"
@@ -115,7 +112,7 @@ def choose(asked: Scheme, layer: nn.Module) -> Choice:
         why.append(STATIC_CONVOLUTIONS)
         activations = "static"
     if isinstance(group, int):
-        why += [NO_8_BIT_GROUPS] if asked.bits == 8 and asked.form == "affine" else []
+        why += [NO_8_BIT_GROUPS] if requested.bits == 8 and requested.form == "affine" else []
         group = "channel"
     return Choice(Scheme(8, "affine", group, activations), "; ".join(why))
 
@@ -131,13 +128,13 @@ def linear_inputs(layer: nn.Module) -> int:
 
 
 def choices(recipe: Recipe, network: nn.Module) -> dict[str, Choice]:
-    """What XNNPACK is asked for, layer by layer; UserError for patterns that fit none."""
+    """What is requested of XNNPACK, layer by layer; UserError for patterns that fit none."""
     return plan(recipe, TARGET, network, choose)
 
 
 def grid(rows: Tensor, scheme: Scheme) -> Tensor:
-    """Where weights [R,N], a scale a row, come to lie: at 4 bits torchao's, whose largest one is
-    7.5 steps; at 8 bits those of XNNPACK's quantizer. See `fake.Grid`."""
+    """See `fake.Grid`: at 4 bits torchao's, whose largest weight is 7.5 steps; at 8 bits those of
+    XNNPACK's quantizer."""
     if scheme.bits == 8:
         return symmetric(rows, scheme, LEAST_SCALE)
     from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer
@@ -146,34 +143,26 @@ def grid(rows: Tensor, scheme: Scheme) -> Tensor:
     return found
 
 
-def quantized(student: nn.Module, recipe: Recipe, inputs: Inputs) -> tuple[Any, int]:
-    """A module that torch.export and XNNPACK take, and its number of layers at 4 bits."""
-    return quantized_in_place(copy.deepcopy(student).eval(), recipe, inputs)
+def quantized(model: nn.Module, recipe: Recipe, calls: Calls) -> tuple[Any, int]:
+    """A module that torch.export and XNNPACK take, and its number of layers at 4 bits.
 
-
-def quantized_in_place(model: nn.Module, recipe: Recipe, inputs: Inputs) -> tuple[Any, int]:
-    """The same for a model that nobody needs afterwards: its weights are in memory once."""
+    Nobody needs the model afterwards, so that its weights are in memory once.
+    """
     schemes = {name: choice.scheme for name, choice in choices(recipe, model).items()}
-    if all(scheme.bits == 16 for scheme in recipe.asked(TARGET, schemes).values()):
+    if all(scheme.bits == 16 for scheme in recipe.requested(TARGET, schemes).values()):
         return Half(model).eval(), 0
     four_bit = {name: s.granularity for name, s in schemes.items() if s.bits == 4}
     group_linears(model, four_bit)
     if any(scheme.bits == 8 for scheme in schemes.values()):
         eight_bit = {name: s for name, s in schemes.items() if s.bits == 8}
-        return int8(capture(model, inputs), inputs, eight_bit, not four_bit), len(four_bit)
+        return int8(capture(model, calls), calls, eight_bit, not four_bit), len(four_bit)
     return model, len(four_bit)
 
 
-def capture(model: nn.Module, inputs: Inputs) -> ExportedProgram:
-    """The torch.export program at the static shapes of the calibration inputs."""
-    with torch.no_grad():
-        return torch.export.export(model, next(iter(inputs)))
-
-
 def int8(
-    program: ExportedProgram, inputs: Inputs, schemes: Mapping[str, Scheme], between: bool
+    program: ExportedProgram, calls: Calls, schemes: Mapping[str, Scheme], between: bool
 ) -> Any:
-    """Observe the inputs, then fix every scale (torchao PT2E, XNNPACK's quantizer).
+    """Observe the calls, then fix every scale (torchao PT2E, XNNPACK's quantizer).
 
     Only these layers and, if `between`, the additions between layers: what follows the last layer
     stays in floating point.
@@ -200,14 +189,14 @@ def int8(
         quantizers.append(quantizer)
     observed = prepare_pt2e(graph, ComposableQuantizer(quantizers))
     with torch.no_grad():
-        for arguments in inputs:
+        for arguments in calls:
             observed(*arguments)
     return convert_pt2e(observed)
 
 
 def group_linears(model: nn.Module, layers: Mapping[str, Granularity]) -> None:
-    """4-bit weights, in place, for these linear layers and 1x1 convolutions: one scale a channel,
-    or for so many."""
+    """4-bit weights, in place, for these linear layers and 1x1 convolutions: per-channel, or with
+    one scale for so many."""
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
     from torchao.quantization.granularity import PerAxis, PerGroup
     from torchao.utils import unwrap_tensor_subclass

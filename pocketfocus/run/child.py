@@ -1,0 +1,89 @@
+"""The child's side of `processes`: it takes work from standard input until that ends.
+
+Executed as a module, or by its path in a Python that has numpy and no pocketfocus. Both streams are
+kept for the protocol: what the work itself prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[Any]]
+Say = Callable[[str], None]
+Function = Callable[[Mapping[str, Any], Arrays, Say], tuple[Mapping[str, Any], Arrays]]
+
+
+def main() -> None:
+    """Answer every order, each a line of JSON: progress first, then one line that ends it."""
+    orders, answers = private_streams()
+
+    def send(message: Mapping[str, Any]) -> None:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+    for line in orders:
+        send(perform(json.loads(line), lambda text: send({"progress": text})))
+
+
+def private_streams() -> tuple[TextIO, TextIO]:
+    """Standard input and output under other descriptors, so that no library reads or writes there.
+
+    Descriptor 0 becomes empty, and 1 the same as standard error.
+    """
+    orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return orders, answers
+
+
+def perform(order: Mapping[str, Any], say: Say) -> dict[str, Any]:
+    """Call the function that an order names; what it gives, or how it failed, as a message."""
+    folder = Path(order["folder"])
+    try:
+        arrays = {
+            name: np.load(folder / f"in-{number}.npy", mmap_mode="r")
+            for number, name in enumerate(order["arrays"])
+        }
+        fields, made = function(order["call"])(order["arguments"], arrays, say)
+        for number, array in enumerate(made.values()):
+            np.save(folder / f"out-{number}.npy", array)
+    except Exception as error:
+        # By its name: in a Python without the package there is no class to compare with.
+        if any(kind.__name__ == "UserError" for kind in type(error).__mro__):
+            return {"user_error": str(error)}
+        line = next(iter(str(error).strip().splitlines()), "no message")
+        return {
+            "error": f"{type(error).__name__}: {line}",
+            "traceback": traceback.format_exc(),
+        }
+    return {"fields": dict(fields), "arrays": list(made)}
+
+
+def function(call: str) -> Function:
+    """What `package.module:name` or `path/to/module.py:name` stands for; imported once."""
+    place, _, name = call.rpartition(":")
+    if not place.endswith(".py"):
+        return getattr(importlib.import_module(place), name)
+    if place not in sys.modules:
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        assert spec is not None and spec.loader is not None
+        sys.modules[place] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[place])
+    return getattr(sys.modules[place], name)
+
+
+if __name__ == "__main__":
+    main()
