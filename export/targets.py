@@ -28,8 +28,8 @@ TARGETS = {
 INPUT_NAMES = ("photo", "position")
 OUTPUT_NAME = "stack"
 
-Runner = Callable[[Tensor, Tensor], Tensor]
-"""(photo [1,3,H,W], position one-hot [1,9]) -> stack [9,3,H,W]."""
+Runner = Callable[..., Tensor]
+"""(photo [1,3,H,W], position one-hot [1,9]) -> stack [9,3,H,W], or another network's inputs."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Target:
         cannot_run: why this machine cannot execute its files; None when it can.
         cannot_write: why this machine cannot write its files; None when it can.
         refuses: why there is no file of a recipe for this target; None when there is.
+        runtime: which fact of `Device.describe` tells the version of its runtime.
+        fallback: name of the device that checks its files where a device cannot execute them.
     """
 
     name: str
@@ -64,6 +66,8 @@ class Target:
     cannot_run: Callable[[], str | None]
     cannot_write: Callable[[], str | None]
     refuses: Callable[[Recipe], str | None]
+    runtime: str
+    fallback: str = ""
 
 
 def get_target(name: str) -> Target:

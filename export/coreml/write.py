@@ -175,9 +175,12 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
         line = str(error).strip().splitlines()[0]
         raise UserError(f"{path} is no Core ML package that loads ({line})") from error
 
-    def run(photo: Tensor, position: Tensor) -> Tensor:
-        feed = dict(zip(INPUT_NAMES, (photo.numpy(), position.numpy()), strict=True))
-        return torch.from_numpy(np.asarray(model.predict(feed)[OUTPUT_NAME], dtype=np.float32))
+    description = model.get_spec().description
+    names, (output,) = [value.name for value in description.input], description.output
+
+    def run(*inputs: Tensor) -> Tensor:
+        feed = dict(zip(names, (value.numpy() for value in inputs), strict=True))
+        return torch.from_numpy(np.asarray(model.predict(feed)[output.name], dtype=np.float32))
 
     return run
 
@@ -217,4 +220,6 @@ TARGET = Target(
     cannot_run=cannot_run,
     cannot_write=cannot_write,
     refuses=never,
+    runtime="coremltools",
+    fallback="mil-check",
 )

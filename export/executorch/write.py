@@ -97,10 +97,10 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
     module = load(path, threads)
     mute: Iterator[Any] = chain([quiet_native()], repeat(nullcontext()))  # XNNPACK's first words
 
-    def run(photo: Tensor, position: Tensor) -> Tensor:
+    def run(*inputs: Tensor) -> Tensor:
         with next(mute):
-            inputs = [photo.contiguous(), position.contiguous()]
-            outputs: Any = module.forward(inputs, clone_outputs=False)
+            given = [value.contiguous() for value in inputs]
+            outputs: Any = module.forward(given, clone_outputs=False)
         stack: Tensor = outputs[0].clone()  # the runtime writes the next output into its memory
         return stack
 
@@ -167,4 +167,5 @@ TARGET = Target(
     cannot_run=cannot_run,
     cannot_write=cannot_write,
     refuses=never,
+    runtime="executorch",
 )

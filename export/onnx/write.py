@@ -110,9 +110,11 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
     """A session on the CPU."""
     session = session_of(str(path), str(path), threads)
 
-    def run(photo: Tensor, position: Tensor) -> Tensor:
-        feed = dict(zip(INPUT_NAMES, (photo.numpy(), position.numpy()), strict=True))
-        return torch.from_numpy(session.run([OUTPUT_NAME], feed)[0])
+    names = [value.name for value in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> Tensor:
+        feed = dict(zip(names, (value.numpy() for value in inputs), strict=True))
+        return torch.from_numpy(session.run(None, feed)[0])
 
     return run
 
@@ -174,4 +176,5 @@ TARGET = Target(
     cannot_run=cannot_run,
     cannot_write=cannot_write,
     refuses=never,
+    runtime="onnxruntime",
 )
