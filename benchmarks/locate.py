@@ -16,13 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pocketfocus.benchmarks.verify import (
-    SHOWN,
-    fitted_photos,
-    gate_of,
-    is_written,
-    load_parent,
-)
+from pocketfocus.benchmarks.checks import SHOWN, fitted_photos, load_parent
+from pocketfocus.benchmarks.gates import gate_of, is_written
 from pocketfocus.data.optics import one_hot
 from pocketfocus.export.layers import Layer, get_inside
 from pocketfocus.quantize.layers import layer_of

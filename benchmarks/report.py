@@ -19,11 +19,13 @@ from PIL import Image
 
 import pocketfocus
 from pocketfocus.benchmarks.charts import data_uri, latency_chart, size_chart, sustained_chart
+from pocketfocus.benchmarks.checks import SHOWN, STACKS_FILE
 from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, plot_grids
+from pocketfocus.benchmarks.gates import parity_rows
 from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, ratios
 from pocketfocus.benchmarks.notes import browser_rows, notes_rows
 from pocketfocus.benchmarks.phones import kinds, phones, verdicts
-from pocketfocus.benchmarks.verify import SHOWN, STACKS_FILE, VERIFY_FILE, parity_rows
+from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.data.optics import FRAMES, dioptres
 from pocketfocus.run.files import Row, read_json, read_rows, write_atomic
 from pocketfocus.run.manifest import Manifest, load_manifest

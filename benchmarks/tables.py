@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from pocketfocus.benchmarks.evaluate import EVALUATE_FILE
+from pocketfocus.benchmarks.gates import parity_rows
 from pocketfocus.benchmarks.latency import BENCH_FILE, ratios
-from pocketfocus.benchmarks.verify import VERIFY_FILE, parity_rows
+from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.mobile_harness.device import HOST, MIL_CHECK
 from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.files import Row, read_rows

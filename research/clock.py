@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pocketfocus.data.optics import FRAMES, one_hot
-from pocketfocus.export.targets import Runner, get_target
+from pocketfocus.export.targets import get_target
 from pocketfocus.mobile_harness.device import PYTORCH
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.processes import Work, Worker
 
 WARMUP = 1  # untimed calls at every visit: caches are another file's, threads sleep
 POSITION = FRAMES // 2  # the network does the same work at any position
@@ -57,87 +55,68 @@ def rounds(
     if first >= last:
         return
     with ExitStack() as stack:
-        asked: dict[str, Callable[[str, int], list[float]]] = {}
+        workers: dict[str, Worker] = {}
         for target in dict.fromkeys(file.target for file in files):
-            ask = stack.enter_context(_runtime([f for f in files if f.target == target], threads))
-            asked |= {file.name: ask for file in files if file.target == target}
+            workers[target] = stack.enter_context(Worker())
+            for file in files:
+                if file.target == target:
+                    workers[target].run(opening(file, threads))
         for number in range(first, last):
             order = files if number % 2 == 0 else files[::-1]
-            yield {file.name: asked[file.name](file.name, calls) for file in order}
+            yield {file.name: times_of(workers[file.target], file.name, calls) for file in order}
 
 
-@contextmanager
-def _runtime(
-    files: Sequence[Timed], threads: int | None
-) -> Iterator[Callable[[str, int], list[float]]]:
-    """A process with these files open, and what asks it for the times (ms) of one of them."""
-    context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, list(files), threads), daemon=True)
-    process.start()
-    theirs.close()
+def opening(file: Timed, threads: int | None) -> Work:
+    """The work that opens a file, where it stays open."""
+    about = {"name": file.name, "target": file.target, "path": str(file.path), "threads": threads}
+    return Work(f"{__name__}:open_file", about, {"photo": file.photo})
 
-    def ask(name: str, calls: int) -> list[float]:
-        ours.send((name, calls))
-        return _answer(ours)
 
+def times_of(worker: Worker, name: str, calls: int) -> list[float]:
+    """The times (ms) of so many calls of an open file."""
+    answer = worker.run(Work(f"{__name__}:time_file", {"name": name, "calls": calls}))
+    return list(answer.fields["times_ms"])
+
+
+OPEN: dict[str, Callable[[], object]] = {}
+"""In a worker: the call of every file that it has open."""
+
+Answered = tuple[dict[str, Any], dict[str, NDArray[Any]]]
+
+
+def open_file(
+    about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], say: object
+) -> Answered:
+    """In a worker: open a file, call it once, and keep it."""
+    torch.set_num_threads(about["threads"] or torch.get_num_threads())
+    photo, position = torch.from_numpy(arrays["photo"].copy()), one_hot(POSITION)
     try:
-        _answer(ours)  # all are open and were called
-        yield ask
-    finally:
-        ours.close()
-        process.terminate()
-        process.join()
+        if about["target"] == PYTORCH:
+            from pocketfocus.models.student import load_student
 
-
-def _answer(connection: Connection) -> list[float]:
-    try:
-        times, mistake = connection.recv()
-    except EOFError:
-        raise UserError("the process that timed the files died: free some memory") from None
-    if mistake:
-        raise UserError(mistake)
-    return list(times)
-
-
-def _serve(connection: Connection, files: Sequence[Timed], threads: int | None) -> None:
-    """Open every file and call it once; then answer (name, calls) with times until nobody asks."""
-    name = ""
-    try:
-        torch.set_num_threads(threads or torch.get_num_threads())
-        with torch.inference_mode():
-            opened = {}
-            for file in files:
-                name = file.name
-                opened[name] = _opened(file)
-                opened[name]()
-            connection.send(([], ""))
-            while True:
-                name, calls = connection.recv()
-                for _ in range(WARMUP):
-                    opened[name]()
-                connection.send(([_ms(opened[name]) for _ in range(calls)], ""))
-    except (EOFError, KeyboardInterrupt):
-        return
+            run: Callable[..., object] = load_student(Path(about["path"]))
+        else:
+            run = get_target(about["target"]).open(Path(about["path"]), torch.get_num_threads())
+        OPEN[about["name"]] = torch.inference_mode()(lambda: run(photo, position))
+        OPEN[about["name"]]()
     except Exception as error:
         line = next(iter(str(error).strip().splitlines()), "no message")
-        connection.send(([], f"{name} cannot be timed: {line}"))
+        raise UserError(f"{about['name']} cannot be timed: {line}") from error
+    return {}, {}
 
 
-def _opened(file: Timed) -> Callable[[], Tensor]:
-    """The call to time."""
-    photo, position = torch.from_numpy(file.photo), one_hot(POSITION)
-    run: Runner
-    if file.target == PYTORCH:
-        from pocketfocus.models.student import load_student
-
-        run = load_student(file.path)
-    else:
-        run = get_target(file.target).open(file.path, torch.get_num_threads())
-    return lambda: run(photo, position)
+def time_file(
+    about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], say: object
+) -> Answered:
+    """In a worker: the times (ms) of calls of an open file."""
+    call = OPEN[about["name"]]
+    for _ in range(WARMUP):
+        call()
+    return {"times_ms": [milliseconds(call) for _ in range(about["calls"])]}, {}
 
 
-def _ms(call: Callable[[], Any]) -> float:
+def milliseconds(call: Callable[[], object]) -> float:
+    """How long one call takes."""
     began = time.perf_counter_ns()
     call()
     return (time.perf_counter_ns() - began) / 1e6

@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pocketfocus.benchmarks.checks import load_parent
 from pocketfocus.benchmarks.evaluate import Refocuser, evaluate_models, validation_stacks
-from pocketfocus.benchmarks.verify import is_written, load_parent
+from pocketfocus.benchmarks.gates import is_written
 from pocketfocus.data.datasets import SYNTHETIC, TEST, Request, check_source, open_source
 from pocketfocus.data.optics import one_hot
 from pocketfocus.data.stacks import FocalStack

@@ -21,16 +21,14 @@ INNER = ("cli", "data", "mobile", "models", "photos", "run")
 MODELS = {"core", "distill", "quantize", "export"}
 MAY_IMPORT = {
     "core": {"core"},
-    "device": {"core"},
-    "cli": {"core", "cli", "device", *SHIPPED},
+    "cli": {"core", "cli", *SHIPPED},
     "distill": MODELS,
     "quantize": MODELS,
     "export": MODELS,
-    "benchmarks": MODELS | {"benchmarks", "device"},
-    "mobile_harness": MODELS | {"benchmarks", "device", "mobile_harness"},
-    "research": MODELS | {"benchmarks", "device", "research"},
+    "mobile_harness": MODELS | {"mobile_harness"},
+    "benchmarks": MODELS | {"benchmarks", "mobile_harness"},
+    "research": MODELS | {"benchmarks", "mobile_harness", "research"},
 }
-DEVICE = "mobile_harness/device.py"  # the interface that benchmarks execute files through
 TEXT = {".py", ".md", ".toml", ".yaml", ".json", ".jsonl", ".j2", ".html", ".js", ".css", ".txt"}
 
 
@@ -47,8 +45,6 @@ def modules(root: Path) -> list[Path]:
 def layer(dotted: str) -> str:
     """Layer of a module name such as pocketfocus.export.open."""
     parts = [*dotted.split("."), ""]
-    if parts[1:3] == ["mobile_harness", "device"]:
-        return "device"
     return parts[1] if parts[1] in MAY_IMPORT else "core"
 
 
@@ -70,7 +66,6 @@ def test_imports_point_one_way(root: Path) -> None:
             continue
         place = path.relative_to(root).parts
         own = place[1] if place[:2] == ("pocketfocus", "cli") else place[0]
-        own = "device" if path == root / DEVICE else own
         allowed = MAY_IMPORT["core" if own == "pocketfocus" else own]
         wrong += [
             f"{path.relative_to(root)} imports {name}"

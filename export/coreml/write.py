@@ -17,7 +17,6 @@ from torch.export import ExportedProgram
 from pocketfocus.export.coreml.read import schemes, weight_names
 from pocketfocus.export.quiet import quiet
 from pocketfocus.export.targets import (
-    INPUT_NAMES,
     OUTPUT_NAME,
     Runner,
     Target,

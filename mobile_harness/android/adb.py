@@ -26,7 +26,7 @@ def missing() -> str | None:
     return "adb is not installed: apt-get install adb, or Android's platform-tools"
 
 
-def call(*arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+def call(*arguments: str, timeout_s: float | None = 60.0) -> subprocess.CompletedProcess[str]:
     """Run adb; JobError when it does not end in time."""
     try:
         return subprocess.run(
@@ -57,7 +57,7 @@ class Adb:
 
     serial: str
 
-    def shell(self, command: str, timeout_s: float = 60.0) -> str:
+    def shell(self, command: str, timeout_s: float | None = 60.0) -> str:
         """Standard output of a shell command; JobError when its exit code is not 0."""
         return self._checked("shell", command, timeout_s=timeout_s)
 
@@ -69,7 +69,7 @@ class Adb:
         """Copy a file from the phone."""
         self._checked("pull", source, str(target), timeout_s=600.0)
 
-    def _checked(self, *arguments: str, timeout_s: float) -> str:
+    def _checked(self, *arguments: str, timeout_s: float | None) -> str:
         ended = call("-s", self.serial, *arguments, timeout_s=timeout_s)
         if ended.returncode == 0:
             return ended.stdout

@@ -1,11 +1,12 @@
 """Android phones, through adb and ExecuTorch's own `executor_runner` (docs/phones.md).
 
-Legend: N calls, T = 9 frames, S the exported size. Files lie in a folder of their own below
-/data/local/tmp while a job runs, and are deleted after it.
+Legend: N calls of a job. Files lie in a folder of their own below /data/local/tmp while a job runs,
+and are deleted after it.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 import time
@@ -15,21 +16,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketfocus.data.optics import FRAMES, one_hot
+from pocketfocus.export.executorch import TARGET
 from pocketfocus.mobile_harness.android import adb
 from pocketfocus.mobile_harness.android.etdump import Profile, read_profile
-from pocketfocus.mobile_harness.device import Device, Job, JobError, Result
+from pocketfocus.mobile_harness.device import Arrays, Call, Device, Job, JobError, Result
 from pocketfocus.mobile_harness.options import Absent, Options
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
 
 KIND = "android"
-TARGET = "executorch"
 REMOTE = "/data/local/tmp"
 SPARE_BYTES = 64 * 2**20  # outputs, ETDump and logs
 POLL_S = 5.0  # between looks at the battery while it cools
@@ -115,12 +114,14 @@ class Android:
             "chip": get("ro.soc.model") or get("ro.board.platform", ""),
             "os": f"Android {get('ro.build.version.release', '?')}",
             "abis": get("ro.product.cpu.abilist", ""),
-            TARGET: f"executor_runner {sha256(runner)[:12]}" if runner and runner.is_file() else "",
+            TARGET.runtime: f"executor_runner {sha256(runner)[:12]}"
+            if runner and runner.is_file()
+            else "",
         }
 
     def why_not(self, target: str) -> str | None:
         """Why not: another target, no runner, or one for another processor."""
-        if target != TARGET:
+        if target != TARGET.name:
             return f"executor_runner executes .pte files, not those of {target}"
         runner = self.options.runner
         if runner is None:
@@ -186,35 +187,24 @@ class Android:
                 self._adb.shell(f"rm -rf {remote}")
 
     def _run(self, job: Job, remote: str, scratch: Path) -> Result:
-        for index, position in dict.fromkeys(job.calls):
-            for name, values in (
-                (f"photo-{index}.bin", job.photos[index]),
-                (f"position-{position}.bin", one_hot(position).numpy()),
-            ):
-                if not (scratch / name).exists():
-                    values.astype("<f4").tofile(scratch / name)
-                    self._adb.push(scratch / name, f"{remote}/{name}")
-        outputs, peak = None, 0.0
-        if job.want_outputs:
-            stacks = []
-            for number, call in enumerate(job.calls):
-                peak = max(peak, self._execute(job, remote, call, 1, output="out"))
-                self._adb.pull(f"{remote}/out-0.bin", scratch / f"out-{number}.bin")
-                stacks.append(read_stack(scratch / f"out-{number}.bin", job.photos.shape[-1]))
-            outputs = np.stack(stacks)
+        phone = Session(self, job, remote, scratch)
+        phone.push_inputs()
+        outputs = phone.outputs() if job.want_outputs else None
         if job.runs == 0 and outputs is not None:
-            return Result(outputs, 0.0, 0.0, (), peak, job.threads)
+            return Result(outputs, 0.0, 0.0, (), phone.peak_mib, job.threads)
         before = self.cool_down()
-        trial, trial_peak = self._profile(job, remote, scratch, 2)
-        fitting = max(1, int(min(job.runs, 1000 * job.budget_s / max(trial.times_ms[-1], 1e-3))))
-        measured, run_peak = self._profile(job, remote, scratch, 1 + job.warmup + fitting)
+        trial = phone.profile(2)
+        fitting = job.runs
+        if job.budget_s is not None:
+            fitting = int(min(job.runs, 1000 * job.budget_s / max(trial.times_ms[-1], 1e-3)))
+        measured = phone.profile(1 + job.warmup + max(1, fitting))
         after = self.battery()
         return Result(
             outputs=outputs,
             load_ms=measured.load_ms,
             first_ms=measured.times_ms[0],
             times_ms=measured.times_ms[1 + job.warmup :],
-            peak_rss_mib=max(peak, trial_peak, run_peak),
+            peak_rss_mib=phone.peak_mib,
             threads=job.threads,
             notes={
                 "battery_percent": [before.level, after.level],
@@ -223,38 +213,66 @@ class Android:
             },
         )
 
-    def _profile(
-        self, job: Job, remote: str, scratch: Path, executions: int
-    ) -> tuple[Profile, float]:
-        peak = self._execute(job, remote, job.calls[0], executions, etdump="profile.etdump")
-        self._adb.pull(f"{remote}/profile.etdump", scratch / "profile.etdump")
-        return read_profile(scratch / "profile.etdump"), peak
 
-    def _execute(
-        self,
-        job: Job,
-        remote: str,
-        call: tuple[int, int],
-        executions: int,
-        output: str | None = None,
-        etdump: str | None = None,
-    ) -> float:
-        """Run the runner to its end; its peak resident memory in MiB (0 when it was too quick)."""
+@dataclass
+class Session:
+    """A job on a phone whose file and runner lie in the folder `remote` there.
+
+    `peak_mib` is the most that any process of the runner took; 0 when all were too quick to see.
+    """
+
+    phone: Android
+    job: Job
+    remote: str
+    scratch: Path
+    peak_mib: float = 0.0
+
+    @property
+    def _adb(self) -> adb.Adb:
+        return adb.Adb(self.phone.serial)
+
+    def push_inputs(self) -> None:
+        """Every input of the job's calls, once, as raw little-endian float32."""
+        for name, (k, row) in {
+            input_file(k, row): (k, row) for call in self.job.calls for k, row in enumerate(call)
+        }.items():
+            self.job.inputs[k][row].astype("<f4").tofile(self.scratch / name)
+            self._adb.push(self.scratch / name, f"{self.remote}/{name}")
+
+    def outputs(self) -> Arrays:
+        """Make every call once: each output of the file, [N, *shape]."""
+        shapes = output_shapes(Path(self.job.artifact))
+        made = [np.empty((len(self.job.calls), *shape), np.float32) for shape in shapes]
+        for number, call in enumerate(self.job.calls):
+            self.execute(call, 1, output_file="out")
+            for k, table in enumerate(made):
+                local = self.scratch / "output.bin"
+                self._adb.pull(f"{self.remote}/out-{k}.bin", local)
+                table[number] = read_output(local, table.shape[1:])
+        return tuple(made)
+
+    def profile(self, executions: int) -> Profile:
+        """The profile of so many executions of the first call."""
+        self.execute(self.job.calls[0], executions, etdump_path="profile.etdump")
+        self._adb.pull(f"{self.remote}/profile.etdump", self.scratch / "profile.etdump")
+        return read_profile(self.scratch / "profile.etdump")
+
+    def execute(self, call: Call, executions: int, **files: str) -> None:
+        """Run the runner to its end; JobError when it ends with another code than 0."""
         flags = {
             "model_path": "model.pte",
-            "inputs": f"photo-{call[0]}.bin,position-{call[1]}.bin",
+            "inputs": ",".join(input_file(k, row) for k, row in enumerate(call)),
             "num_executions": executions,
-            "output_file": output,
-            "etdump_path": etdump,
-            "cpu_threads": job.threads,
+            "cpu_threads": self.job.threads,
+            **files,
         }
         line = " ".join(f"--{key}={value}" for key, value in flags.items() if value is not None)
         # A process that has ended has no VmHWM line any more, which ends the loop.
         said = self._adb.shell(
-            f"cd {remote} && {{ ./executor_runner {line} >said.txt 2>&1 & p=$!; "
+            f"cd {self.remote} && {{ ./executor_runner {line} >said.txt 2>&1 & p=$!; "
             "while grep VmHWM /proc/$p/status 2>/dev/null; do sleep 0.05; done; "
             "wait $p; echo code=$?; tail -n 3 said.txt; }",
-            timeout_s=job.timeout_s,
+            timeout_s=self.job.timeout_s,
         )
         code = re.search(r"^code=(\d+)\n?(.*)", said, re.M | re.S)
         if code is None or code[1] != "0":
@@ -262,9 +280,23 @@ class Android:
             why = words[-1] if words else "see adb logcat -s ExecuTorch"
             if "flag 'etdump_path'" in why:  # gflags knows only the flags that were built in
                 why += ": build it with EXECUTORCH_ENABLE_EVENT_TRACER=ON (docs/phones.md)"
-            raise JobError(f"{self.name}: executor_runner ended with {code and code[1]}: {why}")
+            name, number = self.phone.name, code and code[1]
+            raise JobError(f"{name}: executor_runner ended with {number}: {why}")
         kib = [int(number) for number in re.findall(r"^VmHWM:\s*(\d+) kB", said, re.M)]
-        return max(kib, default=0) / 1024
+        self.peak_mib = max(self.peak_mib, max(kib, default=0) / 1024)
+
+
+def input_file(k: int, row: int) -> str:
+    """The file of a row of the k-th table of inputs."""
+    return f"input-{k}-{row}.bin"
+
+
+def output_shapes(path: Path) -> list[tuple[int, ...]]:
+    """Shapes of a file's outputs, in order, by the runtime on this host."""
+    from executorch.extension.pybindings import _portable_lib
+
+    about = _portable_lib._load_for_executorch(str(path)).method_meta("forward")
+    return [tuple(about.output_tensor_meta(k).sizes()) for k in range(about.num_outputs())]
 
 
 def abi_of(runner: Path) -> str:
@@ -286,9 +318,9 @@ def free_bytes(said: str) -> int:
         raise JobError(f"df -k says '{said.strip()[-80:]}', no free space in it") from None
 
 
-def read_stack(path: Path, size: int) -> NDArray[Any]:
-    """A stack [9,3,S,S] float32 as the runner wrote it; JobError when it has another length."""
+def read_output(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """An output as the runner wrote it; JobError when it has another number of values."""
     values = np.fromfile(path, "<f4")
-    if values.size != FRAMES * 3 * size * size:
-        raise JobError(f"the phone wrote {values.size} values, {FRAMES * 3 * size * size} are due")
-    return values.reshape(FRAMES, 3, size, size)
+    if values.size != math.prod(shape):
+        raise JobError(f"the phone wrote {values.size} values, {math.prod(shape)} are due")
+    return values.reshape(shape)

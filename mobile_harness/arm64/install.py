@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json, size_bytes, write_json
-from pocketfocus.run.processes import death
+from pocketfocus.run.processes import exit_reason
 
 QEMU = ("qemu-aarch64-static", "qemu-aarch64")
 QEMU_REMEDY = "Debian: apt-get install qemu-user-static"
@@ -232,4 +232,5 @@ def call(
         check=False,
     )
     if ended.returncode != 0:
-        raise UserError(f"{failure}: {arguments[0]} {death(ended)}")
+        reason = exit_reason(ended.returncode, ended.stderr)
+        raise UserError(f"{failure}: {arguments[0]} {reason}")

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pocketfocus.export.coreml.write import cannot_run
+from pocketfocus.export.coreml import TARGET as CORE_ML
 from pocketfocus.mobile_harness.device import Device, Job, Result
 from pocketfocus.mobile_harness.host import Host
 from pocketfocus.mobile_harness.options import Absent, Options
 
-COREML = "coreml"
 UNITS = {
     "MLNeuralEngineComputeDevice": "Neural Engine",
     "MLGPUComputeDevice": "GPU",
@@ -34,14 +33,14 @@ class Mac(Host):
     def run(self, job: Job) -> Result:
         """As the host does, in a fresh process; timed Core ML files also tell their plan."""
         result = super().run(job)
-        if job.target != COREML or not job.runs:
+        if job.target != CORE_ML.name or not job.runs:
             return result
         return replace(result, notes={**result.notes, "compute_plan": compute_plan(job.artifact)})
 
 
 def connect(address: str, options: Options) -> tuple[Device, ...]:
     """This Mac, or why it is none."""
-    reason = cannot_run()
+    reason = CORE_ML.cannot_run()
     return (Absent("mac", reason) if reason else Mac(),)
 
 

@@ -95,7 +95,7 @@ def export_full(
     """Write a reference's networks, then execute and gate them."""
     width_height = arguments.pixels(size)
 
-    from pocketfocus.benchmarks.full import verify_full
+    from pocketfocus.benchmarks.verify import Verification, verify_run
     from pocketfocus.export.full.parts import PARTS
     from pocketfocus.export.full.stage import (
         FORM,
@@ -105,6 +105,7 @@ def export_full(
         FullExport,
         export_full,
     )
+    from pocketfocus.mobile_harness.devices import fallbacks, get_device
 
     everything = arguments.ALL
     asked = FullExport(
@@ -118,7 +119,7 @@ def export_full(
         four_bit or FORM,
     )
     export_full(asked, say)
-    rows = verify_full(out)
+    rows = verify_run(out, get_device("host"), Verification(fallbacks=fallbacks("host")))
     print_rows(rows, ROW_COLUMNS)
     arguments.exit_by_gates(rows)
 
@@ -178,11 +179,11 @@ def verify(
     if golden is not None:
         arguments.output_folder(golden)
 
-    from pocketfocus.mobile_harness.devices import get_devices, on_each, stand_ins, twin, visited
+    from pocketfocus.mobile_harness.devices import fallbacks, get_devices, on_each, reference_device
     from pocketfocus.mobile_harness.options import Options
 
     options = Options(runner=runner, team=team, visit_s=wait)
-    chosen, others = get_devices(device, options), stand_ins(device)
+    chosen, others = get_devices(device, options), fallbacks(device)
     devices = (*chosen, *others)
     if replay is not None or folder is None:
         from pocketfocus.benchmarks.golden import replay as replay_bundle
@@ -201,17 +202,13 @@ def verify(
         typer.echo(found.summary)
         return
     else:
-        from pocketfocus.benchmarks.full import is_full, verify_full
-        from pocketfocus.benchmarks.verify import VERIFY_FILE, verify_run
-        from pocketfocus.run.manifest import load_manifest
+        from pocketfocus.benchmarks.browser import visited
+        from pocketfocus.benchmarks.verify import VERIFY_FILE, Verification, verify_run
 
-        if is_full(load_manifest(folder)):
-            rows = verify_full(folder)
-        elif not (rows := visited(device, folder, VERIFY_FILE, options, say)):
-            rows = on_each(
-                chosen,
-                lambda one: verify_run(folder, one, files, others, twin(device), places),
-            )
+        how = Verification(files, places, others, reference_device(device))
+        rows = visited(device, folder, VERIFY_FILE, options, say) or on_each(
+            chosen, lambda one: verify_run(folder, one, how)
+        )
     print_rows(rows, ROW_COLUMNS)
     arguments.exit_by_gates(rows)
 
@@ -236,14 +233,15 @@ def bench(
     spec = arguments.reference(reference)
     files = arguments.photo_files(photos)
 
-    from pocketfocus.benchmarks.latency import BENCH_FILE, MEASURED, bench_run
-    from pocketfocus.mobile_harness.devices import on_each, timed_devices, visited
+    from pocketfocus.benchmarks.browser import visited
+    from pocketfocus.benchmarks.latency import BENCH_FILE, MEASURED, Bench, bench_run
+    from pocketfocus.mobile_harness.devices import on_each, timed_devices
     from pocketfocus.mobile_harness.options import Options
 
     options = Options(runner=runner, cool_c=cool_below, team=team, visit_s=wait)
+    how = Bench(spec, runs, threads=threads, photos=files)
     rows = visited(device, folder, BENCH_FILE, options, say) or on_each(
-        timed_devices(device, options),
-        lambda one: bench_run(folder, one, spec, runs, threads=threads, photos=files),
+        timed_devices(device, options), lambda one: bench_run(folder, one, how)
     )
     columns = ("artifact", *MEASURED, "bytes")
     print_rows(rows, columns if device == "host" else ("device", *columns, "status", "why"))
