@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pocketfocus.benchmarks.checks import fitted_photos, load_parent, parent_stacks, student_inputs
-from pocketfocus.benchmarks.gates import gate_of, gate_row, judge, subject_of
+from pocketfocus.benchmarks.gates import gate_of, gate_row, judge
 from pocketfocus.benchmarks.golden import POSITIONS
 from pocketfocus.benchmarks.latency import BENCH_FILE, Entry, row_of
 from pocketfocus.benchmarks.verify import VERIFY_FILE
@@ -44,18 +44,18 @@ class BrowserJudge:
 
     @cached_property
     def inputs(self) -> Arrays:
-        """The first held-out photo and all positions, as of a student's job."""
+        """Return the first held-out photo and all positions, as of a student's job."""
         return student_inputs(fitted_photos(None, self.served.manifest.size)[:1])
 
     @cached_property
     def parents(self) -> dict[str, Arrays]:
-        """The student's and the captured graph's stacks [N,9,3,H,W] at the golden positions."""
+        """Return the parents' stacks [N,9,3,H,W] at the golden positions, by `Gate.parent`."""
         student = load_parent(self.served.folder, self.served.manifest)
         calls = [(0, position) for position in self.positions]
         return parent_stacks(student, self.inputs, calls)
 
     def photo(self) -> bytes:
-        """The golden photo [1,3,H,W], raw little-endian float32."""
+        """Return the golden photo [1,3,H,W], raw little-endian float32."""
         with self._lock:
             return self.inputs[0][0].astype("<f4").tobytes()
 
@@ -82,9 +82,7 @@ class BrowserJudge:
             (parent,) = self.parents[gate.parent]
             stacks = np.frombuffer(outputs, "<f4").reshape(parent.shape).astype(np.float32)
             verdict = judge((stacks,), (parent,), gate.threshold_db)
-            subject = subject_of(artifact, measured.device)
-            row = asdict(gate_row(subject, gate.name, gate.threshold_db, verdict))
-            row |= origin_of(measured)
+            row = asdict(gate_row(artifact, measured.device, gate, verdict)) | origin_of(measured)
             self.keep(VERIFY_FILE, row)
         return row
 
@@ -93,7 +91,7 @@ class BrowserJudge:
         merge_rows(self.served.folder / name, [row], [], self.served.folder / MANIFEST_FILE)
 
     def artifact(self, measured: Measurement) -> Artifact:
-        """The file that was measured; UserError when it is not the one that was served."""
+        """Return the file that was measured; UserError when it is not the one that was served."""
         found = self.served.artifacts.get(measured.artifact)
         if found is None:
             raise UserError(f"{measured.artifact} is none of the files served: load the page again")
@@ -106,7 +104,7 @@ class BrowserJudge:
 
 
 def origin_of(measured: Measurement) -> Row:
-    """The fields of a row that say where it comes from."""
+    """Return the fields of a row that say where it comes from."""
     return {
         "model": measured.phone.name,
         "chip": measured.phone.chip or "",
@@ -140,7 +138,7 @@ class Trend:
 
 
 def trend(sustained: Sustained) -> Trend:
-    """What a browser's calls without a pause say of throttling."""
+    """Return what a browser's calls without a pause say of throttling."""
     times = np.asarray(sustained.times_ms)
     share = max(1, len(times) // TREND_SHARE)
     first, last = float(np.median(times[:share])), float(np.median(times[-share:]))
@@ -162,7 +160,7 @@ def trend(sustained: Sustained) -> Trend:
 def visited(
     device: str, folder: Path, results: str, options: Options, say: Callable[[str], None]
 ) -> list[Row]:
-    """The rows of the file `results` that a device sent which comes by itself; [] for others."""
+    """Return what a device that comes by itself sent for the file `results`; [] for others."""
     if not kind_of(device).visits_itself:
         return []
     address = device.partition(":")[2]

@@ -8,7 +8,7 @@ what fp32 PyTorch makes of it. Legend: P photos, N calls, T = 9 frames, H, W the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
 
-from pocketfocus.benchmarks.gates import (
-    CAPTURE_GATE,
-    CAPTURED_GRAPH,
-    STUDENT,
-    GateRow,
-    Subject,
-    gate_row,
-    judge,
-)
+from pocketfocus.benchmarks.gates import CAPTURED_GRAPH, STUDENT
 from pocketfocus.data.optics import FRAMES
 from pocketfocus.data.scenes import held_out_photos
-from pocketfocus.mobile_harness.device import HOST, PYTORCH, Arrays, Call
+from pocketfocus.mobile_harness.device import Arrays, Call
 from pocketfocus.models.student import RefocusStudent, load_student
 from pocketfocus.photos.images import load_photo
 from pocketfocus.quantize.calibration import fitted
@@ -47,7 +39,7 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Check:
-    """Of the files of one network.
+    """How the files of one network are checked.
 
     Attributes:
         inputs: tables of inputs, as of a `Job`.
@@ -64,80 +56,33 @@ class Check:
     whole: bool = False
 
 
-@dataclass
-class StudentChecks:
-    """The check of all files of a student, and of each file the stack that the report shows."""
-
-    check: Check
-    capture: GateRow
-    shown: dict[str, Pixels] = field(default_factory=dict)
-
-    def rows(self) -> list[GateRow]:
-        """The gate of what was found without a file: the captured graph's."""
-        return [self.capture]
-
-    def of(self, artifact: Artifact) -> Check:
-        """The check of a file."""
-        return self.check
-
-    def keep(self, name: str, outputs: Arrays) -> None:
-        """Remember what a file made."""
-        self.shown[name] = shown(outputs[0], self.check.calls)
-
-    def save(self, folder: Path) -> None:
-        """Write stacks.npz: uint8 `photo` [H,W,3] and a stack [9,H,W,3] for `student` and every
-        file that was kept; an older one stays where the shown stack was not made again."""
-        nothing_new = not self.shown and (folder / STACKS_FILE).exists()  # an absent device's
-        if SHOWN not in self.check.calls or nothing_new:
-            return
-        photo, student = self.check.inputs[0][SHOWN[0], 0], self.check.parents[STUDENT][0]
-        always = {"photo": to_bytes(photo), "student": shown(student, self.check.calls)}
-        save_stacks(folder / STACKS_FILE, always | self.shown)
-
-
-@dataclass(frozen=True)
-class SavedChecks:
-    """The checks that the export of a reference's networks kept, a file a network."""
-
-    folder: Path
-
-    def rows(self) -> list[GateRow]:
-        """Nothing but files has a gate."""
-        return []
-
-    def of(self, artifact: Artifact) -> Check:
-        """The check of a file; UserError when it is missing."""
-        from pocketfocus.export.full.stage import CHECKS
-
-        network = Path(artifact.name).stem.rpartition("-")[0]
-        path = self.folder / CHECKS / f"{network}.safetensors"
-        if not path.is_file():
-            raise UserError(f"{path} is missing: run export --full again")
-        tensors = sorted(load_file(path).items())
-        inputs = tuple(value[None] for name, value in tensors if name.startswith("input"))
-        expected = tuple(value[None] for name, value in tensors if name.startswith("expected"))
-        parents = dict.fromkeys((STUDENT, CAPTURED_GRAPH), expected)
-        return Check(inputs, [(0,) * len(inputs)], parents, peak=None, whole=True)
-
-    def keep(self, name: str, outputs: Arrays) -> None:
-        """Nothing is shown of them."""
-
-    def save(self, folder: Path) -> None:
-        """Nothing to write."""
-
-
 def is_of_networks(manifest: Manifest) -> bool:
-    """Whether a run holds the networks of a reference, and no student."""
+    """Return whether a run holds the networks of a reference, and no student."""
     return not manifest.student_sha256 and bool(manifest.reference)
 
 
-def student_checks(
+def saved_check(folder: Path, artifact: Artifact) -> Check:
+    """Return what the export of a reference kept for a file; UserError when it is missing."""
+    from pocketfocus.export.full.stage import CHECKS
+
+    network = Path(artifact.name).stem.rpartition("-")[0]
+    path = folder / CHECKS / f"{network}.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: run export --full again")
+    tensors = sorted(load_file(path).items())
+    inputs = tuple(value[None] for name, value in tensors if name.startswith("input"))
+    expected = tuple(value[None] for name, value in tensors if name.startswith("expected"))
+    parents = dict.fromkeys((STUDENT, CAPTURED_GRAPH), expected)
+    return Check(inputs, [(0,) * len(inputs)], parents, peak=None, whole=True)
+
+
+def student_check(
     folder: Path,
     manifest: Manifest,
     photos: Sequence[Path] | None,
     positions: Sequence[int] | None,
-) -> StudentChecks:
-    """Call the student and its captured graph; UserError for photos or a student that do not fit.
+) -> Check:
+    """Return the check of a student's files; UserError for photos or a student that do not fit.
 
     `photos` None for the bundled held-out ones, which calibration never sees; `positions` None for
     all.
@@ -148,15 +93,11 @@ def student_checks(
     calls = [(index, position) for index in range(len(fitting)) for position in places]
     inputs = student_inputs(fitting)
     with step(f"the student and its captured graph on {len(fitting)} photos"):
-        parents = parent_stacks(student, inputs, calls)
-    verdict = judge(parents[CAPTURED_GRAPH], parents[STUDENT], CAPTURE_GATE.threshold_db)
-    subject = Subject("student", PYTORCH, "fp32", HOST)
-    capture = gate_row(subject, CAPTURE_GATE.name, CAPTURE_GATE.threshold_db, verdict)
-    return StudentChecks(Check(inputs, calls, parents), capture)
+        return Check(inputs, calls, parent_stacks(student, inputs, calls))
 
 
 def student_inputs(photos: Stacks) -> Arrays:
-    """A student's tables of inputs: photos [P,1,3,H,W] and the one-hot of every position [9,1,9].
+    """Return a student's inputs: photos [P,1,3,H,W] and the one-hot of every position [9,1,9].
 
     A call then is (photo, position).
     """
@@ -164,7 +105,7 @@ def student_inputs(photos: Stacks) -> Arrays:
 
 
 def load_parent(folder: Path, manifest: Manifest) -> RefocusStudent:
-    """The student that the files were made from; UserError when student/ is another one."""
+    """Return the student that the files were made from; UserError when student/ is another one."""
     found = sha256(folder / "student")
     if found != manifest.student_sha256:
         raise UserError(
@@ -177,7 +118,7 @@ def load_parent(folder: Path, manifest: Manifest) -> RefocusStudent:
 def parent_stacks(
     student: RefocusStudent, inputs: Arrays, calls: Sequence[Call]
 ) -> dict[str, Arrays]:
-    """By `Gate.parent`, stacks [N,9,3,H,W] of the eager student and its `torch.export` program."""
+    """Return stacks [N,9,3,H,W] of the student and its captured graph, by `Gate.parent`."""
     given = [
         tuple(torch.from_numpy(table[row]) for table, row in zip(inputs, call, strict=True))
         for call in calls
@@ -191,7 +132,7 @@ def parent_stacks(
 
 
 def fitted_photos(paths: Sequence[Path] | None, size: tuple[int, int]) -> Stacks:
-    """Photos [P,3,H,W] in [-1,1], cut to the files' proportions; None for the held-out ones."""
+    """Return photos [P,3,H,W] in [-1,1], cut to the files' shape; None for the held-out ones."""
     if paths is None:
         images = [Image.fromarray(photo) for photo in held_out_photos()]
     elif not paths:
@@ -202,14 +143,24 @@ def fitted_photos(paths: Sequence[Path] | None, size: tuple[int, int]) -> Stacks
 
 
 def shown(stacks: Stacks, calls: Sequence[Call]) -> Pixels:
-    """The stack for the report, [9,H,W,3], of [N,9,3,H,W]: `SHOWN`, else the first."""
+    """Return the stack for the report, [9,H,W,3], of [N,9,3,H,W]: `SHOWN`, else the first."""
     return to_bytes(stacks[list(calls).index(SHOWN) if SHOWN in calls else 0])
 
 
 def to_bytes(images: Stacks) -> Pixels:
-    """[..., 3, H, W] in [-1,1] to [..., H, W, 3] uint8; values that are not finite become black."""
+    """Turn [..., 3, H, W] in [-1,1] into [..., H, W, 3] uint8; what is not finite is black."""
     pixels = np.nan_to_num(np.moveaxis(images, -3, -1), nan=-1.0, posinf=1.0, neginf=-1.0)
     return np.rint((pixels.clip(-1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+
+
+def save_shown(folder: Path, check: Check, files: Mapping[str, Pixels]) -> None:
+    """Write stacks.npz for the report: uint8 `photo` [H,W,3] and a stack [9,H,W,3] for `student`
+    and each of `files`; an older one stays where the shown stack was not made again."""
+    nothing_new = not files and (folder / STACKS_FILE).exists()  # an absent device's
+    if SHOWN in check.calls and not nothing_new:
+        photo, student = check.inputs[0][SHOWN[0], 0], check.parents[STUDENT][0]
+        always = {"photo": to_bytes(photo), "student": shown(student, check.calls)}
+        save_stacks(folder / STACKS_FILE, always | dict(files))
 
 
 def save_stacks(path: Path, stacks: Mapping[str, Pixels]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -53,16 +53,6 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A file and the device that is to execute it."""
-
-    artifact: str
-    target: str
-    precision: str
-    device: str
-
-
-@dataclass(frozen=True)
 class GateRow:
     """A row of verify.json; `threshold_db` is None where the gate has no figure in dB."""
 
@@ -77,23 +67,15 @@ class GateRow:
     why: str
 
 
-def gate_row(subject: Subject, gate: str, threshold_db: float | None, verdict: Verdict) -> GateRow:
-    """The row of a gate by its name."""
-    return GateRow(
-        artifact=subject.artifact,
-        target=subject.target,
-        precision=subject.precision,
-        device=subject.device,
-        gate=gate,
-        psnr_db=verdict.psnr_db,
-        threshold_db=threshold_db,
-        status=verdict.status,
-        why=verdict.why,
-    )
+def gate_row(artifact: Artifact, device: str, gate: Gate, verdict: Verdict) -> GateRow:
+    """Return the row of a file on a device."""
+    about = (artifact.name, artifact.target, artifact.precision, device)
+    figures = (verdict.psnr_db, gate.threshold_db, verdict.status, verdict.why)
+    return GateRow(*about, gate.name, *figures)
 
 
 def gate_of(precision: str, device: str = HOST, recipe: Mapping[str, Any] | None = None) -> Gate:
-    """The gate of a file: fp32 shows the runtime's error alone, the others the whole loss.
+    """Return the gate of a file: fp32 shows the runtime's error alone, the others the whole loss.
 
     `recipe` as the manifest has it; None for the shipped one of that name.
     """
@@ -103,12 +85,12 @@ def gate_of(precision: str, device: str = HOST, recipe: Mapping[str, Any] | None
 
 
 def gate_name(precision: str, device: str) -> str:
-    """How a file's gate is called in tables."""
+    """Return how a file's gate is called in tables."""
     return f"{precision} file, {'MIL check' if device == MIL_CHECK else 'executed'}"
 
 
 def requested(precision: str, recipe: Mapping[str, Any] | None) -> Recipe:
-    """The shipped recipe of that name, else the one of the artifact's own fields."""
+    """Return the shipped recipe of that name, else the one of the artifact's own fields."""
     if precision in RECIPES or not recipe:
         return get_recipe(precision)
     return recipe_from(recipe, f"the manifest's recipe {precision}")
@@ -141,14 +123,14 @@ def judge(
 def output_psnr(
     found: NDArray[np.float32], expected: NDArray[np.float32], peak: float | None = PEAK
 ) -> float:
-    """PSNR (dB) over one whole output, rounded down to 0.01; 200 at most and if equal."""
+    """Return PSNR (dB) over one whole output, rounded down to 0.01; 200 at most and if equal."""
     if peak is None:
         peak = float(expected.max() - expected.min())
     return math.floor(100 * psnr(torch.from_numpy(found), torch.from_numpy(expected), peak)) / 100
 
 
 def coverage_rows(artifact: Artifact, device: str) -> list[GateRow]:
-    """The gate of what runs inside the backend, for files whose manifest says how much does.
+    """Return the gate of what runs inside the backend, for files whose manifest says how much does.
 
     Its floor is the recipe's `min_delegated`; `why` says what was found, and what runs outside.
     """
@@ -164,24 +146,20 @@ def coverage_rows(artifact: Artifact, device: str) -> list[GateRow]:
         counts = Counter(found.fallen_out).most_common()
         why += "; not delegated: " + ", ".join(f"{count} {name}" for name, count in counts)
     verdict = Verdict(None, "pass" if found.share >= floor else "fail", why)
-    return [gate_row(subject_of(artifact, device), COVERAGE, None, verdict)]
-
-
-def subject_of(artifact: Artifact, device: str) -> Subject:
-    """An artifact on the device of that name."""
-    return Subject(artifact.name, artifact.target, artifact.precision, device)
+    row = gate_row(artifact, device, Gate(COVERAGE, "", floor), verdict)
+    return [replace(row, threshold_db=None)]
 
 
 def is_written(artifact: Artifact) -> bool:
-    """Whether the artifact has a file; a refused one has only a reason."""
+    """Return whether the artifact has a file; a refused one has only a reason."""
     return artifact.status == "written"
 
 
 def parity_rows(rows: Sequence[Row]) -> list[Row]:
-    """The rows that compare outputs: all but those of delegate coverage."""
+    """Return the rows that compare outputs: all but those of delegate coverage."""
     return [row for row in rows if row["gate"] != COVERAGE]
 
 
 def failed(rows: Sequence[Row]) -> list[Row]:
-    """The rows whose gate failed; any makes the exit code 1."""
+    """Return the rows whose gate failed; any makes the exit code 1."""
     return [row for row in rows if row["status"] == "fail"]

@@ -28,7 +28,6 @@ from pocketfocus.benchmarks.gates import (
     STUDENT,
     Gate,
     GateRow,
-    Subject,
     Verdict,
     gate_name,
     gate_of,
@@ -63,14 +62,14 @@ class Expected:
     parents: Mapping[str, Arrays]
 
     def job(self, path: Path, target: str) -> Job:
-        """All calls of a file, whose outputs come back."""
+        """Return the job with all calls of a file, whose outputs come back."""
         return Job(str(path), target, self.inputs, self.calls, want_outputs=True)
 
 
 def write_golden(
     folder: Path, out: Path, devices: Sequence[Device], photos: Sequence[Path] | None = None
 ) -> Path:
-    """Execute every file of a run and write the bundle `out`; the path of its golden.json.
+    """Execute every file of a run, write the bundle `out`, and return its golden.json.
 
     The photo is the first of `photos`, or of the bundled held-out ones. A file that none of
     `devices` executes comes with the student's stacks alone. UserError when a file is damaged,
@@ -103,7 +102,7 @@ def write_golden(
 def add_file(
     bundle: Path, artifact: Artifact, path: Path, expected: Expected, devices: Sequence[Device]
 ) -> Described:
-    """Copy a file into a bundle and execute it; its entry, with its own stacks where it ran."""
+    """Copy a file into a bundle, execute it, and return its entry, with its stacks if it ran."""
     copy = bundle / artifact.name
     copy.parent.mkdir(exist_ok=True)
     (shutil.copytree if path.is_dir() else shutil.copy)(path, copy)
@@ -124,7 +123,7 @@ def add_file(
 
 
 def described(artifact: Artifact) -> Described:
-    """A file, its hash and both tolerances."""
+    """Describe a file with its hash and both tolerances."""
     gate = gate_of(artifact.precision, recipe=artifact.recipe)
     return {
         "name": artifact.name,
@@ -161,11 +160,11 @@ def replay(bundle: Path, devices: Sequence[Device]) -> list[Row]:
 def replayed(
     bundle: Path, entry: Described, expected: Expected, devices: Sequence[Device]
 ) -> list[GateRow]:
-    """The rows of one file."""
+    """Execute one file and return its rows."""
     path, target = bundle / entry["name"], entry["target"]
     check_hash(path, entry["sha256"])
     device = able_device(devices, target)
-    subject = Subject(entry["name"], target, entry["precision"], device.name)
+    artifact = Artifact(entry["name"], target, entry["precision"], entry["sha256"], 0)
     gate = Gate(gate_name(entry["precision"], device.name), STUDENT, entry["student_db"])
     why = device.why_not(target)
     if why is not None:
@@ -173,31 +172,31 @@ def replayed(
     else:
         job = expected.job(path, target)
         result, verdict = execute(device, job, expected.parents[STUDENT], gate)
-    rows = [gate_row(subject, gate.name, gate.threshold_db, verdict)]
+    rows = [gate_row(artifact, device.name, gate, verdict)]
     if "expected" in entry:
-        threshold_db = entry["same_file_db"]
+        same = Gate(SAME_FILE, f"on {entry['made_by']}", entry["same_file_db"])
         if result is not None and result.outputs is not None:
             own = load(bundle, entry["expected"])
-            verdict = judge(result.outputs, (own,), threshold_db)
-        rows.append(gate_row(subject, SAME_FILE, threshold_db, verdict))
+            verdict = judge(result.outputs, (own,), same.threshold_db)
+        rows.append(gate_row(artifact, device.name, same, verdict))
     return rows
 
 
 def check_hash(path: Path, expected: str) -> None:
-    """UserError unless what a bundle lists is there, with its hash."""
+    """Raise UserError unless what a bundle lists is there, with its hash."""
     if not path.exists() or sha256(path) != expected:
         raise UserError(f"{path} is not the file that {GOLDEN_FILE} lists: write the bundle again")
 
 
 def save(folder: Path, name: str, values: NDArray[Any], kind: str) -> Described:
-    """Write a tensor's raw values; its file, shape, dtype and hash."""
+    """Write a tensor's raw values, and return its file, shape, dtype and hash."""
     path = folder / name
     path.write_bytes(np.ascontiguousarray(values.astype(KINDS[kind])).tobytes())
     return {"file": name, "shape": list(values.shape), "dtype": kind, "sha256": sha256(path)}
 
 
 def load(folder: Path, entry: Described) -> Stacks:
-    """A tensor that `save` wrote, as float32; UserError when its hash is another."""
+    """Read a tensor that `save` wrote, as float32; UserError when its hash is another."""
     path = folder / entry["file"]
     check_hash(path, entry["sha256"])
     values = np.frombuffer(path.read_bytes(), KINDS[entry["dtype"]])

@@ -111,7 +111,7 @@ class Bench:
     photos: Sequence[Path] | None = None
 
     def check(self) -> None:
-        """UserError for counts that measure nothing."""
+        """Raise UserError for counts that measure nothing."""
         few = self.runs < 1 or self.reference_runs < 1 or self.warmup < 0
         if few or (self.threads is not None and self.threads < 1):
             raise UserError(
@@ -157,7 +157,7 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[Row]:
 def status_of(
     entry: Entry, device: Device, measured: Mapping[Entry, Sequence[Result]]
 ) -> dict[str, str]:
-    """Whether an entry was measured, why it was not, and where its row comes from."""
+    """Return whether an entry was measured, why it was not, and where its row comes from."""
     why = device.why_not(entry.target)
     status = "measured" if measured.get(entry) else "not-run" if why else "failed"
     return {"status": status, "why": why or "", **asdict(origin(device, entry.target))}
@@ -176,7 +176,7 @@ def keep_reference_stack(
 
 
 def list_entries(folder: Path) -> list[Entry]:
-    """The eager student and every artifact with a file, hashes checked."""
+    """Return the eager student and every artifact with a file, hashes checked."""
     student = folder / "student"
     weights = sum(size_bytes(path) for path in student.glob("*.safetensors"))
     entries = [Entry("student", str(student), PYTORCH, "fp32", weights)]
@@ -189,7 +189,7 @@ def list_entries(folder: Path) -> list[Entry]:
 
 
 def reference_entries(spec: str) -> list[Entry]:
-    """The full pipeline in its own way, and, where that is another, sampled as published too.
+    """Return the pipeline sampled in its own way and, where that is another, as published.
 
     Its size is known when its weights lie in a local folder.
     """
@@ -206,7 +206,7 @@ def reference_entries(spec: str) -> list[Entry]:
 
 
 def schedule(entries: Sequence[Entry], runs: int, warmup: int) -> list[Visit]:
-    """Rounds over all entries, every other one backwards; `runs` are shared out among them."""
+    """Plan rounds over all entries, every other one backwards; they share `runs` among them."""
     plan = []
     for number in range(ROUNDS):
         share = runs // ROUNDS + (number < runs % ROUNDS)
@@ -238,7 +238,7 @@ def measure(
 
 
 def row_of(entry: Entry, device: str, results: Sequence[Result]) -> Row:
-    """One row from the pooled rounds of an entry; nulls when there is none."""
+    """Return one row from the pooled rounds of an entry; nulls when there is none."""
     row: Row = {
         "artifact": entry.artifact,
         "target": entry.target,
@@ -252,7 +252,7 @@ def row_of(entry: Entry, device: str, results: Sequence[Result]) -> Row:
 
 
 def pooled(results: Sequence[Result]) -> Figures:
-    """The figures of all rounds together."""
+    """Return the figures of all rounds together."""
     if not results:
         return Figures()
     times = [ms for result in results for ms in result.times_ms]
@@ -271,7 +271,7 @@ def pooled(results: Sequence[Result]) -> Figures:
 
 
 def ratios(rows: Sequence[Row]) -> list[Ratio]:
-    """Speed-ups (p50 against p50, same device) of every measured artifact but the reference."""
+    """Return how much faster (p50, same device) every measured artifact is than the models."""
     p50 = {(row["device"], row["artifact"]): row["p50_ms"] for row in rows}
 
     def against(row: Row, other: str) -> float | None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pocketfocus.benchmarks.checks import (
-    SavedChecks,
-    StudentChecks,
+    Check,
+    Pixels,
     is_of_networks,
-    student_checks,
+    save_shown,
+    saved_check,
+    shown,
+    student_check,
 )
 from pocketfocus.benchmarks.gates import (
+    CAPTURE_GATE,
+    CAPTURED_GRAPH,
     SAME_FILE,
     SAME_FILE_DB,
     Gate,
@@ -23,17 +28,15 @@ from pocketfocus.benchmarks.gates import (
     gate_row,
     is_written,
     judge,
-    subject_of,
 )
 from pocketfocus.data.optics import FRAMES
-from pocketfocus.mobile_harness.device import Arrays, Device, Job, Result
+from pocketfocus.mobile_harness.device import HOST, PYTORCH, Arrays, Device, Job, Result
 from pocketfocus.mobile_harness.devices import is_timed, origin
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, merge_rows
 from pocketfocus.run.manifest import (
     MANIFEST_FILE,
     Artifact,
-    Manifest,
     check_artifact,
     load_manifest,
 )
@@ -65,29 +68,39 @@ DEFAULT = Verification()
 
 
 def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> list[Row]:
-    """Execute every artifact of a run on `device`; the rows, which verify.json keeps.
+    """Execute every artifact of a run on `device`, and write the rows to verify.json.
 
     Rows are `{artifact, target, precision, device, gate, psnr_db, threshold_db, status, why, model,
     chip, os, runtime}`; `psnr_db` is at most 200 (equal to the bit). Those of a reference's own
     networks also have `load_ms`, `run_ms` and `peak_rss_mib` where the file ran. Rows of other
     devices stay in the file. For a student, stacks.npz keeps what the report shows (see
-    `StudentChecks.save`). Raises UserError for a missing or damaged file.
+    `save_shown`). Raises UserError for a missing or damaged file.
     """
     manifest = load_manifest(folder)
     files = {a.name: check_artifact(folder, a) for a in manifest.artifacts if is_written(a)}
-    checks = checks_of(folder, manifest, how)
+    student = None
+    rows: list[Row] = []
+    if not is_of_networks(manifest):
+        student = student_check(folder, manifest, how.photos, how.positions)
+        rows.append(asdict(capture_row(student)))
     devices = {each.name: each for each in (device, *how.fallbacks)}
-    rows: list[Row] = [asdict(row) for row in checks.rows()]
+    kept: dict[str, Pixels] = {}
     for artifact in track(manifest.artifacts, "verifying", len(manifest.artifacts)):
         chosen = able_device([*devices.values()], artifact.target)
-        found = execute_artifact(artifact, files.get(artifact.name), chosen, checks)
-        if found.outputs is not None:
-            checks.keep(artifact.name, found.outputs)
-        rows.append(asdict(found.row) | found.figures)
-        if how.reference_device is not None and found.job is not None:
-            rows.append(asdict(agreement_row(artifact, found, how.reference_device)))
+        why = why_not(artifact, chosen)
+        if why is None:
+            check = student or saved_check(folder, artifact)
+            found = execute_artifact(artifact, files[artifact.name], chosen, check)
+            rows += found.rows(how.reference_device)
+            if student and found.outputs:
+                kept[artifact.name] = shown(found.outputs[0], student.calls)
+        else:
+            gate = gate_of(artifact.precision, chosen.name, artifact.recipe)
+            verdict = Verdict(None, "not-run", why)
+            rows.append(asdict(gate_row(artifact, chosen.name, gate, verdict)))
         rows += [asdict(row) for row in coverage_rows(artifact, chosen.name)]
-    checks.save(folder)
+    if student:
+        save_shown(folder, student, kept)
     if how.positions is not None and len(how.positions) < FRAMES:
         rows = [partial_row(row, how.positions) for row in rows]
     rows = [row | asdict(origin(devices.get(row["device"]), row["target"])) for row in rows]
@@ -95,61 +108,78 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
     return rows
 
 
-def checks_of(folder: Path, manifest: Manifest, how: Verification) -> StudentChecks | SavedChecks:
-    """What the files of a run are held against."""
-    if is_of_networks(manifest):
-        return SavedChecks(folder)
-    return student_checks(folder, manifest, how.photos, how.positions)
+def capture_row(check: Check) -> GateRow:
+    """Return the gate of a student's captured graph, which needs no file."""
+    parents, gate = check.parents, CAPTURE_GATE
+    verdict = judge(parents[CAPTURED_GRAPH], parents[gate.parent], gate.threshold_db)
+    return gate_row(Artifact("student", PYTORCH, "fp32", "", 0), HOST, gate, verdict)
+
+
+def why_not(artifact: Artifact, device: Device) -> str | None:
+    """Return why an artifact cannot be executed: it was refused, or its target cannot run."""
+    if not is_written(artifact):
+        return f"not written: {artifact.why}"
+    return device.why_not(artifact.target)
 
 
 @dataclass(frozen=True)
-class Found:
-    """What became of one artifact.
+class Executed:
+    """What became of a job with an artifact.
 
     Attributes:
-        row: of its gate.
-        job: that was run; None where the artifact could not be executed.
-        peak: as of the file's `Check`.
-        outputs: of that job, where they have the right shape.
-        figures: what loading and calling the file took, for a network of a reference.
+        artifact: the file.
+        job: that was run.
+        row: of the file's gate.
+        result: of the job, where its outputs have the shapes of the parent's.
+        check: what it was held against.
     """
 
+    artifact: Artifact
+    job: Job
     row: GateRow
-    job: Job | None = None
-    peak: float | None = None
-    outputs: Arrays | None = None
-    figures: dict[str, float] = field(default_factory=dict)
+    result: Result | None
+    check: Check
+
+    @property
+    def outputs(self) -> Arrays | None:
+        """Return the outputs, where they have the shapes of the parent's."""
+        return self.result.outputs if self.result else None
+
+    def rows(self, reference: Device | None) -> list[Row]:
+        """Return the row of its gate and, of a `reference` device, that of the same file there."""
+        figures = figures_of(self.result) if self.result and self.check.whole else {}
+        rows: list[Row] = [asdict(self.row) | figures]
+        if reference is not None:
+            gate = Gate(f"{SAME_FILE} {reference.name}", reference.name, SAME_FILE_DB)
+            verdict = self.agreement(reference, gate)
+            rows.append(asdict(gate_row(self.artifact, self.row.device, gate, verdict)))
+        return rows
+
+    def agreement(self, reference: Device, gate: Gate) -> Verdict:
+        """Hold the outputs against those that the file makes on another device."""
+        if self.outputs is None:
+            return Verdict(None, "not-run", "the file made no stacks")
+        why = reference.why_not(self.artifact.target)
+        if why is not None:
+            return Verdict(None, "not-run", why)
+        return execute(reference, self.job, self.outputs, gate, self.check.peak)[1]
 
 
-def execute_artifact(
-    artifact: Artifact, path: Path | None, device: Device, checks: StudentChecks | SavedChecks
-) -> Found:
-    """Execute an artifact and judge it, unless it was refused or the device cannot execute it."""
-    subject = subject_of(artifact, device.name)
+def execute_artifact(artifact: Artifact, path: Path, device: Device, check: Check) -> Executed:
+    """Execute an artifact and judge it by its own gate."""
     gate = gate_of(artifact.precision, device.name, artifact.recipe)
-    why = f"not written: {artifact.why}" if path is None else device.why_not(artifact.target)
-    if path is None or why is not None:
-        verdict = Verdict(None, "not-run", why or "")
-        return Found(gate_row(subject, gate.name, gate.threshold_db, verdict))
-    check = checks.of(artifact)
     job = Job(str(path), artifact.target, check.inputs, check.calls, want_outputs=True)
     if check.whole:
         console.print(f"{artifact.name}: {gate.name}")
         job = replace(job, runs=int(is_timed(device)), timeout_s=None)
     result, verdict = execute(device, job, check.parents[gate.parent], gate, check.peak)
-    return Found(
-        row=gate_row(subject, gate.name, gate.threshold_db, verdict),
-        job=job,
-        peak=check.peak,
-        outputs=result.outputs if result else None,
-        figures=figures_of(result) if result and check.whole else {},
-    )
+    return Executed(artifact, job, gate_row(artifact, device.name, gate, verdict), result, check)
 
 
 def execute(
     device: Device, job: Job, parent: Arrays, gate: Gate, peak: float | None = PEAK
 ) -> tuple[Result | None, Verdict]:
-    """Run a job and judge it; a result only where its outputs have the shapes of the parent's."""
+    """Run a job and judge it; the result is None where its outputs have other shapes."""
     try:
         result = device.run(job)
     except UserError as error:
@@ -162,7 +192,7 @@ def execute(
 
 
 def figures_of(result: Result) -> dict[str, float]:
-    """What one call takes; what comes before it is loading: on first use runtimes pack weights."""
+    """Return what one call takes; a first one counts as loading, since runtimes pack weights."""
     loading = result.load_ms + (result.first_ms if result.times_ms else 0.0)
     run_ms = result.times_ms[0] if result.times_ms else result.first_ms
     return {
@@ -172,21 +202,8 @@ def figures_of(result: Result) -> dict[str, float]:
     }
 
 
-def agreement_row(artifact: Artifact, found: Found, reference: Device) -> GateRow:
-    """The gate of an executed file against itself on another device."""
-    gate = Gate(f"{SAME_FILE} {reference.name}", reference.name, SAME_FILE_DB)
-    assert found.job is not None
-    if found.outputs is None:
-        verdict = Verdict(None, "not-run", "the file made no stacks")
-    elif (why := reference.why_not(artifact.target)) is not None:
-        verdict = Verdict(None, "not-run", why)
-    else:
-        verdict = execute(reference, found.job, found.outputs, gate, found.peak)[1]
-    return gate_row(subject_of(artifact, found.row.device), gate.name, gate.threshold_db, verdict)
-
-
 def partial_row(row: Row, positions: Sequence[int]) -> Row:
-    """A row that says which positions its figure is of, if it has one."""
+    """Return a row that says which positions its figure is of, if it has one."""
     if row["psnr_db"] is None:
         return row
     only = f"at positions {', '.join(map(str, positions))} only"
@@ -194,5 +211,5 @@ def partial_row(row: Row, positions: Sequence[int]) -> Row:
 
 
 def able_device(devices: Sequence[Device], target: str) -> Device:
-    """The first device that executes files of `target`; the first of all where none does."""
+    """Return the first device that executes files of `target`; the first of all where none does."""
     return next((d for d in devices if d.why_not(target) is None), devices[0])

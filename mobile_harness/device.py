@@ -61,7 +61,7 @@ class Job:
     timeout_s: float | None = 600.0
 
     def arguments(self) -> dict[str, Any]:
-        """Everything but the inputs, as JSON."""
+        """Return everything but the inputs, as JSON."""
         return {
             "artifact": self.artifact,
             "target": self.target,
@@ -74,7 +74,7 @@ class Job:
         }
 
     def is_spent(self, times_ms: Sequence[float]) -> bool:
-        """Whether these timed calls were enough: as many as wanted, or all that fit the budget."""
+        """Return whether these timed calls suffice: as many as wanted, or as fit the budget."""
         if len(times_ms) >= self.runs:
             return True
         spent = self.budget_s is not None and sum(times_ms) >= 1000 * self.budget_s
@@ -110,15 +110,15 @@ class Device(Protocol):
 
     @property
     def name(self) -> str:
-        """The name by which users choose it, and the `device` of its rows."""
+        """Return the name by which users choose it, and the `device` of its rows."""
         ...
 
     def describe(self) -> dict[str, str]:
-        """Facts for the report: chip, system, memory, versions of its runtimes."""
+        """Return facts for the report: chip, system, memory, versions of its runtimes."""
         ...
 
     def why_not(self, target: str) -> str | None:
-        """Why the device cannot execute files of `target`; None when it can."""
+        """Return why the device cannot execute files of `target`; None when it can."""
         ...
 
     def run(self, job: Job) -> Result:

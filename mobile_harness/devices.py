@@ -71,7 +71,7 @@ class Origin:
 
 
 def kind_of(name: str) -> DeviceKind:
-    """The kind of the device `KIND` or `KIND:ADDRESS`; UserError names the known kinds."""
+    """Return the kind of the device `KIND` or `KIND:ADDRESS`; UserError names the known kinds."""
     kind = name.partition(":")[0]
     if kind not in DEVICES:
         raise UserError(f"unknown device '{kind}': choose from {', '.join(DEVICES)}")
@@ -79,7 +79,7 @@ def kind_of(name: str) -> DeviceKind:
 
 
 def get_devices(name: str, options: Options | None = None) -> tuple[Device, ...]:
-    """The devices of `KIND` or `KIND:ADDRESS`; UserError names the known kinds.
+    """Return the devices of `KIND` or `KIND:ADDRESS`; UserError names the known kinds.
 
     One that is not reachable is among them, with the reason in its `why_not`.
     """
@@ -88,7 +88,7 @@ def get_devices(name: str, options: Options | None = None) -> tuple[Device, ...]
 
 
 def get_device(name: str, options: Options | None = None) -> Device:
-    """The one device of that name; UserError for several."""
+    """Return the one device of that name; UserError for several."""
     found = get_devices(name, options)
     if len(found) > 1:
         names = ", ".join(device.name for device in found)
@@ -97,26 +97,26 @@ def get_device(name: str, options: Options | None = None) -> Device:
 
 
 def timed_devices(name: str, options: Options | None = None) -> tuple[Device, ...]:
-    """Devices whose times are latencies; UserError for the others."""
+    """Return devices whose times are latencies; UserError for the others."""
     if not kind_of(name).timed:
         raise UserError(f"{name} checks files, its times are no latencies: bench on another device")
     return get_devices(name, options)
 
 
 def is_timed(device: Device) -> bool:
-    """Whether a device's times are latencies, as far as its kind is known here."""
+    """Return whether a device's times are latencies, as far as its kind is known here."""
     kind = DEVICES.get(device.name.partition(":")[0])
     return kind is None or kind.timed
 
 
 def reference_device(name: str) -> Device | None:
-    """The device whose outputs of the same file a device's own are held against, if any."""
+    """Return the device whose outputs of the same file a device's own are held against, if any."""
     reference = kind_of(name).reference_device
     return get_device(reference) if reference else None
 
 
 def fallbacks(name: str) -> tuple[Device, ...]:
-    """Who verifies the files that a device cannot execute, in the order of their targets."""
+    """Return who verifies the files that a device cannot execute, in the order of their targets."""
     if not kind_of(name).falls_back:
         return ()
     names = dict.fromkeys(get_target(target).fallback for target in TARGETS)
@@ -132,7 +132,7 @@ def install(name: str, say: Callable[[str], None]) -> None:
 
 
 def on_each(devices: tuple[Device, ...], work: Callable[[Device], list[Row]]) -> list[Row]:
-    """The rows of `work` on every device, all at once: phones do not share a processor."""
+    """Return the rows of `work` on every device, all at once: phones do not share a processor."""
     if len(devices) == 1:
         return work(devices[0])
     with ThreadPoolExecutor(len(devices)) as pool:
@@ -140,7 +140,7 @@ def on_each(devices: tuple[Device, ...], work: Callable[[Device], list[Row]]) ->
 
 
 def origin(device: Device | None, target: str) -> Origin:
-    """Where the rows come from of the files of `target` that a device executed."""
+    """Return where the rows come from of the files of `target` that a device executed."""
     about = device.describe() if device else {}
     runtime = "torch" if target == PYTORCH else get_target(target).runtime
     version = about.get(runtime, "")
@@ -153,14 +153,14 @@ def origin(device: Device | None, target: str) -> Origin:
 
 
 def favourite_target(device: Device) -> str:
-    """The target for which one takes a device: the one it is there to check, else its first."""
+    """Return the target that a device is there to check, else the first that it executes."""
     checked = [name for name in TARGETS if get_target(name).fallback == device.name]
     able = (name for name in TARGETS if device.why_not(name) is None)
     return next(iter([*checked, *able]), next(iter(TARGETS)))
 
 
 def list_devices(options: Options | None = None) -> list[Row]:
-    """Every kind: rows `{device, reachable, model, chip, os, runtime, why}`."""
+    """List every kind: rows `{device, reachable, model, chip, os, runtime, why}`."""
     rows: list[Row] = []
     for kind in DEVICES.values():
         for device in get_devices(f"{kind.name}:{kind.every}".rstrip(":"), options):

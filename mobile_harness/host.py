@@ -25,7 +25,7 @@ class Host:
     name: str = HOST
 
     def describe(self) -> dict[str, str]:
-        """Processor, cores, memory, system, and versions of the runtimes."""
+        """Return processor, cores, memory, system, and versions of the runtimes."""
         runtimes = ("torch", *(get_target(name).runtime for name in TARGETS))
         return {
             "chip": processor(),
@@ -37,7 +37,7 @@ class Host:
         }
 
     def why_not(self, target: str) -> str | None:
-        """What the target says about this machine; eager PyTorch always runs."""
+        """Return what the target says about this machine; eager PyTorch always runs."""
         return None if target == PYTORCH else get_target(target).cannot_run()
 
     def run(self, job: Job) -> Result:
@@ -53,21 +53,21 @@ class Host:
         return result_of(answer)
 
     def call(self, target: str) -> str:
-        """The function that does a job with a file of `target`, in the fresh process."""
+        """Return the function that does a job with a file of `target`, in the fresh process."""
         return WORKER
 
 
 def connect(address: str, options: Options) -> tuple[Host, ...]:
-    """The entry of the registry."""
+    """Return the entry of the registry."""
     return (Host(),)
 
 
 def work_of(job: Job, call: str) -> Work:
-    """A job for the function `call` in a process of its own, the k-th table of inputs as `k`."""
+    """Return the work of a job for the function `call`; the k-th table of inputs is named `k`."""
     return Work(call, job.arguments(), {str(k): table for k, table in enumerate(job.inputs)})
 
 
 def result_of(answer: Answer) -> Result:
-    """What such a function measured; its outputs are the arrays of the answer, in order."""
+    """Return what such a function measured; its outputs are the arrays of the answer, in order."""
     fields = {**answer.fields, "times_ms": tuple(answer.fields["times_ms"])}
     return Result(outputs=tuple(answer.arrays.values()) or None, **fields)

@@ -24,21 +24,21 @@ class MilCheck(Host):
     name: str = MIL_CHECK
 
     def describe(self) -> dict[str, str]:
-        """The host's facts; PyTorch executes what coremltools only reads."""
+        """Return the host's facts; PyTorch executes what coremltools only reads."""
         about = super().describe()
         return {**about, CORE_ML.runtime: f"torch {about['torch']} (MIL check)"}
 
     def why_not(self, target: str) -> str | None:
-        """Why not: coremltools is missing; other targets are the host's."""
+        """Return why not: coremltools is missing; other targets are the host's."""
         return CORE_ML.cannot_write() if target == CORE_ML.name else super().why_not(target)
 
     def call(self, target: str) -> str:
-        """The MIL check for Core ML files; other targets are the host's."""
+        """Take the MIL check for Core ML files; other targets are the host's."""
         return f"{__name__}:run_file" if target == CORE_ML.name else super().call(target)
 
 
 def connect(address: str, options: Options) -> tuple[MilCheck, ...]:
-    """The entry of the registry."""
+    """Return the entry of the registry."""
     return (MilCheck(),)
 
 

@@ -41,7 +41,7 @@ def run_file(arguments: Mapping[str, Any], tables: Tables, say: Callable[[str], 
 
 
 def read_job(arguments: Mapping[str, Any], tables: Tables) -> Job:
-    """A job as it was before it became JSON and arrays."""
+    """Return a job as it was before it became JSON and arrays."""
     return Job(inputs=tuple(tables.values()), **arguments)
 
 
@@ -102,14 +102,14 @@ def measure(opener: Opener, job: Job) -> Measured:
 
 
 def timed(call: Callable[[], T]) -> tuple[T, float]:
-    """A call's result and its wall-clock milliseconds."""
+    """Return a call's result and its wall-clock milliseconds."""
     start = time.perf_counter_ns()
     result = call()
     return result, (time.perf_counter_ns() - start) / 1e6
 
 
 def collect(run: Runner, inputs: Sequence[Outputs], first: Outputs) -> list[NDArray[np.float32]]:
-    """Every output of every call, each [N, *shape] float32; those of the first are already made."""
+    """Return every output of every call, [N, *shape] float32; those of the first are made."""
     kept = [np.empty((len(inputs), *output.shape), np.float32) for output in first]
     for number, given in enumerate(inputs):
         made = first if number == 0 else run(*given)
@@ -123,5 +123,5 @@ def collect(run: Runner, inputs: Sequence[Outputs], first: Outputs) -> list[NDAr
 
 
 def as_tuple(made: Tensor | Outputs) -> Outputs:
-    """The outputs of a file, also where its runner gives its only one alone."""
+    """Return the outputs of a file, also where its runner gives its only one alone."""
     return made if isinstance(made, tuple) else (made,)

@@ -47,7 +47,7 @@ class Timed:
 def rounds(
     files: Sequence[Timed], calls: int, first: int, last: int, threads: int | None = None
 ) -> Iterator[Round]:
-    """Rounds number `first` to `last` - 1, each with `calls` timed calls of every file.
+    """Yield rounds number `first` to `last` - 1, each with `calls` timed calls of every file.
 
     `threads` of every runtime; None for as many as PyTorch takes. UserError when a file cannot be
     opened or called, before the first round.
@@ -67,19 +67,19 @@ def rounds(
 
 
 def opening(file: Timed, threads: int | None) -> Work:
-    """The work that opens a file, where it stays open."""
+    """Return the work that opens a file, where it stays open."""
     about = {"name": file.name, "target": file.target, "path": str(file.path), "threads": threads}
     return Work(f"{__name__}:open_file", about, {"photo": file.photo})
 
 
 def times_of(worker: Worker, name: str, calls: int) -> list[float]:
-    """The times (ms) of so many calls of an open file."""
+    """Return the times (ms) of so many calls of an open file."""
     answer = worker.run(Work(f"{__name__}:time_file", {"name": name, "calls": calls}))
     return list(answer.fields["times_ms"])
 
 
 OPEN: dict[str, Callable[[], object]] = {}
-"""In a worker: the call of every file that it has open."""
+"""The call of every file that this process has open, if it is a worker."""
 
 Answered = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 
@@ -87,7 +87,7 @@ Answered = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 def open_file(
     about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], say: object
 ) -> Answered:
-    """In a worker: open a file, call it once, and keep it."""
+    """Open a file in a worker, call it once, and keep it."""
     torch.set_num_threads(about["threads"] or torch.get_num_threads())
     photo, position = torch.from_numpy(arrays["photo"].copy()), one_hot(POSITION)
     try:
@@ -108,7 +108,7 @@ def open_file(
 def time_file(
     about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], say: object
 ) -> Answered:
-    """In a worker: the times (ms) of calls of an open file."""
+    """Time calls (ms) of an open file in a worker."""
     call = OPEN[about["name"]]
     for _ in range(WARMUP):
         call()
@@ -116,17 +116,17 @@ def time_file(
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Return how long one call takes."""
     began = time.perf_counter_ns()
     call()
     return (time.perf_counter_ns() - began) / 1e6
 
 
 def p50(measured: Sequence[Round], name: str) -> float:
-    """Median over all calls of a file, ms."""
+    """Return the median over all calls of a file, ms."""
     return median(ms for found in measured for ms in found[name])
 
 
 def ratio(measured: Sequence[Mapping[str, Sequence[float]]], name: str, other: str) -> float:
-    """How many times as long a file takes as another: the median of the rounds' ratios."""
+    """Return how many times as long a file takes as another: the median of the rounds' ratios."""
     return median(median(found[name]) / median(found[other]) for found in measured)

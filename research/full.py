@@ -40,7 +40,7 @@ HEADER = (
 
 @torch.no_grad()
 def rewritten_db(spec: str, folder: Path) -> dict[str, float]:
-    """PSNR (dB) of the rewritten decoder and UNet against diffusers' own, weights shared."""
+    """Return PSNR (dB) of the rewritten decoder and UNet against diffusers' own, weights shared."""
     from pocketfocus.mobile.pipeline import rewritten
     from pocketfocus.models.loading import load_reference
     from pocketfocus.models.reference import added_time_ids
@@ -60,18 +60,18 @@ def rewritten_db(spec: str, folder: Path) -> dict[str, float]:
 
 
 def ranged(found: Tensor, expected: Tensor) -> float:
-    """PSNR (dB) whose peak is the range of what is expected."""
+    """Return PSNR (dB) whose peak is the range of what is expected."""
     return psnr(found, expected, float(expected.max() - expected.min()))
 
 
 def table(manifest: Manifest, rows: Sequence[Row]) -> str:
-    """One line a file: what it took to write, what is in it, and how it runs."""
+    """Return a line for each file: what it took to write, what is in it, and how it runs."""
     gates = {row["artifact"]: row for row in parity_rows(rows)}
     return markdown(HEADER, [line(each, gates[each.name]) for each in manifest.artifacts])
 
 
 def line(artifact: Artifact, row: Row) -> list[str]:
-    """The cells of one file."""
+    """Return the cells of one file."""
     taken, found = artifact.taken, artifact.delegation
     ran = row["psnr_db"] is not None
     return [
@@ -90,7 +90,7 @@ def line(artifact: Artifact, row: Row) -> list[str]:
 
 @reported("full")
 def main(arguments: Sequence[str] | None = None) -> None:
-    """What the command line asks for."""
+    """Do what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="of a run of `pocketfocus export --full`")
     parser.add_argument("--rewritten", action="store_true")

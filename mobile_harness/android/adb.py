@@ -20,7 +20,7 @@ STATES = {
 
 
 def missing() -> str | None:
-    """Why there is no adb; None when there is one."""
+    """Return why there is no adb; None when there is one."""
     if shutil.which("adb"):
         return None
     return "adb is not installed: apt-get install adb, or Android's platform-tools"
@@ -43,7 +43,7 @@ def call(*arguments: str, timeout_s: float | None = 60.0) -> subprocess.Complete
 
 
 def serials() -> dict[str, str]:
-    """The phones that adb lists, each with its state (`device` when it can be used)."""
+    """Return the phones that adb lists, each with its state (`device` when it can be used)."""
     ended = call("devices")
     if ended.returncode != 0:
         raise UserError(f"adb devices failed: {last_line(ended)}")
@@ -58,7 +58,7 @@ class Adb:
     serial: str
 
     def shell(self, command: str, timeout_s: float | None = 60.0) -> str:
-        """Standard output of a shell command; JobError when its exit code is not 0."""
+        """Return the output of a shell command; JobError when its exit code is not 0."""
         return self._checked("shell", command, timeout_s=timeout_s)
 
     def push(self, source: Path, target: str) -> None:
@@ -79,6 +79,6 @@ class Adb:
 
 
 def last_line(ended: subprocess.CompletedProcess[str]) -> str:
-    """What a command said last."""
+    """Return what a command said last."""
     lines = (ended.stderr.strip() or ended.stdout.strip()).splitlines()
     return lines[-1] if lines else f"exit code {ended.returncode}"

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -36,7 +36,7 @@ MACHINES = {62: "x86_64", 183: "arm64-v8a", 40: "armeabi-v7a", 3: "x86"}  # ELF'
 
 
 def connect(address: str, options: Options) -> tuple[Device, ...]:
-    """The phones of `android`, `android:SERIAL,SERIAL` or `android:all`.
+    """Return the phones of `android`, `android:SERIAL,SERIAL` or `android:all`.
 
     UserError when none is named and there are several; what is not there is an `Absent`.
     """
@@ -59,7 +59,7 @@ def connect(address: str, options: Options) -> tuple[Device, ...]:
 
 
 def phone(serial: str, state: str | None, options: Options) -> Device:
-    """One phone in the state that adb gives it."""
+    """Return the phone in the state that adb gives it."""
     if state == "device":
         return Android(serial, options)
     known = next(
@@ -72,7 +72,7 @@ def phone(serial: str, state: str | None, options: Options) -> Device:
 
 
 def name_of(address: str) -> str:
-    """The name in rows."""
+    """Return the name in rows."""
     return f"{KIND}:{address}" if address and address != "all" else KIND
 
 
@@ -93,7 +93,7 @@ class Android:
 
     @property
     def name(self) -> str:
-        """`android:SERIAL`."""
+        """Return `android:SERIAL`."""
         return name_of(self.serial)
 
     @property
@@ -102,11 +102,11 @@ class Android:
 
     @cached_property
     def properties(self) -> dict[str, str]:
-        """The phone's system properties."""
+        """Return the phone's system properties."""
         return dict(re.findall(r"^\[(.+?)\]: \[(.*)\]\s*$", self._adb.shell("getprop"), re.M))
 
     def describe(self) -> dict[str, str]:
-        """Model, chip, Android's version, ABIs, and the runner by its hash."""
+        """Return model, chip, Android's version, ABIs, and the runner by its hash."""
         get = self.properties.get
         runner = self.options.runner
         return {
@@ -120,7 +120,7 @@ class Android:
         }
 
     def why_not(self, target: str) -> str | None:
-        """Why not: another target, no runner, or one for another processor."""
+        """Return why not: another target, no runner, or one for another processor."""
         if target != TARGET.name:
             return f"executor_runner executes .pte files, not those of {target}"
         runner = self.options.runner
@@ -145,7 +145,7 @@ class Android:
             return self._run(job, remote, Path(scratch))
 
     def battery(self) -> Battery:
-        """Level and temperature now; JobError when the phone does not say."""
+        """Return level and temperature now; JobError when the phone does not say."""
         said = self._adb.shell("dumpsys battery")
         fields = dict(re.findall(r"^\s*(level|temperature): (-?\d+)", said, re.M))
         if len(fields) < 2:
@@ -166,7 +166,7 @@ class Android:
 
     @contextmanager
     def _folder(self, job: Job) -> Iterator[str]:
-        """A folder on the phone, deleted in the end, if it is still there to delete it."""
+        """Make a folder on the phone; it is deleted in the end, if the phone is still there."""
         runner = Path(self.options.runner or "")
         needed = Path(job.artifact).stat().st_size + runner.stat().st_size + SPARE_BYTES
         free = free_bytes(self._adb.shell(f"df -k {REMOTE}"))
@@ -209,7 +209,7 @@ class Android:
             notes={
                 "battery_percent": [before.level, after.level],
                 "battery_celsius": [before.celsius, after.celsius],
-                "operators": list(measured.operators),
+                "operators": [asdict(operator) for operator in measured.operators],
             },
         )
 
@@ -232,7 +232,7 @@ class Session:
         return adb.Adb(self.phone.serial)
 
     def push_inputs(self) -> None:
-        """Every input of the job's calls, once, as raw little-endian float32."""
+        """Push every input of the job's calls once, as raw little-endian float32."""
         for name, (k, row) in {
             input_file(k, row): (k, row) for call in self.job.calls for k, row in enumerate(call)
         }.items():
@@ -240,7 +240,7 @@ class Session:
             self._adb.push(self.scratch / name, f"{self.remote}/{name}")
 
     def outputs(self) -> Arrays:
-        """Make every call once: each output of the file, [N, *shape]."""
+        """Make every call once and return each output of the file, [N, *shape]."""
         shapes = output_shapes(Path(self.job.artifact))
         made = [np.empty((len(self.job.calls), *shape), np.float32) for shape in shapes]
         for number, call in enumerate(self.job.calls):
@@ -252,7 +252,7 @@ class Session:
         return tuple(made)
 
     def profile(self, executions: int) -> Profile:
-        """The profile of so many executions of the first call."""
+        """Profile so many executions of the first call."""
         self.execute(self.job.calls[0], executions, etdump_path="profile.etdump")
         self._adb.pull(f"{self.remote}/profile.etdump", self.scratch / "profile.etdump")
         return read_profile(self.scratch / "profile.etdump")
@@ -287,12 +287,12 @@ class Session:
 
 
 def input_file(k: int, row: int) -> str:
-    """The file of a row of the k-th table of inputs."""
+    """Return the file of a row of the k-th table of inputs."""
     return f"input-{k}-{row}.bin"
 
 
 def output_shapes(path: Path) -> list[tuple[int, ...]]:
-    """Shapes of a file's outputs, in order, by the runtime on this host."""
+    """Return the shapes of a file's outputs in order, as the runtime on this host reads them."""
     from executorch.extension.pybindings import _portable_lib
 
     about = _portable_lib._load_for_executorch(str(path)).method_meta("forward")
@@ -300,7 +300,7 @@ def output_shapes(path: Path) -> list[tuple[int, ...]]:
 
 
 def abi_of(runner: Path) -> str:
-    """The ABI a program is built for, from its ELF header."""
+    """Return the ABI a program is built for, from its ELF header."""
     with open(runner, "rb") as handle:
         head = handle.read(20)
     if len(head) < 20 or head[:4] != b"\x7fELF":
@@ -310,7 +310,7 @@ def abi_of(runner: Path) -> str:
 
 
 def free_bytes(said: str) -> int:
-    """Free space from the last line of `df -k`."""
+    """Read the free space in the last line of `df -k`."""
     fields = said.strip().splitlines()[-1].split()
     try:
         return int(fields[3]) * 1024
@@ -319,7 +319,7 @@ def free_bytes(said: str) -> int:
 
 
 def read_output(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """An output as the runner wrote it; JobError when it has another number of values."""
+    """Read an output that the runner wrote; JobError when it has another number of values."""
     values = np.fromfile(path, "<f4")
     if values.size != math.prod(shape):
         raise JobError(f"the phone wrote {values.size} values, {math.prod(shape)} are due")

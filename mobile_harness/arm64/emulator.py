@@ -31,7 +31,7 @@ class Arm64:
     worker: Worker | None = field(default=None, repr=False)
 
     def describe(self) -> dict[str, str]:
-        """The emulator and the versions of the runtimes; nothing where it is not set up."""
+        """Return the emulator and the versions of the runtimes; nothing where it is not set up."""
         if setup.why_not_ready() is not None:
             return {}
         wheels = (wheel.partition("==") for wheel in setup.wheels())
@@ -43,7 +43,7 @@ class Arm64:
         }
 
     def why_not(self, target: str) -> str | None:
-        """Why not: no runtime for the target on ARM64 Linux, or the set-up is missing."""
+        """Return why not: no runtime for the target on ARM64 Linux, or the set-up is missing."""
         if target not in FUNCTIONS:
             return f"no runtime for {target} files on ARM64 Linux"
         return setup.why_not_ready()
@@ -72,19 +72,19 @@ class Arm64:
 
 
 def start() -> Worker:
-    """The emulated Python, which starts and imports a runtime with its first job."""
+    """Return the emulated Python, which starts and imports a runtime with its first job."""
     console.print("emulated ARM64 starts; its first .pte file waits about a minute for torch")
     command = setup.command(setup.home(), "-P", str(CHILD_FILE))
     return Worker(command, setup.environment(setup.home()))
 
 
 def estimate(job: Job, seconds: float) -> str:
-    """What is left of a job whose first call took `seconds`."""
+    """Return what is left of a job whose first call took `seconds`."""
     left = len(job.calls) - 1
     name = Path(job.artifact).name
     return f"{name} on emulated ARM64: {left} calls to go, about {left * seconds:.0f} s"
 
 
 def connect(address: str, options: Options) -> tuple[Arm64, ...]:
-    """The entry of the registry."""
+    """Return the entry of the registry."""
     return (Arm64(),)

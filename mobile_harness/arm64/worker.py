@@ -21,7 +21,7 @@ Measured = tuple[dict[str, Any], dict[str, NDArray[np.float32]]]
 
 
 def run_pte(job: Mapping[str, Any], tables: Tables, say: Say) -> Measured:
-    """A job with a .pte file; the runtime's bindings need torch."""
+    """Do a job with a .pte file; the runtime's bindings need torch."""
     import torch
     from executorch.extension.pybindings import _portable_lib
 
@@ -37,7 +37,7 @@ def run_pte(job: Mapping[str, Any], tables: Tables, say: Say) -> Measured:
 
 
 def run_onnx(job: Mapping[str, Any], tables: Tables, say: Say) -> Measured:
-    """A job with an .onnx file."""
+    """Do a job with an .onnx file."""
     import onnxruntime
 
     def open_file(artifact: str, threads: int) -> Runner:
@@ -56,7 +56,7 @@ def run_onnx(job: Mapping[str, Any], tables: Tables, say: Say) -> Measured:
 def measure(
     open_file: Callable[[str, int], Runner], job: Mapping[str, Any], tables: Tables, say: Say
 ) -> Measured:
-    """Open the file and make every call of the job: the fields of a `Result`, and the outputs."""
+    """Make every call of the job and return the fields of a `Result`, and the outputs."""
     threads = job["threads"] or 1
     run, load_ms = timed(open_file, job["artifact"], threads)
     kept: list[list[NDArray[np.float32]]] = []
@@ -80,7 +80,7 @@ def measure(
 
 
 def timed(call: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """A call's result and its wall-clock milliseconds."""
+    """Return a call's result and its wall-clock milliseconds."""
     start = time.perf_counter()
     result = call(*arguments)
     return result, 1000 * (time.perf_counter() - start)

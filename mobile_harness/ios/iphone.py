@@ -21,7 +21,7 @@ KIND = "iphone"
 
 
 def connect(address: str, options: Options) -> tuple[Device, ...]:
-    """The first connected iPhone, or the one of that name or UDID; else why there is none."""
+    """Return the first connected iPhone, or that of a name or UDID, or why there is none."""
     reason = CORE_ML.cannot_run()
     if reason is not None:
         return (Absent(KIND, f"an iPhone is reached from a Mac with Xcode: {reason}"),)
@@ -51,7 +51,7 @@ class IPhone:
     _ready: Any = None
 
     def describe(self) -> dict[str, str]:
-        """Name and iOS version; coremltools does not tell the chip."""
+        """Return name and iOS version; coremltools does not tell the chip."""
         from importlib import metadata
 
         return {
@@ -62,7 +62,7 @@ class IPhone:
         }
 
     def why_not(self, target: str) -> str | None:
-        """Core ML packages only."""
+        """Say that only Core ML packages run."""
         if target == CORE_ML.name:
             return None
         return f"an iPhone runs Core ML packages here, not {target}"
@@ -100,14 +100,14 @@ class IPhone:
 
 @dataclass(frozen=True)
 class Names:
-    """Of a package's inputs and outputs, in order."""
+    """The names of a package's inputs and outputs, in order."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
 
 def names_of(package: str) -> Names:
-    """What a package calls its inputs and outputs."""
+    """Return what a package calls its inputs and outputs."""
     from coremltools.models.utils import load_spec
 
     description = load_spec(package).description
@@ -116,7 +116,7 @@ def names_of(package: str) -> Names:
 
 
 async def measure(model: Any, job: Job, names: Names) -> Result:
-    """The calls of a job with a loaded model; times are those that the phone itself reports."""
+    """Make the calls of a job with a loaded model; times are those that the phone reports."""
 
     async def predict(call: Call) -> tuple[Arrays, float]:
         rows = [table[row] for table, row in zip(job.inputs, call, strict=True)]
@@ -141,12 +141,12 @@ async def measure(model: Any, job: Job, names: Names) -> Result:
 
 
 def milliseconds(nanoseconds: int | None) -> float:
-    """JobError when the phone told no duration."""
+    """Raise JobError when the phone told no duration."""
     if nanoseconds is None:
         raise JobError("the iPhone told no duration of a load or prediction")
     return nanoseconds / 1e6
 
 
 def first_line(error: Exception) -> str:
-    """An error in one line."""
+    """Return an error's first line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

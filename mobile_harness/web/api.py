@@ -58,7 +58,7 @@ class Api:
         self._making = threading.Lock()
 
     def routes(self) -> list[Route]:
-        """Everything there is; any other path is 404."""
+        """Return all routes; any other path is 404."""
         return [
             Route("/api/run", self.run),
             Route("/api/files/{name:path}", self.file),
@@ -69,18 +69,18 @@ class Api:
         ]
 
     async def asset(self, request: Request) -> Response:
-        """A file of the built page."""
+        """Give a file of the built page."""
         path = self.page.get(request.path_params["name"] or "index.html")
         if path is None or not path.is_file():
             return refusal(404, "no such file")
         return FileResponse(path, media_type=MEDIA.get(path.suffix))
 
     async def run(self, request: Request) -> Response:
-        """What the run holds."""
+        """Tell what the run holds."""
         return JSONResponse(self.served.describe())
 
     async def file(self, request: Request) -> Response:
-        """An ONNX file that the manifest lists."""
+        """Give an ONNX file that the manifest lists."""
         name = request.path_params["name"]
         path = plain_file(self.served.folder, name) if name in self.served.artifacts else None
         if path is None:
@@ -88,7 +88,7 @@ class Api:
         return FileResponse(path, media_type="application/octet-stream")
 
     async def golden(self, request: Request) -> Response:
-        """The golden photo, raw float32; its positions are in a header."""
+        """Give the golden photo, raw float32; its positions are in a header."""
         judge = await run_in_threadpool(self.judge)
         raw = await run_in_threadpool(judge.photo)
         positions = {"X-Positions": ",".join(map(str, judge.positions))}
@@ -144,7 +144,7 @@ class Api:
         return JSONResponse({"row": row}, 201)
 
     def judge(self) -> Judge:
-        """What judges, made once."""
+        """Return what judges; it is made once."""
         with self._making:
             if self._judge is None:
                 self._judge = self._make_judge(self.served)

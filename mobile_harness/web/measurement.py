@@ -66,7 +66,7 @@ class Measurement(Checked):
 
     @property
     def device(self) -> str:
-        """The `device` of its rows: whose it is, and what ran the file there."""
+        """Return the `device` of its rows: whose it is, and what ran the file there."""
         return f"{self.phone.name}, {self.phone.browser} ({self.backend})"
 
 
@@ -79,13 +79,13 @@ class Judge(Protocol):
     positions: tuple[int, ...]
 
     def photo(self) -> bytes:
-        """The golden photo [1,3,H,W], raw little-endian float32."""
+        """Return the golden photo [1,3,H,W], raw little-endian float32."""
         ...
 
     def take(self, measured: Measurement) -> Row:
-        """Keep a measurement; its row of bench.json. UserError when it tells of another file."""
+        """Keep a measurement as a row of bench.json; UserError when it tells of another file."""
         ...
 
     def judge(self, measured: Measurement, outputs: bytes) -> Row:
-        """Judge the golden outputs (raw float32, one stack a position); the row of verify.json."""
+        """Judge the golden outputs (raw float32, a stack a position) as a row of verify.json."""
         ...

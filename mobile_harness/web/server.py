@@ -41,7 +41,7 @@ Say = Callable[[str], None]
 def make_app(
     api: Api, address: str, token: str | None = None, opened: Callable[[str], None] = lambda _: None
 ) -> Starlette:
-    """The application; with a token only those come in who bring it."""
+    """Return the application; with a token only those come in who bring it."""
     middleware = [
         Middleware(SafeHeaders),
         Middleware(TrustedHostMiddleware, allowed_hosts=[address, "localhost"]),
@@ -71,9 +71,9 @@ class Network:
 def await_visit(
     folder: Path, address: str, options: Options, say: Say, make_judge: MakeJudge
 ) -> list[tuple[Row, Row]]:
-    """Serve `folder` until a browser has measured its ONNX files; what it sent (see `Visit.rows`).
+    """Serve `folder` until a browser has measured its ONNX files, and return what it sent.
 
-    None comes, or Ctrl-C: what came until then, maybe nothing.
+    After Ctrl-C, or when none comes: what came until then (see `Visit.rows`), maybe nothing.
     """
     check_address(address)
     visit = Visit(frozenset(load_served(folder).artifacts), options.visit_s)
@@ -131,7 +131,7 @@ def serve(
 
 
 def hint(network: Network, port: int) -> str:
-    """What a phone's owner has to know of the address."""
+    """Return what a phone's owner has to know of the address."""
     reverse = f"`adb reverse tcp:{port} tcp:{port}`"
     if not network.lan:
         return f"On this machine only. A phone: --lan, or by USB {reverse}."
@@ -157,7 +157,7 @@ def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
 
 
 def listen(address: str, port: int) -> socket.socket:
-    """A listening socket; UserError when the port cannot be had."""
+    """Return a listening socket; UserError when the port cannot be had."""
     try:
         return socket.create_server((address, port), backlog=256)
     except (OSError, OverflowError) as error:
@@ -168,7 +168,7 @@ def listen(address: str, port: int) -> socket.socket:
 
 
 def invitation(url: str) -> str:
-    """The address and its QR code for a terminal."""
+    """Return the address and its QR code for a terminal."""
     picture = io.StringIO()
     segno.make(url, micro=False).terminal(picture, compact=True)
     return f"{picture.getvalue()}{url}"

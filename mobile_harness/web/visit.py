@@ -24,7 +24,7 @@ LAN = "lan"
 
 
 def connect(address: str, options: Options) -> tuple[Absent, ...]:
-    """A browser is not there until it comes: what it has not measured is `not-run`."""
+    """Return an absent device: a browser is not there until it comes."""
     check_address(address)
     try:
         page_files()
@@ -35,7 +35,7 @@ def connect(address: str, options: Options) -> tuple[Absent, ...]:
 
 
 def check_address(address: str) -> None:
-    """UserError for another address than none or `lan`."""
+    """Raise UserError for another address than none or `lan`."""
     if address not in ("", LAN):
         raise UserError(f"unknown address '{address}': choose --device browser or browser:lan")
 
@@ -57,7 +57,7 @@ class Visit:
     _over: threading.Event = field(default_factory=threading.Event)
 
     def take(self, bench: Row, verify: Row) -> None:
-        """Both rows of a file that a browser measured."""
+        """Take both rows of a file that a browser measured."""
         self.rows[verify["artifact"], verify["device"]] = bench, verify
         if self.files <= {name for name, device in self.rows if device == verify["device"]}:
             self._over.set()
