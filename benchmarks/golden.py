@@ -8,31 +8,35 @@ the bundle alone can be carried to a phone or a Mac.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketfocus.benchmarks.verify import (
-    ARM64_DB,
-    Gate,
+from pocketfocus.benchmarks.checks import (
     Stacks,
-    Verdict,
-    execute,
-    first_able,
     fitted_photos,
+    load_parent,
+    parent_stacks,
+    student_inputs,
+)
+from pocketfocus.benchmarks.gates import (
+    SAME_FILE_DB,
+    STUDENT,
+    Gate,
+    GateRow,
+    Verdict,
     gate_name,
     gate_of,
     gate_row,
     is_written,
     judge,
-    load_parent,
-    parent_stacks,
 )
-from pocketfocus.data.optics import one_hot
-from pocketfocus.mobile_harness.device import Call, Device, Job
+from pocketfocus.benchmarks.verify import able_device, execute
+from pocketfocus.mobile_harness.device import Arrays, Call, Device, Job
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, read_json, sha256, write_atomic, write_json, write_rows
 from pocketfocus.run.manifest import Artifact, check_artifact, load_manifest
@@ -45,11 +49,27 @@ SAME_FILE = "same file, replayed"
 HALF_DB = 65.0  # the most that stacks kept in float16 can prove (rounding alone is about 77 dB)
 KINDS: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 
+Described = dict[str, Any]
+"""A part of golden.json."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What every file of a bundle is called with, and the stacks [N,9,3,H,W] of its parents."""
+
+    inputs: Arrays
+    calls: Sequence[Call]
+    parents: Mapping[str, Arrays]
+
+    def job(self, path: Path, target: str) -> Job:
+        """Return the job with all calls of a file, whose outputs come back."""
+        return Job(str(path), target, self.inputs, self.calls, want_outputs=True)
+
 
 def write_golden(
     folder: Path, out: Path, devices: Sequence[Device], photos: Sequence[Path] | None = None
 ) -> Path:
-    """Execute every file of a run and write the bundle `out`; the path of its golden.json.
+    """Execute every file of a run, write the bundle `out`, and return its golden.json.
 
     The photo is the first of `photos`, or of the bundled held-out ones. A file that none of
     `devices` executes comes with the student's stacks alone. UserError when a file is damaged,
@@ -57,60 +77,61 @@ def write_golden(
     """
     manifest = load_manifest(folder)
     student = load_parent(folder, manifest)
-    inputs = fitted_photos(photos, manifest.size)[:1]
+    inputs = student_inputs(fitted_photos(photos, manifest.size)[:1])
     calls = [(0, position) for position in POSITIONS]
-    parents = parent_stacks(student, inputs, calls)
+    expected = Expected(inputs, calls, parent_stacks(student, inputs, calls))
     files = [(a, check_artifact(folder, a)) for a in manifest.artifacts if is_written(a)]
     with write_atomic(out) as scratch:
         scratch.mkdir()
-        content: dict[str, Any] = {
+        photo = save(scratch, "photo.f32", inputs[0][0], "float32")
+        positions = [save(scratch, f"position-{p}.f32", inputs[1][p], "float32") for _, p in calls]
+        stacks = save(scratch, "student.f16", expected.parents[STUDENT][0], "float16")
+        content = {
             "size": manifest.size,
-            "inputs": [
-                {
-                    "photo": save(scratch, "photo.f32", inputs, "float32"),
-                    "position": save(scratch, f"position-{p}.f32", one_hot(p).numpy(), "float32"),
-                }
-                for _, p in calls
+            "inputs": [{"photo": photo, "position": position} for position in positions],
+            "student": stacks,
+            "artifacts": [
+                add_file(scratch, artifact, path, expected, devices)
+                for artifact, path in track(files, "writing golden outputs", len(files))
             ],
-            "student": save(scratch, "student.f16", parents["student"], "float16"),
-            "artifacts": [],
         }
-        for artifact, path in track(files, "writing golden outputs", len(files)):
-            entry = described(artifact)
-            copy = scratch / artifact.name
-            copy.parent.mkdir(exist_ok=True)
-            (shutil.copytree if path.is_dir() else shutil.copy)(path, copy)
-            device = first_able(devices, artifact.target)
-            if device.why_not(artifact.target) is None:
-                gate = gate_of(artifact.precision, device.name, artifact.recipe)
-                job = Job(str(path), artifact.target, inputs, calls, want_outputs=True)
-                stacks, verdict = execute(device, job, parents[gate.parent], gate)
-                if stacks is None or verdict.status != "pass":
-                    raise UserError(
-                        f"{artifact.name} misses its own gate ({verdict.why}): no golden bundle is "
-                        "made of it"
-                    )
-                name = f"{artifact.name.replace('/', '-')}.f16"
-                entry |= {
-                    "made_by": device.name,
-                    "expected": save(scratch, name, stacks, "float16"),
-                }
-            content["artifacts"].append(entry)
         write_json(scratch / GOLDEN_FILE, content)
     return out / GOLDEN_FILE
 
 
-def described(artifact: Artifact) -> dict[str, Any]:
-    """A file, its hash and both tolerances."""
+def add_file(
+    bundle: Path, artifact: Artifact, path: Path, expected: Expected, devices: Sequence[Device]
+) -> Described:
+    """Copy a file into a bundle, execute it, and return its entry, with its stacks if it ran."""
+    copy = bundle / artifact.name
+    copy.parent.mkdir(exist_ok=True)
+    (shutil.copytree if path.is_dir() else shutil.copy)(path, copy)
+    entry = described(artifact)
+    device = able_device(devices, artifact.target)
+    if device.why_not(artifact.target) is not None:
+        return entry
+    gate = gate_of(artifact.precision, device.name, artifact.recipe)
+    job = expected.job(path, artifact.target)
+    result, verdict = execute(device, job, expected.parents[gate.parent], gate)
+    if result is None or result.outputs is None or verdict.status != "pass":
+        raise UserError(
+            f"{artifact.name} misses its own gate ({verdict.why}): no golden bundle is made of it"
+        )
+    name = f"{artifact.name.replace('/', '-')}.f16"
+    own = save(bundle, name, result.outputs[0], "float16")
+    return entry | {"made_by": device.name, "expected": own}
+
+
+def described(artifact: Artifact) -> Described:
+    """Describe a file with its hash and both tolerances."""
+    gate = gate_of(artifact.precision, recipe=artifact.recipe)
     return {
         "name": artifact.name,
         "target": artifact.target,
         "precision": artifact.precision,
         "sha256": artifact.sha256,
-        "student_db": min(
-            gate_of(artifact.precision, recipe=artifact.recipe).threshold_db, HALF_DB
-        ),
-        "same_file_db": ARM64_DB,
+        "student_db": min(gate.threshold_db, HALF_DB),
+        "same_file_db": SAME_FILE_DB,
     }
 
 
@@ -122,14 +143,13 @@ def replay(bundle: Path, devices: Sequence[Device]) -> list[Row]:
     """
     golden = read_json(bundle / GOLDEN_FILE)
     try:
-        entries = golden["artifacts"]
-        inputs = load(bundle, golden["inputs"][0]["photo"])
+        inputs = student_inputs(load(bundle, golden["inputs"][0]["photo"]))
         calls = [(0, int(load(bundle, pair["position"]).argmax())) for pair in golden["inputs"]]
-        student = load(bundle, golden["student"])
+        expected = Expected(inputs, calls, {STUDENT: (load(bundle, golden["student"]),)})
         rows = [
-            row
-            for entry in entries
-            for row in replayed(bundle, entry, inputs, calls, student, devices)
+            asdict(row)
+            for entry in golden["artifacts"]
+            for row in replayed(bundle, entry, expected, devices)
         ]
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(f"{bundle / GOLDEN_FILE} lacks {error}: write the bundle again") from error
@@ -138,49 +158,45 @@ def replay(bundle: Path, devices: Sequence[Device]) -> list[Row]:
 
 
 def replayed(
-    bundle: Path,
-    entry: dict[str, Any],
-    inputs: Stacks,
-    calls: Sequence[Call],
-    student: Stacks,
-    devices: Sequence[Device],
-) -> list[Row]:
-    """The rows of one file."""
-    path, name, target = bundle / entry["name"], entry["name"], entry["target"]
+    bundle: Path, entry: Described, expected: Expected, devices: Sequence[Device]
+) -> list[GateRow]:
+    """Execute one file and return its rows."""
+    path, target = bundle / entry["name"], entry["target"]
     check_hash(path, entry["sha256"])
-    device = first_able(devices, target)
-    gate = Gate(gate_name(entry["precision"], device.name), "student", entry["student_db"])
+    device = able_device(devices, target)
+    artifact = Artifact(entry["name"], target, entry["precision"], entry["sha256"], 0)
+    gate = Gate(gate_name(entry["precision"], device.name), STUDENT, entry["student_db"])
     why = device.why_not(target)
     if why is not None:
-        verdict, stacks = Verdict(None, "not-run", why), None
+        result, verdict = None, Verdict(None, "not-run", why)
     else:
-        job = Job(str(path), target, inputs, calls, want_outputs=True)
-        stacks, verdict = execute(device, job, student, gate)
-    about = (name, target, entry["precision"], device.name)
-    rows = [gate_row(*about, gate.name, gate.threshold_db, verdict)]
+        job = expected.job(path, target)
+        result, verdict = execute(device, job, expected.parents[STUDENT], gate)
+    rows = [gate_row(artifact, device.name, gate, verdict)]
     if "expected" in entry:
         same = Gate(SAME_FILE, f"on {entry['made_by']}", entry["same_file_db"])
-        if stacks is not None:
-            verdict = judge(stacks, load(bundle, entry["expected"]), same.threshold_db)
-        rows.append(gate_row(*about, same.name, same.threshold_db, verdict))
+        if result is not None and result.outputs is not None:
+            own = load(bundle, entry["expected"])
+            verdict = judge(result.outputs, (own,), same.threshold_db)
+        rows.append(gate_row(artifact, device.name, same, verdict))
     return rows
 
 
 def check_hash(path: Path, expected: str) -> None:
-    """UserError unless what a bundle lists is there, with its hash."""
+    """Raise UserError unless what a bundle lists is there, with its hash."""
     if not path.exists() or sha256(path) != expected:
         raise UserError(f"{path} is not the file that {GOLDEN_FILE} lists: write the bundle again")
 
 
-def save(folder: Path, name: str, values: NDArray[Any], kind: str) -> dict[str, Any]:
-    """Write a tensor's raw values; its file, shape, dtype and hash."""
+def save(folder: Path, name: str, values: NDArray[Any], kind: str) -> Described:
+    """Write a tensor's raw values, and return its file, shape, dtype and hash."""
     path = folder / name
     path.write_bytes(np.ascontiguousarray(values.astype(KINDS[kind])).tobytes())
     return {"file": name, "shape": list(values.shape), "dtype": kind, "sha256": sha256(path)}
 
 
-def load(folder: Path, entry: dict[str, Any]) -> Stacks:
-    """A tensor that `save` wrote, as float32; UserError when its hash is another."""
+def load(folder: Path, entry: Described) -> Stacks:
+    """Read a tensor that `save` wrote, as float32; UserError when its hash is another."""
     path = folder / entry["file"]
     check_hash(path, entry["sha256"])
     values = np.frombuffer(path.read_bytes(), KINDS[entry["dtype"]])

@@ -11,20 +11,21 @@ maximum.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from pocketfocus.benchmarks.verify import (
+from pocketfocus.benchmarks.checks import (
     SHOWN,
-    Stacks,
     fitted_photos,
-    is_written,
     save_stacks,
+    student_inputs,
     to_bytes,
 )
-from pocketfocus.mobile_harness.device import PYTORCH, Device, Job, JobError, Result, facts
+from pocketfocus.benchmarks.gates import is_written
+from pocketfocus.mobile_harness.device import PYTORCH, Arrays, Device, Job, JobError, Result
+from pocketfocus.mobile_harness.devices import origin
 from pocketfocus.models.places import find_places
 from pocketfocus.models.reference import PUBLISHED
 from pocketfocus.run.errors import UserError
@@ -40,16 +41,23 @@ REFERENCE, SAMPLED_AS_PUBLISHED = "reference", f"reference@{PUBLISHED.steps}"
 POSITION = SHOWN[1]  # the network does the same work at any position
 BUDGET_S = 15.0  # of timed calls a visit: a slow machine makes fewer runs, never fewer than one
 TIMEOUT_S = 3600.0  # the published reference takes many minutes a stack on a CPU
-MEASURED = (
-    "threads",
-    "load_ms",
-    "first_ms",
-    "p50_ms",
-    "p90_ms",
-    "p99_ms",
-    "runs",
-    "peak_rss_mib",
-)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of an entry: the fields of its row, all None where it was not."""
+
+    threads: int | None = None
+    load_ms: float | None = None
+    first_ms: float | None = None
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    runs: int | None = None
+    peak_rss_mib: float | None = None
+
+
+MEASURED = tuple(field.name for field in fields(Figures))
 
 
 @dataclass(frozen=True)
@@ -83,53 +91,77 @@ class Ratio:
     to_student: float | None
 
 
-def bench_run(
-    folder: Path,
-    device: Device,
-    reference: str | None = "default",
-    runs: int = 50,
-    warmup: int = 5,
-    threads: int | None = None,
-    reference_runs: int = 2,
-    photos: Sequence[Path] | None = None,
-) -> list[Row]:
-    """Measure every artifact of a run, the eager student and the reference; write bench.json,
-    where the rows that other devices sent stay.
+@dataclass(frozen=True)
+class Bench:
+    """What to measure, and how often.
+
+    Attributes:
+        reference: a spec of `load_reference`; None to leave it out.
+        runs: timed calls of every file and of the student.
+        warmup: untimed calls before those, in every round.
+        threads: CPU threads; None for the device's own default.
+        reference_runs: timed calls of the reference.
+        photos: as of `Verification`; only the one that verify keeps is used.
+    """
+
+    reference: str | None = "default"
+    runs: int = 50
+    warmup: int = 5
+    threads: int | None = None
+    reference_runs: int = 2
+    photos: Sequence[Path] | None = None
+
+    def check(self) -> None:
+        """Raise UserError for counts that measure nothing."""
+        few = self.runs < 1 or self.reference_runs < 1 or self.warmup < 0
+        if few or (self.threads is not None and self.threads < 1):
+            raise UserError(
+                f"runs {self.runs}, warmup {self.warmup}, threads {self.threads}: at least 1 run "
+                "and 1 thread are needed, and warmup is 0 or more"
+            )
+
+
+DEFAULT = Bench()
+
+
+def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[Row]:
+    """Measure every artifact of a run, the eager student and the reference; write bench.json.
 
     Rows are `{artifact, target, precision, device, threads, load_ms, first_ms, p50_ms, p90_ms,
     p99_ms, runs, peak_rss_mib, bytes, status, why, model, chip, os, runtime}`, and `notes` where
     the device told more; rows of other devices stay in the file. What the device cannot execute
-    keeps its `bytes` and has
-    null for the rest. After 15 s of timed calls a visit ends, and `runs` tells how many there
-    were. `reference` is a spec of `load_reference`, or None to leave it out. `warmup` counts in
-    every round. `photos` as in `verify_run`; only the one that verify keeps is used. Raises
-    UserError for a missing or damaged file.
+    keeps its `bytes` and has null for the rest. After 15 s of timed calls a visit ends, and `runs`
+    tells how many there were. Raises UserError for a missing or damaged file.
     """
-    if runs < 1 or warmup < 0 or reference_runs < 1 or (threads is not None and threads < 1):
-        raise UserError(
-            f"runs {runs}, warmup {warmup}, threads {threads}: at least 1 run and 1 thread are "
-            "needed, and warmup is 0 or more"
-        )
-    shown = None if photos is None else [photos[SHOWN[0]]]
-    photo = fitted_photos(shown, load_manifest(folder).size)[:1]
-    idle = reference is None or device.why_not(PYTORCH) is not None
-    baselines = [] if idle or reference is None else reference_entries(reference)
+    how.check()
+    shown = None if how.photos is None else [how.photos[SHOWN[0]]]
+    inputs = student_inputs(fitted_photos(shown, load_manifest(folder).size)[:1])
+    eager = device.why_not(PYTORCH) is None
+    baselines = reference_entries(how.reference) if eager and how.reference is not None else []
     entries = list_entries(folder)
     runnable = [e for e in entries if device.why_not(e.target) is None]
-    plan = schedule(runnable, runs, warmup)
-    visits = [Visit(entry, reference_runs if not n else 1, 0) for n, entry in enumerate(baselines)]
+    plan = schedule(runnable, how.runs, how.warmup)
+    visits = [Visit(entry, 1 if n else how.reference_runs, 0) for n, entry in enumerate(baselines)]
     middle = (len(plan) + 1) // 2
     plan[middle:middle] = visits
-    measured = measure(device, plan, photo, threads)
-    rows = [row_of(entry, device.name, measured.get(entry, [])) for entry in [*baselines, *entries]]
-    for row in rows:
-        why = device.why_not(row["target"])
-        status = "measured" if row["p50_ms"] is not None else "not-run" if why else "failed"
-        row |= {"status": status, "why": why or "", **facts(device, row["target"])}
-    if device.why_not(PYTORCH) is None:
+    measured = measure(device, plan, inputs, how.threads)
+    rows = [
+        row_of(entry, device.name, measured.get(entry, [])) | status_of(entry, device, measured)
+        for entry in [*baselines, *entries]
+    ]
+    if eager:
         keep_reference_stack(folder, baselines[0] if baselines else None, measured)
     merge_rows(folder / BENCH_FILE, rows, [device.name], folder / MANIFEST_FILE)
     return rows
+
+
+def status_of(
+    entry: Entry, device: Device, measured: Mapping[Entry, Sequence[Result]]
+) -> dict[str, str]:
+    """Return whether an entry was measured, why it was not, and where its row comes from."""
+    why = device.why_not(entry.target)
+    status = "measured" if measured.get(entry) else "not-run" if why else "failed"
+    return {"status": status, "why": why or "", **asdict(origin(device, entry.target))}
 
 
 def keep_reference_stack(
@@ -140,12 +172,12 @@ def keep_reference_stack(
     (folder / REFERENCE_STACK_FILE).unlink(missing_ok=True)
     results = measured.get(baseline, []) if baseline else []
     if results and results[0].outputs is not None:
-        stack = to_bytes(results[0].outputs[0])
+        stack = to_bytes(results[0].outputs[0][0])
         save_stacks(folder / REFERENCE_STACK_FILE, {"reference": stack})
 
 
 def list_entries(folder: Path) -> list[Entry]:
-    """The eager student and every artifact with a file, hashes checked."""
+    """Return the eager student and every artifact with a file, hashes checked."""
     student = folder / "student"
     weights = sum(size_bytes(path) for path in student.glob("*.safetensors"))
     entries = [Entry("student", str(student), PYTORCH, "fp32", weights)]
@@ -158,7 +190,7 @@ def list_entries(folder: Path) -> list[Entry]:
 
 
 def reference_entries(spec: str) -> list[Entry]:
-    """The full pipeline in its own way, and, where that is another, sampled as published too.
+    """Return the pipeline sampled in its own way and, where that is another, as published.
 
     Its size is known when its weights lie in a local folder.
     """
@@ -175,7 +207,7 @@ def reference_entries(spec: str) -> list[Entry]:
 
 
 def schedule(entries: Sequence[Entry], runs: int, warmup: int) -> list[Visit]:
-    """Rounds over all entries, every other one backwards; `runs` are shared out among them."""
+    """Plan rounds over all entries, every other one backwards; they share `runs` among them."""
     plan = []
     for number in range(ROUNDS):
         share = runs // ROUNDS + (number < runs % ROUNDS)
@@ -185,7 +217,7 @@ def schedule(entries: Sequence[Entry], runs: int, warmup: int) -> list[Visit]:
 
 
 def measure(
-    device: Device, plan: Sequence[Visit], photo: Stacks, threads: int | None
+    device: Device, plan: Sequence[Visit], inputs: Arrays, threads: int | None
 ) -> dict[Entry, list[Result]]:
     """Run every visit; an entry that crashes once has no result and is not visited again."""
     measured: dict[Entry, list[Result]] = {}
@@ -194,7 +226,7 @@ def measure(
         if visit.entry in crashed:
             continue
         try:
-            result = device.run(_job(visit, photo, threads))
+            result = device.run(_job(visit, inputs, threads))
         except UserError as error:
             if visit.entry.target == PYTORCH and not isinstance(error, JobError):
                 raise
@@ -207,35 +239,40 @@ def measure(
 
 
 def row_of(entry: Entry, device: str, results: Sequence[Result]) -> Row:
-    """One row from the pooled rounds of an entry; nulls when there is none."""
+    """Return one row from the pooled rounds of an entry; nulls when there is none."""
     row: Row = {
         "artifact": entry.artifact,
         "target": entry.target,
         "precision": entry.precision,
         "device": device,
-        **dict.fromkeys(MEASURED),
+        **asdict(pooled(results)),
         "bytes": entry.bytes,
     }
-    if results:
-        times = [ms for result in results for ms in result.times_ms]
-        p50, p90, p99 = np.percentile(times, (50, 90, 99))
-        figures = {
-            "load_ms": np.median([r.load_ms for r in results]),
-            "first_ms": np.median([r.first_ms for r in results]),
-            "p50_ms": p50,
-            "p90_ms": p90,
-            "p99_ms": p99,
-        }
-        row |= {name: round(float(value), 3) for name, value in figures.items()}
-        peaks = [r.peak_rss_mib for r in results if r.peak_rss_mib]
-        row["peak_rss_mib"] = round(max(peaks), 3) if peaks else None
-        row |= {"threads": results[0].threads, "runs": len(times)}
-        row |= {"notes": results[-1].notes} if results[-1].notes else {}
-    return row
+    notes = results[-1].notes if results else {}
+    return row | ({"notes": notes} if notes else {})
+
+
+def pooled(results: Sequence[Result]) -> Figures:
+    """Return the figures of all rounds together."""
+    if not results:
+        return Figures()
+    times = [ms for result in results for ms in result.times_ms]
+    p50, p90, p99 = (round(float(ms), 3) for ms in np.percentile(times, (50, 90, 99)))
+    peaks = [r.peak_rss_mib for r in results if r.peak_rss_mib]
+    return Figures(
+        threads=results[0].threads,
+        load_ms=round(float(np.median([r.load_ms for r in results])), 3),
+        first_ms=round(float(np.median([r.first_ms for r in results])), 3),
+        p50_ms=p50,
+        p90_ms=p90,
+        p99_ms=p99,
+        runs=len(times),
+        peak_rss_mib=round(max(peaks), 3) if peaks else None,
+    )
 
 
 def ratios(rows: Sequence[Row]) -> list[Ratio]:
-    """Speed-ups (p50 against p50, same device) of every measured artifact but the reference."""
+    """Return how much faster (p50, same device) every measured artifact is than the models."""
     p50 = {(row["device"], row["artifact"]): row["p50_ms"] for row in rows}
 
     def against(row: Row, other: str) -> float | None:
@@ -255,11 +292,11 @@ def ratios(rows: Sequence[Row]) -> list[Ratio]:
     ]
 
 
-def _job(visit: Visit, photo: Stacks, threads: int | None) -> Job:
+def _job(visit: Visit, inputs: Arrays, threads: int | None) -> Job:
     return Job(
         artifact=visit.entry.spec,
         target=visit.entry.target,
-        photos=photo,
+        inputs=inputs,
         calls=[(0, POSITION)],
         warmup=visit.warmup,
         runs=visit.runs,

@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 
-from pocketfocus.benchmarks.verify import (
-    SHOWN,
-    fitted_photos,
-    gate_of,
-    is_written,
-    load_parent,
-)
+from pocketfocus.benchmarks.checks import SHOWN, fitted_photos, load_parent
+from pocketfocus.benchmarks.gates import gate_of, is_written
 from pocketfocus.data.optics import one_hot
 from pocketfocus.export.targets import Layer, get_target
 from pocketfocus.quantize.layers import layer_of
@@ -41,15 +36,26 @@ RECTIFIERS = {"relu": (0.0, math.inf), "relu_": (0.0, math.inf), "relu6": (0.0, 
 
 @dataclass(frozen=True)
 class Located:
-    """`{layer, operator, psnr_db, tolerance_db, status}` a layer, and what they say in a line."""
+    """A row for every layer, the fields of `LayerRow`, and what they say in a line."""
 
     rows: list[Row]
     summary: str
 
 
 @dataclass(frozen=True)
+class LayerRow:
+    """A layer, or the whole stack, with its PSNR and the least that it may have."""
+
+    layer: str
+    operator: str
+    psnr_db: float
+    tolerance_db: float
+    status: Literal["within", "leaves"]
+
+
+@dataclass(frozen=True)
 class TrueLayer:
-    """Of the student: a layer's path, or a fixed kernel's, and its output.
+    """A layer of the student, or a fixed kernel, by its path, and its output.
 
     Toolchains fuse a rectifier with its layer, so that only what lies within `limits` is compared.
     `weights` counts them; 0 for a product of two values. A `convolution` has its channels first.
@@ -78,7 +84,7 @@ class Recorder(fx.Interpreter):
 
 
 def weights_of(node: fx.Node) -> int:
-    """How many weights a convolution or product has; 0 where it has none of its own."""
+    """Return how many weights a convolution or product has; 0 where it has none of its own."""
     weight = node.args[1]
     if not isinstance(weight, fx.Node) or weight.op != "get_attr" or "val" not in weight.meta:
         return 0
@@ -86,13 +92,13 @@ def weights_of(node: fx.Node) -> int:
 
 
 def operator_of(node: fx.Node) -> str:
-    """Its name in PyTorch's operators; "" for another kind of node."""
+    """Return a node's name in PyTorch's operators; "" for another kind of node."""
     namespace, _, rest = str(node.target).partition(".")
     return rest.split(".")[0] if namespace == "aten" else ""
 
 
 def limits_behind(node: fx.Node) -> tuple[float, float]:
-    """Those of the rectifier that alone reads a node's output; none where there is no such."""
+    """Return the limits of the rectifier that alone reads a node's output, if there is one."""
     if len(node.users) != 1:
         return NO_LIMITS
     (user,) = node.users
@@ -103,7 +109,7 @@ def limits_behind(node: fx.Node) -> tuple[float, float]:
 
 
 def layer_name(node: fx.Node) -> str:
-    """The path of the layer whose work a node does, else of its fixed kernel, else its own name."""
+    """Return the path of a node's layer, else of its fixed kernel, else the node's own name."""
     weight = next((arg for arg in node.args[1:2] if isinstance(arg, fx.Node)), node)
     return layer_of(node) or (str(weight.target) if weight.op == "get_attr" else node.name)
 
@@ -132,7 +138,7 @@ def locate_fault(folder: Path, name: str, photos: Sequence[Path] | None = None) 
 
 
 def paired(found: Sequence[Layer], truth: Sequence[TrueLayer]) -> list[tuple[Layer, TrueLayer]]:
-    """Every layer of the student with that of the file, in the student's order.
+    """Pair every layer of the student with that of the file, in the student's order.
 
     By its path where the file tells, else the first of the same sizes that is left. UserError when
     they are not the same layers.
@@ -152,7 +158,7 @@ def paired(found: Sequence[Layer], truth: Sequence[TrueLayer]) -> list[tuple[Lay
 
 
 def is_same(found: Layer, true: TrueLayer) -> bool:
-    """Whether a file's layer can be that one of the student, by all that the file tells."""
+    """Return whether a file's layer can be that one of the student, by all that the file tells."""
     if found.value.numel() != true.value.numel():
         return False
     if found.weights and true.weights and found.weights != true.weights:
@@ -161,7 +167,7 @@ def is_same(found: Layer, true: TrueLayer) -> bool:
 
 
 def ordered(found: Layer, true: TrueLayer) -> Tensor:
-    """A file's output with the student's dimensions."""
+    """Return a file's output with the student's dimensions."""
     shape = true.value.shape
     if not (found.channels_last and true.convolution):
         return found.value.reshape(shape)
@@ -174,31 +180,27 @@ def compare(
     stacks: tuple[Tensor, Tensor],
     gate_db: float,
 ) -> Located:
-    """PSNR of every layer, its peak the true layer's range, and of the stack, found and true."""
-    rows: list[Row] = []
+    """Return PSNR of every layer, its peak the true layer's range, and of both stacks."""
+    rows: list[LayerRow] = []
     for found, true in pairs:
         low, high = true.limits
         value, wanted = (v.clamp(low, high) for v in (ordered(found, true), true.value))
         peak = float(wanted.max() - wanted.min()) or 1.0
         figure = psnr(value, wanted, peak)
-        rows.append(row(true.path, found.operator, figure, gate_db - LAYER_MARGIN_DB))
-    rows.append(row("stack", "output", psnr(*stacks), gate_db))
-    bad = next((one for one in rows if one["status"] == "leaves"), None)
-    if bad is None:
-        return Located(rows, "every layer stays within its tolerance")
-    return Located(
-        rows,
-        f"first to leave its tolerance: {bad['operator']}, the student's {bad['layer']}, with "
-        f"{bad['psnr_db']:.1f} dB of {bad['tolerance_db']:g} dB",
-    )
+        rows.append(layer_row(true.path, found.operator, figure, gate_db - LAYER_MARGIN_DB))
+    rows.append(layer_row("stack", "output", psnr(*stacks), gate_db))
+    bad = next((row for row in rows if row.status == "leaves"), None)
+    summary = "every layer stays within its tolerance"
+    if bad is not None:
+        summary = (
+            f"first to leave its tolerance: {bad.operator}, the student's {bad.layer}, with "
+            f"{bad.psnr_db:.1f} dB of {bad.tolerance_db:g} dB"
+        )
+    return Located([asdict(row) for row in rows], summary)
 
 
-def row(layer: str, operator: str, psnr_db: float, tolerance_db: float) -> Row:
-    """A row of `Located`; a figure that is none at all (NaN) leaves every tolerance."""
-    return {
-        "layer": layer,
-        "operator": operator,
-        "psnr_db": max(psnr_db, LOWEST_DB) if math.isfinite(psnr_db) else LOWEST_DB,
-        "tolerance_db": tolerance_db,
-        "status": "within" if psnr_db >= tolerance_db else "leaves",
-    }
+def layer_row(layer: str, operator: str, psnr_db: float, tolerance_db: float) -> LayerRow:
+    """Return a layer's row; a figure that is none at all (NaN) leaves every tolerance."""
+    figure = max(psnr_db, LOWEST_DB) if math.isfinite(psnr_db) else LOWEST_DB
+    status: Literal["within", "leaves"] = "within" if psnr_db >= tolerance_db else "leaves"
+    return LayerRow(layer, operator, figure, tolerance_db, status)

@@ -25,11 +25,13 @@ from pocketfocus.benchmarks.charts import (
     size_chart,
     sustained_chart,
 )
+from pocketfocus.benchmarks.checks import SHOWN, STACKS_FILE
 from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, Evaluation, read_evaluation
+from pocketfocus.benchmarks.gates import parity_rows
 from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, ratios
 from pocketfocus.benchmarks.notes import browser_rows, notes_rows
 from pocketfocus.benchmarks.phones import kinds, phones, verdicts
-from pocketfocus.benchmarks.verify import SHOWN, STACKS_FILE, VERIFY_FILE, parity_rows
+from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.data.optics import dioptres
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.files import Row, read_json, read_rows, write_atomic

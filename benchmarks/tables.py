@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pocketfocus.benchmarks.evaluate import COPY, EVALUATE_FILE, ROUNDING_DB, Means, read_evaluation
+from pocketfocus.benchmarks.gates import parity_rows
 from pocketfocus.benchmarks.latency import BENCH_FILE, ratios
-from pocketfocus.benchmarks.verify import VERIFY_FILE, parity_rows
+from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.mobile_harness.device import HOST, MIL_CHECK
 from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.files import Row, read_rows

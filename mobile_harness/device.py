@@ -1,11 +1,11 @@
 """What every device takes and gives back: a job, its result, and the interface between.
 
-Legend: P photos, N calls whose outputs are wanted, T = 9 frames, H, W.
+A job executes one file of any network: arrays in, arrays out. Legend: K the inputs of the file in
+its own order, R_k the rows of the k-th table of inputs, N the calls of a job.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,10 +20,11 @@ PYTORCH = "pytorch"
 
 HOST = "host"
 MIL_CHECK = "mil-check"
-"""The target of Core ML files that the MIL check executes, and the name of its device."""
 
-Call = tuple[int, int]
-"""Which photo (index into `Job.photos`), at which focal position (0–8)."""
+Arrays = tuple[NDArray[np.float32], ...]
+"""One array for every input, or for every output, in the order in which the file has them."""
+Call = tuple[int, ...]
+"""One call of a file: for each of its inputs, which row of that input's table it takes."""
 
 
 class JobError(UserError):
@@ -38,26 +39,46 @@ class Job:
         artifact: path of an exported file; or, with the target `PYTORCH`, of a student folder, or
             `reference` or `reference:SPEC` for the full pipeline (see `load_reference`).
         target: name of the export target, or `PYTORCH`.
-        photos: [P, 3, H, W] float32 sRGB in [-1, 1].
-        calls: the calls to make, each a photo's index and a position; timed calls cycle through.
+        inputs: K tables of whole inputs, the k-th [R_k, *shape of the file's k-th input] float32.
+        calls: N calls to make, each K row numbers; timed calls cycle through them.
         warmup: untimed calls after the first call and before the timed ones.
         runs: timed calls.
-        budget_s: seconds after which no further timed call is begun; one is always made.
+        budget_s: seconds after which no further timed call is begun, if at all; one is always made.
         threads: CPU threads; None for the device's own default.
-        want_outputs: bring back the stack of every call in `calls`.
-        timeout_s: seconds until the job is given up.
+        want_outputs: whether the outputs of every call are brought back.
+        timeout_s: seconds until the job is given up, if at all.
     """
 
     artifact: str
     target: str
-    photos: NDArray[np.float32]
+    inputs: Arrays
     calls: Sequence[Call]
     warmup: int = 0
     runs: int = 0
-    budget_s: float = math.inf
+    budget_s: float | None = None
     threads: int | None = None
     want_outputs: bool = False
-    timeout_s: float = 600.0
+    timeout_s: float | None = 600.0
+
+    def arguments(self) -> dict[str, Any]:
+        """Return everything but the inputs, as JSON."""
+        return {
+            "artifact": self.artifact,
+            "target": self.target,
+            "calls": [list(call) for call in self.calls],
+            "warmup": self.warmup,
+            "runs": self.runs,
+            "budget_s": self.budget_s,
+            "threads": self.threads,
+            "want_outputs": self.want_outputs,
+        }
+
+    def is_spent(self, times_ms: Sequence[float]) -> bool:
+        """Return whether these timed calls suffice: as many as wanted, or as fit the budget."""
+        if len(times_ms) >= self.runs:
+            return True
+        spent = self.budget_s is not None and sum(times_ms) >= 1000 * self.budget_s
+        return bool(times_ms) and spent
 
 
 @dataclass(frozen=True)
@@ -65,7 +86,7 @@ class Result:
     """What a device measured.
 
     Attributes:
-        outputs: [N, 9, 3, H, W] float32, one stack for every call of the job; None if not wanted.
+        outputs: one array [N, *shape] float32 for every output of the file; None if not wanted.
         load_ms: from opening the file to a model that can be called; imports excluded.
         first_ms: the first call, one-time preparations of the runtime included.
         times_ms: every timed call in order, after first call and warm-up.
@@ -75,7 +96,7 @@ class Result:
         notes: what else the device told: battery, profile, compute plan.
     """
 
-    outputs: NDArray[np.float32] | None
+    outputs: Arrays | None
     load_ms: float
     first_ms: float
     times_ms: tuple[float, ...]
@@ -89,48 +110,17 @@ class Device(Protocol):
 
     @property
     def name(self) -> str:
-        """The name by which users choose it, and the `device` of its rows."""
+        """Return the name by which users choose it, and the `device` of its rows."""
         ...
 
     def describe(self) -> dict[str, str]:
-        """Facts for the report: chip, system, memory, versions of its runtimes."""
+        """Return facts for the report: chip, system, memory, versions of its runtimes."""
         ...
 
     def why_not(self, target: str) -> str | None:
-        """Why the device cannot execute files of `target`; None when it can."""
+        """Return why the device cannot execute files of `target`; None when it can."""
         ...
 
     def run(self, job: Job) -> Result:
         """Execute a job; JobError when it fails, UserError when its input is bad."""
         ...
-
-
-RUNTIMES = {
-    PYTORCH: "torch",
-    "executorch": "executorch",
-    "onnx": "onnxruntime",
-    "coreml": "coremltools",
-    MIL_CHECK: "torch",
-}
-"""Which fact of `Device.describe` tells the version of a target's runtime."""
-
-
-def facts(device: Device | None, target: str) -> dict[str, str]:
-    """What a row says of where it comes from; empty strings where the device does not tell."""
-    about = device.describe() if device else {}
-    runtime = RUNTIMES.get(target, target)
-    version = about.get(runtime, "")
-    return {
-        "model": about.get("model", ""),
-        "chip": about.get("chip", ""),
-        "os": about.get("os", ""),
-        "runtime": version if " " in version or not version else f"{runtime} {version}",
-    }
-
-
-def runtime_target(device: Device) -> str:
-    """A target that the device executes; its first choice is what an app would call."""
-    if device.name == MIL_CHECK:
-        return "coreml"
-    able = (t for t in ("executorch", "coreml", "onnx") if device.why_not(t) is None)
-    return next(able, "executorch")

@@ -1,49 +1,94 @@
-"""The registry of devices. Adding one is one module with a `connect()` function, and one line."""
+"""The registry of devices. Adding one is one module with a `connect()` function, and one entry."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import cast
 
-from pocketfocus.mobile_harness.device import Device, facts, runtime_target
+from pocketfocus.export.targets import TARGETS, get_target
+from pocketfocus.mobile_harness.device import HOST, MIL_CHECK, PYTORCH, Device
 from pocketfocus.mobile_harness.options import Options
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row
 
+
+@dataclass(frozen=True)
+class DeviceKind:
+    """A kind of device.
+
+    Attributes:
+        name: by which users choose it.
+        module: has `connect(address, options)`, which gives its devices.
+        every: the address that stands for all of them, where there may be several.
+        timed: whether the times that it measures are latencies.
+        falls_back: whether files that it cannot execute go to their target's own fallback device.
+        reference_device: name of the device that executes each file too: both must agree.
+        visits_itself: whether it comes to this host, which serves a run and waits for it.
+        installer: module with `install(say)`, which sets it up; "" where there is nothing to do.
+    """
+
+    name: str
+    module: str
+    every: str = ""
+    timed: bool = True
+    falls_back: bool = False
+    reference_device: str = ""
+    visits_itself: bool = False
+    installer: str = ""
+
+
 DEVICES = {
-    "host": "pocketfocus.mobile_harness.host",
-    "mil-check": "pocketfocus.mobile_harness.mil",
-    "arm64": "pocketfocus.mobile_harness.arm64",
-    "android": "pocketfocus.mobile_harness.android",
-    "mac": "pocketfocus.mobile_harness.ios.mac",
-    "iphone": "pocketfocus.mobile_harness.ios.iphone",
-    "browser": "pocketfocus.mobile_harness.web.visit",
+    kind.name: kind
+    for kind in (
+        DeviceKind(HOST, "pocketfocus.mobile_harness.host", falls_back=True),
+        DeviceKind(MIL_CHECK, "pocketfocus.mobile_harness.mil", timed=False),
+        DeviceKind(
+            "arm64",
+            "pocketfocus.mobile_harness.arm64",
+            timed=False,
+            reference_device=HOST,
+            installer="pocketfocus.mobile_harness.arm64.install",
+        ),
+        DeviceKind("android", "pocketfocus.mobile_harness.android", every="all"),
+        DeviceKind("mac", "pocketfocus.mobile_harness.ios.mac"),
+        DeviceKind("iphone", "pocketfocus.mobile_harness.ios.iphone"),
+        DeviceKind("browser", "pocketfocus.mobile_harness.web.visit", visits_itself=True),
+    )
 }
-EVERY = {"android": "all"}  # how a kind of which there may be several is asked for all
-NOT_TIMED = ("mil-check", "arm64")  # what they take says nothing about a phone
-STAND_INS = {"host": ("mil-check",)}  # who verifies the files that a device cannot execute
-TWINS = {"arm64": "host"}  # who executes each file too: both must agree
-VISITORS = ("browser",)  # they come by themselves and send their rows
-INSTALLERS = {"arm64": "pocketfocus.mobile_harness.arm64.install"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a row comes from; "" for what the device does not tell."""
+
+    model: str = ""
+    chip: str = ""
+    os: str = ""
+    runtime: str = ""
+
+
+def kind_of(name: str) -> DeviceKind:
+    """Return the kind of the device `KIND` or `KIND:ADDRESS`; UserError names the known kinds."""
+    kind = name.partition(":")[0]
+    if kind not in DEVICES:
+        raise UserError(f"unknown device '{kind}': choose from {', '.join(DEVICES)}")
+    return DEVICES[kind]
 
 
 def get_devices(name: str, options: Options | None = None) -> tuple[Device, ...]:
-    """The devices of `KIND` or `KIND:ADDRESS`; UserError names the known kinds.
+    """Return the devices of `KIND` or `KIND:ADDRESS`; UserError names the known kinds.
 
     One that is not reachable is among them, with the reason in its `why_not`.
     """
-    kind, _, address = name.partition(":")
-    if kind not in DEVICES:
-        raise UserError(f"unknown device '{name}': choose from {', '.join(DEVICES)}")
-    connect = import_module(DEVICES[kind]).connect
-    return cast("tuple[Device, ...]", connect(address, options or Options()))
+    connect = import_module(kind_of(name).module).connect
+    return cast("tuple[Device, ...]", connect(name.partition(":")[2], options or Options()))
 
 
 def get_device(name: str, options: Options | None = None) -> Device:
-    """The one device of that name; UserError for several."""
+    """Return the one device of that name; UserError for several."""
     found = get_devices(name, options)
     if len(found) > 1:
         names = ", ".join(device.name for device in found)
@@ -52,56 +97,75 @@ def get_device(name: str, options: Options | None = None) -> Device:
 
 
 def timed_devices(name: str, options: Options | None = None) -> tuple[Device, ...]:
-    """Devices whose times are latencies; UserError for the others."""
-    if name in NOT_TIMED:
+    """Return devices whose times are latencies; UserError for the others."""
+    if not kind_of(name).timed:
         raise UserError(f"{name} checks files, its times are no latencies: bench on another device")
     return get_devices(name, options)
 
 
-def twin(name: str) -> Device | None:
-    """The device whose outputs of the same file a device's own are held against, if any."""
-    return get_device(TWINS[name]) if name in TWINS else None
+def is_timed(device: Device) -> bool:
+    """Return whether a device's times are latencies, as far as its kind is known here."""
+    kind = DEVICES.get(device.name.partition(":")[0])
+    return kind is None or kind.timed
+
+
+def reference_device(name: str) -> Device | None:
+    """Return the device whose outputs of the same file a device's own are held against, if any."""
+    reference = kind_of(name).reference_device
+    return get_device(reference) if reference else None
+
+
+def fallbacks(name: str) -> tuple[Device, ...]:
+    """Return who verifies the files that a device cannot execute, in the order of their targets."""
+    if not kind_of(name).falls_back:
+        return ()
+    names = dict.fromkeys(get_target(target).fallback for target in TARGETS)
+    return tuple(get_device(fallback) for fallback in names if fallback)
 
 
 def install(name: str, say: Callable[[str], None]) -> None:
     """Set up a device; UserError names those that can be."""
-    if name not in INSTALLERS:
-        raise UserError(f"'{name}' has no set-up: choose from {', '.join(INSTALLERS)}")
-    import_module(INSTALLERS[name]).install(say)
-
-
-def stand_ins(name: str) -> tuple[Device, ...]:
-    """Who verifies, in order, the files that a device cannot execute."""
-    return tuple(map(get_device, STAND_INS.get(name, ())))
-
-
-def visited(
-    name: str, folder: Path, results: str, options: Options, say: Callable[[str], None]
-) -> list[Row]:
-    """The rows of the file `results` that a device sent which comes by itself; [] for others."""
-    kind, _, address = name.partition(":")
-    if kind not in VISITORS:
-        return []
-    visit = import_module(DEVICES[kind]).visit
-    return cast("list[Row]", visit(folder, address, results, options, say))
+    installers = {kind.name: kind.installer for kind in DEVICES.values() if kind.installer}
+    if name not in installers:
+        raise UserError(f"'{name}' has no set-up: choose from {', '.join(installers)}")
+    import_module(installers[name]).install(say)
 
 
 def on_each(devices: tuple[Device, ...], work: Callable[[Device], list[Row]]) -> list[Row]:
-    """The rows of `work` on every device, all at once: phones do not share a processor."""
+    """Return the rows of `work` on every device, all at once: phones do not share a processor."""
     if len(devices) == 1:
         return work(devices[0])
     with ThreadPoolExecutor(len(devices)) as pool:
         return [row for rows in pool.map(work, devices) for row in rows]
 
 
+def origin(device: Device | None, target: str) -> Origin:
+    """Return where the rows come from of the files of `target` that a device executed."""
+    about = device.describe() if device else {}
+    runtime = "torch" if target == PYTORCH else get_target(target).runtime
+    version = about.get(runtime, "")
+    return Origin(
+        model=about.get("model", ""),
+        chip=about.get("chip", ""),
+        os=about.get("os", ""),
+        runtime=version if " " in version or not version else f"{runtime} {version}",
+    )
+
+
+def favourite_target(device: Device) -> str:
+    """Return the target that a device is there to check, else the first that it executes."""
+    checked = [name for name in TARGETS if get_target(name).fallback == device.name]
+    able = (name for name in TARGETS if device.why_not(name) is None)
+    return next(iter([*checked, *able]), next(iter(TARGETS)))
+
+
 def list_devices(options: Options | None = None) -> list[Row]:
-    """Every kind: rows `{device, reachable, model, chip, os, runtime, why}`."""
+    """List every kind: rows `{device, reachable, model, chip, os, runtime, why}`."""
     rows: list[Row] = []
-    for kind in DEVICES:
-        address = EVERY.get(kind)
-        for device in get_devices(f"{kind}:{address}" if address else kind, options):
-            target = runtime_target(device)
-            about, why = facts(device, target), device.why_not(target) or ""
-            reachable = bool(about["os"])
-            rows.append({"device": device.name, "reachable": reachable, **about, "why": why})
+    for kind in DEVICES.values():
+        for device in get_devices(f"{kind.name}:{kind.every}".rstrip(":"), options):
+            target = favourite_target(device)
+            about = origin(device, target)
+            row: Row = {"device": device.name, "reachable": bool(about.os), **asdict(about)}
+            rows.append({**row, "why": device.why_not(target) or ""})
     return rows

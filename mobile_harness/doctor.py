@@ -32,7 +32,7 @@ class Finding:
     remedy: str = ""
 
     def row(self) -> dict[str, str]:
-        """The finding as JSON."""
+        """Return the finding as JSON."""
         return asdict(self)
 
 
@@ -74,12 +74,12 @@ REMEDIES = {
 
 
 def examine(targets: Iterable[Target]) -> list[Finding]:
-    """Everything: the machine, the packages, each target, and programs outside Python."""
+    """Examine the machine, the packages, each target, and programs outside Python."""
     return [*machine(), *packages(), *conversions(targets), *programs()]
 
 
 def machine() -> list[Finding]:
-    """Interpreter, operating system, processor and memory."""
+    """Find interpreter, operating system, processor and memory."""
     memory = psutil.virtual_memory()
     gib = 1024**3
     facts = {
@@ -92,7 +92,7 @@ def machine() -> list[Finding]:
 
 
 def processor() -> str:
-    """The processor's name as the system tells it."""
+    """Return the processor's name as the system tells it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -102,7 +102,7 @@ def processor() -> str:
 
 
 def packages(requirements: Sequence[str] | None = None) -> list[Finding]:
-    """Each package the project requires (without extras) and whether its version fits."""
+    """Find each package the project requires (without extras) and whether its version fits."""
     if requirements is None:
         requirements = metadata.requires("pocketfocus") or ()
     wanted = (Requirement(text) for text in requirements)
@@ -122,7 +122,7 @@ def _package(requirement: Requirement) -> Finding:
 
 
 def conversions(targets: Iterable[Target]) -> list[Finding]:
-    """Per target: can this machine write its files, and execute them."""
+    """Find for each target whether this machine can write its files, and execute them."""
     findings = []
     for target in targets:
         for group, reason in (("convert", target.cannot_write()), ("execute", target.cannot_run())):
@@ -134,7 +134,7 @@ def conversions(targets: Iterable[Target]) -> list[Finding]:
 
 
 def programs(known: Sequence[Program] = PROGRAMS) -> list[Finding]:
-    """Programs outside Python, and the ffmpeg that imageio brings."""
+    """Find programs outside Python, and the ffmpeg that imageio brings."""
     findings = [_ffmpeg()]
     for program in known:
         path = next((p for p in map(shutil.which, program.commands) if p), None)
@@ -167,7 +167,7 @@ TITLES = {
 
 
 def tables(findings: Sequence[Finding]) -> list[Table]:
-    """One table a group, with a column for the remedy where something is missing."""
+    """Return a table for each group, with a column for the remedy where something is missing."""
     made = []
     for group, title in TITLES.items():
         members = [f for f in findings if f.group == group]

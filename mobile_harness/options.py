@@ -35,13 +35,13 @@ class Absent:
     reason: str
 
     def describe(self) -> dict[str, str]:
-        """Nothing is known of it."""
+        """Return nothing: nothing is known of it."""
         return {}
 
     def why_not(self, target: str) -> str | None:
-        """The reason, whatever the target."""
+        """Return the reason, whatever the target."""
         return self.reason
 
     def run(self, job: Job) -> Result:
-        """JobError: there is nothing to run on."""
+        """Raise JobError: there is nothing to run on."""
         raise JobError(f"{self.name}: {self.reason}")

@@ -1,136 +1,122 @@
-"""One job in a process of its own: `python -m pocketfocus.mobile_harness.worker JOB_DIR`.
+"""One job in a process of its own (see `host`).
 
-Reads job.json and photos.npy, writes result.json and outputs.npy (see `host`). Imports of the
-runtime happen before the clock starts; a file's own loading, first call and calls are timed apart.
+Imports of the runtime happen before the clock starts; a file's own loading, its first call and the
+timed calls are measured apart, and memory before outputs are kept.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pocketfocus.mobile_harness.device import MIL_CHECK, PYTORCH
+from pocketfocus.export.targets import get_target
+from pocketfocus.mobile_harness.device import PYTORCH, Job
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.memory import peak_mib
 
-Runner = Callable[[Tensor, Tensor], Tensor]
-"""(photo [1,3,H,W], position one-hot [1,9]) -> stack [9,3,H,W], all in [-1, 1] or {0, 1}."""
+T = TypeVar("T")
+
+Outputs = tuple[Tensor, ...]
+Runner = Callable[..., Outputs]
+"""The inputs of a file in its order -> its outputs."""
 Opener = Callable[[str, int], Runner]
 """(artifact, threads) -> what calls it."""
+Tables = Mapping[str, NDArray[np.float32]]
+Measured = tuple[dict[str, Any], Tables]
+"""The fields of a `Result`, and its outputs by their number."""
 
 
-def main(folder: Path) -> None:
-    """Do the job; an exception becomes `mistake` (the user's) or `error` (the file's)."""
-    try:
-        report = work(folder)
-    except UserError as error:
-        report = {"mistake": str(error)}
-    except Exception as error:
-        line = next(iter(str(error).strip().splitlines()), "no message")
-        report = {"error": f"{type(error).__name__}: {line}"}
-    (folder / "result.json").write_text(json.dumps(report), encoding="utf-8")
+def run_file(arguments: Mapping[str, Any], tables: Tables, say: Callable[[str], None]) -> Measured:
+    """Do a job whose file is opened by its target's own runtime, or is an eager model."""
+    job = read_job(arguments, tables)
+    return measure(eager() if job.target == PYTORCH else opener_of(job.target), job)
 
 
-def work(folder: Path) -> dict[str, Any]:
-    """Open the artifact, call it as the job says, and report times and memory."""
-    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    threads = job["threads"] or torch.get_num_threads()
-    torch.set_num_threads(threads)
-    photos = np.load(folder / "photos.npy", mmap_mode="r")
-    inputs = [_inputs(photos, *call) for call in job["calls"]]
-    opener = prepare(job["target"])
-
-    with torch.inference_mode():
-        run, load_ms = timed(lambda: opener(job["artifact"], threads))
-        endless = itertools.cycle(inputs)
-        first, first_ms = timed(lambda: run(*next(endless)))
-        for _ in range(job["warmup"]):
-            run(*next(endless))
-        times: list[float] = []
-        while len(times) < job["runs"] and (not times or sum(times) < 1000 * job["budget_s"]):
-            times.append(timed(lambda: run(*next(endless)))[1])
-        peak = peak_mib()
-        if job["want_outputs"]:
-            save_outputs(folder / "outputs.npy", run, inputs, first)
-    return {
-        "load_ms": load_ms,
-        "first_ms": first_ms,
-        "times_ms": times,
-        "peak_rss_mib": peak,
-        "threads": threads,
-    }
+def read_job(arguments: Mapping[str, Any], tables: Tables) -> Job:
+    """Return a job as it was before it became JSON and arrays."""
+    return Job(inputs=tuple(tables.values()), **arguments)
 
 
-def prepare(target: str) -> Opener:
+def opener_of(target: str) -> Opener:
     """Import what opens files of `target`, so that the clock does not see it."""
-    if target == PYTORCH:
-        return _eager()
-    if target == MIL_CHECK:
-        from pocketfocus.export.coreml.mil.program import load_program
-
-        return lambda artifact, threads: _stack_of(load_program(Path(artifact)).run)
-    from pocketfocus.export.targets import get_target
-
     chosen = get_target(target)
     reason = chosen.cannot_run()  # imports the runtime
     if reason is not None:
         raise UserError(f"this machine cannot execute {target} files: {reason}")
-    return lambda artifact, threads: _stack_of(chosen.open(Path(artifact), threads))
+    return lambda artifact, threads: chosen.open(Path(artifact), threads)
 
 
-def _stack_of(run: Callable[..., tuple[Tensor, ...]]) -> Runner:
-    return lambda photo, position: run(photo, position)[0]
-
-
-def _eager() -> Opener:
+def eager() -> Opener:
+    """Import what opens models that are not exported."""
     import pocketfocus.models.loading
     import pocketfocus.models.student  # noqa: F401 - `open_model` imports them when it needs them
     from pocketfocus.export.open import open_model
 
     def open_eager(artifact: str, threads: int) -> Runner:
         model = open_model(artifact, threads)
-        return lambda photo, position: model(photo, int(position.argmax()))
+        return lambda photo, position: (model(photo, int(position.argmax())),)
 
     return open_eager
 
 
-def _inputs(photos: NDArray[np.float32], index: int, position: int) -> tuple[Tensor, Tensor]:
-    from pocketfocus.data.optics import one_hot
+def measure(opener: Opener, job: Job) -> Measured:
+    """Open the artifact, call it as the job says, and report times, memory and outputs."""
+    threads = job.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    inputs = [
+        tuple(torch.from_numpy(table[n].copy()) for table, n in zip(job.inputs, call, strict=True))
+        for call in job.calls
+    ]
+    with torch.inference_mode():
+        run, load_ms = timed(lambda: opener(job.artifact, threads))
+        endless = itertools.cycle(inputs)
+        first, first_ms = timed(lambda: run(*next(endless)))
+        for _ in range(job.warmup):
+            run(*next(endless))
+        times: list[float] = []
+        while not job.is_spent(times):
+            times.append(timed(lambda: run(*next(endless)))[1])
+        peak = peak_mib()
+        outputs = collect(run, inputs, first) if job.want_outputs else []
+    fields = {
+        "load_ms": load_ms,
+        "first_ms": first_ms,
+        "times_ms": times,
+        "peak_rss_mib": peak,
+        "threads": threads,
+    }
+    return fields, {str(k): output for k, output in enumerate(outputs)}
 
-    return torch.from_numpy(photos[index : index + 1].copy()), one_hot(position)
 
-
-def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """A call's result and its wall-clock milliseconds."""
+def timed(call: Callable[[], T]) -> tuple[T, float]:
+    """Return a call's result and its wall-clock milliseconds."""
     start = time.perf_counter_ns()
     result = call()
     return result, (time.perf_counter_ns() - start) / 1e6
 
 
-def save_outputs(
-    path: Path, run: Runner, inputs: list[tuple[Tensor, Tensor]], first: Tensor
-) -> None:
-    """Write the stack of every call as one [N, *stack] float32 array; `first` is already made."""
-    stacks: NDArray[np.float32] | None = None
-    for index, (photo, position) in enumerate(inputs):
-        stack = (first if index == 0 else run(photo, position)).float().numpy()
-        if stacks is None:
-            shape = (len(inputs), *stack.shape)
-            stacks = np.lib.format.open_memmap(path, "w+", np.dtype(np.float32), shape)
-        if stack.shape != stacks.shape[1:]:
-            raise ValueError(f"outputs differ in shape: {stacks.shape[1:]}, then {stack.shape}")
-        stacks[index] = stack
+def collect(run: Runner, inputs: Sequence[Outputs], first: Outputs) -> list[NDArray[np.float32]]:
+    """Return every output of every call, [N, *shape] float32; those of the first are made."""
+    kept = [np.empty((len(inputs), *output.shape), np.float32) for output in first]
+    for number, given in enumerate(inputs):
+        made = first if number == 0 else run(*given)
+        for table, output in zip(kept, made, strict=True):
+            if output.shape != table.shape[1:]:
+                raise ValueError(
+                    f"outputs differ in shape: {list(table.shape[1:])}, then {list(output.shape)}"
+                )
+            table[number] = output.float().numpy()
+    return kept
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def as_tuple(made: Tensor | Outputs) -> Outputs:
+    """Return the outputs of a file, also where its runner gives its only one alone."""
+    return made if isinstance(made, tuple) else (made,)

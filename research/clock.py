@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +26,7 @@ from pocketfocus.export.targets import get_target
 from pocketfocus.mobile_harness.device import PYTORCH
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.processes import Work, Worker
 
 WARMUP = 1  # untimed calls at every visit: caches are another file's, threads sleep
 POSITION = FRAMES // 2  # the network does the same work at any position
@@ -49,7 +48,7 @@ class Timed:
 def rounds(
     files: Sequence[Timed], calls: int, first: int, last: int, threads: int | None = None
 ) -> Iterator[Round]:
-    """Rounds number `first` to `last` - 1, each with `calls` timed calls of every file.
+    """Yield rounds number `first` to `last` - 1, each with `calls` timed calls of every file.
 
     `threads` of every runtime; None for as many as PyTorch takes. UserError when a file cannot be
     opened or called, before the first round.
@@ -57,97 +56,78 @@ def rounds(
     if first >= last:
         return
     with ExitStack() as stack:
-        asked: dict[str, Callable[[str, int], list[float]]] = {}
+        workers: dict[str, Worker] = {}
         for target in dict.fromkeys(file.target for file in files):
-            ask = stack.enter_context(_runtime([f for f in files if f.target == target], threads))
-            asked |= {file.name: ask for file in files if file.target == target}
+            workers[target] = stack.enter_context(Worker())
+            for file in files:
+                if file.target == target:
+                    workers[target].run(opening(file, threads))
         for number in range(first, last):
             order = files if number % 2 == 0 else files[::-1]
-            yield {file.name: asked[file.name](file.name, calls) for file in order}
+            yield {file.name: times_of(workers[file.target], file.name, calls) for file in order}
 
 
-@contextmanager
-def _runtime(
-    files: Sequence[Timed], threads: int | None
-) -> Iterator[Callable[[str, int], list[float]]]:
-    """A process with these files open, and what asks it for the times (ms) of one of them."""
-    context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, list(files), threads), daemon=True)
-    process.start()
-    theirs.close()
+def opening(file: Timed, threads: int | None) -> Work:
+    """Return the work that opens a file, where it stays open."""
+    about = {"name": file.name, "target": file.target, "path": str(file.path), "threads": threads}
+    return Work(f"{__name__}:open_file", about, {"photo": file.photo})
 
-    def ask(name: str, calls: int) -> list[float]:
-        ours.send((name, calls))
-        return _answer(ours)
 
+def times_of(worker: Worker, name: str, calls: int) -> list[float]:
+    """Return the times (ms) of so many calls of an open file."""
+    answer = worker.run(Work(f"{__name__}:time_file", {"name": name, "calls": calls}))
+    return list(answer.fields["times_ms"])
+
+
+OPEN: dict[str, Callable[[], object]] = {}
+"""The call of every file that this process has open, if it is a worker."""
+
+Answered = tuple[dict[str, Any], dict[str, NDArray[Any]]]
+
+
+def open_file(
+    about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], say: object
+) -> Answered:
+    """Open a file in a worker, call it once, and keep it."""
+    torch.set_num_threads(about["threads"] or torch.get_num_threads())
+    photo, position = torch.from_numpy(arrays["photo"].copy()), one_hot(POSITION)
     try:
-        _answer(ours)  # all are open and were called
-        yield ask
-    finally:
-        ours.close()
-        process.terminate()
-        process.join()
+        if about["target"] == PYTORCH:
+            from pocketfocus.models.student import load_student
 
-
-def _answer(connection: Connection) -> list[float]:
-    try:
-        times, mistake = connection.recv()
-    except EOFError:
-        raise UserError("the process that timed the files died: free some memory") from None
-    if mistake:
-        raise UserError(mistake)
-    return list(times)
-
-
-def _serve(connection: Connection, files: Sequence[Timed], threads: int | None) -> None:
-    """Open every file and call it once; then answer (name, calls) with times until nobody asks."""
-    name = ""
-    try:
-        torch.set_num_threads(threads or torch.get_num_threads())
-        with torch.inference_mode():
-            opened = {}
-            for file in files:
-                name = file.name
-                opened[name] = _opened(file)
-                opened[name]()
-            connection.send(([], ""))
-            while True:
-                name, calls = connection.recv()
-                for _ in range(WARMUP):
-                    opened[name]()
-                connection.send(([_ms(opened[name]) for _ in range(calls)], ""))
-    except (EOFError, KeyboardInterrupt):
-        return
+            run: Callable[..., object] = load_student(Path(about["path"]))
+        else:
+            run = get_target(about["target"]).open(Path(about["path"]), torch.get_num_threads())
+        OPEN[about["name"]] = torch.inference_mode()(lambda: run(photo, position))
+        OPEN[about["name"]]()
     except Exception as error:
         line = next(iter(str(error).strip().splitlines()), "no message")
-        connection.send(([], f"{name} cannot be timed: {line}"))
+        raise UserError(f"{about['name']} cannot be timed: {line}") from error
+    return {}, {}
 
 
-def _opened(file: Timed) -> Callable[[], Any]:
-    """The call to time."""
-    photo, position = torch.from_numpy(file.photo), one_hot(POSITION)
-    run: Callable[..., Any]
-    if file.target == PYTORCH:
-        from pocketfocus.models.student import load_student
-
-        run = load_student(file.path)
-    else:
-        run = get_target(file.target).open(file.path, torch.get_num_threads())
-    return lambda: run(photo, position)
+def time_file(
+    about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], say: object
+) -> Answered:
+    """Time calls (ms) of an open file in a worker."""
+    call = OPEN[about["name"]]
+    for _ in range(WARMUP):
+        call()
+    return {"times_ms": [milliseconds(call) for _ in range(about["calls"])]}, {}
 
 
-def _ms(call: Callable[[], Any]) -> float:
+def milliseconds(call: Callable[[], object]) -> float:
+    """Return how long one call takes."""
     began = time.perf_counter_ns()
     call()
     return (time.perf_counter_ns() - began) / 1e6
 
 
 def p50(measured: Sequence[Round], name: str) -> float:
-    """Median over all calls of a file, ms."""
+    """Return the median over all calls of a file, ms."""
     return median(ms for found in measured for ms in found[name])
 
 
 def ratio(measured: Sequence[Mapping[str, Sequence[float]]], name: str, other: str) -> float:
-    """How many times as long a file takes as another: the median of the rounds' ratios."""
+    """Return how many times as long a file takes as another: the median of the rounds' ratios."""
     return median(median(found[name]) / median(found[other]) for found in measured)

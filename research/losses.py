@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pocketfocus.benchmarks.checks import load_parent
 from pocketfocus.benchmarks.evaluate import (
     Means,
     evaluate_models,
     source_name,
     true_stacks,
 )
-from pocketfocus.benchmarks.verify import is_written, load_parent
+from pocketfocus.benchmarks.gates import is_written
 from pocketfocus.data.datasets import check_source
 from pocketfocus.data.optics import one_hot
 from pocketfocus.export.open import open_model

@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from pocketfocus.benchmarks.gates import SAME_FILE, is_written, parity_rows
 from pocketfocus.benchmarks.tables import figure, markdown
-from pocketfocus.benchmarks.verify import SAME_FILE, VERIFY_FILE, is_written, parity_rows
+from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.mobile_harness.device import HOST, MIL_CHECK
 from pocketfocus.research.losses import LOSSES_FILE, Loss
 from pocketfocus.run.errors import reported

@@ -20,13 +20,13 @@ STATES = {
 
 
 def missing() -> str | None:
-    """Why there is no adb; None when there is one."""
+    """Return why there is no adb; None when there is one."""
     if shutil.which("adb"):
         return None
     return "adb is not installed: apt-get install adb, or Android's platform-tools"
 
 
-def call(*arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+def call(*arguments: str, timeout_s: float | None = 60.0) -> subprocess.CompletedProcess[str]:
     """Run adb; JobError when it does not end in time."""
     try:
         return subprocess.run(
@@ -43,7 +43,7 @@ def call(*arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProces
 
 
 def serials() -> dict[str, str]:
-    """The phones that adb lists, each with its state (`device` when it can be used)."""
+    """Return the phones that adb lists, each with its state (`device` when it can be used)."""
     ended = call("devices")
     if ended.returncode != 0:
         raise UserError(f"adb devices failed: {last_line(ended)}")
@@ -57,8 +57,8 @@ class Adb:
 
     serial: str
 
-    def shell(self, command: str, timeout_s: float = 60.0) -> str:
-        """Standard output of a shell command; JobError when its exit code is not 0."""
+    def shell(self, command: str, timeout_s: float | None = 60.0) -> str:
+        """Return the output of a shell command; JobError when its exit code is not 0."""
         return self._checked("shell", command, timeout_s=timeout_s)
 
     def push(self, source: Path, target: str) -> None:
@@ -69,7 +69,7 @@ class Adb:
         """Copy a file from the phone."""
         self._checked("pull", source, str(target), timeout_s=600.0)
 
-    def _checked(self, *arguments: str, timeout_s: float) -> str:
+    def _checked(self, *arguments: str, timeout_s: float | None) -> str:
         ended = call("-s", self.serial, *arguments, timeout_s=timeout_s)
         if ended.returncode == 0:
             return ended.stdout
@@ -79,6 +79,6 @@ class Adb:
 
 
 def last_line(ended: subprocess.CompletedProcess[str]) -> str:
-    """What a command said last."""
+    """Return what a command said last."""
     lines = (ended.stderr.strip() or ended.stdout.strip()).splitlines()
     return lines[-1] if lines else f"exit code {ended.returncode}"

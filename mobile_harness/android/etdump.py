@@ -6,7 +6,6 @@ import subprocess
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,16 +17,25 @@ WHOLE = (EXECUTE, *LOAD)
 
 
 @dataclass(frozen=True)
+class Operator:
+    """An operator of the graph, or a call of a delegate, with the median of its times."""
+
+    operator: str
+    delegated: bool
+    p50_ms: float
+
+
+@dataclass(frozen=True)
 class Profile:
     """Milliseconds: loading, every execution in order, and the median of every operator."""
 
     load_ms: float
     times_ms: tuple[float, ...]
-    operators: tuple[dict[str, Any], ...]
+    operators: tuple[Operator, ...]
 
 
 def read_profile(path: Path) -> Profile:
-    """The profile in an ETDump file.
+    """Read the profile in an ETDump file.
 
     Raises JobError when it holds no execution, as from a runner without the event tracer.
     """
@@ -53,7 +61,7 @@ def read_profile(path: Path) -> Profile:
         )
     load = max((float(raw[0]) for name, raw, _ in events if name in LOAD), default=0.0)
     operators = tuple(
-        {"operator": name, "delegated": delegated, "p50_ms": round(float(np.median(raw)), 4)}
+        Operator(name, delegated, round(float(np.median(raw)), 4))
         for name, raw, delegated in events
         if name not in WHOLE
     )

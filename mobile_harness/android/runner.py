@@ -1,36 +1,34 @@
 """Android phones, through adb and ExecuTorch's own `executor_runner` (docs/phones.md).
 
-Legend: N calls, T = 9 frames, S the exported size. Files lie in a folder of their own below
-/data/local/tmp while a job runs, and are deleted after it.
+Legend: N calls of a job. Files lie in a folder of their own below /data/local/tmp while a job runs,
+and are deleted after it.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketfocus.data.optics import one_hot
+from pocketfocus.export.executorch import TARGET
 from pocketfocus.mobile_harness.android import adb
 from pocketfocus.mobile_harness.android.etdump import Profile, read_profile
-from pocketfocus.mobile_harness.device import Device, Job, JobError, Result
+from pocketfocus.mobile_harness.device import Arrays, Call, Device, Job, JobError, Result
 from pocketfocus.mobile_harness.options import Absent, Options
-from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
 
 KIND = "android"
-TARGET = "executorch"
 REMOTE = "/data/local/tmp"
 SPARE_BYTES = 64 * 2**20  # outputs, ETDump and logs
 POLL_S = 5.0  # between looks at the battery while it cools
@@ -38,7 +36,7 @@ MACHINES = {62: "x86_64", 183: "arm64-v8a", 40: "armeabi-v7a", 3: "x86"}  # ELF'
 
 
 def connect(address: str, options: Options) -> tuple[Device, ...]:
-    """The phones of `android`, `android:SERIAL,SERIAL` or `android:all`.
+    """Return the phones of `android`, `android:SERIAL,SERIAL` or `android:all`.
 
     UserError when none is named and there are several; what is not there is an `Absent`.
     """
@@ -61,7 +59,7 @@ def connect(address: str, options: Options) -> tuple[Device, ...]:
 
 
 def phone(serial: str, state: str | None, options: Options) -> Device:
-    """One phone in the state that adb gives it."""
+    """Return the phone in the state that adb gives it."""
     if state == "device":
         return Android(serial, options)
     known = next(
@@ -74,7 +72,7 @@ def phone(serial: str, state: str | None, options: Options) -> Device:
 
 
 def name_of(address: str) -> str:
-    """The name in rows."""
+    """Return the name in rows."""
     return f"{KIND}:{address}" if address and address != "all" else KIND
 
 
@@ -95,7 +93,7 @@ class Android:
 
     @property
     def name(self) -> str:
-        """`android:SERIAL`."""
+        """Return `android:SERIAL`."""
         return name_of(self.serial)
 
     @property
@@ -104,11 +102,11 @@ class Android:
 
     @cached_property
     def properties(self) -> dict[str, str]:
-        """The phone's system properties."""
+        """Return the phone's system properties."""
         return dict(re.findall(r"^\[(.+?)\]: \[(.*)\]\s*$", self._adb.shell("getprop"), re.M))
 
     def describe(self) -> dict[str, str]:
-        """Model, chip, Android's version, ABIs, and the runner by its hash."""
+        """Return model, chip, Android's version, ABIs, and the runner by its hash."""
         get = self.properties.get
         runner = self.options.runner
         return {
@@ -116,12 +114,14 @@ class Android:
             "chip": get("ro.soc.model") or get("ro.board.platform", ""),
             "os": f"Android {get('ro.build.version.release', '?')}",
             "abis": get("ro.product.cpu.abilist", ""),
-            TARGET: f"executor_runner {sha256(runner)[:12]}" if runner and runner.is_file() else "",
+            TARGET.runtime: f"executor_runner {sha256(runner)[:12]}"
+            if runner and runner.is_file()
+            else "",
         }
 
     def why_not(self, target: str) -> str | None:
-        """Why not: another target, no runner, or one for another processor."""
-        if target != TARGET:
+        """Return why not: another target, no runner, or one for another processor."""
+        if target != TARGET.name:
             return f"executor_runner executes .pte files, not those of {target}"
         runner = self.options.runner
         if runner is None:
@@ -145,7 +145,7 @@ class Android:
             return self._run(job, remote, Path(scratch))
 
     def battery(self) -> Battery:
-        """Level and temperature now; JobError when the phone does not say."""
+        """Return level and temperature now; JobError when the phone does not say."""
         said = self._adb.shell("dumpsys battery")
         fields = dict(re.findall(r"^\s*(level|temperature): (-?\d+)", said, re.M))
         if len(fields) < 2:
@@ -166,7 +166,7 @@ class Android:
 
     @contextmanager
     def _folder(self, job: Job) -> Iterator[str]:
-        """A folder on the phone, deleted in the end, if it is still there to delete it."""
+        """Make a folder on the phone; it is deleted in the end, if the phone is still there."""
         runner = Path(self.options.runner or "")
         needed = Path(job.artifact).stat().st_size + runner.stat().st_size + SPARE_BYTES
         free = free_bytes(self._adb.shell(f"df -k {REMOTE}"))
@@ -187,75 +187,92 @@ class Android:
                 self._adb.shell(f"rm -rf {remote}")
 
     def _run(self, job: Job, remote: str, scratch: Path) -> Result:
-        for index, position in dict.fromkeys(job.calls):
-            for name, values in (
-                (f"photo-{index}.bin", job.photos[index]),
-                (f"position-{position}.bin", one_hot(position).numpy()),
-            ):
-                if not (scratch / name).exists():
-                    values.astype("<f4").tofile(scratch / name)
-                    self._adb.push(scratch / name, f"{remote}/{name}")
-        outputs, peak = None, 0.0
-        if job.want_outputs:
-            stacks = []
-            for number, call in enumerate(job.calls):
-                peak = max(peak, self._execute(job, remote, call, 1, output="out"))
-                self._adb.pull(f"{remote}/out-0.bin", scratch / f"out-{number}.bin")
-                stacks.append(read_stack(scratch / f"out-{number}.bin", job.photos.shape[-1]))
-            outputs = np.stack(stacks)
+        phone = Session(self, job, remote, scratch)
+        phone.push_inputs()
+        outputs = phone.outputs() if job.want_outputs else None
         if job.runs == 0 and outputs is not None:
-            return Result(outputs, 0.0, 0.0, (), peak, job.threads)
+            return Result(outputs, 0.0, 0.0, (), phone.peak_mib, job.threads)
         before = self.cool_down()
-        trial, trial_peak = self._profile(job, remote, scratch, 2)
-        fitting = max(1, int(min(job.runs, 1000 * job.budget_s / max(trial.times_ms[-1], 1e-3))))
-        measured, run_peak = self._profile(job, remote, scratch, 1 + job.warmup + fitting)
+        trial = phone.profile(2)
+        fitting = job.runs
+        if job.budget_s is not None:
+            fitting = int(min(job.runs, 1000 * job.budget_s / max(trial.times_ms[-1], 1e-3)))
+        measured = phone.profile(1 + job.warmup + max(1, fitting))
         after = self.battery()
         return Result(
             outputs=outputs,
             load_ms=measured.load_ms,
             first_ms=measured.times_ms[0],
             times_ms=measured.times_ms[1 + job.warmup :],
-            peak_rss_mib=max(peak, trial_peak, run_peak),
+            peak_rss_mib=phone.peak_mib,
             threads=job.threads,
             notes={
                 "battery_percent": [before.level, after.level],
                 "battery_celsius": [before.celsius, after.celsius],
-                "operators": list(measured.operators),
+                "operators": [asdict(operator) for operator in measured.operators],
             },
         )
 
-    def _profile(
-        self, job: Job, remote: str, scratch: Path, executions: int
-    ) -> tuple[Profile, float]:
-        peak = self._execute(job, remote, job.calls[0], executions, etdump="profile.etdump")
-        self._adb.pull(f"{remote}/profile.etdump", scratch / "profile.etdump")
-        return read_profile(scratch / "profile.etdump"), peak
 
-    def _execute(
-        self,
-        job: Job,
-        remote: str,
-        call: tuple[int, int],
-        executions: int,
-        output: str | None = None,
-        etdump: str | None = None,
-    ) -> float:
-        """Run the runner to its end; its peak resident memory in MiB (0 when it was too quick)."""
+@dataclass
+class Session:
+    """A job on a phone whose file and runner lie in the folder `remote` there.
+
+    `peak_mib` is the most that any process of the runner took; 0 when all were too quick to see.
+    """
+
+    phone: Android
+    job: Job
+    remote: str
+    scratch: Path
+    peak_mib: float = 0.0
+
+    @property
+    def _adb(self) -> adb.Adb:
+        return adb.Adb(self.phone.serial)
+
+    def push_inputs(self) -> None:
+        """Push every input of the job's calls once, as raw little-endian float32."""
+        for name, (k, row) in {
+            input_file(k, row): (k, row) for call in self.job.calls for k, row in enumerate(call)
+        }.items():
+            self.job.inputs[k][row].astype("<f4").tofile(self.scratch / name)
+            self._adb.push(self.scratch / name, f"{self.remote}/{name}")
+
+    def outputs(self) -> Arrays:
+        """Make every call once and return each output of the file, [N, *shape]."""
+        shapes = output_shapes(Path(self.job.artifact))
+        made = [np.empty((len(self.job.calls), *shape), np.float32) for shape in shapes]
+        for number, call in enumerate(self.job.calls):
+            self.execute(call, 1, output_file="out")
+            for k, table in enumerate(made):
+                local = self.scratch / "output.bin"
+                self._adb.pull(f"{self.remote}/out-{k}.bin", local)
+                table[number] = read_output(local, table.shape[1:])
+        return tuple(made)
+
+    def profile(self, executions: int) -> Profile:
+        """Profile so many executions of the first call."""
+        self.execute(self.job.calls[0], executions, etdump_path="profile.etdump")
+        self._adb.pull(f"{self.remote}/profile.etdump", self.scratch / "profile.etdump")
+        return read_profile(self.scratch / "profile.etdump")
+
+    def execute(self, call: Call, executions: int, **files: str) -> None:
+        """Run the runner to its end; JobError when it ends with another code than 0."""
         flags = {
             "model_path": "model.pte",
-            "inputs": f"photo-{call[0]}.bin,position-{call[1]}.bin",
+            "inputs": ",".join(input_file(k, row) for k, row in enumerate(call)),
             "num_executions": executions,
-            "output_file": output,
-            "etdump_path": etdump,
-            "cpu_threads": job.threads,
+            "cpu_threads": self.job.threads,
+            **files,
         }
         line = " ".join(f"--{key}={value}" for key, value in flags.items() if value is not None)
         # A process that has ended has no VmHWM line any more, which ends the loop.
         said = self._adb.shell(
-            f"cd {remote} && {{ ./executor_runner {line} >said.txt 2>&1 & p=$!; "
+            f"cd {self.remote} && {{ ./executor_runner {line} >said.txt 2>&1 & p=$!; "
             "while grep VmHWM /proc/$p/status 2>/dev/null; do sleep 0.05; done; "
             "wait $p; echo code=$?; tail -n 3 said.txt; }",
-            timeout_s=job.timeout_s,
+            timeout_s=self.job.timeout_s,
         )
         code = re.search(r"^code=(\d+)\n?(.*)", said, re.M | re.S)
         if code is None or code[1] != "0":
@@ -263,13 +280,27 @@ class Android:
             why = words[-1] if words else "see adb logcat -s ExecuTorch"
             if "flag 'etdump_path'" in why:  # gflags knows only the flags that were built in
                 why += ": build it with EXECUTORCH_ENABLE_EVENT_TRACER=ON (docs/phones.md)"
-            raise JobError(f"{self.name}: executor_runner ended with {code and code[1]}: {why}")
+            name, number = self.phone.name, code and code[1]
+            raise JobError(f"{name}: executor_runner ended with {number}: {why}")
         kib = [int(number) for number in re.findall(r"^VmHWM:\s*(\d+) kB", said, re.M)]
-        return max(kib, default=0) / 1024
+        self.peak_mib = max(self.peak_mib, max(kib, default=0) / 1024)
+
+
+def input_file(k: int, row: int) -> str:
+    """Return the file of a row of the k-th table of inputs."""
+    return f"input-{k}-{row}.bin"
+
+
+def output_shapes(path: Path) -> list[tuple[int, ...]]:
+    """Return the shapes of a file's outputs in order, as the runtime on this host reads them."""
+    from executorch.extension.pybindings import _portable_lib
+
+    about = _portable_lib._load_for_executorch(str(path)).method_meta("forward")
+    return [tuple(about.output_tensor_meta(k).sizes()) for k in range(about.num_outputs())]
 
 
 def abi_of(runner: Path) -> str:
-    """The ABI a program is built for, from its ELF header."""
+    """Return the ABI a program is built for, from its ELF header."""
     with open(runner, "rb") as handle:
         head = handle.read(20)
     if len(head) < 20 or head[:4] != b"\x7fELF":
@@ -279,7 +310,7 @@ def abi_of(runner: Path) -> str:
 
 
 def free_bytes(said: str) -> int:
-    """Free space from the last line of `df -k`."""
+    """Read the free space in the last line of `df -k`."""
     fields = said.strip().splitlines()[-1].split()
     try:
         return int(fields[3]) * 1024
@@ -287,9 +318,9 @@ def free_bytes(said: str) -> int:
         raise JobError(f"df -k says '{said.strip()[-80:]}', no free space in it") from None
 
 
-def read_stack(path: Path, size: int) -> NDArray[Any]:
-    """A stack [9,3,S,S] float32 as the runner wrote it; JobError when it has another length."""
+def read_output(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Read an output that the runner wrote; JobError when it has another number of values."""
     values = np.fromfile(path, "<f4")
-    if values.size != FRAMES * 3 * size * size:
-        raise JobError(f"the phone wrote {values.size} values, {FRAMES * 3 * size * size} are due")
-    return values.reshape(FRAMES, 3, size, size)
+    if values.size != math.prod(shape):
+        raise JobError(f"the phone wrote {values.size} values, {math.prod(shape)} are due")
+    return values.reshape(shape)

@@ -1,59 +1,37 @@
 """Emulated ARM64 as a device: the same files in ARM64 builds of their runtimes, under qemu.
 
-It proves what ARM64 kernels compute, not how fast: its times are no latencies. One worker serves
+It proves what ARM64 kernels compute, not how fast: its times are no latencies. One process serves
 all files of a command, since importing torch under emulation takes about a minute.
 """
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import subprocess
-import tempfile
-import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pocketfocus.export.executorch import TARGET as EXECUTORCH
+from pocketfocus.export.onnx import TARGET as ONNX
 from pocketfocus.mobile_harness.arm64 import install as setup
-from pocketfocus.mobile_harness.arm64 import worker as arm64_worker
+from pocketfocus.mobile_harness.arm64 import worker as functions
 from pocketfocus.mobile_harness.device import Job, JobError, Result
-from pocketfocus.mobile_harness.host import read_result, write_job
+from pocketfocus.mobile_harness.host import result_of, work_of
 from pocketfocus.mobile_harness.options import Options
-from pocketfocus.run.processes import death
+from pocketfocus.run.processes import CHILD_FILE, Worker, WorkFailed
 from pocketfocus.run.progress import console
 
 SLOWER = 12  # times the patience that a job asks for on a host
-
-
-@dataclass
-class Worker:
-    """The emulated process."""
-
-    process: subprocess.Popen[str]
-    words: Path
-
-    def stop(self) -> None:
-        """End it and delete what it said."""
-        self.process.kill()
-        self.process.wait()
-        self.words.unlink(missing_ok=True)
-
-    def last_words(self) -> str:
-        """How it ended, in one phrase."""
-        said = self.words.read_text(encoding="utf-8", errors="replace")
-        return death(subprocess.CompletedProcess([], self.process.wait(), "", said))
+FUNCTIONS = {EXECUTORCH.name: functions.run_pte, ONNX.name: functions.run_onnx}
 
 
 @dataclass
 class Arm64:
-    """ARM64 emulated by qemu on this host."""
+    """ARM64 emulated by qemu on this host; `worker` is its one process."""
 
     name: str = "arm64"
     worker: Worker | None = field(default=None, repr=False)
 
     def describe(self) -> dict[str, str]:
-        """The emulator and the versions of the runtimes; nothing where it is not set up."""
+        """Return the emulator and the versions of the runtimes; nothing where it is not set up."""
         if setup.why_not_ready() is not None:
             return {}
         wheels = (wheel.partition("==") for wheel in setup.wheels())
@@ -65,80 +43,48 @@ class Arm64:
         }
 
     def why_not(self, target: str) -> str | None:
-        """Why not: no runtime for the target on ARM64 Linux, or the set-up is missing."""
-        if target not in arm64_worker.OPENERS:
+        """Return why not: no runtime for the target on ARM64 Linux, or the set-up is missing."""
+        if target not in FUNCTIONS:
             return f"no runtime for {target} files on ARM64 Linux"
         return setup.why_not_ready()
 
     def run(self, job: Job) -> Result:
         """Execute a job; JobError when the emulated process crashes or does not end in time."""
-        with tempfile.TemporaryDirectory(prefix="pocketfocus-job-") as scratch:
-            folder = Path(scratch)
-            write_job(folder, job)
-            try:
-                self.hand_over(folder, job)
-            except BaseException:
-                self.close()
-                raise
-            return read_result(folder, job)
-
-    def hand_over(self, folder: Path, job: Job) -> None:
-        """Give a job to the worker and wait until it is done."""
-        worker = self.worker = self.worker or start()
-        pipe_in, pipe_out = worker.process.stdin, worker.process.stdout
-        assert pipe_in is not None and pipe_out is not None
-        with contextlib.suppress(BrokenPipeError):  # its end is told below
-            pipe_in.write(f"{folder}\n")
-            pipe_in.flush()
-        limit_s, began = SLOWER * job.timeout_s, time.monotonic()
-        late = threading.Timer(limit_s, worker.process.kill)
-        late.start()
+        self.worker = self.worker or start()
+        call = f"{functions.__file__}:{FUNCTIONS[job.target].__name__}"
         try:
-            for line in pipe_out:
-                word, _, seconds = line.strip().partition(" ")
-                if word == "done":
-                    return
-                if word == "first":
-                    console.print(estimate(job, float(seconds)))
-        finally:
-            late.cancel()
-        if time.monotonic() - began >= limit_s and worker.process.wait() == -signal.SIGKILL:
-            raise JobError(f"{job.artifact} did not finish within {limit_s:g} s on emulated ARM64")
-        raise JobError(f"{job.artifact}: the emulated ARM64 process {worker.last_words()}")
+            answer = self.worker.run(
+                work_of(job, call),
+                timeout_s=job.timeout_s and SLOWER * job.timeout_s,
+                on_progress=lambda seconds: console.print(estimate(job, float(seconds))),
+            )
+        except WorkFailed as error:
+            raise JobError(f"{job.artifact}: {error}") from error
+        return result_of(answer)
 
     def close(self) -> None:
-        """End the worker, if there is one."""
+        """End the process, if there is one."""
         if self.worker is not None:
-            self.worker.stop()
-            self.worker = None
+            self.worker.close()
 
     def __del__(self) -> None:
         self.close()
 
 
+def start() -> Worker:
+    """Return the emulated Python, which starts and imports a runtime with its first job."""
+    console.print("emulated ARM64 starts; its first .pte file waits about a minute for torch")
+    command = setup.command(setup.home(), "-P", str(CHILD_FILE))
+    return Worker(command, setup.environment(setup.home()))
+
+
 def estimate(job: Job, seconds: float) -> str:
-    """What is left of a job whose first call took `seconds`."""
+    """Return what is left of a job whose first call took `seconds`."""
     left = len(job.calls) - 1
     name = Path(job.artifact).name
     return f"{name} on emulated ARM64: {left} calls to go, about {left * seconds:.0f} s"
 
 
-def start() -> Worker:
-    """Start the emulated Python; it imports a runtime with its first job."""
-    console.print("emulated ARM64 starts; its first .pte file waits about a minute for torch")
-    with tempfile.NamedTemporaryFile("w", prefix="pocketfocus-arm64-", delete=False) as words:
-        process = subprocess.Popen(
-            setup.command(setup.home(), str(arm64_worker.__file__)),
-            env=setup.environment(setup.home()),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=words,
-            text=True,
-            bufsize=1,
-        )
-    return Worker(process, Path(words.name))
-
-
 def connect(address: str, options: Options) -> tuple[Arm64, ...]:
-    """The entry of the registry."""
+    """Return the entry of the registry."""
     return (Arm64(),)

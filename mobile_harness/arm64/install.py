@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json, size_bytes, write_json
-from pocketfocus.run.processes import death
+from pocketfocus.run.processes import exit_reason
 
 QEMU = ("qemu-aarch64-static", "qemu-aarch64")
 QEMU_REMEDY = "Debian: apt-get install qemu-user-static"
@@ -67,12 +67,12 @@ Say = Callable[[str], None]
 
 
 def home() -> Path:
-    """The cache folder: $XDG_CACHE_HOME/pocketfocus/arm64, or under ~/.cache."""
+    """Return the cache folder: $XDG_CACHE_HOME/pocketfocus/arm64, or under ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketfocus/arm64"
 
 
 def why_not_ready() -> str | None:
-    """Why nothing can be executed on emulated ARM64 here, with the way out; None when it can."""
+    """Return why nothing runs on emulated ARM64 here, with the way out; None when it does."""
     if platform.system() != "Linux":
         return f"emulating ARM64 needs Linux with qemu, this is {platform.system()}"
     if platform.machine() == "aarch64":
@@ -87,17 +87,17 @@ def why_not_ready() -> str | None:
 
 
 def emulator() -> str | None:
-    """Path of qemu's user-mode emulator; None when it is missing."""
+    """Return the path of qemu's user-mode emulator; None when it is missing."""
     return next((path for path in map(shutil.which, QEMU) if path), None)
 
 
 def wheels() -> list[str]:
-    """What pip is asked for; numpy and onnxruntime in this host's own versions."""
+    """Return what pip is asked for; numpy and onnxruntime in this host's own versions."""
     return [*WHEELS, *(f"{name}=={metadata.version(name)}" for name in AS_ON_HOST)]
 
 
 def command(folder: Path, *arguments: str) -> list[str]:
-    """The command line of the emulated Python of a set-up folder."""
+    """Return the command line of the emulated Python of a set-up folder."""
     root = folder / "root"
     return [
         emulator() or QEMU[0],
@@ -109,12 +109,12 @@ def command(folder: Path, *arguments: str) -> list[str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Nothing of the host's: its tuning of x86 libraries would reach the ARM64 ones."""
+    """Return nothing of the host's: its tuning of x86 libraries would reach ARM64's."""
     return {"PYTHONPATH": str(folder / "site"), "HOME": str(folder), "OMP_NUM_THREADS": "1"}
 
 
 def install(say: Say) -> Path:
-    """Download, unpack and try the whole set-up (about 260 MB to fetch); its folder.
+    """Download, unpack and try the whole set-up (about 260 MB), and return its folder.
 
     It appears whole or not at all. Raises UserError where apt, dpkg, pip, qemu or the network is
     missing; each names what to do.
@@ -151,7 +151,7 @@ def install(say: Say) -> Path:
 
 
 def unpack_debian(scratch: Path, root: Path) -> None:
-    """Debian's packages into `root`, by an apt with a state of its own."""
+    """Unpack Debian's packages into `root`, by an apt with a state of its own."""
     downloads, status = scratch / "debs", scratch / "state/status"
     for folder in (downloads, scratch / "state/lists/partial", scratch / "cache/archives/partial"):
         folder.mkdir(parents=True)
@@ -168,7 +168,7 @@ def unpack_debian(scratch: Path, root: Path) -> None:
 
 
 def apt_command(scratch: Path) -> list[str]:
-    """apt-get for arm64 whose lists, cache and status lie in `scratch`."""
+    """Return apt-get for arm64, with its lists, cache and status in `scratch`."""
     options = {
         "Dir::State": scratch / "state",
         "Dir::State::status": scratch / "state/status",
@@ -182,7 +182,7 @@ def apt_command(scratch: Path) -> list[str]:
 
 
 def unpack_wheels(scratch: Path, site: Path) -> None:
-    """The wheels, without their dependencies, into `site`."""
+    """Unpack the wheels, without their dependencies, into `site`."""
     downloads = scratch / "wheels"
     call(pip_command(downloads), "cannot fetch the ARM64 wheels (is the network there?)")
     for wheel in sorted(downloads.glob("*.whl")):
@@ -194,7 +194,7 @@ def unpack_wheels(scratch: Path, site: Path) -> None:
 
 
 def pip_command(downloads: Path) -> list[str]:
-    """What pip is asked: its command line for ARM64 wheels of the emulated Python."""
+    """Return what pip is asked: its command line for ARM64 wheels of the emulated Python."""
     platforms = [part for name in PLATFORMS for part in ("--platform", name)]
     return [
         *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
@@ -232,4 +232,5 @@ def call(
         check=False,
     )
     if ended.returncode != 0:
-        raise UserError(f"{failure}: {arguments[0]} {death(ended)}")
+        reason = exit_reason(ended.returncode, ended.stderr)
+        raise UserError(f"{failure}: {arguments[0]} {reason}")

@@ -12,19 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from pocketfocus.data.optics import one_hot
-from pocketfocus.export.coreml.write import cannot_run
-from pocketfocus.export.student import INPUT_NAMES, OUTPUT_NAME
-from pocketfocus.mobile_harness.device import Device, Job, JobError, Result
-from pocketfocus.mobile_harness.ios.mac import COREML, units
+from pocketfocus.export.coreml import TARGET as CORE_ML
+from pocketfocus.mobile_harness.device import Arrays, Call, Device, Job, JobError, Result
+from pocketfocus.mobile_harness.ios.mac import units
 from pocketfocus.mobile_harness.options import Absent, Options
 
 KIND = "iphone"
 
 
 def connect(address: str, options: Options) -> tuple[Device, ...]:
-    """The first connected iPhone, or the one of that name or UDID; else why there is none."""
-    reason = cannot_run()
+    """Return the first connected iPhone, or that of a name or UDID, or why there is none."""
+    reason = CORE_ML.cannot_run()
     if reason is not None:
         return (Absent(KIND, f"an iPhone is reached from a Mac with Xcode: {reason}"),)
     from coremltools.models.ml_program.experimental.remote_device import Device as Remote
@@ -53,7 +51,7 @@ class IPhone:
     _ready: Any = None
 
     def describe(self) -> dict[str, str]:
-        """Name and iOS version; coremltools does not tell the chip."""
+        """Return name and iOS version; coremltools does not tell the chip."""
         from importlib import metadata
 
         return {
@@ -64,8 +62,10 @@ class IPhone:
         }
 
     def why_not(self, target: str) -> str | None:
-        """Core ML packages only."""
-        return None if target == COREML else f"an iPhone runs Core ML packages here, not {target}"
+        """Say that only Core ML packages run."""
+        if target == CORE_ML.name:
+            return None
+        return f"an iPhone runs Core ML packages here, not {target}"
 
     def run(self, job: Job) -> Result:
         """Predict on the phone; JobError when its app does not build, start or answer."""
@@ -93,47 +93,60 @@ class IPhone:
         )
         await model.load()
         try:
-            return await measure(model, job)
+            return await measure(model, job, names_of(job.artifact))
         finally:
             await model.unload()
 
 
-async def measure(model: Any, job: Job) -> Result:
-    """The calls of a job with a loaded model; times are those that the phone itself reports."""
-    feeds = [
-        dict(zip(INPUT_NAMES, (job.photos[i : i + 1], one_hot(p).numpy()), strict=True))
-        for i, p in job.calls
-    ]
+@dataclass(frozen=True)
+class Names:
+    """The names of a package's inputs and outputs, in order."""
 
-    async def predict(feed: dict[str, Any]) -> tuple[Any, float]:
-        made = await model.predict(feed)
-        return np.asarray(made[OUTPUT_NAME], np.float32), milliseconds(
-            model.last_predict_duration_in_nano_seconds
-        )
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
-    first, first_ms = await predict(feeds[0])
-    endless = itertools.cycle(feeds)
+
+def names_of(package: str) -> Names:
+    """Return what a package calls its inputs and outputs."""
+    from coremltools.models.utils import load_spec
+
+    description = load_spec(package).description
+    inputs, outputs = description.input, description.output
+    return Names(tuple(value.name for value in inputs), tuple(value.name for value in outputs))
+
+
+async def measure(model: Any, job: Job, names: Names) -> Result:
+    """Make the calls of a job with a loaded model; times are those that the phone reports."""
+
+    async def predict(call: Call) -> tuple[Arrays, float]:
+        rows = [table[row] for table, row in zip(job.inputs, call, strict=True)]
+        made = await model.predict(dict(zip(names.inputs, rows, strict=True)))
+        outputs = tuple(np.asarray(made[name], np.float32) for name in names.outputs)
+        return outputs, milliseconds(model.last_predict_duration_in_nano_seconds)
+
+    first, first_ms = await predict(job.calls[0])
+    endless = itertools.cycle(job.calls)
     for _ in range(job.warmup):
         await predict(next(endless))
     times: list[float] = []
-    while len(times) < job.runs and (not times or sum(times) < 1000 * job.budget_s):
+    while not job.is_spent(times):
         times.append((await predict(next(endless)))[1])
-    stacks = None
+    outputs = None
     if job.want_outputs:
-        rest = [(await predict(feed))[0] for feed in feeds[1:]]
-        stacks = np.stack([first, *rest])
+        made = [first, *[(await predict(call))[0] for call in job.calls[1:]]]
+        outputs = tuple(np.stack(rows) for rows in zip(*made, strict=True))
     notes = {"compute_plan": units(await model.retrieve_compute_plan())} if job.runs else {}
     load_ms = milliseconds(model.load_duration_in_nano_seconds)
-    return Result(stacks, load_ms, first_ms, tuple(times), None, None, notes)
+    return Result(outputs, load_ms, first_ms, tuple(times), None, None, notes)
 
 
 def milliseconds(nanoseconds: int | None) -> float:
-    """JobError when the phone told no duration."""
+    """Raise JobError when the phone told no duration."""
     if nanoseconds is None:
         raise JobError("the iPhone told no duration of a load or prediction")
     return nanoseconds / 1e6
 
 
 def first_line(error: Exception) -> str:
-    """An error in one line."""
+    """Return an error's first line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

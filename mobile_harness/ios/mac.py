@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pocketfocus.export.coreml.write import cannot_run
+from pocketfocus.export.coreml import TARGET as CORE_ML
 from pocketfocus.mobile_harness.device import Device, Job, Result
 from pocketfocus.mobile_harness.host import Host
 from pocketfocus.mobile_harness.options import Absent, Options
 
-COREML = "coreml"
 UNITS = {
     "MLNeuralEngineComputeDevice": "Neural Engine",
     "MLGPUComputeDevice": "GPU",
@@ -28,25 +27,25 @@ class Mac(Host):
     name: str = "mac"
 
     def describe(self) -> dict[str, str]:
-        """The host's facts, with macOS's own version."""
+        """Return the host's facts, with macOS's own version."""
         return {**super().describe(), "os": f"macOS {platform.mac_ver()[0]}"}
 
     def run(self, job: Job) -> Result:
-        """As the host does, in a fresh process; timed Core ML files also tell their plan."""
+        """Do as the host does, in a fresh process; timed Core ML files also tell their plan."""
         result = super().run(job)
-        if job.target != COREML or not job.runs:
+        if job.target != CORE_ML.name or not job.runs:
             return result
         return replace(result, notes={**result.notes, "compute_plan": compute_plan(job.artifact)})
 
 
 def connect(address: str, options: Options) -> tuple[Device, ...]:
-    """This Mac, or why it is none."""
-    reason = cannot_run()
+    """Return this Mac, or why it is none."""
+    reason = CORE_ML.cannot_run()
     return (Absent("mac", reason) if reason else Mac(),)
 
 
 def compute_plan(package: str) -> dict[str, int]:
-    """How many of a package's operators Core ML would give to each unit."""
+    """Return how many of a package's operators Core ML would give to each unit."""
     import coremltools as ct
     from coremltools.models.compute_plan import MLComputePlan
 
@@ -55,7 +54,7 @@ def compute_plan(package: str) -> dict[str, int]:
 
 
 def units(plan: Any) -> dict[str, int]:
-    """Operators a unit in an MLComputePlan; constants, which nothing executes, have no unit."""
+    """Count an MLComputePlan's operators by unit; constants, which nothing executes, have none."""
     program = plan.model_structure.program
     usages = [
         plan.get_compute_device_usage_for_mlprogram_operation(operation)

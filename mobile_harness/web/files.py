@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,8 @@ from typing import Any
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Artifact, Manifest, check_artifact, load_manifest
 
-TARGET = "onnx"
 PAGE = Path(__file__).parent / "page" / "dist"
-FRAMES = 9  # optics.FRAMES, without importing torch for it
+FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Served:
 
     @property
     def stack_bytes(self) -> int:
-        """Of one stack [9,3,H,W] float32."""
-        height, width = self.manifest.size
-        return FRAMES * 3 * height * width * 4
+        """Return the size of one stack [9,3,H,W] float32; all files are of one student."""
+        (stack,) = next(iter(self.artifacts.values())).outputs
+        return FLOAT_BYTES * math.prod(stack.shape)
 
     def describe(self) -> dict[str, Any]:
-        """What the page has to know to call the files."""
+        """Return what the page has to know to call the files."""
         files = [
             {
                 "name": artifact.name,
@@ -52,15 +52,17 @@ class Served:
 
 
 def load_served(folder: Path) -> Served:
-    """The run in `folder`, hashes checked; UserError when it has no ONNX student."""
+    """Return the run in `folder`, hashes checked; UserError when it has no ONNX student."""
     manifest = load_manifest(folder)
+    from pocketfocus.export.onnx import TARGET  # after what is missing was said: it takes seconds
+
     artifacts = {
-        a.name: a for a in manifest.artifacts if a.target == TARGET and a.status == "written"
+        a.name: a for a in manifest.artifacts if a.target == TARGET.name and a.status == "written"
     }
     if not artifacts or not manifest.student_sha256:
         raise UserError(
             f"{folder} lists no ONNX file of a student, which is what a browser runs: "
-            f"`pocketfocus export --targets onnx --out {folder}` writes them"
+            f"`pocketfocus export --targets {TARGET.name} --out {folder}` writes them"
         )
     for artifact in artifacts.values():
         check_artifact(folder, artifact)
@@ -70,7 +72,7 @@ def load_served(folder: Path) -> Served:
 
 
 def page_files(folder: Path = PAGE) -> dict[str, Path]:
-    """The built page's files by their path below `folder`; UserError when it was not built."""
+    """Return the page's files by their path below `folder`; UserError when it was not built."""
     files = {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
@@ -84,7 +86,7 @@ def page_files(folder: Path = PAGE) -> dict[str, Path]:
 
 
 def plain_file(folder: Path, name: str) -> Path | None:
-    """folder/name when it is a file and no part of `name` is a symbolic link, else None."""
+    """Return folder/name when it is a file and no part of `name` is a symbolic link, else None."""
     root = folder.resolve()
     path = root / name
     return path if path.resolve() == path and path.is_file() else None

@@ -103,27 +103,27 @@ class OneTimeToken:
         await response(scope, receive, send)
 
     def known(self, cookie: str) -> bool:
-        """Whether the cookie is one that was given out."""
+        """Return whether the cookie is one that was given out."""
         return any(same(cookie, session) for session in self.sessions)
 
 
 def new_token() -> str:
-    """192 random bits, URL-safe."""
+    """Return 192 random bits, URL-safe."""
     return secrets.token_urlsafe(24)
 
 
 def same(a: str, b: str) -> bool:
-    """Equality in constant time."""
+    """Compare in constant time."""
     return secrets.compare_digest(a.encode(), b.encode())
 
 
 def refusal(status: int, why: str) -> JSONResponse:
-    """An answer that says in one line why not."""
+    """Return an answer that says in one line why not."""
     return JSONResponse({"error": why}, status)
 
 
 async def body_of(request: Request, limit: int) -> bytes | None:
-    """The request's body, or None when it has more than `limit` bytes; no more is kept."""
+    """Return the request's body, or None when it has more than `limit` bytes; no more is kept."""
     announced = request.headers.get("content-length", "0")
     if not announced.isdecimal() or int(announced) > limit:
         return None

@@ -21,7 +21,7 @@ VALID = timedelta(days=7)
 
 
 def lan_address() -> str:
-    """The IPv4 address by which others on the network reach this machine; UserError if none."""
+    """Return the IPv4 address at which the network reaches this machine; UserError if none."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect(ANYWHERE)
@@ -37,7 +37,7 @@ def lan_address() -> str:
 
 
 def check_certificate(certificate: Path, key: Path) -> None:
-    """UserError when the PEM files are no certificate with its key."""
+    """Raise UserError when the PEM files are no certificate with its key."""
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
@@ -48,7 +48,7 @@ def check_certificate(certificate: Path, key: Path) -> None:
 
 
 def write_certificate(folder: Path, address: str) -> tuple[Path, Path]:
-    """A self-signed certificate and its key (PEM, mode 0600) for an IP address, valid 7 days."""
+    """Write a self-signed certificate and its key (PEM, mode 0600), valid for 7 days."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "pocketfocus serve")])
     now = datetime.now(UTC)

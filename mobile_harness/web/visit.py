@@ -6,15 +6,13 @@ Its files are the run's ONNX files; its rows are those that the page's Measure t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pocketfocus.benchmarks.latency import BENCH_FILE
-from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.mobile_harness.options import Absent, Options
+from pocketfocus.mobile_harness.web.files import page_files
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row
 
@@ -26,10 +24,8 @@ LAN = "lan"
 
 
 def connect(address: str, options: Options) -> tuple[Absent, ...]:
-    """A browser is not there until it comes: what it has not measured is `not-run`."""
-    from pocketfocus.mobile_harness.web.files import page_files
-
-    check(address)
+    """Return an absent device: a browser is not there until it comes."""
+    check_address(address)
     try:
         page_files()
     except UserError as error:
@@ -38,8 +34,8 @@ def connect(address: str, options: Options) -> tuple[Absent, ...]:
     return (Absent(KIND, why),)
 
 
-def check(address: str) -> None:
-    """UserError for another address than none or `lan`."""
+def check_address(address: str) -> None:
+    """Raise UserError for another address than none or `lan`."""
     if address not in ("", LAN):
         raise UserError(f"unknown address '{address}': choose --device browser or browser:lan")
 
@@ -51,28 +47,21 @@ class Visit:
     Attributes:
         files: names of what is to be measured.
         wait_s: seconds without a row after which the visit is over.
-        rows: what came, by the file of results it is kept in.
+        rows: what came, of bench.json and of verify.json, by the artifact and the device.
     """
 
     files: frozenset[str]
     wait_s: float
-    rows: dict[str, list[Row]] = field(default_factory=dict)
+    rows: dict[tuple[str, str], tuple[Row, Row]] = field(default_factory=dict)
     _came: threading.Event = field(default_factory=threading.Event)
     _over: threading.Event = field(default_factory=threading.Event)
 
     def take(self, bench: Row, verify: Row) -> None:
-        """Both rows of a file that a browser measured."""
-        for name, row in ((BENCH_FILE, bench), (VERIFY_FILE, verify)):
-            same = [r for r in self.rows.get(name, []) if not self._replaced(r, row)]
-            self.rows[name] = [*same, row]
-        done = {r["artifact"] for r in self.rows[VERIFY_FILE] if r["device"] == verify["device"]}
-        if done >= self.files:
+        """Take both rows of a file that a browser measured."""
+        self.rows[verify["artifact"], verify["device"]] = bench, verify
+        if self.files <= {name for name, device in self.rows if device == verify["device"]}:
             self._over.set()
         self._came.set()
-
-    @staticmethod
-    def _replaced(old: Row, new: Row) -> bool:
-        return (old["artifact"], old["device"]) == (new["artifact"], new["device"])
 
     @contextmanager
     def ends(self, server: uvicorn.Server) -> Iterator[None]:
@@ -93,20 +82,3 @@ class Visit:
             self._over.set()
             self._came.set()
             watcher.join()
-
-
-def visit(
-    folder: Path, address: str, results: str, options: Options, say: Callable[[str], None]
-) -> list[Row]:
-    """Serve `folder` until a browser has measured its ONNX files; the rows it sent of `results`.
-
-    None comes, or Ctrl-C: what came until then, maybe nothing.
-    """
-    from pocketfocus.mobile_harness.web.files import load_served
-    from pocketfocus.mobile_harness.web.server import Network, serve
-
-    check(address)
-    waiting = Visit(frozenset(load_served(folder).artifacts), options.visit_s)
-    say(f"open it in a phone's browser and measure all files; waiting {options.visit_s:g} s")
-    serve(folder, Network(lan=address == LAN, port=0), say, waiting)
-    return waiting.rows.get(results, [])

@@ -252,7 +252,7 @@ def model(spec: str | None) -> None:
 
 def exit_by_gates(rows: Sequence[Row]) -> None:
     """Leave with exit code 1 when a gate failed, after one line for each."""
-    from pocketfocus.benchmarks.verify import failed
+    from pocketfocus.benchmarks.gates import failed
 
     for row in failed(rows):
         line = f"gate failed: {row['artifact']}, {row['gate']}: {row['why']}"

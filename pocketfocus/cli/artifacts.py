@@ -94,9 +94,10 @@ def export_full(
     height_width = arguments.size(size)
     arguments.reference(reference)
 
-    from pocketfocus.benchmarks.full import verify_full
+    from pocketfocus.benchmarks.verify import Verification, verify_run
     from pocketfocus.export.reference import PARTS
     from pocketfocus.export.stage import FULL_PRECISIONS, Export, export_full, full_targets
+    from pocketfocus.mobile_harness.devices import fallbacks, get_device
 
     everything = arguments.ALL
     request = Export(
@@ -108,7 +109,7 @@ def export_full(
     )
     chosen = arguments.names(parts, sorted(PARTS), "part")
     export_full(reference, request, chosen, height_width, say)
-    rows = verify_full(out)
+    rows = verify_run(out, get_device("host"), Verification(fallbacks=fallbacks("host")))
     print_rows(rows, ROW_COLUMNS)
     arguments.exit_by_gates(rows)
 
@@ -168,11 +169,11 @@ def verify(
     if golden is not None:
         arguments.output_folder(golden)
 
-    from pocketfocus.mobile_harness.devices import get_devices, on_each, stand_ins, twin, visited
+    from pocketfocus.mobile_harness.devices import fallbacks, get_devices, on_each, reference_device
     from pocketfocus.mobile_harness.options import Options
 
     options = Options(runner=runner, team=team, visit_s=wait)
-    chosen, others = get_devices(device, options), stand_ins(device)
+    chosen, others = get_devices(device, options), fallbacks(device)
     devices = (*chosen, *others)
     if replay is not None or folder is None:
         from pocketfocus.benchmarks.golden import replay as replay_bundle
@@ -191,17 +192,13 @@ def verify(
         typer.echo(found.summary)
         return
     else:
-        from pocketfocus.benchmarks.full import is_full, verify_full
-        from pocketfocus.benchmarks.verify import VERIFY_FILE, verify_run
-        from pocketfocus.run.manifest import load_manifest
+        from pocketfocus.benchmarks.browser import visited
+        from pocketfocus.benchmarks.verify import VERIFY_FILE, Verification, verify_run
 
-        if is_full(load_manifest(folder)):
-            rows = verify_full(folder)
-        elif not (rows := visited(device, folder, VERIFY_FILE, options, say)):
-            rows = on_each(
-                chosen,
-                lambda one: verify_run(folder, one, files, others, twin(device), places),
-            )
+        how = Verification(files, places, others, reference_device(device))
+        rows = visited(device, folder, VERIFY_FILE, options, say) or on_each(
+            chosen, lambda one: verify_run(folder, one, how)
+        )
     print_rows(rows, ROW_COLUMNS)
     arguments.exit_by_gates(rows)
 
@@ -226,14 +223,15 @@ def bench(
     spec = arguments.reference(reference)
     files = arguments.photo_files(photos)
 
-    from pocketfocus.benchmarks.latency import BENCH_FILE, MEASURED, bench_run
-    from pocketfocus.mobile_harness.devices import on_each, timed_devices, visited
+    from pocketfocus.benchmarks.browser import visited
+    from pocketfocus.benchmarks.latency import BENCH_FILE, MEASURED, Bench, bench_run
+    from pocketfocus.mobile_harness.devices import on_each, timed_devices
     from pocketfocus.mobile_harness.options import Options
 
     options = Options(runner=runner, cool_c=cool_below, team=team, visit_s=wait)
+    how = Bench(spec, runs, threads=threads, photos=files)
     rows = visited(device, folder, BENCH_FILE, options, say) or on_each(
-        timed_devices(device, options),
-        lambda one: bench_run(folder, one, spec, runs, threads=threads, photos=files),
+        timed_devices(device, options), lambda one: bench_run(folder, one, how)
     )
     columns = ("artifact", *MEASURED, "bytes")
     print_rows(rows, columns if device == "host" else ("device", *columns, "status", "why"))

@@ -167,17 +167,19 @@ def _export(settings: Settings) -> None:
 
 
 def _verify(settings: Settings) -> None:
-    from pocketfocus.benchmarks.verify import verify_run
-    from pocketfocus.mobile_harness.devices import get_device, stand_ins
+    from pocketfocus.benchmarks.verify import Verification, verify_run
+    from pocketfocus.mobile_harness.devices import fallbacks, get_device
 
-    verify_run(settings.out, get_device(DEVICE), settings.photos, stand_ins(DEVICE))
+    how = Verification(settings.photos, fallbacks=fallbacks(DEVICE))
+    verify_run(settings.out, get_device(DEVICE), how)
 
 
 def _bench(settings: Settings) -> None:
-    from pocketfocus.benchmarks.latency import bench_run
+    from pocketfocus.benchmarks.latency import Bench, bench_run
     from pocketfocus.mobile_harness.devices import get_device
 
-    bench_run(settings.out, get_device(DEVICE), settings.reference, photos=settings.photos)
+    how = Bench(settings.reference, photos=settings.photos)
+    bench_run(settings.out, get_device(DEVICE), how)
 
 
 def _evaluate(settings: Settings) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pocketfocus.cli import arguments
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.progress import say
+
+if TYPE_CHECKING:
+    from pocketfocus.mobile_harness.web.files import Served
+    from pocketfocus.mobile_harness.web.measurement import Judge
 
 commands = typer.Typer()
 
@@ -69,4 +73,11 @@ def serve(
     from pocketfocus.mobile_harness.web.server import serve as serve_run
 
     certificate = (cert, key) if cert and key else None
-    serve_run(folder, Network(lan, port, certificate), typer.echo)
+    serve_run(folder, Network(lan, port, certificate), typer.echo, judge_of)
+
+
+def judge_of(served: Served) -> Judge:
+    """What judges a browser's measurements; its import takes seconds."""
+    from pocketfocus.benchmarks.browser import BrowserJudge
+
+    return BrowserJudge(served)

@@ -25,7 +25,7 @@ Function = Callable[[Mapping[str, Any], Arrays, Say], tuple[Mapping[str, Any], A
 
 
 def main() -> None:
-    """Answer every order, each a line of JSON: progress first, then one line that ends it."""
+    """Answer every order, a line of JSON, with lines of progress and one that ends it."""
     orders, answers = private_streams()
 
     def send(message: Mapping[str, Any]) -> None:
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def private_streams() -> tuple[TextIO, TextIO]:
-    """Standard input and output under other descriptors, so that no library reads or writes there.
+    """Move standard input and output, so that no library reads or writes there.
 
     Descriptor 0 becomes empty, and 1 the same as standard error.
     """
@@ -50,7 +50,7 @@ def private_streams() -> tuple[TextIO, TextIO]:
 
 
 def perform(order: Mapping[str, Any], say: Say) -> dict[str, Any]:
-    """Call the function that an order names; what it gives, or how it failed, as a message."""
+    """Call the function that an order names; its message tells what it gave or how it failed."""
     folder = Path(order["folder"])
     try:
         arrays = {
@@ -73,7 +73,7 @@ def perform(order: Mapping[str, Any], say: Say) -> dict[str, Any]:
 
 
 def function(call: str) -> Function:
-    """What `package.module:name` or `path/to/module.py:name` stands for; imported once."""
+    """Return what `package.module:name` or `path/to/module.py:name` stands for; imported once."""
     place, _, name = call.rpartition(":")
     if not place.endswith(".py"):
         return getattr(importlib.import_module(place), name)

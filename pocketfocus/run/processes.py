@@ -16,11 +16,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
@@ -101,12 +101,7 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def run(
@@ -116,7 +111,7 @@ class Worker:
         timeout_s: float | None = None,
         on_progress: Callable[[str], None] | None = None,
     ) -> Answer:
-        """Do one work; as `run_work`, but the process lives on unless it died or was stopped."""
+        """Do one work as `run_work` does; the process lives on unless it died or was stopped."""
         with tempfile.TemporaryDirectory(prefix="pocketfocus-work-") as folder:
             for number, array in enumerate(work.arrays.values()):
                 np.save(Path(folder) / f"in-{number}.npy", array)
@@ -160,7 +155,10 @@ class Worker:
         """Send an order and wait for the message that ends it."""
         process = self.process = self.process or self._start()
         assert process.stdin is not None and process.stdout is not None
-        with _killed_after(timeout_s, process) as expired:
+        limit_s, began = threading.TIMEOUT_MAX if timeout_s is None else timeout_s, time.monotonic()
+        late = threading.Timer(limit_s, process.kill)
+        late.start()
+        try:
             with suppress(BrokenPipeError):  # the process has died, and below is told how
                 process.stdin.write(json.dumps(order) + "\n")
                 process.stdin.flush()
@@ -169,8 +167,10 @@ class Worker:
                 if "progress" not in message:
                     return message
                 progress(message["progress"])
-        if expired.is_set():
-            raise WorkFailed(f"did not finish within {timeout_s:g} s and was stopped")
+        finally:
+            late.cancel()
+        if time.monotonic() - began >= limit_s:
+            raise WorkFailed(f"did not finish within {limit_s:g} s and was stopped")
         reason = exit_reason(process.wait(), self._last_words())
         raise WorkFailed(f"the process that ran it {reason}")
 
@@ -181,29 +181,8 @@ class Worker:
         return self._stderr.read().decode(errors="replace")
 
 
-@contextmanager
-def _killed_after(
-    timeout_s: float | None, process: subprocess.Popen[str]
-) -> Iterator[threading.Event]:
-    """Kill the process when the block takes longer; the event then tells that it was."""
-    expired = threading.Event()
-
-    def kill() -> None:
-        expired.set()
-        process.kill()
-
-    timer = None if timeout_s is None else threading.Timer(timeout_s, kill)
-    if timer is not None:
-        timer.start()
-    try:
-        yield expired
-    finally:
-        if timer is not None:
-            timer.cancel()
-
-
 def _answer(message: Mapping[str, Any], folder: Path) -> Answer:
-    """What a message tells; raises the error that it tells of."""
+    """Return what a message tells, or raise the error that it tells of."""
     if "user_error" in message:
         raise UserError(message["user_error"])
     if "error" in message:
@@ -216,7 +195,7 @@ def _answer(message: Mapping[str, Any], folder: Path) -> Answer:
 
 
 def _environment() -> dict[str, str]:
-    """This process's environment, and a path on which this very package comes first."""
+    """Return this process's environment, and a path on which this very package comes first."""
     root = str(Path(pocketfocus.__file__).parent.parent)
     inherited = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([root, inherited]) if inherited else root
@@ -224,7 +203,7 @@ def _environment() -> dict[str, str]:
 
 
 def exit_reason(code: int, said: str) -> str:
-    """How a process ended that gave no result, in one phrase; `said` on standard error."""
+    """Return how a process ended that gave no result, in one phrase; `said` on standard error."""
     if code < 0:
         name = signal.Signals(-code).name
         return f"died of {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
@@ -254,5 +233,5 @@ def run_module(
 
 
 def death(ended: subprocess.CompletedProcess[str]) -> str:
-    """How a worker ended that left no result, in one phrase."""
+    """Return how a worker ended that left no result, in one phrase."""
     return exit_reason(ended.returncode, ended.stderr or "")

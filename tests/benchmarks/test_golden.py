@@ -37,13 +37,14 @@ class Runs:
         return "Core ML needs macOS" if target == "coreml" else None
 
     def run(self, job: Job) -> Result:
+        photos, positions = map(torch.from_numpy, job.inputs)
+
         def stack(index: int, position: int) -> Tensor:
-            photo = torch.from_numpy(job.photos[index : index + 1])
-            return self.student(photo, one_hot(position)) + self.off
+            return self.student(photos[index], positions[position]) + self.off
 
         with torch.inference_mode():
             stacks = np.stack([stack(*call).numpy() for call in job.calls])
-        return Result(stacks, 1.0, 1.0, (), 1.0, 1)
+        return Result((stacks,), 1.0, 1.0, (), 1.0, 1)
 
 
 @pytest.fixture

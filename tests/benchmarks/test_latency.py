@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketfocus.benchmarks import latency, verify
+from pocketfocus.benchmarks import checks, latency
+from pocketfocus.benchmarks.latency import Bench
 from pocketfocus.mobile_harness.device import PYTORCH, Job, JobError, Result
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_rows
@@ -63,7 +64,7 @@ class Scripted:
         times = slow * self.random.lognormal(size=job.runs)
         self.times.setdefault(name, []).extend(times)
         visit = len(self.jobs)
-        outputs = np.ones((1, 9, 3, 64, 64), np.float32) if job.want_outputs else None
+        outputs = (np.ones((1, 9, 3, 64, 64), np.float32),) if job.want_outputs else None
         return Result(outputs, 10.0 * visit, 20.0 * visit, tuple(times), 300.0 + visit, 3)
 
 
@@ -83,7 +84,7 @@ def run_folder(small_student: Path, tmp_path: Path, make_run: MakeRun) -> Path:
 
 def test_rows_hold_the_statistics_of_all_rounds(run_folder: Path) -> None:
     device = Scripted()
-    rows = latency.bench_run(run_folder, device, runs=51, warmup=4, threads=3)
+    rows = latency.bench_run(run_folder, device, Bench(runs=51, warmup=4, threads=3))
     assert read_rows(run_folder / "bench.json") == rows
     assert all(list(row) == COLUMNS for row in rows)
     found = {row["artifact"]: row for row in rows}
@@ -106,32 +107,32 @@ def test_rows_hold_the_statistics_of_all_rounds(run_folder: Path) -> None:
 
 def test_rounds_go_forth_and_back_around_the_reference(run_folder: Path) -> None:
     device = Scripted()
-    latency.bench_run(run_folder, device, reference="some/where", runs=10, warmup=2)
+    latency.bench_run(run_folder, device, Bench(reference="some/where", runs=10, warmup=2))
     order = [label(job) for job in device.jobs]
     assert order == ["student", *ONNX, "reference", *reversed(ONNX), "student"]
     reference = device.jobs[3]
     assert (reference.artifact, reference.runs) == ("reference:some/where", 2)
     others = [job for job in device.jobs if job is not reference]
     assert all((job.runs, job.warmup, job.threads) == (5, 2, None) for job in others)
-    assert all(job.photos.shape == (1, 3, 64, 64) for job in device.jobs)
+    assert all(job.inputs[0].shape == (1, 1, 3, 64, 64) for job in device.jobs)
 
 
 def test_keeps_the_stack_of_the_reference_that_was_timed(run_folder: Path) -> None:
     device = Scripted()
-    latency.bench_run(run_folder, device, runs=2)
+    latency.bench_run(run_folder, device, Bench(runs=2))
     with np.load(run_folder / "reference.npz") as kept:
         assert kept.files == ["reference"]
         assert (kept["reference"] == np.full((9, 64, 64, 3), 255, np.uint8)).all()
     wanted = [job for job in device.jobs if job.want_outputs]
     assert [label(job) for job in wanted] == ["reference"]
-    assert wanted[0].calls == [verify.SHOWN]
-    np.testing.assert_array_equal(wanted[0].photos, verify.fitted_photos(None, (64, 64))[:1])
-    latency.bench_run(run_folder, Scripted(), reference=None, runs=2)
+    assert wanted[0].calls == [checks.SHOWN]
+    np.testing.assert_array_equal(wanted[0].inputs[0][0], checks.fitted_photos(None, (64, 64))[:1])
+    latency.bench_run(run_folder, Scripted(), Bench(reference=None, runs=2))
     assert not (run_folder / "reference.npz").exists()
 
 
 def test_what_cannot_run_keeps_its_size_and_nothing_else(run_folder: Path) -> None:
-    row = latency.bench_run(run_folder, Scripted(), reference=None)[-1]
+    row = latency.bench_run(run_folder, Scripted(), Bench(reference=None))[-1]
     assert row["artifact"] == CORE_ML
     assert row["bytes"] == (run_folder / CORE_ML).stat().st_size
     assert all(row[name] is None for name in latency.MEASURED)
@@ -141,7 +142,7 @@ def test_a_crash_costs_one_row_and_is_said(
     run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     device = Scripted({ONNX[0]: JobError("died of SIGKILL"), "reference": JobError("too slow")})
-    rows = latency.bench_run(run_folder, device, runs=4)
+    rows = latency.bench_run(run_folder, device, Bench(runs=4))
     found = {row["artifact"]: row for row in rows}
     assert found[ONNX[0]]["p50_ms"] is None
     assert found["reference"]["p50_ms"] is None
@@ -152,20 +153,20 @@ def test_a_crash_costs_one_row_and_is_said(
 def test_a_reference_that_is_not_there_is_the_users_to_mend(run_folder: Path) -> None:
     device = Scripted({"reference": UserError("no reference at nowhere")})
     with pytest.raises(UserError, match="nowhere"):
-        latency.bench_run(run_folder, device, reference="nowhere")
+        latency.bench_run(run_folder, device, Bench(reference="nowhere"))
     assert not (run_folder / "bench.json").exists()
 
 
 @pytest.mark.parametrize("bad", [{"runs": 0}, {"warmup": -1}, {"threads": 0}])
 def test_senseless_counts_are_refused(run_folder: Path, bad: dict[str, int]) -> None:
     with pytest.raises(UserError, match="at least 1"):
-        latency.bench_run(run_folder, Scripted(), reference=None, **bad)  # type: ignore[arg-type]
+        latency.bench_run(run_folder, Scripted(), Bench(reference=None, **bad))  # type: ignore[arg-type]
 
 
 def test_a_damaged_file_is_not_measured(run_folder: Path) -> None:
     (run_folder / ONNX[0]).write_bytes(b"something else")
     with pytest.raises(UserError, match="export"):
-        latency.bench_run(run_folder, Scripted(), reference=None)
+        latency.bench_run(run_folder, Scripted(), Bench(reference=None))
 
 
 entries = st.lists(st.integers(0, 99), min_size=1, max_size=6, unique=True).map(

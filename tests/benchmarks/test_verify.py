@@ -13,7 +13,8 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor, nn
 
-from pocketfocus.benchmarks import verify
+from pocketfocus.benchmarks import checks, gates, verify
+from pocketfocus.benchmarks.verify import Verification
 from pocketfocus.data.optics import one_hot
 from pocketfocus.mobile_harness.device import Job, JobError, Result
 from pocketfocus.mobile_harness.devices import get_device
@@ -58,10 +59,10 @@ class InProcess:
         model = self.models["/".join(Path(job.artifact).parts[-2:])]
         if isinstance(model, Exception):
             raise model
-        photos = torch.from_numpy(job.photos)
+        photos, positions = map(torch.from_numpy, job.inputs)
         with torch.inference_mode():
-            stacks = [model(photos[i : i + 1], one_hot(p)).numpy() for i, p in job.calls]
-        return Result(np.stack(stacks), 1.0, 1.0, (), 1.0, 1)
+            stacks = [model(photos[i], positions[p]).numpy() for i, p in job.calls]
+        return Result((np.stack(stacks),), 1.0, 1.0, (), 1.0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_each_precision_is_held_to_its_own_threshold(
     assert statuses == ["pass", "pass", "fail", "pass"]
     assert [found[name]["threshold_db"] for name in models] == [80.0, 50.0, 40.0, 35.0]
     assert found["onnx/student-int8.onnx"]["psnr_db"] == pytest.approx(39.9, abs=0.02)
-    assert verify.failed(rows) == [found["onnx/student-int8.onnx"]]
+    assert gates.failed(rows) == [found["onnx/student-int8.onnx"]]
     core_ml = found["coreml/student-int8.mlpackage"]
     assert (core_ml["status"], core_ml["psnr_db"]) == ("not-run", None)
     assert core_ml["why"] == "Core ML needs macOS"
@@ -120,7 +121,7 @@ def wrong_once(student: RefocusStudent) -> Model:
         stack: Tensor = student(photo, position)
         return stack + 0.2 if bad else stack
 
-    darkest = min(p.mean() for p in torch.from_numpy(verify.fitted_photos(None, (64, 64))).split(1))
+    darkest = min(p.mean() for p in torch.from_numpy(checks.fitted_photos(None, (64, 64))).split(1))
     return model
 
 
@@ -207,7 +208,7 @@ def test_keeps_stacks_of_what_ran(
     with np.load(tmp_path / "stacks.npz") as stacks:
         assert sorted(stacks) == [name, "photo", "student"]
         np.testing.assert_array_equal(stacks[name], stacks["student"])
-        photo = torch.from_numpy(verify.fitted_photos(None, (64, 64))[:1])
+        photo = torch.from_numpy(checks.fitted_photos(None, (64, 64))[:1])
         with torch.inference_mode():
             expected = student(photo, one_hot(4)).permute(0, 2, 3, 1).numpy()
         assert stacks["photo"].shape == (64, 64, 3)
@@ -221,11 +222,11 @@ def test_fewer_positions_are_told_and_leave_the_shown_stacks(
     name = "onnx/student-int8.onnx"
     make_run(tmp_path, small_student, [name])
     device = InProcess({name: with_noise(student, 30)})
-    rows = verify.verify_run(tmp_path, device, positions=(2, 8))
+    rows = verify.verify_run(tmp_path, device, Verification(positions=(2, 8)))
     assert [row["why"].endswith("at positions 2, 8 only") for row in rows] == [True, True]
     assert "worst stack has" in rows[-1]["why"] and rows[-1]["status"] == "fail"
     assert not (tmp_path / "stacks.npz").exists()
-    verify.verify_run(tmp_path, device, positions=(4,))
+    verify.verify_run(tmp_path, device, Verification(positions=(4,)))
     assert (tmp_path / "stacks.npz").exists()
 
 
@@ -233,12 +234,12 @@ def test_takes_the_users_photos_and_crops_their_centre(tmp_path: Path) -> None:
     pixels = np.zeros((100, 200, 3), np.uint8)
     pixels[:, 50:150] = 255
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    squares = verify.fitted_photos([tmp_path / "wide.png"], (64, 64))
+    squares = checks.fitted_photos([tmp_path / "wide.png"], (64, 64))
     assert squares.shape == (1, 3, 64, 64)
     assert squares.dtype == np.float32
     assert (squares > 0.9).all()  # but for the ringing at the edges, white
     with pytest.raises(UserError, match="no photo"):
-        verify.fitted_photos([], (64, 64))
+        checks.fitted_photos([], (64, 64))
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1.0))
@@ -247,15 +248,15 @@ def test_psnr_agrees_with_scikit_image(seed: int, scale: float) -> None:
     a = rng.uniform(-1, 1, (9, 3, 8, 8)).astype(np.float32)
     b = (a + scale * rng.normal(size=a.shape)).astype(np.float32)
     expected = peak_signal_noise_ratio(a, b, data_range=2.0)
-    found = verify.stack_psnr(a, b)
+    found = gates.output_psnr(a, b)
     assert expected - 0.0101 <= found <= expected + 1e-6  # rounded down: never flattered
 
 
 def test_equal_stacks_have_a_figure_that_json_can_hold() -> None:
     stack = np.zeros((9, 3, 4, 4), np.float32)
-    assert json.loads(json.dumps(verify.stack_psnr(stack, stack))) == 200.0
-    assert verify.stack_psnr(stack, stack + np.float32(1e-20)) == 200.0
-    assert math.isfinite(verify.stack_psnr(stack, stack + np.float32(1e9)))
+    assert json.loads(json.dumps(gates.output_psnr(stack, stack))) == 200.0
+    assert gates.output_psnr(stack, stack + np.float32(1e-20)) == 200.0
+    assert math.isfinite(gates.output_psnr(stack, stack + np.float32(1e9)))
 
 
 class Wired(nn.Module):
@@ -292,15 +293,15 @@ def test_real_onnx_files_on_the_host(
     assert row["status"] == ("pass" if fault == "none" else "fail"), row
 
 
-def test_a_file_must_agree_with_itself_on_the_twin(
+def test_a_file_must_agree_with_itself_on_the_reference_device(
     student: RefocusStudent, small_student: Path, tmp_path: Path, make_run: MakeRun
 ) -> None:
     names = ["executorch/student-int8.pte", "onnx/student-int8.onnx", "coreml/student-int8.x"]
     make_run(tmp_path, small_student, names)
     device = InProcess({name: with_noise(student, 60) for name in names})
     host = InProcess({names[0]: with_noise(student, 50), names[1]: with_noise(student, 42)})
-    rows = verify.verify_run(tmp_path, device, twin=host)
-    same = {r["artifact"]: r for r in rows if str(r["gate"]).startswith(verify.SAME_FILE)}
+    rows = verify.verify_run(tmp_path, device, Verification(reference_device=host))
+    same = {r["artifact"]: r for r in rows if str(r["gate"]).startswith(gates.SAME_FILE)}
     assert {name: row["status"] for name, row in same.items()} == {
         names[0]: "pass",
         names[1]: "fail",
@@ -308,4 +309,4 @@ def test_a_file_must_agree_with_itself_on_the_twin(
     for name, db in ((names[0], 50), (names[1], 42)):
         apart = 20 * math.log10(1 / (10 ** (-db / 20) - 10 ** (-60 / 20)))
         assert same[name]["psnr_db"] == pytest.approx(apart, abs=0.02)
-        assert same[name]["threshold_db"] == verify.ARM64_DB
+        assert same[name]["threshold_db"] == gates.SAME_FILE_DB

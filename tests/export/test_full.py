@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pocketfocus.benchmarks import full
-from pocketfocus.benchmarks.verify import COVERAGE
+from pocketfocus.benchmarks.gates import COVERAGE
+from pocketfocus.benchmarks.verify import Verification, verify_run
 from pocketfocus.cli.app import main
 from pocketfocus.export.reference import (
     PARTS,
@@ -27,9 +27,11 @@ from pocketfocus.export.reference import (
 )
 from pocketfocus.export.stage import Export, export_full, full_targets
 from pocketfocus.mobile_harness.device import MIL_CHECK
+from pocketfocus.mobile_harness.devices import fallbacks, get_device
 from pocketfocus.models.loading import load_reference
 from pocketfocus.quantize.recipes import GROUP
 from pocketfocus.quantize.toolchains.executorch import linear_inputs
+from pocketfocus.research.full import table
 from pocketfocus.research.random_svd import write_random
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, read_rows
@@ -70,7 +72,7 @@ def run(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("full")
     for part, targets in (("unet", full_targets()), ("decoder", full_targets()[1:])):
         export_full(str(reference), asked(out, targets), (part,), SIZE, Lines())
-    full.verify_full(out)
+    verify_run(out, get_device("host"), Verification(fallbacks=fallbacks("host")))
     return out
 
 
@@ -147,11 +149,12 @@ def test_finished_files_are_kept(run: Path, reference: Path) -> None:
 
 def test_another_input_is_another_output(run: Path, tmp_path: Path) -> None:
     """The gate fails for an output that is not that of the input."""
-    check = tmp_path / "unet.safetensors"
-    tensors = load_file(run / "checks/unet.safetensors")
+    copied = shutil.copytree(run, tmp_path / "run")
+    check = copied / "checks/unet.safetensors"
+    tensors = load_file(check)
     save_file({**tensors, "input": tensors["input"].flip(0).contiguous()}, check)
-    verdict, _ = full.execute(run / UNET, check, 35.0)
-    assert verdict.status == "fail"
+    verify_run(copied, get_device("host"))
+    assert row(copied, UNET)["status"] == "fail"
 
 
 def test_the_command_line_verifies_and_prints(
@@ -161,7 +164,7 @@ def test_the_command_line_verifies_and_prints(
     shutil.rmtree(copied / "checks")
     assert main(["verify", str(copied)]) == 2
     assert "run export --full again" in capsys.readouterr().err
-    print(full.table(load_manifest(run), read_rows(run / "verify.json")))
+    print(table(load_manifest(run), read_rows(run / "verify.json")))
     assert f"`{UNET}`" in capsys.readouterr().out
 
 

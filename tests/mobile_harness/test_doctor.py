@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import cast
 
 import psutil
 import pytest
 from rich.console import Console
 
 from pocketfocus.cli import main
-from pocketfocus.export.targets import Target
+from pocketfocus.export.targets import Target, get_target
 from pocketfocus.mobile_harness import doctor
 
 
-@dataclass(frozen=True)
-class FakeTarget:
-    name: str
-    writes: str | None
-    runs: str | None
-
-    def cannot_write(self) -> str | None:
-        return self.writes
-
-    def cannot_run(self) -> str | None:
-        return self.runs
+def target(name: str, writes: str | None, runs: str | None) -> Target:
+    """A target of that name, and why this machine neither writes nor runs its files."""
+    return replace(
+        get_target("onnx"), name=name, cannot_write=lambda: writes, cannot_run=lambda: runs
+    )
 
 
 def by_name(findings: list[doctor.Finding]) -> dict[str, doctor.Finding]:
@@ -62,10 +55,7 @@ def test_wrong_and_missing_packages_come_with_a_remedy() -> None:
 
 
 def test_targets_tell_what_they_cannot_do() -> None:
-    fakes = cast(
-        list[Target], [FakeTarget("a", None, "only on a Mac"), FakeTarget("b", "no", None)]
-    )
-    rows = doctor.conversions(fakes)
+    rows = doctor.conversions([target("a", None, "only on a Mac"), target("b", "no", None)])
     status = {(f.group, f.name): (f.status, f.detail) for f in rows}
     assert status["convert", "a"][0] == "ok"
     assert status["execute", "a"] == ("missing", "only on a Mac")
@@ -90,7 +80,7 @@ def test_programs_are_looked_up_on_the_path(
 
 
 def test_tables_show_every_finding() -> None:
-    findings = doctor.examine([cast(Target, FakeTarget("a", None, "only on a Mac"))])
+    findings = doctor.examine([target("a", None, "only on a Mac")])
     console = Console(width=200, record=True, quiet=False, file=None)
     with console.capture() as shown:
         console.print(*doctor.tables(findings), sep="\n")
@@ -104,8 +94,8 @@ def test_command_writes_json(capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads(capsys.readouterr().out)
     assert content["schema_version"] == 1
     groups = {(row["group"], row["name"]) for row in content["rows"]}
-    for target in ("executorch", "coreml", "onnx"):
-        assert {("convert", target), ("execute", target)} <= groups
+    for name in ("executorch", "coreml", "onnx"):
+        assert {("convert", name), ("execute", name)} <= groups
     assert all(
         set(row) == {"group", "name", "status", "detail", "remedy"} for row in content["rows"]
     )

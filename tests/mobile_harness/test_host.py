@@ -27,31 +27,33 @@ def photos(count: int = 2) -> np.ndarray:
 
 
 def job(artifact: object = "nothing", **fields: object) -> Job:
-    defaults = {"target": PYTORCH, "photos": photos(), "calls": [(0, 0)]}
+    tables = (photos()[:, None], np.eye(9, dtype=np.float32)[:, None])
+    defaults = {"target": PYTORCH, "inputs": tables, "calls": [(0, 0)]}
     return Job(artifact=str(artifact), **{**defaults, **fields})  # type: ignore[arg-type]
 
 
 def install_worker(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str) -> None:
-    """Put a module in place of the worker."""
-    (folder / "substitute.py").write_text(textwrap.dedent(body))
-    monkeypatch.setattr(host, "WORKER", "substitute")
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    """Put another function in place of the worker's."""
+    path = folder / "substitute.py"
+    path.write_text(f"def run_file(*_):\n{textwrap.indent(body, ' ')}\n")
+    monkeypatch.setattr(host, "WORKER", f"{path}:run_file")
 
 
 def test_outputs_are_those_of_the_model_in_the_order_of_the_calls(small_student: Path) -> None:
     calls = [(1, 8), (0, 0), (1, 3)]
-    result = host.device().run(job(small_student, calls=calls, want_outputs=True))
+    result = host.Host().run(job(small_student, calls=calls, want_outputs=True))
     tensors = [(torch.from_numpy(photos()[i : i + 1]), one_hot(p)) for i, p in calls]
     student = load_student(small_student)
     with torch.inference_mode():
         expected = np.stack([student(*pair).numpy() for pair in tensors])
     assert result.outputs is not None
-    np.testing.assert_allclose(result.outputs, expected, atol=1e-5)
+    (stacks,) = result.outputs
+    np.testing.assert_allclose(stacks, expected, atol=1e-5)
 
 
 def test_measures_as_many_calls_as_asked_with_the_threads_asked(small_student: Path) -> None:
     ballast = np.ones(900 * 2**20, np.uint8)  # this process's memory must not count
-    result = host.device().run(job(small_student, warmup=2, runs=7, threads=1))
+    result = host.Host().run(job(small_student, warmup=2, runs=7, threads=1))
     assert ballast[-1] == 1
     assert len(result.times_ms) == 7
     assert result.outputs is None
@@ -63,13 +65,13 @@ def test_measures_as_many_calls_as_asked_with_the_threads_asked(small_student: P
 
 
 def test_a_spent_budget_ends_the_runs_but_never_the_first(small_student: Path) -> None:
-    result = host.device().run(job(small_student, runs=1_000_000, budget_s=1e-6))
+    result = host.Host().run(job(small_student, runs=1_000_000, budget_s=1e-6))
     assert len(result.times_ms) == 1
 
 
 def test_a_missing_model_is_the_users_to_mend(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no model at") as caught:
-        host.device().run(job(tmp_path / "absent"))
+        host.Host().run(job(tmp_path / "absent"))
     assert not isinstance(caught.value, JobError)
 
 
@@ -79,7 +81,8 @@ def test_a_missing_model_is_the_users_to_mend(tmp_path: Path) -> None:
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", r"SIGKILL \(out of memory\?\)"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
         ("raise SystemExit('the library is broken')", "code 1: the library is broken"),
-        ("pass", "left no result"),
+        ("import os; os._exit(0)", "left no result"),
+        ("raise ValueError('of another shape')", "ValueError: of another shape"),
         ("import time; time.sleep(60)", "did not finish within 1 s"),
     ],
 )
@@ -91,7 +94,7 @@ def test_a_dead_worker_is_one_clear_line(
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     with pytest.raises(JobError, match=message) as caught:
-        host.device().run(job("files/a.pte", timeout_s=1 if "sleep" in body else 60))
+        host.Host().run(job("files/a.pte", timeout_s=1 if "sleep" in body else 60))
     assert str(caught.value).startswith("files/a.pte")
     assert "\n" not in str(caught.value)
     assert list(scratch.iterdir()) == []
@@ -102,9 +105,10 @@ def test_ctrl_c_kills_the_worker_and_leaves_nothing(tmp_path: Path) -> None:
     scratch.mkdir()
     (tmp_path / "substitute.py").write_text(
         "import os, signal, time\n"
-        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        f"open({str(tmp_path / 'pid')!r}, 'x').write(str(os.getpid()))\n"
-        "time.sleep(60)\n"
+        "def run_file(*_):\n"
+        " signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f" open({str(tmp_path / 'pid')!r}, 'x').write(str(os.getpid()))\n"
+        " time.sleep(60)\n"
     )
     parent = subprocess.Popen(
         [
@@ -113,10 +117,10 @@ def test_ctrl_c_kills_the_worker_and_leaves_nothing(tmp_path: Path) -> None:
             "import numpy as np\n"
             "from pocketfocus.mobile_harness import host\n"
             "from pocketfocus.mobile_harness.device import Job\n"
-            "host.WORKER = 'substitute'\n"
-            "host.device().run(Job('a', 'pytorch', np.zeros((1, 3, 64, 64)), [(0, 0)]))",
+            f"host.WORKER = {str(tmp_path / 'substitute.py:run_file')!r}\n"
+            "host.Host().run(Job('a', 'pytorch', (np.zeros((1, 1, 3, 64, 64)),), [(0,)]))",
         ],
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "TMPDIR": str(scratch)},
+        env={**os.environ, "TMPDIR": str(scratch)},
         stderr=subprocess.PIPE,
         text=True,
     )

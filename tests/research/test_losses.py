@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pocketfocus.benchmarks.verify import SAME_FILE
+from pocketfocus.benchmarks.gates import SAME_FILE
 from pocketfocus.data.optics import one_hot
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.models.model import NamedModel

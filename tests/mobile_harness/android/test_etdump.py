@@ -24,7 +24,7 @@ def test_loading_executions_and_operators_are_told_apart(tmp_path: Path) -> None
     first, second, third = profile.times_ms
     assert first >= 20 and second >= 80 and third >= 20
     assert profile.load_ms >= 2
-    medians = {each["operator"]: each["p50_ms"] for each in profile.operators}
+    medians = {each.operator: each.p50_ms for each in profile.operators}
     assert medians.keys() == {"DELEGATE_CALL", "native_call_add.out"}
     assert 20 <= medians["DELEGATE_CALL"] <= sorted(profile.times_ms)[1]
     assert medians["native_call_add.out"] < 20

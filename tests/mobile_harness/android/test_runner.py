@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pocketfocus.benchmarks.latency import bench_run
+from pocketfocus.benchmarks.latency import Bench, bench_run
 from pocketfocus.benchmarks.notes import notes_rows
 from pocketfocus.data.optics import one_hot
 from pocketfocus.export.executorch.write import open_file
@@ -47,7 +47,8 @@ def plug_in(monkeypatch: pytest.MonkeyPatch, folder: Path, **script: object) -> 
 
 
 def job(pte: Path, **fields: object) -> Job:
-    defaults = {"photos": inputs()[0].numpy(), "calls": [(0, 3)], "target": "executorch"}
+    tables = (inputs()[0].numpy()[None], np.eye(9, dtype=np.float32)[:, None])
+    defaults = {"inputs": tables, "calls": [(0, 3)], "target": "executorch"}
     return Job(artifact=str(pte), **{**defaults, **fields})  # type: ignore[arg-type]
 
 
@@ -74,7 +75,8 @@ def test_a_phone_runs_the_file_and_leaves_nothing_behind(
     result = device.run(job(pte, warmup=1, runs=3, threads=1, want_outputs=True))
     assert result.outputs is not None
     (expected,) = open_file(pte)(*inputs())
-    np.testing.assert_allclose(result.outputs[0], expected.numpy(), atol=1e-5)
+    (stacks,) = result.outputs
+    np.testing.assert_allclose(stacks[0], expected.numpy(), atol=1e-5)
     assert len(result.times_ms) == 3
     assert result.load_ms > 0
     assert result.first_ms > 0
@@ -121,7 +123,7 @@ def test_phones_are_measured_at_once_each_with_its_rows(
     def bench(device: Device) -> list[Row]:
         if isinstance(device, android.Android):
             both.wait()
-        return bench_run(run, device, None, runs=2, warmup=0)
+        return bench_run(run, device, Bench(None, runs=2, warmup=0))
 
     on_each(get_devices("android:all", Options(runner=runner)), bench)
     rows = read_rows(run / "bench.json")

@@ -6,7 +6,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,8 @@ from onnx import TensorProto, helper
 from pocketfocus.cli.app import main
 from pocketfocus.mobile_harness.arm64 import emulator as arm64
 from pocketfocus.mobile_harness.arm64 import install as arm64_install
-from pocketfocus.mobile_harness.arm64 import worker as arm64_worker
-from pocketfocus.mobile_harness.device import Job, JobError
-from pocketfocus.mobile_harness.devices import get_device, timed_devices, twin
+from pocketfocus.mobile_harness.device import Arrays, Job, JobError
+from pocketfocus.mobile_harness.devices import get_device, reference_device, timed_devices
 from pocketfocus.mobile_harness.options import Options
 from pocketfocus.run.errors import UserError
 
@@ -61,34 +59,42 @@ def small_onnx(tmp_path: Path) -> Path:
 def job(artifact: Path, **fields: object) -> Job:
     photos = np.random.default_rng(0).uniform(-1, 1, (2, 3, SIZE, SIZE)).astype(np.float32)
     calls = [(0, 3), (1, 8)]
-    return Job(str(artifact), "onnx", photos, calls, want_outputs=True, **fields)  # type: ignore[arg-type]
+    tables = (photos[:, None], np.eye(9, dtype=np.float32)[:, None])
+    return Job(str(artifact), "onnx", tables, calls, want_outputs=True, **fields)  # type: ignore[arg-type]
 
 
-def on_host(monkeypatch: pytest.MonkeyPatch, script: object = arm64_worker.__file__) -> arm64.Arm64:
-    """The device, with this host's Python in place of the emulated one."""
-    monkeypatch.setattr(arm64_install, "command", lambda *_: [sys.executable, str(script)])
-    monkeypatch.setattr(arm64_install, "environment", lambda _: dict(os.environ))
+def on_host(monkeypatch: pytest.MonkeyPatch, script: Path | None = None) -> arm64.Arm64:
+    """The device, with this host's Python in place of the emulated one; or a `script` in place of
+    what it executes."""
+
+    def command(folder: Path, *arguments: str) -> list[str]:
+        return [sys.executable, *([str(script)] if script else arguments)]
+
+    without_package = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    monkeypatch.setattr(arm64_install, "command", command)
+    monkeypatch.setattr(arm64_install, "environment", lambda _: without_package)
     return arm64.connect("", Options())[0]
 
 
-def check_outputs(outputs: np.ndarray | None, given: Job) -> None:
+def check_outputs(outputs: Arrays | None, given: Job) -> None:
     assert outputs is not None
-    assert outputs.shape == (2, 9, 3, SIZE, SIZE)
-    for stack, (photo, position) in zip(outputs, given.calls, strict=True):
-        np.testing.assert_allclose(stack[position], given.photos[photo], atol=1e-6)
+    (stacks,) = outputs
+    assert stacks.shape == (2, 9, 3, SIZE, SIZE)
+    for stack, (photo, position) in zip(stacks, given.calls, strict=True):
+        np.testing.assert_allclose(stack[position], given.inputs[0][photo, 0], atol=1e-6)
         assert np.count_nonzero(stack) == stack[position].size
 
 
 def test_one_worker_executes_every_file(monkeypatch: pytest.MonkeyPatch, small_onnx: Path) -> None:
     device = on_host(monkeypatch)
     check_outputs(device.run(job(small_onnx)).outputs, job(small_onnx))
-    first = device.worker
+    assert device.worker is not None
+    first = device.worker.process
     assert first is not None
     check_outputs(device.run(job(small_onnx)).outputs, job(small_onnx))
-    assert device.worker is first
+    assert device.worker.process is first
     device.close()
-    assert first.process.returncode is not None
-    assert not first.words.exists()
+    assert first.returncode is not None
 
 
 def test_a_file_that_does_not_load_is_named_and_the_worker_lives_on(
@@ -117,19 +123,19 @@ def test_a_crash_is_told(
     device = on_host(monkeypatch, script)
     with pytest.raises(JobError, match=said):
         device.run(job(tmp_path / "a.onnx"))
-    assert device.worker is None
+    assert device.worker is not None and device.worker.process is None
 
 
 def test_a_job_that_does_not_end_is_stopped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = tmp_path / "worker.py"
-    script.write_text(textwrap.dedent("import time\nprint('first 1', flush=True)\ntime.sleep(60)"))
+    script.write_text('import time\nprint(\'{"progress": "1"}\', flush=True)\ntime.sleep(60)')
     monkeypatch.setattr(arm64, "SLOWER", 1)
     device = on_host(monkeypatch, script)
     with pytest.raises(JobError, match="did not finish within 1 s"):
         device.run(job(tmp_path / "a.onnx", timeout_s=1.0))
-    assert device.worker is None
+    assert device.worker is not None and device.worker.process is None
 
 
 def test_the_estimate_counts_the_calls_that_are_left() -> None:
@@ -214,12 +220,12 @@ def test_without_a_set_up_it_is_listed_as_not_reachable(cache: Path) -> None:
     assert get_device("arm64").describe() == {}
 
 
-def test_its_times_are_no_latencies_and_its_twin_is_the_host() -> None:
+def test_its_times_are_no_latencies_and_its_reference_is_the_host() -> None:
     with pytest.raises(UserError, match="arm64 checks files"):
         timed_devices("arm64")
-    host = twin("arm64")
+    host = reference_device("arm64")
     assert host is not None and host.name == "host"
-    assert twin("host") is None
+    assert reference_device("host") is None
 
 
 def test_doctor_refuses_to_install_what_has_no_set_up(capsys: pytest.CaptureFixture[str]) -> None:

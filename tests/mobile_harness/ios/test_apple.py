@@ -14,7 +14,8 @@ from pocketfocus.mobile_harness.device import Job, JobError
 from pocketfocus.mobile_harness.ios import iphone, mac
 from pocketfocus.mobile_harness.options import Options
 
-PHOTOS = np.zeros((1, 3, 8, 8), np.float32)
+TABLES = (np.zeros((1, 1, 3, 8, 8), np.float32), np.eye(9, dtype=np.float32)[:, None])
+NAMES = iphone.Names(("photo", "position"), ("stack",))
 
 
 class MLNeuralEngineComputeDevice:
@@ -63,7 +64,7 @@ class Model:
 
 
 def job(**fields: Any) -> Job:
-    return Job("a.mlpackage", "coreml", PHOTOS, [(0, 2), (0, 7)], **fields)
+    return Job("a.mlpackage", "coreml", TABLES, [(0, 2), (0, 7)], **fields)
 
 
 def test_coremltools_has_what_the_wrappers_call() -> None:
@@ -96,12 +97,13 @@ def test_operators_are_counted_by_unit() -> None:
 
 def test_an_iphones_own_durations_are_the_times() -> None:
     model = Model()
-    result = asyncio.run(iphone.measure(model, job(warmup=1, runs=3, want_outputs=True)))
+    result = asyncio.run(iphone.measure(model, job(warmup=1, runs=3, want_outputs=True), NAMES))
     assert (result.load_ms, result.first_ms) == (5.0, 1.0)
     assert result.times_ms == (3.0, 4.0, 5.0)
     assert result.outputs is not None
-    assert result.outputs.dtype == np.float32
-    assert [stack[0, 0, 0, 0] for stack in result.outputs] == [2, 7]
+    (stacks,) = result.outputs
+    assert stacks.dtype == np.float32
+    assert [stack[0, 0, 0, 0] for stack in stacks] == [2, 7]
     assert result.peak_rss_mib is None
     assert result.notes == {"compute_plan": {"Neural Engine": 2, "CPU": 1}}
 
@@ -110,7 +112,7 @@ def test_an_iphone_without_durations_or_app_is_one_line() -> None:
     model = Model()
     model.load_duration_in_nano_seconds = None
     with pytest.raises(JobError, match="told no duration"):
-        asyncio.run(iphone.measure(model, job(runs=1)))
+        asyncio.run(iphone.measure(model, job(runs=1), NAMES))
 
     async def broken(**_: Any) -> None:
         raise ValueError("signing failed\nlong log")

@@ -20,12 +20,13 @@ import numpy as np
 import pytest
 import torch
 
+from pocketfocus.benchmarks.browser import trend
 from pocketfocus.benchmarks.golden import POSITIONS
 from pocketfocus.benchmarks.report import render
 from pocketfocus.data.optics import one_hot
 from pocketfocus.mobile_harness.web.files import load_served, page_files
 from pocketfocus.mobile_harness.web.lan import lan_address, write_certificate
-from pocketfocus.mobile_harness.web.results import Sustained, trend
+from pocketfocus.mobile_harness.web.measurement import Sustained
 from pocketfocus.models.student import load_student
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_rows
@@ -330,11 +331,8 @@ def test_bad_input_is_one_line(web_run: Path, tmp_path: Path, small_student: Pat
 
 def test_trend_compares_the_ends_of_a_sustained_run() -> None:
     found = trend(Sustained(seconds=1.0, times_ms=[10.0, 10.0, 99.0, 15.0, 15.0]))
-    assert found
-    assert (found["first_p50_ms"], found["last_p50_ms"], found["slower"]) == (10.0, 15.0, 1.5)
-    assert found["course"] == [[0.01, 10], [0.02, 10], [0.12, 99], [0.13, 15], [0.15, 15]]
+    assert (found.first_p50_ms, found.last_p50_ms, found.slower) == (10.0, 15.0, 1.5)
+    assert found.course == [[0.01, 10], [0.02, 10], [0.12, 99], [0.13, 15], [0.15, 15]]
     long = trend(Sustained(seconds=9.0, times_ms=[1.0] * 3000 + [2.0] * 3000))
-    assert long
-    assert len(long["course"]) == 60
-    assert (long["course"][0], long["course"][-1]) == ([0.1, 1.0], [9.0, 2.0])
-    assert trend(None) is None
+    assert len(long.course) == 60
+    assert (long.course[0], long.course[-1]) == ([0.1, 1.0], [9.0, 2.0])

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pocketfocus.benchmarks.verify import gate_of
+from pocketfocus.benchmarks.gates import gate_of
 from pocketfocus.data.optics import one_hot
 from pocketfocus.data.scenes import held_out_photos
 from pocketfocus.export.coreml.mil.program import Program, load_program
 from pocketfocus.export.coreml.read import WEIGHTED
 from pocketfocus.export.quiet import quiet
 from pocketfocus.mobile_harness.device import Job
-from pocketfocus.mobile_harness.devices import get_device, stand_ins
+from pocketfocus.mobile_harness.devices import fallbacks, get_device
 from pocketfocus.models.student import RefocusStudent, load_student
 from pocketfocus.quantize.calibration import fitted
 from pocketfocus.quantize.recipes import RECIPES
@@ -164,13 +164,13 @@ def test_other_inputs_than_a_program_s_are_refused(tmp_path: Path) -> None:
 def test_the_device_runs_packages_and_leaves_the_rest_to_the_host(
     packages: dict[str, Path], student: RefocusStudent
 ) -> None:
-    (device,) = stand_ins("host")
+    (device,) = fallbacks("host")
     assert device == get_device("mil-check")
-    photos = pair()[0].numpy()
-    job = Job(str(packages["int8"]), "coreml", photos, [(0, 6), (0, 1)], want_outputs=True)
+    inputs = (pair()[0].numpy()[None], np.eye(9, dtype=np.float32)[:, None])
+    job = Job(str(packages["int8"]), "coreml", inputs, [(0, 6), (0, 1)], want_outputs=True)
     outputs = device.run(job).outputs
     assert outputs is not None
     with torch.no_grad():
-        for stack, position in zip(outputs, (6, 1), strict=True):
+        for stack, position in zip(outputs[0], (6, 1), strict=True):
             assert psnr(torch.from_numpy(stack), student(*pair(position))) >= 40
     assert device.why_not("coreml") is None

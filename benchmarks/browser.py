@@ -1,0 +1,168 @@
+"""What browsers measured, judged here, and turned into rows of bench.json and verify.json.
+
+A browser sends times and its outputs; percentiles, PSNR and pass or fail are made on this host, by
+the functions that every other device goes through.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from pocketfocus.benchmarks.checks import fitted_photos, load_parent, parent_stacks, student_inputs
+from pocketfocus.benchmarks.gates import gate_of, gate_row, judge
+from pocketfocus.benchmarks.golden import POSITIONS
+from pocketfocus.benchmarks.latency import BENCH_FILE, Entry, row_of
+from pocketfocus.benchmarks.verify import VERIFY_FILE
+from pocketfocus.mobile_harness.device import Arrays, Result
+from pocketfocus.mobile_harness.devices import kind_of
+from pocketfocus.mobile_harness.options import Options
+from pocketfocus.mobile_harness.web.files import Served
+from pocketfocus.mobile_harness.web.measurement import Measurement, Sustained
+from pocketfocus.mobile_harness.web.server import await_visit
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import Row, merge_rows
+from pocketfocus.run.manifest import MANIFEST_FILE, Artifact
+
+STRETCHES = 60
+TREND_SHARE = 5  # a sustained run is slower at its end than in its first fifth, or not
+
+
+class BrowserJudge:
+    """Judges what browsers send of one run, and keeps it in the run's files of results."""
+
+    positions: tuple[int, ...] = POSITIONS
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+        self._lock = threading.Lock()
+
+    @cached_property
+    def inputs(self) -> Arrays:
+        """Return the first held-out photo and all positions, as of a student's job."""
+        return student_inputs(fitted_photos(None, self.served.manifest.size)[:1])
+
+    @cached_property
+    def parents(self) -> dict[str, Arrays]:
+        """Return the parents' stacks [N,9,3,H,W] at the golden positions, by `Gate.parent`."""
+        student = load_parent(self.served.folder, self.served.manifest)
+        calls = [(0, position) for position in self.positions]
+        return parent_stacks(student, self.inputs, calls)
+
+    def photo(self) -> bytes:
+        """Return the golden photo [1,3,H,W], raw little-endian float32."""
+        with self._lock:
+            return self.inputs[0][0].astype("<f4").tobytes()
+
+    def take(self, measured: Measurement) -> Row:
+        """Merge a measurement into bench.json; UserError when it tells of another file."""
+        artifact = self.artifact(measured)
+        entry = Entry(artifact.name, "", artifact.target, artifact.precision, artifact.bytes)
+        times = (measured.load_ms, measured.first_ms, tuple(measured.times_ms))
+        result = Result(None, *times, None, measured.threads)  # no browser tells a peak
+        row = row_of(entry, measured.device, [result])
+        row |= {"status": "measured", "why": "", **origin_of(measured)}
+        row |= {"heap_mib": measured.heap_mib, "browser_memory_mib": measured.memory_mib}
+        row |= {"sustained": asdict(trend(measured.sustained)) if measured.sustained else None}
+        with self._lock:
+            self.keep(BENCH_FILE, row)
+        return row
+
+    def judge(self, measured: Measurement, outputs: bytes) -> Row:
+        """Hold a browser's stacks (raw float32 [N,9,3,H,W]) against their parent's and merge the
+        row into verify.json."""
+        artifact = self.artifact(measured)
+        gate = gate_of(artifact.precision, measured.device, artifact.recipe)
+        with self._lock:
+            (parent,) = self.parents[gate.parent]
+            stacks = np.frombuffer(outputs, "<f4").reshape(parent.shape).astype(np.float32)
+            verdict = judge((stacks,), (parent,), gate.threshold_db)
+            row = asdict(gate_row(artifact, measured.device, gate, verdict)) | origin_of(measured)
+            self.keep(VERIFY_FILE, row)
+        return row
+
+    def keep(self, name: str, row: Row) -> None:
+        """Put a row in place of an older one of the same file, device and gate."""
+        merge_rows(self.served.folder / name, [row], [], self.served.folder / MANIFEST_FILE)
+
+    def artifact(self, measured: Measurement) -> Artifact:
+        """Return the file that was measured; UserError when it is not the one that was served."""
+        found = self.served.artifacts.get(measured.artifact)
+        if found is None:
+            raise UserError(f"{measured.artifact} is none of the files served: load the page again")
+        if found.sha256 != measured.sha256:
+            raise UserError(
+                f"{found.name} measured as {measured.sha256[:12]}, served as {found.sha256[:12]}: "
+                "load the page again"
+            )
+        return found
+
+
+def origin_of(measured: Measurement) -> Row:
+    """Return the fields of a row that say where it comes from."""
+    return {
+        "model": measured.phone.name,
+        "chip": measured.phone.chip or "",
+        "os": measured.phone.os,
+        "cores": measured.phone.cores,
+        "memory_gib": measured.phone.memory_gib,
+        "runtime": f"{measured.runtime} in {measured.phone.browser}",
+        "sha256": measured.sha256,
+    }
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How a sustained run went.
+
+    Attributes:
+        seconds: that it took.
+        runs: its calls.
+        first_p50_ms: of its first fifth.
+        last_p50_ms: of its last fifth.
+        slower: how many times slower it got; None where that cannot be told.
+        course: `[seconds, ms]`, the median of at most 60 equal stretches.
+    """
+
+    seconds: float
+    runs: int
+    first_p50_ms: float
+    last_p50_ms: float
+    slower: float | None
+    course: list[list[float]]
+
+
+def trend(sustained: Sustained) -> Trend:
+    """Return what a browser's calls without a pause say of throttling."""
+    times = np.asarray(sustained.times_ms)
+    share = max(1, len(times) // TREND_SHARE)
+    first, last = float(np.median(times[:share])), float(np.median(times[-share:]))
+    parts = np.array_split(np.arange(len(times)), min(len(times), STRETCHES))
+    ends = np.cumsum(times) / 1000
+    return Trend(
+        seconds=sustained.seconds,
+        runs=len(times),
+        first_p50_ms=round(first, 3),
+        last_p50_ms=round(last, 3),
+        slower=round(last / first, 3) if first > 0 else None,
+        course=[
+            [round(float(ends[part[-1]]), 2), round(float(np.median(times[part])), 3)]
+            for part in parts
+        ],
+    )
+
+
+def visited(
+    device: str, folder: Path, results: str, options: Options, say: Callable[[str], None]
+) -> list[Row]:
+    """Return what a device that comes by itself sent for the file `results`; [] for others."""
+    if not kind_of(device).visits_itself:
+        return []
+    address = device.partition(":")[2]
+    number = (BENCH_FILE, VERIFY_FILE).index(results)
+    return [rows[number] for rows in await_visit(folder, address, options, say, BrowserJudge)]

@@ -1,0 +1,165 @@
+"""The parity gates: what a file is held against, by how much, and how that ended.
+
+The captured graph is held against the eager student, an fp32 file against the captured graph, every
+other precision against the fp32 student; a reference's own networks against fp32 PyTorch. A gate's
+figure is that of the *worst* output of all calls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pocketfocus.mobile_harness.device import HOST, MIL_CHECK, Arrays
+from pocketfocus.quantize.recipes import RECIPES, Recipe, get_recipe, recipe_from
+from pocketfocus.run.files import Row
+from pocketfocus.run.manifest import Artifact
+from pocketfocus.run.metrics import PEAK, psnr
+
+SAME_FILE = "same file on"  # the host, say
+SAME_FILE_DB = 45.0  # the same file on another processor
+COVERAGE = "delegate coverage"
+
+Status = Literal["pass", "fail", "not-run"]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a file is held against: `parent` is `student` or `captured graph`."""
+
+    name: str
+    parent: str
+    threshold_db: float
+
+
+STUDENT, CAPTURED_GRAPH = "student", "captured graph"
+CAPTURE_GATE = Gate(CAPTURED_GRAPH, STUDENT, 90.0)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a gate ended: `psnr_db` of the worst output, None when there is none to score."""
+
+    psnr_db: float | None
+    status: Status
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """A row of verify.json; `threshold_db` is None where the gate has no figure in dB."""
+
+    artifact: str
+    target: str
+    precision: str
+    device: str
+    gate: str
+    psnr_db: float | None
+    threshold_db: float | None
+    status: Status
+    why: str
+
+
+def gate_row(artifact: Artifact, device: str, gate: Gate, verdict: Verdict) -> GateRow:
+    """Return the row of a file on a device."""
+    about = (artifact.name, artifact.target, artifact.precision, device)
+    figures = (verdict.psnr_db, gate.threshold_db, verdict.status, verdict.why)
+    return GateRow(*about, gate.name, *figures)
+
+
+def gate_of(precision: str, device: str = HOST, recipe: Mapping[str, Any] | None = None) -> Gate:
+    """Return the gate of a file: fp32 shows the runtime's error alone, the others the whole loss.
+
+    `recipe` as the manifest has it; None for the shipped one of that name.
+    """
+    parent = CAPTURED_GRAPH if precision == "fp32" else STUDENT
+    threshold = requested(precision, recipe).min_psnr_db
+    return Gate(gate_name(precision, device), parent, threshold)
+
+
+def gate_name(precision: str, device: str) -> str:
+    """Return how a file's gate is called in tables."""
+    return f"{precision} file, {'MIL check' if device == MIL_CHECK else 'executed'}"
+
+
+def requested(precision: str, recipe: Mapping[str, Any] | None) -> Recipe:
+    """Return the shipped recipe of that name, else the one of the artifact's own fields."""
+    if precision in RECIPES or not recipe:
+        return get_recipe(precision)
+    return recipe_from(recipe, f"the manifest's recipe {precision}")
+
+
+def judge(
+    outputs: Arrays, parent: Arrays, threshold_db: float, peak: float | None = PEAK
+) -> Verdict:
+    """Hold a file's outputs, each [N, *shape], against those of its parent; the worst decides.
+
+    `peak` is that of PSNR; None for the range of what the parent gives.
+    """
+    if [a.shape for a in outputs] != [b.shape for b in parent]:
+        found, expected = (
+            " and ".join(str(list(a.shape)) for a in side) for side in (outputs, parent)
+        )
+        return Verdict(None, "fail", f"makes outputs {found}, its parent {expected}")
+    if not all(np.isfinite(table).all() for table in outputs):
+        return Verdict(None, "fail", "makes values that are not finite (NaN or infinity)")
+    pairs = [
+        pair for tables in zip(outputs, parent, strict=True) for pair in zip(*tables, strict=True)
+    ]
+    worst = min(output_psnr(a, b, peak) for a, b in pairs)
+    if worst >= threshold_db:
+        return Verdict(worst, "pass")
+    which = "worst stack has " if len(pairs) > 1 else ""
+    return Verdict(worst, "fail", f"{which}{worst:.1f} dB, {threshold_db:g} dB are needed")
+
+
+def output_psnr(
+    found: NDArray[np.float32], expected: NDArray[np.float32], peak: float | None = PEAK
+) -> float:
+    """Return PSNR (dB) over one whole output, rounded down to 0.01; 200 at most and if equal."""
+    if peak is None:
+        peak = float(expected.max() - expected.min())
+    return math.floor(100 * psnr(torch.from_numpy(found), torch.from_numpy(expected), peak)) / 100
+
+
+def coverage_rows(artifact: Artifact, device: str) -> list[GateRow]:
+    """Return the gate of what runs inside the backend, for files whose manifest says how much does.
+
+    Its floor is the recipe's `min_delegated`; `why` says what was found, and what runs outside.
+    """
+    found = artifact.delegation
+    if found is None or not is_written(artifact):
+        return []
+    floor = requested(artifact.precision, artifact.recipe).min_delegated
+    why = (
+        f"{100 * found.share:.1f} % of {found.total_ops} operators are delegated in {found.calls} "
+        f"call{'s' * (found.calls != 1)}, {100 * floor:g} % are needed"
+    )
+    if found.fallen_out:
+        counts = Counter(found.fallen_out).most_common()
+        why += "; not delegated: " + ", ".join(f"{count} {name}" for name, count in counts)
+    verdict = Verdict(None, "pass" if found.share >= floor else "fail", why)
+    row = gate_row(artifact, device, Gate(COVERAGE, "", floor), verdict)
+    return [replace(row, threshold_db=None)]
+
+
+def is_written(artifact: Artifact) -> bool:
+    """Return whether the artifact has a file; a refused one has only a reason."""
+    return artifact.status == "written"
+
+
+def parity_rows(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that compare outputs: all but those of delegate coverage."""
+    return [row for row in rows if row["gate"] != COVERAGE]
+
+
+def failed(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows whose gate failed; any makes the exit code 1."""
+    return [row for row in rows if row["status"] == "fail"]

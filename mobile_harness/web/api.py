@@ -1,0 +1,151 @@
+"""The routes of `pocketfocus serve`, over one run.
+
+`/` and the built page's files; `/api/run`; `/api/files/NAME`; `/api/golden`; and
+`POST /api/measurements`, then `POST /api/measurements/ID/outputs`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from pocketfocus.mobile_harness.web.files import Served, plain_file
+from pocketfocus.mobile_harness.web.guard import body_of, new_token, refusal
+from pocketfocus.mobile_harness.web.measurement import Judge, Measurement
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import Row
+
+JSON_BYTES = 2 * 2**20  # 50,000 times at most
+WAITING = 64  # measurements whose outputs have not come yet
+MEDIA = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm"}
+
+MakeJudge = Callable[[Served], Judge]
+
+
+class Api:
+    """The routes.
+
+    Args:
+        served: the run.
+        page: the built page's files.
+        make_judge: makes what judges measurements, when the first one comes: it takes seconds.
+        judged: is given both rows of a file, of bench.json and verify.json, when they are kept.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        page: Mapping[str, Path],
+        make_judge: MakeJudge,
+        judged: Callable[[Row, Row], None] = lambda bench, verify: None,
+    ) -> None:
+        self.served = served
+        self.page = page
+        self.judged = judged
+        self.waiting: OrderedDict[str, tuple[Measurement, Row]] = OrderedDict()
+        self.one_upload = asyncio.Semaphore(2)  # stacks are megabytes each
+        self._make_judge = make_judge
+        self._judge: Judge | None = None
+        self._making = threading.Lock()
+
+    def routes(self) -> list[Route]:
+        """Return all routes; any other path is 404."""
+        return [
+            Route("/api/run", self.run),
+            Route("/api/files/{name:path}", self.file),
+            Route("/api/golden", self.golden),
+            Route("/api/measurements", self.measurement, methods=["POST"]),
+            Route("/api/measurements/{key}/outputs", self.outputs, methods=["POST"]),
+            Route("/{name:path}", self.asset),
+        ]
+
+    async def asset(self, request: Request) -> Response:
+        """Give a file of the built page."""
+        path = self.page.get(request.path_params["name"] or "index.html")
+        if path is None or not path.is_file():
+            return refusal(404, "no such file")
+        return FileResponse(path, media_type=MEDIA.get(path.suffix))
+
+    async def run(self, request: Request) -> Response:
+        """Tell what the run holds."""
+        return JSONResponse(self.served.describe())
+
+    async def file(self, request: Request) -> Response:
+        """Give an ONNX file that the manifest lists."""
+        name = request.path_params["name"]
+        path = plain_file(self.served.folder, name) if name in self.served.artifacts else None
+        if path is None:
+            return refusal(404, "the manifest lists no such file")
+        return FileResponse(path, media_type="application/octet-stream")
+
+    async def golden(self, request: Request) -> Response:
+        """Give the golden photo, raw float32; its positions are in a header."""
+        judge = await run_in_threadpool(self.judge)
+        raw = await run_in_threadpool(judge.photo)
+        positions = {"X-Positions": ",".join(map(str, judge.positions))}
+        return Response(raw, media_type="application/octet-stream", headers=positions)
+
+    async def measurement(self, request: Request) -> Response:
+        """Take times, answer with the row and where the outputs go."""
+        if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+            return refusal(415, "a measurement is application/json")
+        body = await body_of(request, JSON_BYTES)
+        if body is None:
+            return refusal(413, f"a measurement has at most {JSON_BYTES} bytes")
+        try:
+            measured = Measurement.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            status = 400 if first["type"] == "json_invalid" else 422
+            where = ".".join(map(str, first["loc"]))
+            return refusal(status, f"{where or 'body'}: {first['msg']}")
+        try:
+            row = await run_in_threadpool(lambda: self.judge().take(measured))
+        except UserError as error:
+            return refusal(409, str(error))
+        key = new_token()
+        self.waiting[key] = measured, row
+        while len(self.waiting) > WAITING:
+            self.waiting.popitem(last=False)
+        return JSONResponse({"id": key, "row": row}, 201)
+
+    async def outputs(self, request: Request) -> Response:
+        """Take the golden outputs of a measurement, answer with the verdict."""
+        key = request.path_params["key"]
+        if key not in self.waiting:
+            return refusal(404, "no such measurement waits for outputs")
+        if request.headers.get("content-type") != "application/octet-stream":
+            return refusal(415, "outputs are application/octet-stream")
+        size = len(self.judge().positions) * self.served.stack_bytes
+        async with self.one_upload:
+            body = await body_of(request, size)
+            if body is None:
+                return refusal(413, f"outputs have {size} bytes")
+            if len(body) != size:
+                return refusal(422, f"outputs have {size} bytes, {len(body)} came")
+            found = self.waiting.pop(key, None)
+            if found is None:
+                return refusal(404, "no such measurement waits for outputs")
+            measured, times = found
+            try:
+                row = await run_in_threadpool(lambda: self.judge().judge(measured, body))
+            except UserError as error:
+                return refusal(409, str(error))
+        self.judged(times, row)
+        return JSONResponse({"row": row}, 201)
+
+    def judge(self) -> Judge:
+        """Return what judges; it is made once."""
+        with self._making:
+            if self._judge is None:
+                self._judge = self._make_judge(self.served)
+            return self._judge
