@@ -159,8 +159,7 @@ def distill(
     """Distil the reference into a student, DIR/student; run it again to go on.
 
     It learns from the reference's own stacks of --photos and from true stacks, or from one of them.
-    Ctrl-C saves, and the same command goes on where it stopped; a longer --distill-minutes trains
-    it further.
+    Ctrl-C saves, and the same command goes on; a longer --distill-minutes trains it further.
     DIR/training has the checkpoint, train.jsonl and TensorBoard's files, DIR/loss.png the curve.
     On several GPUs, put `accelerate launch --multi_gpu --num_processes N -m` before the command.
     """
@@ -177,8 +176,8 @@ def distill(
     from pocketfocus.distill.train.crops import Crops
     from pocketfocus.quantize.recipes import get_recipe
 
-    chosen = get_method(method)
-    if not chosen.student and (student is not None or from_scratch or preset is not None):
+    makes_student = get_method(method).student
+    if not makes_student and (student is not None or from_scratch or preset is not None):
         raise UserError(
             f"{method} distils the reference's own UNet: leave out --student, --from-scratch and "
             "--preset"
@@ -201,7 +200,7 @@ def distill(
         seed=seed,
     )
     distill_run(out, spec, start, files, settings=settings)
-    made = "student" if chosen.student else "reference"
+    made = "student" if makes_student else "reference"
     typer.echo(f"{made}: {out / made}")
 
 
