@@ -25,7 +25,7 @@ from torch import Tensor
 import pocketfocus
 from pocketfocus.data.scenes import TRAIN_PHOTOS, train_photos
 from pocketfocus.data.stacks import FocalStack, synthetic_stacks
-from pocketfocus.run.constants import FRAMES
+from pocketfocus.run.constants import FRAMES, POSITIONS
 from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.files import read_json, write_json
 from pocketfocus.run.progress import track
@@ -127,7 +127,7 @@ def fit_blur(
     total: NDArray[np.float64] = np.zeros((FRAMES, FRAMES, len(candidates)))
     seen = 0
     for stack in stacks:
-        if stack.positions != tuple(map(float, range(FRAMES))):
+        if stack.positions != POSITIONS:
             raise ValueError(f"{stack.name} has positions {stack.positions}, not 0 … {FRAMES - 1}")
         total += [_errors(stack.frames, position, candidates) for position in range(FRAMES)]
         seen += 1

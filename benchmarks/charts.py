@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -158,11 +157,6 @@ def _draw_grid(axis: Any, cells: Sequence[Cell], low: float, high: float) -> Non
     axis.imshow(grid, vmin=low, vmax=max(high, low + 0.1), cmap="viridis")
     axis.set(xticks=range(FRAMES), yticks=range(FRAMES))
     axis.set(xlabel="output position (0 near, 8 far)", ylabel="input position")
-
-
-def data_uri(png: bytes) -> str:
-    """PNG bytes as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _png(figure: Figure, dpi: int = 120, tight: bool = True) -> bytes:

@@ -1,10 +1,11 @@
-"""What devices tell beside times: browsers their memory and how calls without a pause went, phones
-their battery and slowest operators, Core ML its plan. Rows for the report; nothing measured here.
+"""What devices note beside times, in words for the report: browsers how calls without a pause went,
+phones their battery and slowest operators, Core ML its plan. Nothing is measured here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pocketfocus.run.files import Row
@@ -29,23 +30,34 @@ def throttles(sustained: dict[str, Any] | None) -> str:
     return "slows down" if sustained["slower"] > STEADY else "steady"
 
 
-def notes_rows(bench: Sequence[Row]) -> list[dict[str, str]]:
-    """Rows `{artifact, device, battery, operators, plan}` of devices that left notes, in words."""
+@dataclass(frozen=True)
+class Notes:
+    """What a device noted while it measured a file, in words; empty where it noted nothing."""
+
+    artifact: str
+    device: str
+    battery: str
+    operators: str
+    plan: str
+
+
+def notes_rows(bench: Sequence[Row]) -> list[Notes]:
+    """The notes of all rows that have some."""
     return [
-        {
-            "artifact": row["artifact"],
-            "device": row["device"],
-            "battery": battery(row["notes"]),
-            "operators": slowest(row["notes"].get("operators", [])),
-            "plan": plan(row["notes"].get("compute_plan", {})),
-        }
+        Notes(
+            row["artifact"],
+            row["device"],
+            battery(row["notes"]),
+            slowest(row["notes"].get("operators", [])),
+            plan(row["notes"].get("compute_plan", {})),
+        )
         for row in bench
         if row.get("notes")
     ]
 
 
 def battery(notes: dict[str, Any]) -> str:
-    """Level and temperature before and after; empty where they are not told."""
+    """Level and temperature before and after; empty where they were not noted."""
     if "battery_percent" not in notes:
         return ""
     percent, celsius = notes["battery_percent"], notes["battery_celsius"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketfocus.benchmarks.tables import markdown
+from pocketfocus.mobile_harness.device import PYTORCH
 from pocketfocus.run.files import Row
 
 TABLE = Path(__file__).parent / "phones.json"
@@ -70,28 +71,28 @@ def verdict(phone: Phone, file_bytes: int, peak_mib: float | None) -> str:
     return "tight" if need > TIGHT * phone.limit_mib else "fits"
 
 
-def verdicts(bench: Sequence[Row]) -> list[Row]:
-    """A row a file: `{artifact, precision, bytes, peak_mib, device, verdicts}`, by phone's name.
+@dataclass(frozen=True)
+class Fit:
+    """Whether a file fits phones, by their names, and the device that measured its peak memory."""
 
-    Of several devices the one with the largest measured peak counts.
-    """
+    artifact: str
+    precision: str
+    peak_mib: float | None
+    device: str
+    verdicts: dict[str, str]
+
+
+def fits(bench: Sequence[Row]) -> list[Fit]:
+    """Judge every file; of several devices the one with the largest measured peak counts."""
     table = phones()
-    files: dict[str, Row] = {}
+    files: dict[str, Fit] = {}
     for row in bench:
-        if row["target"] == "pytorch" or row["bytes"] is None:
+        name, size, peak = row["artifact"], row["bytes"], row["peak_rss_mib"]
+        if row["target"] == PYTORCH or size is None:
             continue
-        known = files.get(row["artifact"])
-        if known is None or (row["peak_rss_mib"] or 0) > (known["peak_mib"] or 0):
-            files[row["artifact"]] = {
-                "artifact": row["artifact"],
-                "precision": row["precision"],
-                "bytes": row["bytes"],
-                "peak_mib": row["peak_rss_mib"],
-                "device": row["device"],
-                "verdicts": {
-                    phone.name: verdict(phone, row["bytes"], row["peak_rss_mib"]) for phone in table
-                },
-            }
+        if name not in files or (peak or 0) > (files[name].peak_mib or 0):
+            found = {phone.name: verdict(phone, size, peak) for phone in table}
+            files[name] = Fit(name, row["precision"], peak, row["device"], found)
     return list(files.values())
 
 

@@ -5,8 +5,6 @@ Everything on it is read from the run's own files; nothing is measured here.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,6 @@ from PIL import Image
 
 import pocketfocus
 from pocketfocus.benchmarks.charts import (
-    data_uri,
     grids_chart,
     latency_chart,
     size_chart,
@@ -30,9 +27,10 @@ from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, Evaluation, read_eval
 from pocketfocus.benchmarks.gates import parity_rows
 from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, ratios
 from pocketfocus.benchmarks.notes import browser_rows, notes_rows
-from pocketfocus.benchmarks.phones import kinds, phones, verdicts
+from pocketfocus.benchmarks.phones import fits, kinds, phones
 from pocketfocus.benchmarks.verify import VERIFY_FILE
-from pocketfocus.data.optics import dioptres
+from pocketfocus.data.optics import distance
+from pocketfocus.photos.images import data_uri, encoded
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.files import Row, read_json, read_rows, write_atomic
 from pocketfocus.run.manifest import load_manifest
@@ -87,7 +85,7 @@ def render(folder: Path) -> str:
         notes=notes_rows(bench),
         phones=phones(),
         kinds=kinds(),
-        verdicts=verdicts(bench),
+        fits=fits(bench),
         fp32_bytes={r["target"]: r["bytes"] for r in bench if r["precision"] == "fp32"},
         means=scores.means,
         strips=strips(folder),
@@ -105,12 +103,6 @@ def render(folder: Path) -> str:
 def number(value: float | None, digits: int = 1) -> str:
     """A figure for a table: fixed digits, thousands apart, a dash for none."""
     return "–" if value is None else f"{value:,.{digits}f}".replace(",", "\u202f")
-
-
-def distance(position: int) -> str:
-    """Where a focal position is sharp, in words: 5 cm … infinity."""
-    power = dioptres(position)
-    return "infinity" if power == 0 else f"{100 / power:.0f} cm"
 
 
 def headline(bench: Sequence[Row], verify: Sequence[Row]) -> list[tuple[str, str]]:
@@ -176,9 +168,7 @@ def photo_uri(folder: Path) -> str | None:
 
 def picture_uri(pixels: Pixels) -> str:
     """A uint8 picture [H,W,3] as a JPEG data URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri(encoded(Image.fromarray(pixels), "JPEG", quality=JPEG_QUALITY), "jpeg")
 
 
 def file_uri(path: Path) -> str | None:

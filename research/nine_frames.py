@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pocketfocus.photos.gallery import distance
+from pocketfocus.data.optics import distance
 from pocketfocus.photos.images import load_photo
 from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.files import write_atomic

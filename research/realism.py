@@ -27,10 +27,9 @@ from pocketfocus.benchmarks.evaluate import (
 from pocketfocus.benchmarks.tables import difference, markdown
 from pocketfocus.data.datasets import RGBD_PAIRS, Request, open_source, textures
 from pocketfocus.data.optics import blurred, srgb_to_linear
-from pocketfocus.data.scenes import FULL, Realism, train_photos
+from pocketfocus.data.scenes import FULL, Photos, Realism, train_photos
 from pocketfocus.data.stacks import (
     FocalStack,
-    Photos,
     RenderedScenes,
     Source,
     cache_sources,
@@ -129,31 +128,34 @@ def gains(
     return found
 
 
-def measure(
-    name: str,
-    variant: Variant,
-    out: Path,
-    scenes: int,
-    steps: int,
-    photos: Photos,
-    tests: Mapping[str, Sequence[FocalStack]],
-) -> Row:
-    """Train and score one variant, or read what was measured before; kept in `out`."""
-    key = key_of(
-        variant=asdict(variant),
-        scenes=scenes,
-        steps=steps,
-        photos=[list(p.shape) for p in photos],
-        tests={kind: [s.name for s in stacks] for kind, stacks in tests.items()},
-    )
-    kept = Kept(out / f"{key}.json", key)
-    if kept.fields:
+@dataclass(frozen=True)
+class Study:
+    """What all variants have in common: photos as textures, and stacks of each kind to score on."""
+
+    out: Path
+    scenes: int
+    steps: int
+    photos: Photos
+    tests: Mapping[str, Sequence[FocalStack]]
+
+    def measure(self, name: str, variant: Variant) -> Row:
+        """Train and score one variant, or read what was measured before; kept in `out`."""
+        key = key_of(
+            variant=asdict(variant),
+            scenes=self.scenes,
+            steps=self.steps,
+            photos=[list(p.shape) for p in self.photos],
+            tests={kind: [s.name for s in stacks] for kind, stacks in self.tests.items()},
+        )
+        kept = Kept(self.out / f"{key}.json", key)
+        if kept.fields:
+            return kept.fields
+        folder = self.out / name.replace(" ", "-").replace(",", "")
+        rendered = sources(variant, self.scenes, self.photos)
+        pixels = cache_sources(folder / "stacks", rendered, SIZE).pixels
+        model = NamedModel("reference", None, train(pixels, folder, self.steps))
+        kept.save(variant=name, **{kind: gains(model, test) for kind, test in self.tests.items()})
         return kept.fields
-    folder = out / name.replace(" ", "-").replace(",", "")
-    pixels = cache_sources(folder / "stacks", sources(variant, scenes, photos), SIZE).pixels
-    model = NamedModel("reference", None, train(pixels, folder, steps))
-    kept.save(variant=name, **{kind: gains(model, test) for kind, test in tests.items()})
-    return kept.fields
 
 
 def realism_table(rows: Sequence[Row], kinds: Sequence[str]) -> str:
@@ -246,10 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     photos = textures(read_photos(options.photos)) if options.photos else []
     real = list(read_stacks(options.real, SIZE))
     tests = {"real": real, "rendered": validation_stacks()[:VALIDATION_SCENES]}
-    rows = [
-        measure(name, variant, options.out, options.scenes, options.steps, photos, tests)
-        for name, variant in VARIANTS.items()
-    ]
+    study = Study(options.out, options.scenes, options.steps, photos, tests)
+    rows = [study.measure(name, variant) for name, variant in VARIANTS.items()]
     text = f"{realism_table(rows, list(tests))}\n\n{likeness_table(tests)}\n"
     with write_atomic(options.out / "tables.md") as scratch:
         scratch.write_text(text, encoding="utf-8")

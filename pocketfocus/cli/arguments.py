@@ -11,7 +11,7 @@ import typer
 
 from pocketfocus.cli import quiet
 from pocketfocus.models.places import find_places
-from pocketfocus.run.constants import Size, check_position
+from pocketfocus.run.constants import FRAMES, Size, check_position
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, writing_failed
 from pocketfocus.run.progress import console
@@ -96,13 +96,13 @@ def names(text: str, known: Iterable[str], what: str) -> tuple[str, ...]:
     known = tuple(known)
     if text == ALL:
         return known
-    asked = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not asked:
+    requested = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not requested:
         raise UserError(f"no {what} given: choose from {', '.join(known)}")
-    for name in asked:
+    for name in requested:
         if name not in known:
             raise UserError(f"unknown {what} '{name}': choose from {', '.join(known)}")
-    return asked
+    return requested
 
 
 def targets_and_precisions(
@@ -129,6 +129,11 @@ def recipe_names(text: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(files))
     shipped = names(",".join(others), RECIPES, "precision")
     return tuple(dict.fromkeys((*shipped, *files)))
+
+
+def positions_option(what: str) -> Any:
+    """`--positions`, the same in every command: see `positions`."""
+    return typer.Option("--positions", metavar="P,P", help=what)
 
 
 def size_option(what: str) -> Any:
@@ -161,7 +166,8 @@ def square(text: str, smallest: int = 1) -> int:
 
 def position(text: str) -> int:
     """A focal position 0 (near, 5 cm) … 8 (infinity)."""
-    check_position(int(text) if text.strip().isdecimal() else text)
+    if text.strip() not in map(str, range(FRAMES)):
+        check_position(text)
     return int(text)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +13,9 @@ from pocketfocus.cli import arguments
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row
 from pocketfocus.run.progress import say
+
+if TYPE_CHECKING:
+    from pocketfocus.mobile_harness.options import Options
 
 commands = typer.Typer()
 
@@ -38,6 +42,38 @@ Team = Annotated[
     str | None,
     typer.Option("--team", metavar="ID", help="iPhone: development team that signs the app"),
 ]
+
+
+Golden = Annotated[
+    Path | None,
+    typer.Option(
+        "--golden",
+        metavar="DIR",
+        help="write a bundle of files, inputs, expected outputs and tolerances there",
+    ),
+]
+Replay = Annotated[
+    Path | None,
+    typer.Option("--replay", metavar="DIR", help="execute a golden bundle here instead"),
+]
+Locate = Annotated[
+    str | None,
+    typer.Option(
+        "--locate",
+        metavar="ARTIFACT",
+        help="name the first layer of a file whose output leaves its tolerance",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files that `export` is asked for, as on its command line."""
+
+    targets: str
+    precisions: str
+    ios: int | None
+    form: str | None
 
 
 @commands.command(epilog="Example: pocketfocus export --precisions int8 --out build/mine")
@@ -67,7 +103,7 @@ def export(
     if full:
         if student is not None or photos is not None:
             raise UserError("--full exports a reference: leave --student and --photos out")
-        export_full(out, reference, size, parts, targets, precisions, ios, four_bit)
+        export_networks(out, reference, size, parts, Files(targets, precisions, ios, four_bit))
         return
     start = arguments.student_folder(student)
     chosen = arguments.targets_and_precisions(targets, precisions)
@@ -80,16 +116,7 @@ def export(
         typer.echo(f"{artifact.status:8} {artifact.name}  {artifact.why or ''}".rstrip())
 
 
-def export_full(
-    out: Path,
-    reference: str,
-    size: str,
-    parts: str,
-    targets: str,
-    precisions: str,
-    ios: int | None,
-    four_bit: str | None,
-) -> None:
+def export_networks(out: Path, reference: str, size: str, parts: str, files: Files) -> None:
     """Write a reference's networks, then execute and gate them."""
     height_width = arguments.size(size)
     arguments.reference(reference)
@@ -99,13 +126,13 @@ def export_full(
     from pocketfocus.export.stage import FULL_PRECISIONS, Export, export_full, full_targets
     from pocketfocus.mobile_harness.devices import fallbacks, get_device
 
-    everything = arguments.ALL
+    everything = files.precisions == arguments.ALL
     request = Export(
         out,
-        arguments.names(targets, full_targets(), "target"),
-        FULL_PRECISIONS if precisions == everything else arguments.recipe_names(precisions),
-        ios,
-        four_bit,
+        arguments.names(files.targets, full_targets(), "target"),
+        FULL_PRECISIONS if everything else arguments.recipe_names(files.precisions),
+        files.ios,
+        files.form,
     )
     chosen = arguments.names(parts, sorted(PARTS), "part")
     export_full(reference, request, chosen, height_width, say)
@@ -129,31 +156,11 @@ def verify(
     runner: Runner = None,
     team: Team = None,
     wait: Wait = 1800.0,
-    golden: Annotated[
-        Path | None,
-        typer.Option(
-            "--golden",
-            metavar="DIR",
-            help="write a bundle of files, inputs, expected outputs and tolerances there",
-        ),
-    ] = None,
-    replay: Annotated[
-        Path | None,
-        typer.Option("--replay", metavar="DIR", help="execute a golden bundle here instead"),
-    ] = None,
-    locate: Annotated[
-        str | None,
-        typer.Option(
-            "--locate",
-            metavar="ARTIFACT",
-            help="name the first layer of a file whose output leaves its tolerance",
-        ),
-    ] = None,
+    golden: Golden = None,
+    replay: Replay = None,
+    locate: Locate = None,
     positions: Annotated[
-        str | None,
-        typer.Option(
-            "--positions", metavar="P,P", help="only from these positions: for a slow device"
-        ),
+        str | None, arguments.positions_option("only from these positions: for a slow device")
     ] = None,
 ) -> None:
     """Execute every file of a run on real photos and gate it against its parent."""
@@ -169,16 +176,15 @@ def verify(
     if golden is not None:
         arguments.output_folder(golden)
 
-    from pocketfocus.mobile_harness.devices import fallbacks, get_devices, on_each, reference_device
+    from pocketfocus.mobile_harness.devices import fallbacks, get_devices
     from pocketfocus.mobile_harness.options import Options
 
     options = Options(runner=runner, team=team, visit_s=wait)
-    chosen, others = get_devices(device, options), fallbacks(device)
-    devices = (*chosen, *others)
-    if replay is not None or folder is None:
+    devices = (*get_devices(device, options), *fallbacks(device))
+    if folder is None:
         from pocketfocus.benchmarks.golden import replay as replay_bundle
 
-        rows = replay_bundle(Path(replay or ""), devices)
+        rows = replay_bundle(replay or Path(), devices)
     elif golden is not None:
         from pocketfocus.benchmarks.golden import write_golden
 
@@ -192,15 +198,32 @@ def verify(
         typer.echo(found.summary)
         return
     else:
-        from pocketfocus.benchmarks.browser import visited
-        from pocketfocus.benchmarks.verify import VERIFY_FILE, Verification, verify_run
-
-        how = Verification(files, places, others, reference_device(device))
-        rows = visited(device, folder, VERIFY_FILE, options, say) or on_each(
-            chosen, lambda one: verify_run(folder, one, how)
-        )
+        rows = verified(folder, device, options, files, places)
     print_rows(rows, ROW_COLUMNS)
     arguments.exit_by_gates(rows)
+
+
+def verified(
+    folder: Path,
+    device: str,
+    options: Options,
+    files: Sequence[Path] | None,
+    places: Sequence[int] | None,
+) -> list[Row]:
+    """The rows of verify.json of a run on the devices of that name."""
+    from pocketfocus.benchmarks.browser import visited
+    from pocketfocus.benchmarks.verify import VERIFY_FILE, Verification, verify_run
+    from pocketfocus.mobile_harness.devices import (
+        fallbacks,
+        get_devices,
+        on_each,
+        reference_device,
+    )
+
+    how = Verification(files, places, fallbacks(device), reference_device(device))
+    return visited(device, folder, VERIFY_FILE, options, say) or on_each(
+        get_devices(device, options), lambda one: verify_run(folder, one, how)
+    )
 
 
 @commands.command(epilog="Example: pocketfocus bench build/mine --threads 2")

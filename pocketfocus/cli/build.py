@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -31,6 +34,11 @@ REPORTED = (
 )
 
 
+VERIFIED = ("verify.json", "stacks.npz")
+EXPORTS = ("quantize", "export")
+MEASURES = (*EXPORTS, "benchmarks", "mobile_harness")
+
+
 @dataclass(frozen=True)
 class Settings:
     """A checked `build` command line."""
@@ -44,6 +52,10 @@ class Settings:
     targets: tuple[str, ...]
     precisions: tuple[str, ...]
     seed: int
+
+
+Inputs = Callable[[], dict[str, Any]]
+Run = Callable[[Settings], object]
 
 
 @commands.command(epilog="Example: pocketfocus build --photos my/photos --out build/mine")
@@ -75,72 +87,58 @@ def build(
 
 
 def stages(settings: Settings) -> tuple[Stage, ...]:
-    """The table of stages: what each depends on, writes, and runs."""
-    out = settings.out
-    photos = hashes(*(settings.photos or ()))
-    return (
-        Stage(
-            "distill",
-            lambda: {
-                "reference": find_places(settings.reference).key,
-                "start": hashes(settings.student or WEIGHTS / "student"),
-                "photos": photos,
-                "minutes": settings.minutes,
-                "from_scratch": settings.from_scratch,
-                "seed": settings.seed,
-            },
-            ("distill",),
-            ("student", "distill.json", "loss.png*"),
-            lambda: _distill(settings),
-        ),
-        Stage(
-            "export",
-            lambda: {
-                "student": hashes(out / "student"),
-                "photos": photos,
-                "targets": settings.targets,
-                "precisions": settings.precisions,
-                "recipes": [hashes(Path(p)) for p in settings.precisions if is_recipe_file(p)],
-            },
-            ("quantize", "export"),
-            ("manifest.json", "*/student-*"),
-            lambda: _export(settings),
-        ),
-        Stage(
-            "verify",
-            lambda: {"files": hashes(out / "manifest.json"), "photos": photos},
-            ("quantize", "export", "benchmarks", "mobile_harness"),
-            ("verify.json", "stacks.npz"),
-            lambda: _verify(settings),
-        ),
-        Stage(
-            "bench",
-            lambda: {
-                "files": hashes(out / "manifest.json"),
-                "reference": find_places(settings.reference).key,
-            },
-            ("export", "benchmarks", "mobile_harness"),
-            ("bench.json", "reference.npz*"),
-            lambda: _bench(settings),
-        ),
-        Stage(
+    """The table of stages: what each depends on, the folders of its code, what it writes, and
+    what runs it."""
+    out, photos = settings.out, hashes(*(settings.photos or ()))
+
+    def start() -> dict[str, Any]:
+        return {
+            "reference": find_places(settings.reference).key,
+            "start": hashes(settings.student or WEIGHTS / "student"),
+            "photos": photos,
+            "minutes": settings.minutes,
+            "from_scratch": settings.from_scratch,
+            "seed": settings.seed,
+        }
+
+    def requested() -> dict[str, Any]:
+        return {
+            "student": hashes(out / "student"),
+            "photos": photos,
+            "targets": settings.targets,
+            "precisions": settings.precisions,
+            "recipes": [hashes(Path(p)) for p in settings.precisions if is_recipe_file(p)],
+        }
+
+    def files() -> dict[str, Any]:
+        return {"files": hashes(out / "manifest.json")}
+
+    def files_and_reference() -> dict[str, Any]:
+        return {**files(), "reference": find_places(settings.reference).key}
+
+    table: tuple[tuple[str, Inputs, tuple[str, ...], tuple[str, ...], Run], ...] = (
+        ("distill", start, ("distill",), ("student", "distill.json", "loss.png*"), _distill),
+        ("export", requested, EXPORTS, ("manifest.json", "*/student-*"), _export),
+        ("verify", lambda: {**files(), "photos": photos}, MEASURES, VERIFIED, _verify),
+        ("bench", files_and_reference, MEASURES, ("bench.json", "reference.npz*"), _bench),
+        (
             "evaluate",
-            lambda: {
-                "files": hashes(out / "manifest.json"),
-                "reference": find_places(settings.reference).key,
-                "blur": hashes(WEIGHTS / "blur_baseline.json"),
-            },
-            ("export", "benchmarks"),
+            lambda: {**files_and_reference(), "blur": hashes(WEIGHTS / "blur_baseline.json")},
+            MEASURES,
             ("evaluate.json",),
-            lambda: _evaluate(settings),
+            _evaluate,
         ),
-        Stage(
+        (
             "report",
             lambda: {"files": hashes(*(out / name for name in REPORTED))},
             ("benchmarks",),
             ("report.html",),
-            lambda: _report(settings),
+            _report,
         ),
+    )
+    return tuple(
+        Stage(name, inputs, code, outputs, partial(run, settings))
+        for name, inputs, code, outputs, run in table
     )
 
 

@@ -79,7 +79,7 @@ def evaluate(
     ] = None,
     scenes: Annotated[int, typer.Option("--scenes", min=1, help="how many scenes at most")] = 64,
     positions: Annotated[
-        str | None, typer.Option("--positions", metavar="P,P", help="only from these positions")
+        str | None, arguments.positions_option("only from these input positions")
     ] = None,
     inputs: Annotated[str | None, typer.Option("--inputs", hidden=True)] = None,
     inputs_per_scene: Annotated[
@@ -96,8 +96,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score models against true focal stacks, beside copying and blurring the photo."""
-    asked = positions if positions is not None else inputs
-    places = tuple(range(FRAMES)) if asked is None else arguments.positions(asked)
+    named = inputs if positions is None else positions
+    places = tuple(range(FRAMES)) if named is None else arguments.positions(named)
     height_width = None if size is None else arguments.size(size, MULTIPLE)
     for spec in models:
         arguments.model(spec)

@@ -12,12 +12,123 @@ from pocketfocus.run.constants import MULTIPLE
 from pocketfocus.run.errors import UserError
 
 commands = typer.Typer()
-
-
 METHODS_HELP = (
     "regression: one step, zero noise, pixels; adversarial: the same with a GAN term; consistency: "
     "the reference's own UNet in 1 to 4 steps, written to DIR/reference"
 )
+
+
+Method = Annotated[
+    str,
+    typer.Option("--method", metavar="regression|adversarial|consistency", help=METHODS_HELP),
+]
+DistillMinutes = Annotated[
+    float | None,
+    typer.Option(
+        "--distill-minutes",
+        metavar="M",
+        help="how long to distil (default 1, with --steps no limit); 0 copies the student",
+    ),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        "--steps",
+        metavar="N",
+        min=1,
+        help="of training, instead of or beside --distill-minutes: a distillation interrupted "
+        "and gone on with then ends bit for bit as one that was not",
+    ),
+]
+TeacherStacks = Annotated[
+    int,
+    typer.Option("--teacher-stacks", metavar="N", min=1, help="stacks of the reference, at most"),
+]
+Crop = Annotated[
+    int | None,
+    typer.Option(
+        "--crop",
+        metavar="S",
+        min=64,
+        help="train on crops of this size, 64, 128, …",
+    ),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option("--learning-rate", metavar="R", help="else the method's own"),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="tiny|phone",
+        help="size of a student distilled --from-scratch (default tiny); another start is "
+        "refused unless it is of this size",
+    ),
+]
+Qat = Annotated[
+    str | None,
+    typer.Option(
+        "--qat",
+        metavar="RECIPE",
+        help="learn through the rounding of a recipe (int8, int4, mixed or a .yaml file), so "
+        "that quantizing the student loses less",
+    ),
+]
+LearnFrom = Annotated[
+    str,
+    typer.Option(
+        "--learn-from",
+        metavar="both|reference|stacks",
+        help="the reference's stacks of --photos, true --stacks, or both",
+    ),
+]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        "--init",
+        metavar="svd|learn2refocus|DIR|HUB_ID",
+        help="fine-tune this full-size model; else a small one is trained from nothing",
+    ),
+]
+Train = Annotated[
+    str | None,
+    typer.Option(
+        "--train",
+        metavar="temporal|all",
+        help="what of --init learns: its temporal transformer blocks (as in the paper; the "
+        "default), or all of its UNet",
+    ),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option("--minutes", metavar="M", help="how long to train in all (default 120)"),
+]
+TrainingSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--steps",
+        metavar="N",
+        min=2,
+        help="how many optimizer steps in all, instead of or beside --minutes: a training "
+        "interrupted and gone on with then ends bit for bit as one that was not",
+    ),
+]
+Batch = Annotated[
+    int | None,
+    typer.Option("--batch", min=1, help="crops of stacks at a time, in each process"),
+]
+Accumulate = Annotated[
+    int, typer.Option("--accumulate", metavar="N", min=1, help="batches of a step, added up")
+]
+TrainingRate = Annotated[
+    float | None,
+    typer.Option(
+        "--learning-rate",
+        metavar="R",
+        help="of the denoiser (default 0.002; with --init 0.00001)",
+    ),
+]
 
 
 @commands.command(
@@ -30,75 +141,17 @@ def distill(
     reference: arguments.Reference = "default",
     student: arguments.Student = None,
     photos: arguments.Photos = None,
-    method: Annotated[
-        str,
-        typer.Option("--method", metavar="regression|adversarial|consistency", help=METHODS_HELP),
-    ] = "regression",
-    distill_minutes: Annotated[
-        float | None,
-        typer.Option(
-            "--distill-minutes",
-            metavar="M",
-            help="how long to distil (default 1, with --steps no limit); 0 copies the student",
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            "--steps",
-            metavar="N",
-            min=1,
-            help="of training, instead of or beside --distill-minutes: a distillation interrupted "
-            "and gone on with then ends bit for bit as one that was not",
-        ),
-    ] = None,
-    teacher_stacks: Annotated[
-        int,
-        typer.Option(
-            "--teacher-stacks", metavar="N", min=1, help="stacks of the reference, at most"
-        ),
-    ] = 600,
+    method: Method = "regression",
+    distill_minutes: DistillMinutes = None,
+    steps: Steps = None,
+    teacher_stacks: TeacherStacks = 600,
     targets: Annotated[int | None, typer.Option("--targets", min=1, hidden=True)] = None,
-    crop: Annotated[
-        int | None,
-        typer.Option(
-            "--crop",
-            metavar="S",
-            min=64,
-            help="train on crops of this size, 64, 128, …",
-        ),
-    ] = None,
-    rate: Annotated[
-        float | None,
-        typer.Option("--learning-rate", metavar="R", help="else the method's own"),
-    ] = None,
+    crop: Crop = None,
+    rate: Rate = None,
     from_scratch: arguments.FromScratch = False,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset",
-            metavar="tiny|phone",
-            help="size of a student distilled --from-scratch (default tiny); another start is "
-            "refused unless it is of this size",
-        ),
-    ] = None,
-    qat: Annotated[
-        str | None,
-        typer.Option(
-            "--qat",
-            metavar="RECIPE",
-            help="learn through the rounding of a recipe (int8, int4, mixed or a .yaml file), so "
-            "that quantizing the student loses less",
-        ),
-    ] = None,
-    learn_from: Annotated[
-        str,
-        typer.Option(
-            "--learn-from",
-            metavar="both|reference|stacks",
-            help="the reference's stacks of --photos, true --stacks, or both",
-        ),
-    ] = "both",
+    preset: Preset = None,
+    qat: Qat = None,
+    learn_from: LearnFrom = "both",
     stacks: arguments.Stacks = None,
     scenes: Annotated[int, typer.Option("--scenes", min=1, help=arguments.SCENES)] = 24,
     seed: arguments.Seed = 0,
@@ -106,23 +159,15 @@ def distill(
     """Distil the reference into a student, DIR/student; run it again to go on.
 
     It learns from the reference's own stacks of --photos and from true stacks, or from one of them.
-    Ctrl-C saves, and the same command goes on where it stopped; a longer --distill-minutes trains
-    it further.
+    Ctrl-C saves, and the same command goes on; a longer --distill-minutes trains it further.
     DIR/training has the checkpoint, train.jsonl and TensorBoard's files, DIR/loss.png the curve.
     On several GPUs, put `accelerate launch --multi_gpu --num_processes N -m` before the command.
     """
     arguments.output_folder(out)
     spec = arguments.reference(reference)
     start = arguments.student_folder(student)
-    if distill_minutes is None:
-        length = 1.0 if steps is None else math.inf
-    else:
-        length = arguments.minutes(distill_minutes)
-    if crop is not None and crop % MULTIPLE:
-        nearest = crop // MULTIPLE * MULTIPLE
-        raise UserError(f"--crop {crop} is no multiple of {MULTIPLE}: take {nearest}")
-    if rate is not None and not 0 < rate < 1:
-        raise UserError(f"--learning-rate {rate} is not between 0 and 1: leave it out")
+    length = length_of(distill_minutes, steps)
+    check_numbers(crop, rate)
     files = arguments.photo_files(photos)
 
     from pocketfocus.data.datasets import SYNTHETIC
@@ -132,8 +177,8 @@ def distill(
     from pocketfocus.distill.train.crops import Crops
     from pocketfocus.quantize.recipes import get_recipe
 
-    chosen = get_method(method)
-    if not chosen.student and (student is not None or from_scratch or preset is not None):
+    makes_student = get_method(method).student
+    if not makes_student and (student is not None or from_scratch or preset is not None):
         raise UserError(
             f"{method} distils the reference's own UNet: leave out --student, --from-scratch and "
             "--preset"
@@ -159,8 +204,24 @@ def distill(
         seed=seed,
     )
     distill_run(out, options)
-    made = "student" if chosen.student else "reference"
+    made = "student" if makes_student else "reference"
     typer.echo(f"{made}: {out / made}")
+
+
+def length_of(minutes: float | None, steps: int | None) -> float:
+    """The minutes that a distillation takes at most: with steps alone there is no limit."""
+    if minutes is None:
+        return 1.0 if steps is None else math.inf
+    return arguments.minutes(minutes)
+
+
+def check_numbers(crop: int | None, rate: float | None) -> None:
+    """Raise UserError for a crop or a learning rate that no training takes."""
+    if crop is not None and crop % MULTIPLE:
+        nearest = crop // MULTIPLE * MULTIPLE
+        raise UserError(f"--crop {crop} is no multiple of {MULTIPLE}: take {nearest}")
+    if rate is not None and not 0 < rate < 1:
+        raise UserError(f"--learning-rate {rate} is not between 0 and 1: leave it out")
 
 
 @commands.command(
@@ -171,56 +232,17 @@ def distill(
 )
 def train_reference(
     out: arguments.Out,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            "--init",
-            metavar="svd|learn2refocus|DIR|HUB_ID",
-            help="fine-tune this full-size model; else a small one is trained from nothing",
-        ),
-    ] = None,
-    train: Annotated[
-        str | None,
-        typer.Option(
-            "--train",
-            metavar="temporal|all",
-            help="what of --init learns: its temporal transformer blocks (as in the paper; the "
-            "default), or all of its UNet",
-        ),
-    ] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option("--minutes", metavar="M", help="how long to train in all (default 120)"),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            "--steps",
-            metavar="N",
-            min=2,
-            help="how many optimizer steps in all, instead of or beside --minutes: a training "
-            "interrupted and gone on with then ends bit for bit as one that was not",
-        ),
-    ] = None,
+    init: Init = None,
+    train: Train = None,
+    minutes: Minutes = None,
+    steps: TrainingSteps = None,
     stacks: arguments.Stacks = None,
     scenes: Annotated[int, typer.Option("--scenes", min=8, help=arguments.SCENES)] = 400,
     size: Annotated[str, arguments.size_option("of the stacks, a square")] = "256",
     photos: arguments.Photos = None,
-    batch: Annotated[
-        int | None,
-        typer.Option("--batch", min=1, help="crops of stacks at a time, in each process"),
-    ] = None,
-    accumulate: Annotated[
-        int, typer.Option("--accumulate", metavar="N", min=1, help="batches of a step, added up")
-    ] = 1,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            "--learning-rate",
-            metavar="R",
-            help="of the denoiser (default 0.002; with --init 0.00001)",
-        ),
-    ] = None,
+    batch: Batch = None,
+    accumulate: Accumulate = 1,
+    rate: TrainingRate = None,
     seed: arguments.Seed = 0,
 ) -> None:
     """Train a reference on focal stacks, or fine-tune a full-size one; run it again to go on.

@@ -19,11 +19,16 @@ from pathlib import Path
 import numpy as np
 
 from pocketfocus.data.rgbd import RGBD, motorcycle, read_rgbd, rgbd_layers, rgbd_pairs
-from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos, photograph, train_photos
+from pocketfocus.data.scenes import (
+    VALIDATION_SEED,
+    Photos,
+    held_out_photos,
+    photograph,
+    train_photos,
+)
 from pocketfocus.data.stacks import (
     CACHE_VERSION,
     FocalStack,
-    Photos,
     RenderedScenes,
     Source,
     read_photos,
@@ -31,7 +36,7 @@ from pocketfocus.data.stacks import (
     say_skipped,
 )
 from pocketfocus.photos.images import load_photo
-from pocketfocus.run.constants import FRAMES, Size
+from pocketfocus.run.constants import POSITIONS, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of
 
@@ -96,7 +101,7 @@ class RGBDScenes:
             return None
         seed = self.seeds[index]
         frames = photograph(rgbd_layers(pair, seed, self.size), seed)
-        return FocalStack(self.names[index], frames, tuple(map(float, range(FRAMES))))
+        return FocalStack(self.names[index], frames, POSITIONS)
 
     def _pair(self, index: int) -> RGBD | None:
         if self.pairs is None:

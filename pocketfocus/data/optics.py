@@ -32,6 +32,12 @@ def dioptres(position: float) -> float:
     return NEAREST_DIOPTRES * (1.0 - position / (FRAMES - 1))
 
 
+def distance(position: float) -> str:
+    """Say in words how far away the focus is at a focal position: "5 cm" … "infinity"."""
+    power = dioptres(position)
+    return f"{100 / power:.0f} cm" if power > 0 else "infinity"
+
+
 def one_hot(position: int) -> Tensor:
     """A focal position 0..8 as [1, 9]; UserError outside that range."""
     check_position(position)

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from pocketfocus.data.scenes import FULL, Realism, render_scene
+from pocketfocus.data.scenes import FULL, Photos, Realism, render_scene
 from pocketfocus.photos.images import from_uint8, load_photo, size_of, to_uint8
 from pocketfocus.run.cache import Kept
-from pocketfocus.run.constants import FRAMES, Size, size_text
+from pocketfocus.run.constants import FRAMES, POSITIONS, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, read_json, write_atomic, writing_failed
 from pocketfocus.run.progress import say, track
@@ -42,8 +42,6 @@ LAYOUT = (
 CACHE_VERSION = 3  # to be raised when rendering changes: older caches are then rendered anew
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF, and its values that swap the sides
 WORTH_SHARING = 24  # rendered stacks: fewer are made before other processes have started
-
-Photos = Sequence[NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def synthetic_stacks(
     """Render the scenes of seeds seed0 … seed0 + n - 1, one at a time."""
     for seed in range(seed0, seed0 + n):
         frames = render_scene(seed, size, photos)
-        yield FocalStack(f"synthetic-{seed}", frames, tuple(map(float, range(FRAMES))))
+        yield FocalStack(f"synthetic-{seed}", frames, POSITIONS)
 
 
 @dataclass(frozen=True)
@@ -221,7 +219,7 @@ def _list_scene(scene: Path) -> _Scene:
     elif len(images) != FRAMES:
         raise _SceneError(f"{len(images)} images instead of {FRAMES}, and no {POSITIONS_FILE}")
     else:
-        positions = tuple(map(float, range(FRAMES)))
+        positions = POSITIONS
     return _Scene(scene.name, images, positions)
 
 
@@ -304,7 +302,7 @@ class RenderedScenes:
     def load(self, index: int) -> FocalStack:
         """Render one."""
         frames = render_scene(self.seeds[index], self.size, self.photos, self.realism)
-        return FocalStack(self.names[index], frames, tuple(map(float, range(FRAMES))))
+        return FocalStack(self.names[index], frames, POSITIONS)
 
 
 class StackCache(Sequence[FocalStack]):
@@ -325,7 +323,7 @@ class StackCache(Sequence[FocalStack]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         frames = from_uint8(self.pixels[index], planar=True)
-        return FocalStack(self.names[index], frames, tuple(map(float, range(FRAMES))))
+        return FocalStack(self.names[index], frames, POSITIONS)
 
 
 def cache_stacks(
@@ -395,7 +393,7 @@ def _gather(folder: Path, sources: Sequence[Source], kept: Kept, shape: tuple[in
     places = [(source, n) for source in sources for n in range(len(source.names))]
     left = places[about["taken"] :]
     for stack in track(_loaded(left), "gathering stacks", len(left)):
-        if stack is not None and stack.positions != tuple(range(FRAMES)):
+        if stack is not None and stack.positions != POSITIONS:
             _warn(f"scene {stack.name} skipped: training needs frames at 0 to {FRAMES - 1}")
         elif stack is not None:
             pixels[len(about["names"])] = to_uint8(stack.frames, planar=True)

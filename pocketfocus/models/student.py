@@ -20,6 +20,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -44,28 +45,33 @@ def enlarged(x: Tensor, factor: float = 2.0) -> Tensor:
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
+@dataclass(frozen=True)
+class BlockKind:
+    """What all blocks of a network have in common.
+
+    `depthwise`: the convolution is 5x5, a channel at a time, and one residual spans both halves
+    (ConvNeXt, arXiv 2201.03545, without its norm); else it is 3x3, with a residual of its own.
+    """
+
+    expansion: int
+    activation: str = "relu"
+    depthwise: bool = False
+
+
 class ConvBlock(nn.Module):
     """Residual convolution, then a residual pointwise MLP: [B, C, H, W] -> [B, C, H, W].
 
-    `depthwise`: the convolution is 5x5, a channel at a time, and one residual spans both (ConvNeXt,
-    arXiv 2201.03545, without its norm); else 3x3. `groups` of channels see nothing of each other.
+    `groups` of channels see nothing of each other.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        expansion: int,
-        activation: str = "relu",
-        depthwise: bool = False,
-        groups: int = 1,
-    ) -> None:
+    def __init__(self, channels: int, kind: BlockKind, groups: int = 1) -> None:
         super().__init__()
-        self.depthwise = depthwise
-        size, apart = (5, channels) if depthwise else (3, groups)
+        self.depthwise, wide = kind.depthwise, channels * kind.expansion
+        size, apart = (5, channels) if kind.depthwise else (3, groups)
         self.conv = nn.Conv2d(channels, channels, size, padding=size // 2, groups=apart)
-        self.up = nn.Conv2d(channels, channels * expansion, 1, groups=groups)
-        self.down = nn.Conv2d(channels * expansion, channels, 1, groups=groups)
-        self.act = ACTIVATIONS[activation]()
+        self.up = nn.Conv2d(channels, wide, 1, groups=groups)
+        self.down = nn.Conv2d(wide, channels, 1, groups=groups)
+        self.act = ACTIVATIONS[kind.activation]()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -109,10 +115,8 @@ class WeightNet(nn.Module):
         self,
         channels: Sequence[int],
         blocks: Sequence[int],
-        expansion: int,
         outputs: int,
-        activation: str = "relu",
-        depthwise: bool = False,
+        kind: BlockKind,
         attention: bool = False,
         frames_apart: bool = False,
     ) -> None:
@@ -120,11 +124,10 @@ class WeightNet(nn.Module):
         first = channels[0]
 
         def stage(width: int, count: int, groups: int = 1) -> nn.Sequential:
-            arguments = (width, expansion, activation, depthwise, groups)
-            return nn.Sequential(*(ConvBlock(*arguments) for _ in range(count)))
+            return nn.Sequential(*(ConvBlock(width, kind, groups) for _ in range(count)))
 
         self.stem = nn.Conv2d(COLOURS, first // 2, 4, stride=2, padding=1)
-        self.act = ACTIVATIONS[activation]()
+        self.act = ACTIVATIONS[kind.activation]()
         self.enter = nn.Conv2d(first // 2, first, 4, stride=2, padding=1)
         self.down = nn.ModuleList(nn.Conv2d(c, d, 2, stride=2) for c, d in pairwise(channels))
         encoder = [stage(c, n) for c, n in zip(channels, blocks, strict=True)]
@@ -205,7 +208,7 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
         blocks: number of residual blocks at each level (encoder and decoder each).
         expansion: width factor of the pointwise MLPs.
         activation: one of `ACTIVATIONS`.
-        depthwise: whether the blocks' convolutions are; see `ConvBlock`.
+        depthwise: whether the blocks' convolutions are; see `BlockKind`.
         attention, frames_apart: see `WeightNet`.
         bands: how many, three at least; see `Bands`.
         size: (height, width) of the photo that the exported files take, pixels.
@@ -228,8 +231,8 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         outputs = FRAMES * (bands + COLOURS)
-        kind = (activation, depthwise, attention, frames_apart)
-        self.network = WeightNet(channels, blocks, expansion, outputs, *kind)
+        kind = BlockKind(expansion, activation, depthwise)
+        self.network = WeightNet(channels, blocks, outputs, kind, attention, frames_apart)
         self.pyramid = Bands(bands)
         eye = torch.eye(FRAMES)
         frames = torch.cat([eye.repeat(bands, 1), eye.repeat_interleave(COLOURS, dim=0)])

@@ -5,7 +5,6 @@ Legend: T = 9 frames, H, W. Stacks are sRGB in [-1, 1], frame 0 near (5 cm), fra
 
 from __future__ import annotations
 
-import base64
 import errno
 import io
 import os
@@ -26,11 +25,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pocketfocus.data.optics import dioptres
+from pocketfocus.data.optics import distance
 from pocketfocus.models.model import Model, refocus
 from pocketfocus.photos.focusmap import all_in_focus, best_focus, focus_grid
 from pocketfocus.photos.images import (
     WORKING_PIXELS,
+    data_uri,
+    encoded,
     photo_size,
     prepare,
     size_of,
@@ -83,14 +84,19 @@ def save_refocus(
     sharp = to_image(all_in_focus(stack))
     with _into_folder(Path(out_dir)) as scratch:
         for index, frame in enumerate(frames):
-            (scratch / f"frame_{index}.png").write_bytes(_encoded(frame, "PNG"))
+            (scratch / f"frame_{index}.png").write_bytes(encoded(frame, "PNG"))
         (scratch / "stack.gif").write_bytes(_gif(frames))
         _save_mp4(frames, scratch / "stack.mp4")
-        (scratch / "all_in_focus.png").write_bytes(_encoded(sharp, "PNG"))
+        (scratch / "all_in_focus.png").write_bytes(encoded(sharp, "PNG"))
         (scratch / "focus_map.png").write_bytes(_focus_figure(focus.numpy()))
         names = sorted(path.name for path in scratch.iterdir())
-        page = _page(frames, photo, sharp, focus, position, model_name, names)
-        (scratch / PAGE).write_text(page, encoding="utf-8")
+        pictures = {
+            "frames": [_embedded(frame) for frame in frames],
+            "photo": _embedded(photo.resize(frames[0].size, Image.Resampling.LANCZOS)),
+            "sharp": _embedded(sharp),
+        }
+        words = {"position": position, "model_name": model_name, "names": names}
+        (scratch / PAGE).write_text(_page(pictures, focus, words), encoding="utf-8")
     return [Path(out_dir) / name for name in (*names, PAGE)]
 
 
@@ -147,20 +153,13 @@ def _there_and_back(frames: list[Image.Image]) -> list[Image.Image]:
     return frames + frames[-2:0:-1]
 
 
-def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """The bytes of an image file; written in one go, a full disk is an error with its reason."""
-    data = io.BytesIO()
-    image.save(data, kind, **options)
-    return data.getvalue()
-
-
 def _gif(frames: list[Image.Image]) -> bytes:
     """An endless GIF near to far and back, all frames in the same 256 colours."""
     strip = Image.fromarray(np.concatenate([np.asarray(frame) for frame in frames]))
     palette = strip.reduce(3).quantize(256)  # a ninth of the pixels is plenty for it
     mapped = _there_and_back([frame.quantize(palette=palette) for frame in frames])
     rest = mapped[1:]
-    return _encoded(mapped[0], "GIF", save_all=True, append_images=rest, duration=FRAME_MS, loop=0)
+    return encoded(mapped[0], "GIF", save_all=True, append_images=rest, duration=FRAME_MS, loop=0)
 
 
 def _save_mp4(frames: list[Image.Image], path: Path, rounds: int = 3) -> None:
@@ -200,12 +199,6 @@ def _save_mp4(frames: list[Image.Image], path: Path, rounds: int = 3) -> None:
         raise OSError(f"ffmpeg could not write all of {path.name}")
 
 
-def distance(position: float) -> str:
-    """The distance in focus at a focal position, in words: "5 cm" … "infinity"."""
-    power = dioptres(position)
-    return f"{100 / power:.0f} cm" if power > 0 else "infinity"
-
-
 def _focus_figure(focus: NDArray[np.float32]) -> bytes:
     """The map of best focus [H, W] in colours, with its legend, as PNG."""
     rows, columns = focus.shape
@@ -224,41 +217,26 @@ def _focus_figure(focus: NDArray[np.float32]) -> bytes:
     return data.getvalue()
 
 
-def _data_uri(image: Image.Image) -> str:
+def _embedded(image: Image.Image) -> str:
     """A picture inside the page, as WebP."""
-    data = _encoded(image, "WEBP", quality=90, method=4)
-    return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
+    return data_uri(encoded(image, "WEBP", quality=90, method=4), "webp")
 
 
-def _page(
-    frames: list[Image.Image],
-    photo: Image.Image,
-    sharp: Image.Image,
-    focus: Tensor,
-    position: int,
-    model_name: str,
-    names: list[str],
-) -> str:
-    """The self-contained page: every picture and the grid of best focus inside it."""
+def _page(pictures: dict[str, Any], focus: Tensor, words: dict[str, Any]) -> str:
+    """The self-contained page: its pictures, the grid of best focus, and the words around them."""
     grid = focus_grid(focus)
     colours = colormaps[COLOURS](focus.numpy() / (FRAMES - 1), bytes=True)[..., :3]
     steps = [colormaps[COLOURS](index / 16, bytes=True)[:3] for index in range(17)]
-    size = frames[0].size
-    values: dict[str, Any] = {
-        "width": size[0],
-        "height": size[1],
-        "frames": [_data_uri(frame) for frame in frames],
-        "photo": _data_uri(photo.resize(size, Image.Resampling.LANCZOS)),
-        "sharp": _data_uri(sharp),
-        "map": _data_uri(Image.fromarray(np.ascontiguousarray(colours))),
+    height, width = focus.shape
+    values = {
+        "width": width,
+        "height": height,
+        "map": _embedded(Image.fromarray(np.ascontiguousarray(colours))),
         "legend": ", ".join(f"rgb({r} {g} {b})" for r, g, b in steps),
         "grid": {"columns": grid.shape[1], "cells": "".join(map(str, grid.flatten().tolist()))},
         "distances": [distance(index) for index in range(FRAMES)],
-        "position": position,
-        "model_name": model_name,
-        "names": names,
     }
     templates = Environment(
         loader=PackageLoader("pocketfocus.photos"), autoescape=True, undefined=StrictUndefined
     )
-    return templates.get_template("refocus.html").render(values)
+    return templates.get_template("refocus.html").render(values | pictures | words)

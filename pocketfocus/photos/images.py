@@ -5,12 +5,14 @@ Here alone 8-bit pixels become tensors in [-1, 1] and back. Legend: H, W pixels;
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -243,6 +245,18 @@ def prepare(photo: Image.Image, size: int | Size = WORKING_PIXELS) -> Tensor:
     """Resize with Lanczos to `size`, or to fit that many pixels (`fit_size`): [1, 3, H, W]."""
     height, width = fit_size(size_of(photo), size) if isinstance(size, int) else size
     return to_tensor(photo.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The bytes of an image file; written in one go, a full disk is an error with its reason."""
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return data.getvalue()
+
+
+def data_uri(data: bytes, kind: str = "png") -> str:
+    """An image file as a URI that holds all of it."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def to_image(frame: Tensor) -> Image.Image:

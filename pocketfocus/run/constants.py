@@ -5,6 +5,7 @@ from __future__ import annotations
 from pocketfocus.run.errors import UserError
 
 FRAMES = 9  # of a stack, from near (5 cm) to infinity, evenly spaced in dioptres
+POSITIONS = tuple(map(float, range(FRAMES)))
 MULTIPLE = 64  # of pixels, the sides of what a model of any size takes
 Size = tuple[int, int]
 """(height, width) in pixels; only Pillow's own calls take (width, height)."""

@@ -103,6 +103,6 @@ def test_notes_in_words() -> None:
             {"artifact": "c", "device": "host"},
         ]
     )
-    assert phone["battery"] == "80 → 79 %, 30 → 34.5 °C"
-    assert phone["operators"] == "DELEGATE_CALL 9.25 ms, cat 2 ms, mul 1 ms"
-    assert (iphone["battery"], iphone["plan"]) == ("", "Neural Engine: 40, CPU: 2")
+    assert phone.battery == "80 → 79 %, 30 → 34.5 °C"
+    assert phone.operators == "DELEGATE_CALL 9.25 ms, cat 2 ms, mul 1 ms"
+    assert (iphone.battery, iphone.plan) == ("", "Neural Engine: 40, CPU: 2")

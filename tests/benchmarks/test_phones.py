@@ -10,11 +10,11 @@ import pytest
 from pocketfocus.benchmarks.phones import (
     MIB,
     Phone,
+    fits,
     kinds,
     markdown_table,
     phones,
     verdict,
-    verdicts,
 )
 
 SOURCES = ("available", "https://example.org", "press", "https://example.org")
@@ -65,7 +65,7 @@ def test_the_largest_measured_peak_of_a_file_decides() -> None:
         about = {"artifact": "a.pte", "precision": "int8", "bytes": MIB, "target": target}
         return {**about, "device": device, "peak_rss_mib": peak}
 
-    (found,) = verdicts([row("host", None), row("phone", 5000.0), row("mac", 9.0)])
-    assert (found["device"], found["peak_mib"]) == ("phone", 5000.0)
-    assert found["verdicts"]["iPhone 15 Pro"] == "will be killed"
-    assert verdicts([row("host", 5.0, "pytorch")]) == []
+    (found,) = fits([row("host", None), row("phone", 5000.0), row("mac", 9.0)])
+    assert (found.device, found.peak_mib) == ("phone", 5000.0)
+    assert found.verdicts["iPhone 15 Pro"] == "will be killed"
+    assert fits([row("host", 5.0, "pytorch")]) == []

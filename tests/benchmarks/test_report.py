@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from pocketfocus.benchmarks.checks import save_stacks
-from pocketfocus.benchmarks.report import distance, headline, render, write_report
+from pocketfocus.benchmarks.report import headline, render, write_report
 from pocketfocus.benchmarks.tables import files_table
+from pocketfocus.data.optics import distance
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import write_rows
 from pocketfocus.run.manifest import Artifact, Delegation, Manifest

@@ -146,8 +146,8 @@ def test_phones_are_measured_at_once_each_with_its_rows(
         assert row["runtime"].startswith("executor_runner ")
         assert row["notes"]["battery_celsius"] == [30.0, 30.0]
     shown = notes_rows(measured)
-    assert shown[0]["battery"] == "80 → 80 %, 30 → 30 °C"
-    assert shown[0]["operators"].startswith("DELEGATE_CALL ")
+    assert shown[0].battery == "80 → 80 %, 30 → 30 °C"
+    assert shown[0].operators.startswith("DELEGATE_CALL ")
 
 
 def test_a_runner_for_another_processor_is_refused(
