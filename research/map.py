@@ -46,13 +46,16 @@ def folders(root: Path) -> Iterator[Path]:
 
 def modules(root: Path) -> str:
     """The list: a heading a folder with its package's phrase, a line a module."""
-    lines: list[str] = []
+    blocks: list[str] = []
     for folder in folders(root):
         place = folder.relative_to(root).as_posix()
-        lines += ["", f"**[{place}/](../{place})**: {phrase(folder / '__init__.py')}", ""]
-        for path in sorted(folder.glob("[!_]*.py")):
-            lines.append(f"- [{path.name}](../{place}/{path.name}): {phrase(path)}")
-    return "\n".join([*lines, "", ""])
+        found = sorted(folder.glob("[!_]*.py"))
+        lines = (f"- [{each.name}](../{place}/{each.name}): {phrase(each)}" for each in found)
+        blocks += [
+            f"**[{place}/](../{place})**: {phrase(folder / '__init__.py')}",
+            "\n".join(lines),
+        ]
+    return "\n\n".join(filter(None, blocks)).join(("\n", "\n\n"))
 
 
 def listed(page: str) -> str:

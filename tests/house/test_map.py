@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,16 @@ def test_every_module_is_listed() -> None:
     for module in product():
         folder, _, name = module.path.rpartition("/")
         assert f"](../{folder if name.startswith('__') else module.path})" in listed
+
+
+def test_the_recipes_name_what_is_there() -> None:
+    """Every file and folder in them, but for those that somebody is to make (`NAME`)."""
+    page = (ROOT / page_of_modules.PAGE).read_text(encoding="utf-8")
+    by_hand = page.replace(page_of_modules.listed(page), "")
+    tops = "|".join((*page_of_modules.FOLDERS, "tests", "docs"))
+    named = set(re.findall(rf"`((?:{tops})/[\w/.]*)`", by_hand))
+    assert len(named) > 15
+    none(place for place in sorted(named) if "NAME" not in place and not (ROOT / place).exists())
 
 
 @pytest.fixture
