@@ -39,7 +39,7 @@ SMALLEST = ReferencePreset((32,), 4, (32, 32), 1, 1, 32, 32, 1)  # for tests
 
 
 def build_reference(preset: ReferencePreset = DEFAULT) -> ReferencePipeline:
-    """An untrained reference of this size."""
+    """Make an untrained reference of this size."""
     attentive = [n < preset.attention_levels for n in range(len(preset.unet_channels))]
     radii = preset.defocus_radii if preset.relative_latents else ()
     vae = CompactAutoencoder(
@@ -80,7 +80,7 @@ def build_reference(preset: ReferencePreset = DEFAULT) -> ReferencePipeline:
 
 
 def svd_scheduler() -> EulerDiscreteScheduler:
-    """The scheduler of Stable Video Diffusion: v-prediction, Karras sigmas 0.002 to 700."""
+    """Make the scheduler of Stable Video Diffusion: v-prediction, Karras sigmas 0.002 to 700."""
     return EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,

@@ -6,7 +6,6 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,10 +40,11 @@ from pocketfocus.run.metrics import psnr
 from pocketfocus.run.progress import console
 
 TEACHER_POOL, TEACHER_WEIGHT = 4, 0.2  # pixels, and against true stacks; see `distill_run`
-RECORDED = ("method", "reference", "qat", "learn_from", "from_scratch")  # in distill.json
+RECORD = "distill.json"
+RECORDED = ("method", "reference", "qat", "learn_from", "from_scratch")  # options in it
 TRAINING = "training"  # the folder of the checkpoint, train.jsonl and TensorBoard's files
 STACKS_FOLDER = "targets"  # of teacher stacks by their key, and `true`
-TAKEN = "targets.json"  # in TRAINING: how many teacher stacks the training began with
+COUNT_FILE = "targets.json"  # in TRAINING: how many teacher stacks the training began with
 
 
 def distill_run(out: Path, options: Distillation, anew: bool = False) -> None:
@@ -68,13 +68,13 @@ def distill_run(out: Path, options: Distillation, anew: bool = False) -> None:
         with main_process_first() as is_main:
             if is_main:
                 shutil.rmtree(out / TRAINING, ignore_errors=True)
-    summary = _copied(out, options) if nothing else _distilled(out, options)
-    with main_process_first() as is_main:
-        if is_main:
-            write_json(out / "distill.json", summary)
+    if nothing:
+        _take_start(out, options)
+    else:
+        _train(out, options)
 
 
-def _copied(out: Path, options: Distillation) -> dict[str, Any]:
+def _take_start(out: Path, options: Distillation) -> None:
     """Copy the start, which is loaded first, so that a broken one is refused."""
     if not options.chosen.student:
         raise UserError(f"0 minutes leave nothing to {options.method}: give it some")
@@ -84,11 +84,10 @@ def _copied(out: Path, options: Distillation) -> dict[str, Any]:
         if is_main:
             (out / "loss.png").unlink(missing_ok=True)
             _copy(start, out / "student")
-    return {"minutes": 0, "start_sha256": sha256(start)}
+            write_json(out / RECORD, {"minutes": 0, "start_sha256": sha256(start)})
 
 
-def _distilled(out: Path, options: Distillation) -> dict[str, Any]:
-    """Train, and return the content of distill.json."""
+def _train(out: Path, options: Distillation) -> None:
     torch.manual_seed(options.seed)
     plan, folder = make_plan(options), out / TRAINING
     check_config(folder / FILE, plan.config)
@@ -112,17 +111,7 @@ def _distilled(out: Path, options: Distillation) -> dict[str, Any]:
     kept = "start" if compares and after < before else "trained"
     if kept == "trained":
         student.save(out / student.result)
-    if trainer.is_main:
-        if kept == "start":
-            _copy(options.start_folder, out / student.result)
-        save(loss_figure(folder / LOG), out / "loss.png")
-        taught = options.learn_from != STACKS
-        against = f"{options.reference} on held-out photos" if taught else "held-out stacks"
-        console.print(
-            f"distilled {trainer.step} steps from {options.learn_from}: {before:.2f} → "
-            f"{after:.2f} dB against {against}, kept: {kept}"
-        )
-    return {
+    record = {
         "minutes": options.minutes if math.isfinite(options.minutes) else None,
         **{name: getattr(options, name) for name in RECORDED},
         "targets": len(material.teacher_stacks),
@@ -132,6 +121,18 @@ def _distilled(out: Path, options: Distillation) -> dict[str, Any]:
         "after_db": round(after, 3),
         "kept": kept,
     }
+    taught = options.learn_from != STACKS
+    against = f"{options.reference} on held-out photos" if taught else "held-out stacks"
+    with main_process_first() as is_main:
+        if is_main:
+            if kept == "start":
+                _copy(options.start_folder, out / student.result)
+            save(loss_figure(folder / LOG), out / "loss.png")
+            console.print(
+                f"distilled {trainer.step} steps from {options.learn_from}: {before:.2f} → "
+                f"{after:.2f} dB against {against}, kept: {kept}"
+            )
+            write_json(out / RECORD, record)
 
 
 def _material(
@@ -149,9 +150,9 @@ def _material(
     if options.learn_from == STACKS:
         return split([], true)
     count, minutes = options.max_teacher_stacks, options.minutes * SAMPLING_SHARE
-    taken = out / TRAINING / TAKEN
-    if (out / TRAINING / FILE).exists() and taken.exists():  # it goes on with what it began with
-        count, minutes = read_json(taken)["count"], math.inf
+    counted = out / TRAINING / COUNT_FILE
+    if (out / TRAINING / FILE).exists() and counted.exists():  # it goes on with what it began with
+        count, minutes = read_json(counted)["count"], math.inf
     wanted = TeacherStacks(
         out / STACKS_FOLDER / plan.key,
         count,
@@ -163,7 +164,7 @@ def _material(
     files = sample_teacher_stacks(reference, photos or train_photos(), wanted)
     with main_process_first() as is_main:
         if is_main:
-            write_json(taken, {"count": len(files)})
+            write_json(counted, {"count": len(files)})
     return split([load_sample(path) for path in files], true)
 
 

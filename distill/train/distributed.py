@@ -28,13 +28,13 @@ SHARDED = ("BasicTransformerBlock", "TemporalBasicTransformerBlock", "SpatioTemp
 
 
 def wants_sharding() -> bool:
-    """Whether `accelerate launch --use_fsdp` started this process."""
+    """Say whether `accelerate launch --use_fsdp` started this process."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def sharding_plugin(model: nn.Module) -> FullyShardedDataParallelPlugin:
-    """FSDP2 of a model with SVD's UNet in it: gathered a block at a time, resharded after each use.
-    UserError when `model` has none of SVD's blocks.
+    """Plan FSDP2 of a model with SVD's UNet in it, gathered a block at a time, resharded after each
+    use; UserError when `model` has none of SVD's blocks.
 
     Zhao et al., arXiv 2304.11277. Weights stay fp32, autocast computes in bf16: FSDP's own mixed
     precision would also round the noise levels, which are inputs.
@@ -56,7 +56,7 @@ def sharding_plugin(model: nn.Module) -> FullyShardedDataParallelPlugin:
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for bf16; a CPU without them emulates it 10 to 60 times
+    """Say whether a device has instructions for bf16; a CPU without them emulates it 10 to 60 times
     slower than fp32 (measured on one with AVX2)."""
     if device.type == "cpu":
         able = torch.cpu.get_capabilities()
@@ -65,13 +65,13 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 def process_state() -> PartialState:
-    """Which process this is, of how many; starts the process group when launched with several."""
+    """Say which process this is, and start the process group when launched with several."""
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return PartialState(cpu=on_cpu, timeout=WAIT)
 
 
 def make_accelerator(model: nn.Module, accumulate: int = 1) -> Accelerator:
-    """The accelerator that trains `model`, sharded when launched with --use_fsdp.
+    """Make the accelerator that trains `model`, sharded when launched with --use_fsdp.
 
     Raises UserError when it cannot be sharded, see `sharding_plugin`.
     """
@@ -95,14 +95,14 @@ def main_process_first() -> Iterator[bool]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be sharded; every process has to call it."""
+    """Gather all of a tensor that may be sharded; every process has to call it."""
     tensor = tensor.detach()
     full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full
 
 
 def placed_like(value: Tensor, like: Tensor) -> Tensor:
-    """`value` on the device of `like`, and sharded as it is."""
+    """Put `value` on the device of `like`, sharded as it is."""
     if isinstance(like, DTensor):
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value.to(like.device)
