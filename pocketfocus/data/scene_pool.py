@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +29,7 @@ SLOTS_PER_WORKER = 3
 PATIENCE_S = 300.0  # for the first scene: workers import and read
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Crops, on the pool's device.
 
     photos [B,3,S,S] and images [B,I,3,S,S] in [-1,1]; positions [B] of the photos; nearness
