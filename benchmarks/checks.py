@@ -21,7 +21,7 @@ from pocketfocus.benchmarks.gates import CAPTURED_GRAPH, STUDENT
 from pocketfocus.data.scenes import held_out_photos
 from pocketfocus.mobile_harness.device import Arrays, Call
 from pocketfocus.models.student import RefocusStudent, load_student
-from pocketfocus.photos.images import load_photo
+from pocketfocus.photos.images import load_photo, to_uint8
 from pocketfocus.quantize.calibration import fitted
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
@@ -148,9 +148,8 @@ def shown(stacks: Stacks, calls: Sequence[Call]) -> Pixels:
 
 
 def to_bytes(images: Stacks) -> Pixels:
-    """Turn [..., 3, H, W] in [-1,1] into [..., H, W, 3] uint8; what is not finite is black."""
-    pixels = np.nan_to_num(np.moveaxis(images, -3, -1), nan=-1.0, posinf=1.0, neginf=-1.0)
-    return np.rint((pixels.clip(-1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+    """Turn [..., 3, H, W] in [-1,1] into [..., H, W, 3] uint8; what is not a number is grey."""
+    return to_uint8(torch.from_numpy(images))
 
 
 def save_shown(folder: Path, check: Check, files: Mapping[str, Pixels]) -> None:

@@ -150,7 +150,7 @@ def rgbd_layers(pair: RGBD, seed: int, size: Size) -> list[Layer]:
         own = (dioptres >= low) & ((dioptres < high) | (high == cuts[-1]))
         if not own.any():
             continue
-        rows, columns = _sources(own)
+        rows, columns = hidden_sources(own)
         alpha = ndimage.gaussian_filter((dioptres >= low).astype(np.float32), SEAM / 2)
         layers.append(
             Layer(
@@ -162,7 +162,7 @@ def rgbd_layers(pair: RGBD, seed: int, size: Size) -> list[Layer]:
     return layers
 
 
-def _sources(own: NDArray[np.bool_]) -> NDArray[np.int_]:
+def hidden_sources(own: NDArray[np.bool_]) -> NDArray[np.int_]:
     """Row and column [2, H, W] to take each pixel of a layer from: its own, or where it is hidden
     the nearest one of the layer that is no edge, whose colour is that of both sides.
     """

@@ -402,11 +402,11 @@ def photograph(layers: Sequence[Layer], seed: int, realism: Realism = FULL) -> T
     stack = stack + body.uniform(*LOCAL_CONTRAST) * (stack - surroundings)
     grain = rng.standard_normal(tuple(stack.shape), dtype=np.float32) * np.float32(SENSOR_NOISE)
     pixels = ((stack + torch.from_numpy(grain)).clamp(0, 1) * 255).round().to(torch.uint8)
-    frames = [_through_jpeg(frame, quality) for frame in pixels.permute(0, 2, 3, 1).numpy()]
+    frames = [through_jpeg(frame, quality) for frame in pixels.permute(0, 2, 3, 1).numpy()]
     return from_uint8(np.stack(frames))
 
 
-def _through_jpeg(frame: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+def through_jpeg(frame: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
     """What is left of a frame [H, W, 3] in a JPEG file.
 
     Colour keeps its resolution: a photo is scaled down to a frame, and its JPEG's colour with it.

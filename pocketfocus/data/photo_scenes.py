@@ -1,0 +1,248 @@
+"""Focal stacks of real photos with depth, endlessly different, as a phone would have taken them.
+
+A photo and its depth give the layout; scale, crop, the dioptres, the lens and what a phone does to
+its pictures afterwards are drawn at random. Depth of most photos is relative, so the nearest and
+the farthest place are put at random distances too. Sources differ in crispness (docs/realism.md):
+each is scaled down until its photos are as crisp as a phone's picture of 12 megapixels that is
+scaled down, for a network that learns from soft truths does not sharpen.
+
+Legend: I = 10 images, the nine frames and the picture that is sharp everywhere, H, W.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+
+from pocketfocus.data.optics import (
+    FRAMES,
+    NEAREST_DIOPTRES,
+    Camera,
+    Layer,
+    linear_to_srgb,
+    render_stack,
+    srgb_to_linear,
+)
+from pocketfocus.data.rgbd import RGBD, SEAM, hidden_sources, read_rgbd, rgbd_pairs
+from pocketfocus.data.scenes import through_jpeg
+from pocketfocus.photos.focusmap import box
+
+Array = NDArray[np.float32]
+Size = tuple[int, int]
+
+PHONE_WIDTH = 320  # pixels of a phone picture's shorter side at the size of the analysis
+LAYERS = 6
+HELD_OUT = 20  # one scene in so many is for validation
+SHRUNK = "shrunk.txt"
+DEPTH_CELL = 4  # pixels a side of one value of the map of dioptres
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A source of photos: how often it is drawn, and the scales at which it is crisp."""
+
+    share: float
+    scales: tuple[float, float]
+
+
+KINDS = {
+    "bsds": Kind(0.42, (0.5, 0.75)),
+    "nyuv2": Kind(0.22, (0.45, 0.65)),
+    "lfsd": Kind(0.13, (0.5, 1.0)),
+    "cave": Kind(0.03, (0.5, 0.9)),
+    "iphone": Kind(0.07, (0.5, 0.9)),
+    "marigold": Kind(0.06, (0.5, 1.0)),
+    "": Kind(0.07, (0.5, 0.9)),
+}
+"""By the first word of a photo's name; "" for all others."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Images uint8 [I,3,H,W] and the dioptres of its places, float16 [H/4,W/4]."""
+
+    images: NDArray[np.uint8]
+    dioptres: NDArray[np.float16]
+
+
+class PhotoScenes:
+    """Scenes of a folder of photos with depth (see `rgbd.rgbd_pairs`), one a seed.
+
+    Args:
+        folder: of the pairs.
+        short, long: sides of the scenes, pixels; portrait or landscape as the photo is.
+        validation: whether the scenes are of the held-out photos, or of all the others.
+        device: that renders.
+
+    A folder whose photos were scaled down already says by how much in shrunk.txt (see
+    `research.gpu_subset`).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        short: int = 160,
+        long: int = 240,
+        validation: bool = False,
+        device: str = "cpu",
+    ) -> None:
+        self.short, self.long, self.device = short, long, device
+        self.validation = validation
+        note = Path(folder) / SHRUNK
+        self.shrunk = float(note.read_text(encoding="utf-8")) if note.is_file() else 1.0
+        self.pairs: dict[str, list[tuple[Path, Path]]] = {}
+        for pair in rgbd_pairs(folder):
+            if is_held_out(pair[0].stem) == validation:
+                self.pairs.setdefault(kind_of(pair[0].stem), []).append(pair)
+        self.names = list(self.pairs)
+        shares = np.array([KINDS[name].share for name in self.names])
+        self.shares = shares / shares.sum()
+
+    def render(self, seed: int) -> Scene:
+        """The scene of a seed; ValueError or OSError when its files are broken."""
+        rng = np.random.default_rng([seed, int(self.validation)])
+        name = self.names[rng.choice(len(self.names), p=self.shares)]
+        pair = read_rgbd(*self.pairs[name][rng.integers(len(self.pairs[name]))])
+        height, width = pair.dioptres.shape
+        tall = height > width or (height == width and rng.random() < 0.5)
+        size = (self.long, self.short) if tall else (self.short, self.long)
+        low, high = KINDS[name].scales
+        photo, nearness = cut(pair, rng, size, (low / self.shrunk, high / self.shrunk))
+        dioptres = placed(nearness, rng)
+        layers = [layer.to(self.device) for layer in layers_of(lit(photo, rng), dioptres)]
+        cells = Image.fromarray(dioptres).resize(
+            (size[1] // DEPTH_CELL, size[0] // DEPTH_CELL), Image.Resampling.BOX
+        )
+        return Scene(taken(layers, rng), np.asarray(cells).astype(np.float16))
+
+
+def kind_of(name: str) -> str:
+    """Which of `KINDS` a photo is, by its name."""
+    first = name.partition("-")[0]
+    return first if first in KINDS else ""
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a photo is for validation: by its name, pairs of one scene on one side."""
+    scene = name.replace("lfsd-dff-", "").replace("cave-dff-", "")
+    return zlib.crc32(scene.encode()) % HELD_OUT == 0
+
+
+def cut(
+    pair: RGBD, rng: Generator, size: Size, scales: tuple[float, float]
+) -> tuple[NDArray[np.uint8], Array]:
+    """A random window at a random scale, mirrored or not: photo [H,W,3] and nearness [H,W] in
+    [0,1], 0 at the farthest place of the whole photo and 1 at the nearest."""
+    height, width = pair.dioptres.shape
+    scale = max(size[0] / height, size[1] / width, rng.uniform(*scales))
+    rows, columns = min(height, round(size[0] / scale)), min(width, round(size[1] / scale))
+    top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
+    window = (slice(top, top + rows), slice(left, left + columns))
+    far, near = np.percentile(pair.dioptres, (0.5, 99.5))
+    nearness = np.clip((pair.dioptres[window] - far) / max(near - far, 1e-6), 0, 1)
+    target = (size[1], size[0])
+    photo = np.asarray(Image.fromarray(pair.photo[window]).resize(target, Image.Resampling.LANCZOS))
+    # nearest: a depth between those of two sides of an edge is nowhere in the scene
+    image = Image.fromarray(nearness.astype(np.float32)).resize(target, Image.Resampling.NEAREST)
+    scaled = np.asarray(image, np.float32)
+    if rng.random() < 0.5:
+        photo, scaled = photo[:, ::-1], scaled[:, ::-1]
+    return photo, np.ascontiguousarray(scaled)
+
+
+def placed(nearness: Array, rng: Generator) -> Array:
+    """Dioptres [H,W] for the nearness of places: near things 5 to 20 cm away, far ones anywhere
+    behind; one scene in ten is a page or a wall, nearly flat."""
+    nearness = nearness ** np.exp(rng.uniform(np.log(0.7), np.log(1.5)))
+    if rng.random() < 0.1:
+        flat = rng.uniform(1, NEAREST_DIOPTRES) + rng.uniform(0, 1.5) * (nearness - nearness.mean())
+        return np.clip(flat, 0, NEAREST_DIOPTRES).astype(np.float32)
+    near = rng.uniform(5, NEAREST_DIOPTRES)
+    deep = rng.random() < 0.7
+    far = min(near, rng.uniform(0, 3)) if deep else near * rng.uniform(0.1, 0.8)
+    return np.asarray(far + (near - far) * nearness, np.float32)
+
+
+def lit(photo: NDArray[np.uint8], rng: Generator) -> Array:
+    """A photo in linear light [H,W,3]; in some, lights are brighter than the photo's white was, so
+    that they blur to discs."""
+    linear = srgb_to_linear(torch.from_numpy(photo.astype(np.float32) / 255)).numpy()
+    if rng.random() < 0.4:
+        white = np.clip(linear.min(-1, keepdims=True) - 0.8, 0, 1) / 0.2
+        linear = linear * (1 + rng.uniform(1, 8) * white**2)
+    return np.asarray(linear, np.float32)
+
+
+def layers_of(linear: Array, dioptres: Array) -> list[Layer]:
+    """Layers far to near, cut at even steps of dioptres; each reaches on behind the nearer ones."""
+    cuts = np.linspace(dioptres.min(), dioptres.max() + 1e-4, LAYERS + 1)
+    layers: list[Layer] = []
+    for low, high in pairwise(cuts):
+        own = (dioptres >= low) & (dioptres < high)
+        if not own.any():
+            continue
+        rows, columns = hidden_sources(own)
+        alpha = ndimage.gaussian_filter((dioptres >= low).astype(np.float32), SEAM / 2)
+        colours = np.ascontiguousarray(linear[rows, columns].transpose(2, 0, 1))
+        layers.append(
+            Layer(
+                torch.from_numpy(colours),
+                torch.from_numpy(alpha if layers else np.ones_like(alpha)),
+                torch.from_numpy(np.clip(dioptres[rows, columns], 0, NEAREST_DIOPTRES)),
+            )
+        )
+    return layers
+
+
+def taken(layers: Sequence[Layer], rng: Generator) -> NDArray[np.uint8]:
+    """The images [I,3,H,W] that some phone makes of layers: its lens, exposure, tone mapping, the
+    halos of its sharpening, noise in light and colour, and JPEG."""
+    height, width = layers[0].alpha.shape
+    aperture = Camera.aperture_mm * rng.uniform(0.8, 1.15) * PHONE_WIDTH / width
+    blades = int(rng.integers(5, 9)) if rng.random() < 0.2 else 0
+    linear = render_stack(layers, Camera(aperture_mm=aperture, blades=blades))
+    linear = torch.cat([linear, all_in_focus(layers)[None]])
+    light = torch.linspace(0, 1, FRAMES) * rng.uniform(0, 0.15)  # near focus costs light
+    light = (1 + torch.cat([light, light.mean()[None]])) / (1 + light.mean())
+    exposure = float(np.exp(rng.normal(0, 0.15)))
+    stack = linear_to_srgb(linear * exposure * light.to(linear)[:, None, None, None])
+    if rng.random() < 0.7:
+        stack = stack + rng.uniform(0, 0.4) * (stack - box(stack, min(height, width) // 16))
+    if rng.random() < 0.6:
+        stack = stack + rng.uniform(0, 0.5) * (stack - box(stack, 1))
+    stack = stack.clamp(0, 1) ** float(np.exp(rng.normal(0, 0.1)))
+    noisy = stack.cpu() + noise(rng, (height, width))
+    pixels = (noisy.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    quality = int(rng.integers(90, 99))
+    frames = [through_jpeg(frame, quality) for frame in pixels]
+    return np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2))
+
+
+def all_in_focus(layers: Sequence[Layer]) -> Tensor:
+    """Linear light [3,H,W] of what a pinhole would see."""
+    image = layers[0].rgb
+    for layer in layers[1:]:
+        image = layer.rgb * layer.alpha + image * (1 - layer.alpha)
+    return image
+
+
+def noise(rng: Generator, size: Size) -> Tensor:
+    """What is left, in sRGB [I,3,H,W], of a phone's noise: fine grain and blotches of colour."""
+    height, width = size
+    grain = rng.standard_normal((FRAMES + 1, 3, height, width), np.float32)
+    blotches = rng.standard_normal((FRAMES + 1, 3, height // 4, width // 4), np.float32)
+    wide = F.interpolate(torch.from_numpy(blotches), size, mode="bilinear")
+    fine = torch.from_numpy(grain) * rng.uniform(0.2, 0.9)
+    return (fine + wide * rng.uniform(0, 0.6)).float() / 255

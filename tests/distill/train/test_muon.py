@@ -1,0 +1,54 @@
+import torch
+
+from pocketfocus.distill.train.muon import Muon, orthogonal
+
+
+def test_singular_values_come_near_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for rows, columns in ((8, 72), (72, 8), (32, 32)):
+        matrices = torch.randn(3, rows, columns, generator=generator)
+        made = orthogonal(matrices).float()
+        assert made.shape == matrices.shape
+        values = torch.linalg.svdvals(made)
+        assert values[:, : min(rows, columns) // 2].min() > 0.5
+        assert values.max() < 1.35
+
+
+def test_directions_stay() -> None:
+    generator = torch.Generator().manual_seed(1)
+    matrix = torch.randn(6, 20, generator=generator)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    expected = left @ right
+    made = orthogonal(matrix[None])[0].float()
+    cosine = (made * expected).sum() / (made.norm() * expected.norm())
+    assert cosine > 0.95
+
+
+def test_it_learns_a_convolution() -> None:
+    torch.manual_seed(0)
+    wanted, made = (torch.nn.Conv2d(4, 8, 3, bias=False) for _ in range(2))
+    optimizer = Muon(made.parameters(), lr=0.05)
+    x = torch.randn(16, 4, 8, 8)
+    losses = []
+    for step in range(60):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * (1 - step / 60)
+        loss = (made(x) - wanted(x)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.05 * losses[0]
+
+
+def test_parameters_of_one_shape_are_updated_as_if_alone() -> None:
+    torch.manual_seed(0)
+    gradients = torch.randn(2, 6, 12)
+    together = [torch.nn.Parameter(torch.ones(6, 12)) for _ in range(2)]
+    alone = torch.nn.Parameter(torch.ones(6, 12))
+    for parameter, gradient in zip(together, gradients, strict=True):
+        parameter.grad = gradient
+    alone.grad = gradients[1]
+    Muon(together, lr=0.1).step()
+    Muon([alone], lr=0.1).step()
+    torch.testing.assert_close(together[1], alone, atol=1e-3, rtol=0)
