@@ -142,8 +142,8 @@ def coverage_rows(artifact: Artifact, device: str) -> list[GateRow]:
         f"{100 * found.share:.1f} % of {found.total_ops} operators are delegated in {found.calls} "
         f"call{'s' * (found.calls != 1)}, {100 * floor:g} % are needed"
     )
-    if found.fallen_out:
-        counts = Counter(found.fallen_out).most_common()
+    if found.not_delegated:
+        counts = Counter(found.not_delegated).most_common()
         why += "; not delegated: " + ", ".join(f"{count} {name}" for name, count in counts)
     verdict = Verdict(None, "pass" if found.share >= floor else "fail", why)
     row = gate_row(artifact, device, Gate(COVERAGE, "", floor), verdict)

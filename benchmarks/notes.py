@@ -1,5 +1,7 @@
-"""What devices note beside times, in words for the report: browsers how calls without a pause went,
-phones their battery and slowest operators, Core ML its plan. Nothing is measured here.
+"""What devices note beside times, in words for the report.
+
+Browsers note how calls without a pause went, phones their battery and slowest operators, Core ML
+its plan. Nothing is measured here.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ def make(
         inputs=written.inputs or network.inputs,
         outputs=written.outputs or network.outputs,
         recipe=fields_of(recipe),
-        taken=written.applied,
+        applied=written.applied,
         delegation=written.delegation,
     )
 

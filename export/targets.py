@@ -52,7 +52,7 @@ class Written:
     """What came of writing a file.
 
     Attributes:
-        applied: what the backend took: see `Artifact.taken`.
+        applied: what the backend took: see `Artifact.applied`.
         delegation: see `Artifact.delegation`.
         inputs: with their ranges, where these were measured; else those of the network.
         outputs: the same.

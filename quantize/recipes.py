@@ -2,7 +2,7 @@
 
 A recipe is a YAML file of rules; the last rule whose pattern fits a layer decides, and a layer that
 no rule fits stays float32. One recipe serves all targets. What a toolchain takes instead is read
-from its file and written into the manifest (`Artifact.taken`), never here.
+from its file and written into the manifest (`Artifact.applied`), never here.
 
     name: mine
     about: 4-bit pointwise layers, the rest int8
@@ -217,12 +217,12 @@ def recipe_from(content: Any, where: str) -> Recipe:
     try:
         found = _RecipeFields.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{where}{_mistake(error)}") from error
+        raise UserError(f"{where}{_user_error(error)}") from error
     rules = tuple(rule.rule() for rule in found.rules)
     return Recipe(**{**dict(found), "rules": rules})
 
 
-def _mistake(error: ValidationError) -> str:
+def _user_error(error: ValidationError) -> str:
     """What pydantic found first, and the way out; unknown keys before what they may have meant."""
     found = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     keys, place, known = found["loc"], "", _RecipeFields.model_fields

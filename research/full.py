@@ -72,14 +72,14 @@ def table(manifest: Manifest, rows: Sequence[Row]) -> str:
 
 def line(artifact: Artifact, row: Row) -> list[str]:
     """Return the cells of one file."""
-    taken, found = artifact.taken, artifact.delegation
+    applied, found = artifact.applied, artifact.delegation
     ran = row["psnr_db"] is not None
     return [
         f"`{artifact.name}`",
-        figure(taken["parameters"] / 1e6),
+        figure(applied["parameters"] / 1e6),
         figure(artifact.bytes / 1e6, 0),
-        figure(sum(taken["seconds"].values()) / 60),
-        figure(taken["peak_mib"] / 1024),
+        figure(sum(applied["seconds"].values()) / 60),
+        figure(applied["peak_mib"] / 1024),
         "–" if found is None else f"{100 * found.share:.1f} % of {found.total_ops}",
         "–" if found is None else str(found.calls),
         figure(row["run_ms"] / 1000, 2) if ran else "–",

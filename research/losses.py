@@ -98,14 +98,14 @@ def loss_of(artifact: Artifact, means: Mapping[str, Means]) -> Loss:
 
 
 def fewest_bits(artifact: Artifact) -> int:
-    """Of a file's layers, by what its manifest says is in it; 32 where it says nothing."""
-    return min((row["bits"] for row in artifact.taken.get("layers", {}).values()), default=32)
+    """The fewest bits of a layer, by the manifest; 32 where it says nothing of layers."""
+    return min((row["bits"] for row in artifact.applied.get("layers", {}).values()), default=32)
 
 
 def opened(folder: Path, artifact: Artifact, size: Size) -> Model:
     """A file as a model, by its runtime or by the MIL check, known by its name in the run."""
     path = check_artifact(folder, artifact)
-    if artifact.target != "coreml" or get_target(artifact.target).cannot_run() is None:
+    if get_target(artifact.target).cannot_run() is None:
         return replace(open_model(str(path)), name=artifact.name)
     from pocketfocus.export.coreml.mil.program import load_program
 

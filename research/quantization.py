@@ -34,22 +34,22 @@ def files_table(
     lost = {(row.artifact, row.stacks): row for row in losses}
     rows = parity_rows(verify)
     gates = {row["artifact"]: row for row in rows if row["device"] in (HOST, MIL_CHECK)}
-    twins = {
+    elsewhere = {
         (row["artifact"], row["device"]): row for row in rows if row["gate"].startswith(SAME_FILE)
     }
-    others = sorted({device for _, device in twins})
+    others = sorted({device for _, device in elsewhere})
     whole = {a.target: a.bytes for a in artifacts if a.precision == FLOAT}
     lines = []
     for artifact in artifacts:
         gate, floats = gates.get(artifact.name), whole.get(artifact.target)
-        bits = Counter(row["bits"] for row in artifact.taken.get("layers", {}).values())
+        bits = Counter(row["bits"] for row in artifact.applied.get("layers", {}).values())
         lines.append(
             [
                 f"`{artifact.name}`",
                 figure(artifact.bytes / 1e6, 2),
                 "–" if not floats else figure(artifact.bytes / floats, 3),
                 gate_cell(gate),
-                *(gate_cell(twins.get((artifact.name, device))) for device in others),
+                *(gate_cell(elsewhere.get((artifact.name, device))) for device in others),
                 *(loss_cell(lost.get((artifact.name, source))) for source in sources),
                 ", ".join(f"{n} × {b}" for b, n in sorted(bits.items(), reverse=True)) or "–",
             ]
@@ -77,7 +77,7 @@ def differences_table(artifacts: Sequence[Artifact]) -> str:
     """How many layers of every file are not kept as asked, by the reason."""
     lines = []
     for artifact in artifacts:
-        rows = artifact.taken.get("layers", {}).values()
+        rows = artifact.applied.get("layers", {}).values()
         reasons = Counter(row["why"] for row in rows if "why" in row)
         lines += [[f"`{artifact.name}`", str(n), why] for why, n in reasons.most_common()]
     return markdown(["file", "layers", "why they are not as asked"], lines)

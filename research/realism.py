@@ -88,11 +88,11 @@ WHOLE = "everything"
 
 def sources(variant: Variant, scenes: int, photos: Photos) -> list[Source]:
     """The stacks of a variant; `photos` are those beside the bundled ones."""
-    taken: Photos = {"all": [*train_photos(), *photos], "bundled": train_photos(), "none": ()}[
+    textures: Photos = {"all": [*train_photos(), *photos], "bundled": train_photos(), "none": ()}[
         variant.photos
     ]
     pairs = scenes // variant.rgbd if variant.rgbd else 0
-    rendered = RenderedScenes(range(scenes - pairs), SIZE, taken, variant.realism)
+    rendered = RenderedScenes(range(scenes - pairs), SIZE, textures, variant.realism)
     return [rendered] + ([open_source(RGBD_PAIRS, Request(pairs, SIZE))] if pairs else [])
 
 

@@ -1,12 +1,12 @@
-"""Which student to ship: architectures by measured latency of the exported int8 file and by what
-a short distillation makes of them.
+"""Which student to ship: architectures by latency and by what a short distillation gains.
 
     python -m pocketfocus.research.search --photos PHOTOS --real REAL_STACKS --out build/search
 
-Every candidate is trained for as many steps from the same seed on the same batches of true stacks,
-scored on stacks it has not seen, and exported. Then all are timed in turn (see `clock`). Both
-phases go on where they were interrupted; the last lines are the table of the docs, and search.png
-in `--out` is its plot. `--latency-only` times random weights.
+Latencies are those of the exported int8 file. Every candidate is trained for as many steps from
+the same seed on the same batches of true stacks, scored on stacks it has not seen, and exported.
+Then all are timed in turn (see `clock`). Both phases go on where they were interrupted; the last
+lines are the table of the docs, and search.png in `--out` is its plot. `--latency-only` times
+random weights.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from pocketfocus.distill.student.samples import true_batch
 from pocketfocus.distill.train.crops import Crops, Pixels
 from pocketfocus.distill.train.loop import Task, Trainer
 from pocketfocus.distill.train.schedule import Schedule
-from pocketfocus.export.stage import Export, export_run
+from pocketfocus.export import executorch, onnx
+from pocketfocus.export.stage import Export, export_run, path_of
 from pocketfocus.export.student import STUDENT
 from pocketfocus.mobile_harness.device import PYTORCH
 from pocketfocus.models.model import NamedModel
@@ -78,16 +79,16 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 """Arguments of `RefocusStudent` that differ from its own, by name; latencies are ratios to the
 first."""
 
-INT8, EAGER, FP32, ONNX = "int8", "eager", "fp32", "onnx"
-FILES = {
-    INT8: ("executorch", "executorch/student-int8.pte"),
-    EAGER: (PYTORCH, STUDENT),
-    FP32: ("executorch", "executorch/student-fp32.pte"),
-    ONNX: ("onnx", "onnx/student-fp32.onnx"),
+INT8, EAGER, FP32, ONNX = "int8", "eager", "fp32", onnx.TARGET.name
+EXPORTS = {
+    INT8: (executorch.TARGET, "int8"),
+    FP32: (executorch.TARGET, "fp32"),
+    ONNX: (onnx.TARGET, "fp32"),
 }
-"""What can be timed of every candidate, int8 always: target, and path below its folder."""
-EXPORTS = {INT8: ("executorch", "int8"), FP32: ("executorch", "fp32"), ONNX: ("onnx", "fp32")}
-"""Target and precision of those that are exported."""
+"""Target and precision of the files that can be timed, int8 always."""
+_PATHS = {kind: (target.name, path_of(target, bits)) for kind, (target, bits) in EXPORTS.items()}
+FILES = {INT8: _PATHS.pop(INT8), EAGER: (PYTORCH, STUDENT), **_PATHS}
+"""What can be timed of every candidate: target, and path below its folder."""
 SHOWN = {EAGER: "eager fp32", FP32: "fp32 .pte", ONNX: "onnxruntime fp32"}
 """What int8 is compared to, as in the table."""
 
@@ -108,7 +109,7 @@ class Candidate:
 
     @cached_property
     def key(self) -> str:
-        """Of all that its training depends on: config, graph, first weights, budget, data.
+        """A hash of what its training depends on: config, graph, first weights, budget, data.
 
         The graph stands for the student's code, so that a changed comment trains nothing anew.
         """
@@ -127,7 +128,7 @@ class Candidate:
         )
 
     def folder(self, out: Path) -> Path:
-        """Of its student and files."""
+        """Where its student and files lie."""
         return out / f"{self.name.replace(' ', '-')}-{self.key}"
 
     def kept(self, out: Path) -> Kept:
@@ -187,7 +188,7 @@ def randomise(student: nn.Module) -> None:
 
 
 def gigaflops(student: RefocusStudent) -> float:
-    """Of one stack, 2 FLOPs a multiply-add, by torch's counter."""
+    """The cost of one stack, 2 FLOPs a multiply-add, by torch's counter."""
     photo = torch.zeros(1, 3, *student.photo_size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         student(photo, one_hot(0))
@@ -240,7 +241,7 @@ def export(candidate: Candidate, out: Path, kinds: Sequence[str]) -> Manifest:
     for kind in [*kinds, INT8]:
         if kind in EXPORTS:
             target, precision = EXPORTS[kind]
-            export = Export(folder, [target], [precision])
+            export = Export(folder, [target.name], [precision])
             manifest = export_run(folder / STUDENT, export, log=_quiet)
     return manifest
 
@@ -250,7 +251,7 @@ def _quiet(text: str) -> None:
 
 
 def timed_name(candidate: Candidate, kind: str) -> str:
-    """Of a file among all that are timed."""
+    """The name of a file among all that are timed."""
     return f"{candidate.name}: {kind}"
 
 

@@ -84,7 +84,7 @@ def delegated(graph: torch.fx.GraphModule) -> Delegation:
         delegated_ops=info.num_delegated_nodes,
         total_ops=total,
         share=round(info.num_delegated_nodes / total, 4) if total else 0.0,
-        fallen_out=tuple(not_delegated),
+        not_delegated=tuple(not_delegated),
     )
 
 

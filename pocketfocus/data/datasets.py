@@ -63,12 +63,12 @@ class Request:
 
     @property
     def rendered(self) -> Size:
-        """Of rendered scenes."""
+        """The size of rendered scenes."""
         return self.size or RENDERED
 
     @property
     def seeds(self) -> range:
-        """Of rendered scenes."""
+        """The seeds of rendered scenes."""
         first = 0 if self.split == TRAIN else VALIDATION_SEED
         return range(first, first + self.scenes)
 
@@ -90,7 +90,7 @@ class RGBDScenes:
 
     @property
     def key(self) -> str:
-        """Of the renderer's version, seeds, size, and the names and sizes of the files."""
+        """A hash of the renderer's version, seeds, size, and the files' names and sizes."""
         files = [[path.name, path.stat().st_size] for pair in self.pairs or () for path in pair]
         return key_of(version=CACHE_VERSION, seeds=self.seeds, size=list(self.size), files=files)
 

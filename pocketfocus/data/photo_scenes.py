@@ -27,7 +27,6 @@ from scipy import ndimage
 from torch import Tensor
 
 from pocketfocus.data.optics import (
-    FRAMES,
     NEAREST_DIOPTRES,
     Camera,
     Layer,
@@ -38,9 +37,10 @@ from pocketfocus.data.optics import (
 from pocketfocus.data.rgbd import RGBD, SEAM, hidden_sources, read_rgbd, rgbd_pairs
 from pocketfocus.data.scenes import through_jpeg
 from pocketfocus.photos.focusmap import box
+from pocketfocus.photos.images import light_to_uint8
+from pocketfocus.run.constants import FRAMES, Size
 
 Array = NDArray[np.float32]
-Size = tuple[int, int]
 
 PHONE_WIDTH = 320  # pixels of a phone picture's shorter side at the size of the analysis
 LAYERS = 6
@@ -125,7 +125,7 @@ class PhotoScenes:
         cells = Image.fromarray(dioptres).resize(
             (size[1] // DEPTH_CELL, size[0] // DEPTH_CELL), Image.Resampling.BOX
         )
-        return Scene(taken(layers, rng), np.asarray(cells).astype(np.float16))
+        return Scene(photographed(layers, rng), np.asarray(cells).astype(np.float16))
 
 
 def kind_of(name: str) -> str:
@@ -206,7 +206,7 @@ def layers_of(linear: Array, dioptres: Array) -> list[Layer]:
     return layers
 
 
-def taken(layers: Sequence[Layer], rng: Generator) -> NDArray[np.uint8]:
+def photographed(layers: Sequence[Layer], rng: Generator) -> NDArray[np.uint8]:
     """The images [I,3,H,W] that some phone makes of layers: its lens, exposure, tone mapping, the
     halos of its sharpening, noise in light and colour, and JPEG."""
     height, width = layers[0].alpha.shape
@@ -224,9 +224,8 @@ def taken(layers: Sequence[Layer], rng: Generator) -> NDArray[np.uint8]:
         stack = stack + rng.uniform(0, 0.5) * (stack - box(stack, 1))
     stack = stack.clamp(0, 1) ** float(np.exp(rng.normal(0, 0.1)))
     noisy = stack.cpu() + noise(rng, (height, width))
-    pixels = (noisy.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     quality = int(rng.integers(90, 99))
-    frames = [through_jpeg(frame, quality) for frame in pixels]
+    frames = [through_jpeg(frame, quality) for frame in light_to_uint8(noisy)]
     return np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2))
 
 

@@ -131,22 +131,22 @@ class ScenePool:
 
         UserError when a process ended, with its reason, or gave nothing for minutes.
         """
-        taken = 0
+        count = 0
         while True:
             try:
                 slot, tall, error = self._ready.get(
-                    timeout=PATIENCE_S if wait and not taken else 0.001
+                    timeout=PATIENCE_S if wait and not count else 0.001
                 )
             except queue.Empty:
-                if wait and not taken:
+                if wait and not count:
                     raise UserError(
                         "no scene was rendered for minutes: is the machine busy?"
                     ) from None
-                return taken
+                return count
             if error:
                 raise UserError(f"scenes cannot be rendered: {error}")
             self._put(slot, tall)
-            taken += 1
+            count += 1
             if self.options.endless or self.rendered + self._slots <= self.options.scenes:
                 self._free.put(slot)
 

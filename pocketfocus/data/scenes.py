@@ -31,7 +31,7 @@ from pocketfocus.data.textures import (
     texture,
 )
 from pocketfocus.photos.focusmap import box
-from pocketfocus.photos.images import from_uint8
+from pocketfocus.photos.images import from_uint8, light_to_uint8
 from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
 
@@ -401,8 +401,8 @@ def photograph(layers: Sequence[Layer], seed: int, realism: Realism = FULL) -> T
     surroundings = box(stack, min(stack.shape[-2:]) // 16)
     stack = stack + body.uniform(*LOCAL_CONTRAST) * (stack - surroundings)
     grain = rng.standard_normal(tuple(stack.shape), dtype=np.float32) * np.float32(SENSOR_NOISE)
-    pixels = ((stack + torch.from_numpy(grain)).clamp(0, 1) * 255).round().to(torch.uint8)
-    frames = [through_jpeg(frame, quality) for frame in pixels.permute(0, 2, 3, 1).numpy()]
+    pixels = light_to_uint8(stack + torch.from_numpy(grain))
+    frames = [through_jpeg(frame, quality) for frame in pixels]
     return from_uint8(np.stack(frames))
 
 

@@ -292,7 +292,7 @@ class RenderedScenes:
 
     @property
     def key(self) -> str:
-        """Of the renderer's version, seeds, size and photos."""
+        """A hash of the renderer's version, seeds, size and photos."""
         photos = [[*p.shape, hashlib.sha256(p.tobytes()).hexdigest()] for p in self.photos]
         pixels = {"seeds": self.seeds, "size": list(self.size), "photos": photos}
         if self.realism != FULL:
@@ -358,9 +358,9 @@ def load_cache(folder: Path) -> StackCache:
     """Open a finished cache; UserError when it is missing, unfinished or does not fit its JSON."""
     folder = Path(folder)
     about = read_json(folder / "stacks.json")
-    names, total, taken = (about.get(name) for name in ("names", "total", "taken"))
-    if not isinstance(names, list) or taken != total:
-        raise UserError(f"{folder} holds {taken} of {total} stacks: run the caching to its end")
+    names, total, done = (about.get(name) for name in ("names", "total", "taken"))
+    if not isinstance(names, list) or done != total:
+        raise UserError(f"{folder} holds {done} of {total} stacks: run the caching to its end")
     if not names:
         raise UserError(f"{folder} holds no usable focal stack: {LAYOUT}")
     wanted = (total, FRAMES, 3, *about.get("size", ()))

@@ -1,5 +1,4 @@
-"""The student of two halves: `Analyser` says once a photo what refocusing changes, `render` makes a
-frame of it at any size and focal position.
+"""The student of two halves: `Analyser` says what refocusing changes, frames are made of that.
 
 Defocus weakens the bands of a picture by gains that vary slowly in space, so the analyser, a U-Net
 without normalisation, says at a quarter of its photo's size how much of each band every frame
@@ -146,8 +145,8 @@ class Analyser(nn.Module):
             x = blocks(x + self.entering[level](position)[:, :, None, None])
             skips.append(x)
         for level in reversed(range(len(self.decoder))):
-            told = self.leaving[level](position)[:, :, None, None]
-            x = self.decoder[level](enlarged(self.up[level](x), 2) + skips[level] + told)
+            position_bias = self.leaving[level](position)[:, :, None, None]
+            x = self.decoder[level](enlarged(self.up[level](x), 2) + skips[level] + position_bias)
         x = F.relu(self.mix(x))
         return self.code(x), self.dioptres(x)
 

@@ -1,5 +1,7 @@
-"""The temporal autoencoder of Stable Video Diffusion, for little training: linear shortcuts beside
-both halves, patches in place of pixels, and fewer groups in its GroupNorms.
+"""The temporal autoencoder of Stable Video Diffusion, changed to need little training.
+
+It has linear shortcuts beside both halves, patches in place of pixels, and fewer groups in its
+GroupNorms.
 
 The shortcuts are those of deep compression autoencoders (Chen et al., arXiv 2410.10733), one
 learned projection of each patch instead of space-to-channel averages: started at the principal

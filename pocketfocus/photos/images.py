@@ -236,6 +236,11 @@ def to_uint8(frames: Tensor, planar: bool = False) -> NDArray[np.uint8]:
     return pixels
 
 
+def light_to_uint8(frames: Tensor) -> NDArray[np.uint8]:
+    """SRGB [..., 3, H, W] in [0, 1] to 8-bit pixels [..., H, W, 3]."""
+    return (frames.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
+
+
 def to_tensor(photo: Image.Image) -> Tensor:
     """An 8-bit RGB picture as [1, 3, H, W] in [-1, 1]."""
     return from_uint8(np.asarray(photo.convert("RGB")))[None]

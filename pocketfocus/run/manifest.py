@@ -19,6 +19,7 @@ SHOWN_DIGITS = 12  # of a hash, in messages
 
 Status = Literal["written", "refused"]
 EXACT = {"extra": "forbid"}  # of pydantic, which checks what is read
+JSON_NAMES = {"applied": "taken", "not_delegated": "fallen_out"}  # of fields that have others
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class TensorSpec:
 class Delegation:
     """How much of a .pte file its backend took: `share` = delegated_ops / total_ops in [0, 1].
 
-    `fallen_out` names the operators that run outside the delegate, once for each occurrence.
+    `not_delegated` names the operators that run outside the delegate, once for each occurrence.
     """
 
     __pydantic_config__ = EXACT
@@ -46,7 +47,7 @@ class Delegation:
     delegated_ops: int
     total_ops: int
     share: float
-    fallen_out: tuple[str, ...]
+    not_delegated: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Artifact:
         inputs: in the order in which the file takes them.
         outputs: in the order in which the file gives them.
         recipe: the fields of the recipe: what was asked for.
-        taken: what the backend took instead, from the file itself: counts and plain sentences.
+        applied: what the backend took instead, from the file itself: counts and plain sentences.
         delegation: of ExecuTorch files; None elsewhere.
     """
 
@@ -82,7 +83,7 @@ class Artifact:
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     recipe: dict[str, Any] = field(default_factory=dict)
-    taken: dict[str, Any] = field(default_factory=dict)
+    applied: dict[str, Any] = field(default_factory=dict)
     delegation: Delegation | None = None
 
 
@@ -116,7 +117,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write folder/manifest.json, atomically."""
-        write_json(folder / MANIFEST_FILE, asdict(self))
+        write_json(folder / MANIFEST_FILE, asdict(self, dict_factory=_as_json))
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -128,7 +129,7 @@ def load_manifest(folder: Path) -> Manifest:
 def _read(path: Path) -> Manifest:
     from pydantic import TypeAdapter, ValidationError  # what executes a file needs none of it
 
-    content = read_json(path)
+    content = _from_json(read_json(path))
     del content["schema_version"]
     try:
         return TypeAdapter(Manifest).validate_python(content)
@@ -138,6 +139,27 @@ def _read(path: Path) -> Manifest:
         raise UserError(
             f"{path} cannot be read ({where}: {first['msg']}): run export again"
         ) from None
+
+
+def _as_json(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {JSON_NAMES.get(name, name): value for name, value in fields}
+
+
+def _from_json(content: Any) -> Any:
+    """Rename the fields of artifacts and their delegations; what is no such row stays as it is."""
+    fields = {name: field for field, name in JSON_NAMES.items()}
+
+    def renamed(row: Any) -> Any:
+        return {fields.get(n, n): v for n, v in row.items()} if isinstance(row, dict) else row
+
+    def artifact(row: Any) -> Any:
+        row = renamed(row)
+        return (
+            {**row, "delegation": renamed(row.get("delegation"))} if isinstance(row, dict) else row
+        )
+
+    rows = content.get("artifacts")
+    return {**content, "artifacts": list(map(artifact, rows)) if isinstance(rows, list) else rows}
 
 
 def check_artifact(folder: Path, artifact: Artifact) -> Path:

@@ -211,27 +211,3 @@ def exit_reason(code: int, said: str) -> str:
         return "left no result"
     lines = said.strip().splitlines()
     return f"ended with code {code}: {lines[-1] if lines else 'it said nothing'}"
-
-
-def run_module(
-    module: str, *arguments: str, captured: bool = True, timeout_s: float | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a module of this very package to its end, its output `captured` or passed on.
-
-    Raises subprocess.TimeoutExpired after `timeout_s`; then, and on Ctrl-C, the process is killed.
-    """
-    return subprocess.run(
-        [sys.executable, "-P", "-m", module, *arguments],
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=captured,
-        text=True,
-        errors="replace",
-        timeout=timeout_s,
-        check=False,
-    )
-
-
-def death(ended: subprocess.CompletedProcess[str]) -> str:
-    """Return how a worker ended that left no result, in one phrase."""
-    return exit_reason(ended.returncode, ended.stderr or "")

@@ -15,13 +15,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
+import pocketfocus
 from pocketfocus.run.cache import source_hash
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, read_json, sha256, write_json
 from pocketfocus.run.progress import say
 
 RECORD = "stages.json"
-PINNED = ("torch", "executorch", "torchao", "coremltools", "diffusers", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,9 @@ def _records(folder: Path) -> dict[str, Any]:
 
 @cache
 def tools() -> dict[str, str]:
-    """Versions of the packages whose behaviour ends up in the files."""
-    return {name: metadata.version(name) for name in PINNED}
+    """Versions of the packages that this one requires: their behaviour ends up in the files."""
+    required = map(Requirement, metadata.requires(pocketfocus.__name__) or ())
+    return {each.name: metadata.version(each.name) for each in required if each.marker is None}
 
 
 def hashes(*paths: Path | None) -> list[str]:

@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     delegation = Delegation(1, 99, 100, 0.99, ("aten.mean.dim",))
     files = [
         Artifact(PTE, "executorch", "int8", "0" * 64, 2**20, delegation=delegation),
-        Artifact(MLPACKAGE, "coreml", "int8", "1" * 64, 2**20, taken={"note": "<b>W8A8</b>"}),
+        Artifact(MLPACKAGE, "coreml", "int8", "1" * 64, 2**20, applied={"note": "<b>W8A8</b>"}),
     ]
     Manifest((32, 32), files, "2" * 64, reference="default", tools={"torch": "2.13.0"}).save(path)
     write_rows(path / "verify.json", VERIFY)

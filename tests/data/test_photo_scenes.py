@@ -10,8 +10,8 @@ from pocketfocus.data.photo_scenes import (
     kind_of,
     layers_of,
     lit,
+    photographed,
     placed,
-    taken,
 )
 from pocketfocus.run.constants import FRAMES
 
@@ -57,7 +57,7 @@ def test_each_plane_is_sharpest_where_the_lens_focuses() -> None:
     photo = rng.integers(0, 255, (64, 64, 3), np.uint8)
     dioptres = np.full((64, 64), 2.5, np.float32)  # position 7
     dioptres[:, 32:] = 17.5  # position 1
-    images = taken(layers_of(lit(photo, np.random.default_rng(2)), dioptres), rng) / 255
+    images = photographed(layers_of(lit(photo, np.random.default_rng(2)), dioptres), rng) / 255
     far, near = (images[:, :, 8:-8, s].var((1, 2, 3)) for s in (slice(4, 20), slice(44, 60)))
     assert far[:FRAMES].argmax() == 7
     assert near[:FRAMES].argmax() == 1

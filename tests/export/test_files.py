@@ -41,7 +41,7 @@ def test_every_target_and_precision_is_written(run_dir: Path) -> None:
         assert [t.name for t in entry.inputs] == ["photo", "position"]
         assert [t.shape for t in entry.outputs] == [(9, 3, 64, 64)]
         assert (entry.delegation is None) == (entry.target != "executorch")
-        assert entry.taken["note"]
+        assert entry.applied["note"]
 
 
 def test_the_manifest_says_what_the_files_were_made_from(
@@ -90,8 +90,8 @@ def test_xnnpack_takes_the_whole_graph_in_one_call(precision: str, run_dir: Path
     assert delegation is not None
     assert delegation.calls == 1
     assert delegation.delegated_ops > 20
-    casts = [o for o in delegation.fallen_out if "dim_order_copy" in o]
-    assert list(delegation.fallen_out) == casts
+    casts = [o for o in delegation.not_delegated if "dim_order_copy" in o]
+    assert list(delegation.not_delegated) == casts
     assert (len(casts) > 0) == (precision == "fp16")  # of its inputs, output and constants
     assert delegation.total_ops == delegation.delegated_ops + len(casts)
     assert delegation.share == pytest.approx(
@@ -103,7 +103,9 @@ def test_xnnpack_takes_the_whole_graph_in_one_call(precision: str, run_dir: Path
 def test_fewer_bits_make_smaller_weights(target: str, run_dir: Path) -> None:
     """By the weights where they are listed: in so small a model the graph is the larger half."""
     found = [artifact(run_dir, target, precision) for precision in RECIPES]
-    sizes = [sum(a.taken["weight_bytes"].values()) if target == "onnx" else a.bytes for a in found]
+    sizes = [
+        sum(a.applied["weight_bytes"].values()) if target == "onnx" else a.bytes for a in found
+    ]
     fp32, fp16, int8, int4, mixed = sizes
     assert fp32 > fp16 > int4
     assert fp32 > int8 > 0.99 * mixed >= 0.99 * int4  # all but one layer has too few inputs
@@ -115,9 +117,9 @@ def test_four_bit_layers_are_counted_from_the_files(run_dir: Path, small_student
     grouped = [
         layer for layer in layers if linear_inputs(layer) > 0 == linear_inputs(layer) % GROUP
     ]
-    taken = artifact(run_dir, "executorch", "int4").taken
+    taken = artifact(run_dir, "executorch", "int4").applied
     assert taken["linear_layers_at_4_bits"] == len(grouped) > 0
-    taken = artifact(run_dir, "onnx", "int4").taken
+    taken = artifact(run_dir, "onnx", "int4").applied
     products = [m for m in layers if isinstance(m, nn.Linear) and m.in_features != FRAMES]
     found = taken["operators"].get("MatMulNBits", 0)
     assert taken["linear_layers_at_4_bits"] == found == len(products)
@@ -135,7 +137,7 @@ def test_onnx_files_keep_their_contract_and_no_traces(run_dir: Path) -> None:
 
 def test_int8_onnx_files_keep_biases_once(run_dir: Path) -> None:
     """In float32: onnxruntime rounds them when it loads the file, and no scales are stored."""
-    assert "INT32" not in artifact(run_dir, "onnx", "int8").taken["weight_bytes"]
+    assert "INT32" not in artifact(run_dir, "onnx", "int8").applied["weight_bytes"]
 
 
 def operators(spec: Any) -> list[Any]:
@@ -166,7 +168,7 @@ def test_core_ml_packages_load_back_into_mil(precision: str, run_dir: Path) -> N
     kinds = {op.op_type for op in found}
     weighted = [op for op in found if op.op_type in ("conv", "conv_transpose", "linear")]
     plain = [op for op in weighted if op.weight.op.op_type == "const"]
-    taken = artifact(run_dir, "coreml", precision).taken
+    taken = artifact(run_dir, "coreml", precision).applied
     assert taken["float_weights"] == len(plain)
     assert taken["compressed_weights"] or len(plain) == len(weighted)
     assert ("constexpr_lut_to_dense" in kinds) == (precision == "int4")

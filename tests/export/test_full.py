@@ -115,7 +115,7 @@ def test_the_manifest_has_the_coverage_and_what_it_took(run: Path, unet: nn.Modu
     assert delegation is not None
     assert row(run, UNET, coverage=True)["status"] == "pass", delegation
     assert delegation.total_ops > 100
-    taken = artifact(run, UNET).taken
+    taken = artifact(run, UNET).applied
     inputs = [linear_inputs(layer) for layer in unet.modules()]
     assert taken["linear_layers_at_4_bits"] == sum(n > 0 == n % GROUP for n in inputs) > 10
     assert list(taken["seconds"]) == ["read and fold", "quantize", "capture", "lower"]
@@ -125,7 +125,7 @@ def test_the_manifest_has_the_coverage_and_what_it_took(run: Path, unet: nn.Modu
 
 
 def test_core_ml_has_blocks_for_ios_18(run: Path, unet: nn.Module) -> None:
-    taken = artifact(run, UNET_ML).taken
+    taken = artifact(run, UNET_ML).applied
     assert taken["deployment_target"] == "iOS18"
     linear = [layer for layer in unet.modules() if isinstance(layer, nn.Linear)]
     assert taken["compressed_weights"]["int4 weights"] == len(linear) > 10
@@ -136,7 +136,7 @@ def test_convolutions_and_linear_layers_are_small(run: Path) -> None:
     """Half a byte for weights of linear layers, one for those of convolutions, and the graph."""
     for name in (UNET, UNET_ML):
         found = artifact(run, name)
-        assert found.bytes < 3 * found.taken["parameters"]
+        assert found.bytes < 3 * found.applied["parameters"]
 
 
 def test_finished_files_are_kept(run: Path, reference: Path) -> None:

@@ -34,7 +34,7 @@ def scheme(row: dict[str, Any]) -> Scheme:
 def test_every_layer_is_stated_and_every_difference_has_its_reason(
     target: str, precision: str, run_dir: Path, small_student: Path
 ) -> None:
-    rows = artifact(run_dir, target, precision).taken["layers"]
+    rows = artifact(run_dir, target, precision).applied["layers"]
     assert set(rows) == set(layers_of(load_student(small_student)))
     for layer, row in rows.items():
         asked = RECIPES[precision].scheme_of(target, layer)
@@ -64,16 +64,16 @@ def test_what_the_backends_cannot_take(run_dir: Path, small_student: Path) -> No
     even, _ = first(small_student, lambda m: is_palettized(m) and not is_odd(m))
     grouped, _ = first(small_student, lambda m: linear_inputs(m) > 0 == linear_inputs(m) % GROUP)
     linear, _ = first(small_student, lambda m: isinstance(m, nn.Linear))
-    rows = artifact(run_dir, "executorch", "int4").taken["layers"]
+    rows = artifact(run_dir, "executorch", "int4").applied["layers"]
     assert scheme(rows[odd]) == INT8
     assert rows[odd]["why"] == NO_4_BIT_CONVOLUTIONS
     assert scheme(rows[grouped]) == Scheme(4, "affine", GROUP, "dynamic")
-    rows = artifact(run_dir, "coreml", "int4").taken["layers"]
+    rows = artifact(run_dir, "coreml", "int4").applied["layers"]
     assert scheme(rows[even]) == Scheme(4, "palette", 8)
     assert rows[odd]["bits"] == 16
     assert rows[odd]["why"] == f"{odd_layer.out_channels} outputs are no whole groups of 8"
-    rows = artifact(run_dir, "onnx", "int4").taken["layers"]
+    rows = artifact(run_dir, "onnx", "int4").applied["layers"]
     assert rows[even]["bits"] == 4
     assert "unpacked to float32" in rows[even]["why"]
-    rows = artifact(run_dir, "executorch", "fp16").taken["layers"]
+    rows = artifact(run_dir, "executorch", "fp16").applied["layers"]
     assert (rows[odd]["bits"], rows[linear]["bits"]) == (32, 16)

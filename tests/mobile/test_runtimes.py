@@ -59,7 +59,7 @@ def test_xnnpack_takes_every_operator_in_one_call(network: nn.Module, x: Tensor)
         edge = lowered(network, x)
         found = executorch.delegated(edge.exported_program().graph_module)
         buffer = edge.to_executorch().buffer
-    assert (found.calls, found.fallen_out, found.share) == (1, (), 1.0)
+    assert (found.calls, found.not_delegated, found.share) == (1, (), 1.0)
 
     from executorch.extension.pybindings import _portable_lib
 

@@ -25,7 +25,7 @@ FILES = ("onnx/student-fp32.onnx", "onnx/student-int8.onnx", "onnx/student-int4.
 
 def bits(artifact: Artifact) -> Artifact:
     found = {"fp32": 32, "int8": 8, "int4": 4}[artifact.precision]
-    return replace(artifact, taken={"layers": {"a": {"bits": 32}, "b": {"bits": found}}})
+    return replace(artifact, applied={"layers": {"a": {"bits": 32}, "b": {"bits": found}}})
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def written(tmp_path: Path) -> Artifact:
         inputs=(PHOTO,),
         outputs=(STACK,),
         recipe={"weight_bits": 8},
-        taken={"operators": {"Conv": 3}},
+        applied={"operators": {"Conv": 3}},
         delegation=Delegation(1, 9, 10, 0.9, ("aten.clone",)),
     )
 
