@@ -85,7 +85,7 @@ def losses(
 
 
 def loss_of(artifact: Artifact, means: Mapping[str, Means]) -> Loss:
-    """What one file loses, of the means of an evaluation by model."""
+    """Return what one file loses, of the means of an evaluation by model."""
     own, parent = (means[name].mean_psnr_db_off_diagonal for name in (artifact.name, STUDENT))
     about = means[artifact.name]
     if own is None or parent is None:
@@ -97,12 +97,12 @@ def loss_of(artifact: Artifact, means: Mapping[str, Means]) -> Loss:
 
 
 def fewest_bits(artifact: Artifact) -> int:
-    """Of a file's layers, by what its manifest says is in it; 32 where it says nothing."""
+    """Return the fewest bits of a file's layers by its manifest; 32 where it says nothing."""
     return min((row["bits"] for row in artifact.taken.get("layers", {}).values()), default=32)
 
 
 def opened(folder: Path, artifact: Artifact, size: Size) -> Model:
-    """A file as a model, by its runtime or by the MIL check, known by its name in the run."""
+    """Open a file as a model, by its runtime or by the MIL check, known by its name in the run."""
     path = check_artifact(folder, artifact)
     if artifact.target != "coreml" or get_target(artifact.target).cannot_run() is None:
         return replace(open_model(str(path)), name=artifact.name)

@@ -28,7 +28,7 @@ STEPS = (1, 2, 4, 25)
 
 
 def reference_models(spec: str) -> list[NamedModel]:
-    """The reference in its own way, and at `STEPS` steps with guidance and without."""
+    """Return the reference in its own way, and at `STEPS` steps with guidance and without."""
     pipeline = load_reference(spec)
     ways = [Sampling(n, guidance) for n in STEPS for guidance in (PUBLISHED.guidance, 1.0)]
     named = {f"reference@{way.steps}/{way.guidance:g}": way for way in ways}
@@ -40,13 +40,14 @@ def _drawn(name: str, pipeline: ReferencePipeline, how: Sampling | None = None) 
 
 
 def open_named(text: str) -> NamedModel:
-    """A model NAME=MODEL, or MODEL alone, which then is its name."""
+    """Open a model NAME=MODEL, or MODEL alone, which then is its name."""
     name, given, spec = text.partition("=")
     return replace(open_model(spec if given else text), name=name)
 
 
 def methods_table(means: Sequence[Means]) -> str:
-    """A line a model and set of stacks: PSNR and SSIM off the diagonal, and the gain over copy."""
+    """Show a line a model and set of stacks: PSNR and SSIM off the diagonal, and the gain over
+    copy."""
     lines = [
         [
             row.model,

@@ -102,12 +102,12 @@ class Candidate:
 
     @cached_property
     def config(self) -> Row:
-        """Arguments of the student, all of them."""
+        """All arguments of the student."""
         return {k: v for k, v in self.student.config.items() if not k.startswith("_")}
 
     @cached_property
     def key(self) -> str:
-        """Of all that its training depends on: config, graph, first weights, budget, data.
+        """Hash of all that its training depends on: config, graph, first weights, budget, data.
 
         The graph stands for the student's code, so that a changed comment trains nothing anew.
         """
@@ -126,21 +126,21 @@ class Candidate:
         )
 
     def folder(self, out: Path) -> Path:
-        """Of its student and files."""
+        """Return the folder of its student and files."""
         return out / f"{self.name.replace(' ', '-')}-{self.key}"
 
     def kept(self, out: Path) -> Kept:
-        """Its figures, as far as they were measured."""
+        """Return its figures, as far as they were measured."""
         return Kept(self.folder(out).with_name(f"{self.folder(out).name}.json"), self.key)
 
 
 def rate() -> float:
-    """Peak learning rate: that of a regression from random weights."""
+    """Return the peak learning rate: that of a regression from random weights."""
     return get_method("regression").scratch_rate
 
 
 def candidates(names: Sequence[str], steps: int, data: str) -> list[Candidate]:
-    """Those of `names` (none: all), built from one seed. UserError for an unknown name, or for
+    """Build those of `names` (none: all) from one seed. UserError for an unknown name, or for
     arguments that the student does not take."""
     unknown = [name for name in names if name not in CANDIDATES]
     if unknown:
@@ -157,7 +157,8 @@ def candidates(names: Sequence[str], steps: int, data: str) -> list[Candidate]:
 
 
 def train(student: nn.Module, stacks: Pixels, folder: Path, steps: int) -> None:
-    """Regression to true stacks, uint8 [N,9,3,H,W], in place; goes on from `folder`'s checkpoint.
+    """Train by regression to true stacks, uint8 [N,9,3,H,W], in place; goes on from `folder`'s
+    checkpoint.
 
     Batches depend on the seed alone: all candidates see the same ones in the same order.
     """
@@ -178,7 +179,7 @@ def train(student: nn.Module, stacks: Pixels, folder: Path, steps: int) -> None:
 
 
 def randomise(student: nn.Module) -> None:
-    """Weights that begin at zero get some, or there would be nothing to quantize."""
+    """Give weights that begin at zero some values, or there would be nothing to quantize."""
     generator = torch.Generator().manual_seed(SEED)
     for parameter in student.parameters():
         if not parameter.any():
@@ -186,7 +187,7 @@ def randomise(student: nn.Module) -> None:
 
 
 def gigaflops(student: RefocusStudent) -> float:
-    """Of one stack, 2 FLOPs a multiply-add, by torch's counter."""
+    """Count the GFLOPs of one stack, 2 FLOPs a multiply-add, by torch's counter."""
     photo = torch.zeros(1, 3, *student.photo_size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         student(photo, one_hot(0))
@@ -217,13 +218,14 @@ def prepare(candidate: Candidate, out: Path, source: Source) -> None:
 
 
 def opened(candidate: Candidate, out: Path) -> NamedModel:
-    """The trained student, eager in fp32."""
+    """Return the trained student, eager in fp32."""
     student = load_student(candidate.folder(out) / STUDENT)
     return NamedModel(candidate.name, None, lambda photo, at: student(photo, one_hot(at)))
 
 
 def score(candidate: Candidate, out: Path, tests: Mapping[str, Sequence[FocalStack]]) -> Row:
-    """A candidate's figures, with gains over copy, dB by scene, on every kind of test stacks."""
+    """Score a candidate on every kind of test stacks: its figures with gains over copy, dB by
+    scene."""
     kept = candidate.kept(out)
     for kind, stacks in tests.items():
         if kept.fields["gains"].get(kind, {}).keys() != {stack.name for stack in stacks}:
@@ -244,11 +246,11 @@ def export(candidate: Candidate, out: Path, kinds: Sequence[str]) -> Manifest:
 
 
 def _quiet(text: str) -> None:
-    """The stage's log is not needed."""
+    """Say nothing: the stage's log is not needed."""
 
 
 def timed_name(candidate: Candidate, kind: str) -> str:
-    """Of a file among all that are timed."""
+    """Name a file among all that are timed."""
     return f"{candidate.name}: {kind}"
 
 
@@ -260,7 +262,7 @@ def time_all(
     count: int,
     threads: int | None,
 ) -> list[Round]:
-    """`count` rounds over all files of all candidates; those measured before, of the very same
+    """Time `count` rounds over all files of all candidates; those measured before, of the very same
     files, count. UserError for a file that does not open."""
     files = [
         Timed(
@@ -298,8 +300,8 @@ def search_table(
     manifests: Sequence[Manifest],
     measured: Sequence[Round],
 ) -> str:
-    """A line a candidate: what it costs, how fast its files are, and its gains over copy with the
-    difference to the first candidate over the same scenes and its standard error."""
+    """Show a line a candidate: what it costs, how fast its files are, and its gains over copy with
+    the difference to the first candidate over the same scenes and its standard error."""
     kinds = list(rows[0]["gains"])
     first = timed_name(chosen[0], INT8)
     others = [k for k in FILES if k != INT8 and timed_name(chosen[0], k) in measured[0]]
@@ -329,7 +331,8 @@ def search_table(
 
 
 def paired(row: Row, other: Row, kind: str) -> str:
-    """Mean difference of two candidates' gains over the same scenes, and its standard error."""
+    """Return the mean difference of two candidates' gains over the same scenes, and its standard
+    error."""
     differences = [gain - other["gains"][kind][scene] for scene, gain in row["gains"][kind].items()]
     return difference(differences)
 
@@ -337,7 +340,8 @@ def paired(row: Row, other: Row, kind: str) -> str:
 def search_plot(
     chosen: Sequence[Candidate], rows: Sequence[Row], measured: Sequence[Round]
 ) -> bytes:
-    """PNG: latency of the int8 file against gain over copy, a panel a kind of test stacks."""
+    """Draw the int8 file's latency against the gain over copy as PNG, a panel a kind of test
+    stacks."""
     panels = {
         f"{kind} stacks": [
             Point(
@@ -353,7 +357,7 @@ def search_plot(
 
 
 def search(options: argparse.Namespace) -> str:
-    """All phases; the table."""
+    """Run all phases; the table."""
     out: Path = options.out
     steps = 0 if options.latency_only else options.steps
     spec = f"{PHOTOS}:{options.photos}" if options.photos else SYNTHETIC

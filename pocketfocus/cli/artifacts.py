@@ -218,7 +218,7 @@ def verified(
     files: Sequence[Path] | None,
     places: Sequence[int] | None,
 ) -> list[Row]:
-    """The rows of verify.json of a run on the devices of that name."""
+    """Return the rows of verify.json of a run on the devices of that name."""
     from pocketfocus.benchmarks.full import is_full, verify_full
     from pocketfocus.benchmarks.verify import VERIFY_FILE, verify_run
     from pocketfocus.mobile_harness.devices import get_devices, on_each, stand_ins, twin, visited

@@ -205,7 +205,7 @@ def distill(
 
 
 def length_of(minutes: float | None, steps: int | None) -> float:
-    """The minutes that a distillation takes at most: with steps alone there is no limit."""
+    """Return the minutes that a distillation takes at most: with steps alone there is no limit."""
     if minutes is None:
         return 1.0 if steps is None else math.inf
     return arguments.minutes(minutes)

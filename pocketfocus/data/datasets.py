@@ -63,12 +63,12 @@ class Request:
 
     @property
     def rendered(self) -> Size:
-        """Of rendered scenes."""
+        """The size of rendered scenes."""
         return self.size or RENDERED
 
     @property
     def seeds(self) -> range:
-        """Of rendered scenes."""
+        """The seeds of rendered scenes."""
         first = 0 if self.split == TRAIN else VALIDATION_SEED
         return range(first, first + self.scenes)
 
@@ -90,7 +90,7 @@ class RGBDScenes:
 
     @property
     def key(self) -> str:
-        """Of the renderer's version, seeds, size, and the names and sizes of the files."""
+        """Hash of the renderer's version, seeds, size, and the names and sizes of the files."""
         files = [[path.name, path.stat().st_size] for pair in self.pairs or () for path in pair]
         return key_of(version=CACHE_VERSION, seeds=self.seeds, size=list(self.size), files=files)
 
@@ -117,7 +117,7 @@ class RGBDScenes:
 
 
 def open_source(spec: str, request: Request) -> Source:
-    """A source by its name; UserError, naming the kinds, when there is none such."""
+    """Return a source by its name; UserError, naming the kinds, when there is none such."""
     check_source(spec)
     if not Path(spec).exists():
         kind, _, folder = spec.partition(":")
@@ -127,7 +127,7 @@ def open_source(spec: str, request: Request) -> Source:
 
 
 def check_source(spec: str) -> None:
-    """UserError, naming the kinds, for a name that is neither one of them nor a folder."""
+    """Raise UserError, naming the kinds, for a name that is neither one of them nor a folder."""
     if spec.partition(":")[0] not in KINDS and not Path(spec).is_dir():
         raise UserError(
             f"no focal stacks at {spec}: name a folder of them, `{SYNTHETIC}`, `{PHOTOS}:DIR` (a "
@@ -136,7 +136,7 @@ def check_source(spec: str) -> None:
 
 
 def scene_list(folder: Path, split: str) -> set[str] | None:
-    """The names in a folder's list for a split, None when it has no list.
+    """Return the names in a folder's list for a split, None when it has no list.
 
     UserError for an empty list, and for one that is there as a pickle only, as Learn2Refocus
     publishes them: those are not opened.
@@ -157,7 +157,7 @@ def scene_list(folder: Path, split: str) -> set[str] | None:
 
 
 def textures(files: Sequence[Path]) -> list[np.ndarray]:
-    """Photos [H, W, 3] uint8 for the surfaces of rendered scenes."""
+    """Return photos [H, W, 3] uint8 for the surfaces of rendered scenes."""
     found = []
     for file in files:
         picture = load_photo(file)

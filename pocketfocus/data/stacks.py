@@ -133,7 +133,7 @@ class StackFolder:
         self._demand_some()
 
     def sizes(self) -> Iterator[tuple[Path, Size]]:
-        """The size of every image as its file's head says; of broken files none."""
+        """Return the size of every image as its file's head says; of broken files none."""
         for scene in self._scenes:
             for path in scene.images:
                 with suppress(OSError, ValueError, SyntaxError), Image.open(path) as image:
@@ -170,7 +170,8 @@ def read_stacks(
     only: Collection[str] | None = None,
     crop: bool = False,
 ) -> StackFolder:
-    """The focal stacks of a folder: 9 images a scene, images and positions.txt, or a RigCenter.
+    """Return the focal stacks of a folder: 9 images a scene, images and positions.txt, or a
+    RigCenter.
 
     size: (height, width) to resize to with Pillow's Lanczos filter, None to leave as it is.
     say: is given one line per scene that is skipped; by default it goes to standard error.
@@ -182,7 +183,7 @@ def read_stacks(
 
 
 def read_photos(folder: Path) -> list[Path]:
-    """The photos of a folder in natural order; UserError when there are none."""
+    """Return the photos of a folder in natural order; UserError when there are none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give one that holds photos")
@@ -205,7 +206,7 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _list_scene(scene: Path) -> _Scene:
-    """Images and positions of one scene's folder; _SceneError says what is wrong with it."""
+    """Return images and positions of one scene's folder; _SceneError says what is wrong with it."""
     rigs = sorted((p for p in scene.glob(RIG_PATTERN) if p.is_dir()), key=natural_key)
     folder = rigs[0] if rigs else scene
     images = tuple(_images_in(folder))
@@ -239,7 +240,7 @@ def _read_positions(path: Path) -> tuple[float, ...]:
 
 
 def _read_frames(images: Sequence[Path], size: Size | None, crop: bool) -> Tensor:
-    """[N, 3, H, W] in [-1, 1]; _SceneError when one is broken or they differ in size."""
+    """Return [N, 3, H, W] in [-1, 1]; _SceneError when one is broken or they differ in size."""
     frames: list[NDArray[np.uint8]] = []
     for path in images:
         try:
@@ -268,14 +269,14 @@ class Source(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """One a stack."""
+        """One name a stack."""
 
     @property
     def key(self) -> str:
         """Hash of all that the pixels depend on."""
 
     def load(self, index: int) -> FocalStack | None:
-        """One stack."""
+        """Return one stack."""
 
 
 class RenderedScenes:
@@ -292,7 +293,7 @@ class RenderedScenes:
 
     @property
     def key(self) -> str:
-        """Of the renderer's version, seeds, size and photos."""
+        """Hash of the renderer's version, seeds, size and photos."""
         photos = [[*p.shape, hashlib.sha256(p.tobytes()).hexdigest()] for p in self.photos]
         pixels = {"seeds": self.seeds, "size": list(self.size), "photos": photos}
         if self.realism != FULL:
@@ -319,7 +320,7 @@ class StackCache(Sequence[FocalStack]):
     @overload
     def __getitem__(self, index: slice) -> list[FocalStack]: ...
     def __getitem__(self, index: int | slice) -> FocalStack | list[FocalStack]:
-        """One stack as float frames, or a list of them for a slice."""
+        """Return one stack as float frames, or a list of them for a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         frames = from_uint8(self.pixels[index], planar=True)
@@ -408,13 +409,13 @@ def _gather(folder: Path, sources: Sequence[Source], kept: Kept, shape: tuple[in
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return how many this process may use."""
     affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
     return len(affinity()) if affinity else os.cpu_count() or 1
 
 
 def _loaded(places: Sequence[tuple[Source, int]]) -> Iterator[FocalStack | None]:
-    """The stacks at these places in turn; many rendered ones are shared among the cores."""
+    """Return the stacks at these places in turn; many rendered ones are shared among the cores."""
     workers = cores()
     parallel = all(getattr(source, "rendered", False) for source, _ in places)
     if not parallel or workers < 2 or len(places) < WORTH_SHARING:

@@ -120,7 +120,7 @@ class Manifest:
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """The manifest of a run; UserError when it is missing, broken or of another version."""
+    """Return the manifest of a run; UserError when it is missing, broken or of another version."""
     return _read(Path(folder) / MANIFEST_FILE)
 
 
@@ -141,7 +141,7 @@ def _read(path: Path) -> Manifest:
 
 
 def check_artifact(folder: Path, artifact: Artifact) -> Path:
-    """The path of an artifact whose hash is as recorded.
+    """Return the path of an artifact whose hash is as recorded.
 
     UserError when it was refused, is missing, or is not the file that was written.
     """

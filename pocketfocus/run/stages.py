@@ -41,7 +41,7 @@ class Stage:
     run: Callable[[], object]
 
     def key(self) -> str:
-        """Hash of everything the result depends on."""
+        """Return the hash of everything the result depends on."""
         return key_of(code=source_hash(*self.code), tools=tools(), **self.inputs())
 
 
@@ -64,7 +64,7 @@ def run_stages(folder: Path, stages: Iterable[Stage]) -> list[str]:
 
 
 def out_of_date(folder: Path, stage: Stage) -> str:
-    """Why the stage has to run, or "" when inputs and outputs are as recorded."""
+    """Return why the stage has to run, or "" when inputs and outputs are as recorded."""
     known = _records(folder).get(stage.name)
     if known is None:
         return "running"
@@ -105,10 +105,10 @@ def _records(folder: Path) -> dict[str, Any]:
 
 @cache
 def tools() -> dict[str, str]:
-    """Versions of the packages whose behaviour ends up in the files."""
+    """Return versions of the packages whose behaviour ends up in the files."""
     return {name: metadata.version(name) for name in PINNED}
 
 
 def hashes(*paths: Path | None) -> list[str]:
-    """SHA-256 of each file or folder that exists; "" for one that does not."""
+    """Return the SHA-256 of each file or folder that exists; "" for one that does not."""
     return [sha256(p) if p is not None and p.exists() else "" for p in paths]
