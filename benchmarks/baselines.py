@@ -24,7 +24,7 @@ from torch import Tensor
 
 import pocketfocus
 from pocketfocus.data.scenes import TRAIN_PHOTOS, train_photos
-from pocketfocus.data.stacks import FocalStack, synthetic_stacks
+from pocketfocus.data.stacks import FocalStack, RenderedScenes
 from pocketfocus.run.constants import FRAMES, POSITIONS
 from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.files import read_json, write_json
@@ -199,11 +199,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.scenes < 1 or options.size < 16:
         parser.error("--scenes must be at least 1 and --size at least 16")
     size = (options.size, options.size)
-    stacks = synthetic_stacks(options.scenes, FIT_SEED, size, train_photos())
+    seeds = range(FIT_SEED, FIT_SEED + options.scenes)
+    stacks = RenderedScenes(seeds, size, train_photos())
     table = fit_blur(track(stacks, "fitting on training scenes", options.scenes))
     made = {
         "command": f"{_HOW} --scenes {options.scenes} --size {options.size}",
-        "seeds": [FIT_SEED, FIT_SEED + options.scenes - 1],
+        "seeds": [seeds[0], seeds[-1]],
         "photos": list(TRAIN_PHOTOS),
         "sigmas_px": list(SIGMAS_PX),
         "mask_sigmas_px": list(MASK_SIGMAS_PX),

@@ -26,7 +26,7 @@ from pocketfocus.benchmarks.baselines import TABLE_FILE, baselines
 from pocketfocus.benchmarks.scores import Call, Ledger, Scores
 from pocketfocus.data.datasets import SYNTHETIC, TEST, Request, check_source, open_source
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
-from pocketfocus.data.stacks import FocalStack, StackCache, cache_stacks, synthetic_stacks
+from pocketfocus.data.stacks import FocalStack, RenderedScenes, StackCache, cache_sources
 from pocketfocus.export.open import REFERENCE, STUDENT, open_any, open_model
 from pocketfocus.export.targets import get_target
 from pocketfocus.models.model import Model, refocus
@@ -227,7 +227,6 @@ def _means(
 ) -> Means:
     own = [cell for cell in cells if cell.model == model]
     off = [cell for cell in own if cell.distance]
-    distances = sorted({cell.distance for cell in off})
     return Means(
         model=model,
         stacks=stacks_name,
@@ -236,7 +235,8 @@ def _means(
         mean_psnr_db_off_diagonal=mean(cell.psnr_db for cell in off),
         mean_ssim_off_diagonal=mean(cell.ssim for cell in off),
         psnr_db_by_distance={
-            str(d): mean(cell.psnr_db for cell in off if cell.distance == d) for d in distances
+            str(d): mean(cell.psnr_db for cell in off if cell.distance == d)
+            for d in sorted({cell.distance for cell in off})
         },
         scenes=scenes,
         gain_db=mean(gains),
@@ -275,7 +275,7 @@ def validation_stacks(scenes: int = SCENES, size: Size = RENDERED) -> StackCache
     folder = cache_home() / f"validation-{sides}-{scenes}"
     seeds = range(VALIDATION_SEED, VALIDATION_SEED + scenes)
     try:
-        return cache_stacks(folder, seeds, size, held_out_photos())
+        return cache_sources(folder, [RenderedScenes(seeds, size, held_out_photos())], size)
     except UserError as error:
         megabytes = scenes * FRAMES * 3 * size[0] * size[1] / 1e6
         raise UserError(
@@ -292,8 +292,7 @@ def true_stacks(source: str, scenes: int, size: Size | None) -> tuple[Sequence[F
     opened = open_source(source, Request(scenes, size, TEST, crop=False))
     if source == SYNTHETIC:
         return validation_stacks(scenes, size or RENDERED), opened.key
-    stacks = (opened.load(index) for index in range(len(opened.names)))
-    return list(islice((stack for stack in stacks if stack is not None), scenes)), opened.key
+    return list(islice(opened, scenes)), opened.key
 
 
 def source_name(source: str) -> str:
@@ -367,7 +366,8 @@ def evaluate_run(
         if artifact.status == "written" and get_target(artifact.target).cannot_run() is None:
             specs[artifact.name] = str(folder / artifact.name)
     models = [replace(open_model(spec), name=name) for name, spec in specs.items()]
-    stacks = list(synthetic_stacks(scenes, VALIDATION_SEED, size, held_out_photos()))
+    seeds = range(VALIDATION_SEED, VALIDATION_SEED + scenes)
+    stacks = list(RenderedScenes(seeds, size, held_out_photos()))
     found = evaluate_models([*models, *baselines()], stacks, SYNTHETIC, positions)
     write_rows(folder / EVALUATE_FILE, found.rows())
     return found

@@ -232,7 +232,7 @@ def file_key(run: Export, target: Target, recipe: Recipe) -> str:
 
 def code_hash() -> str:
     """Hash of the sources that write files."""
-    return source_hash("quantize", "export")
+    return source_hash("mobile", "quantize", "export")
 
 
 def reference_of(out: Path) -> str:

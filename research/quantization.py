@@ -33,10 +33,10 @@ def files_table(
     lost = {(row.artifact, row.stacks): row for row in losses}
     rows = parity_rows(verify)
     gates = {row["artifact"]: row for row in rows if row["device"] in (HOST, MIL_CHECK)}
-    twins = {
+    same = {
         (row["artifact"], row["device"]): row for row in rows if row["gate"].startswith(SAME_FILE)
     }
-    others = sorted({device for _, device in twins})
+    others = sorted({device for _, device in same})
     whole = {a.target: a.bytes for a in artifacts if a.precision == FLOAT}
     lines = []
     for artifact in artifacts:
@@ -48,7 +48,7 @@ def files_table(
                 figure(artifact.bytes / 1e6, 2),
                 "–" if not floats else figure(artifact.bytes / floats, 3),
                 gate_cell(gate),
-                *(gate_cell(twins.get((artifact.name, device))) for device in others),
+                *(gate_cell(same.get((artifact.name, device))) for device in others),
                 *(loss_cell(lost.get((artifact.name, source))) for source in sources),
                 ", ".join(f"{n} × {b}" for b, n in sorted(bits.items(), reverse=True)) or "–",
             ]
@@ -73,7 +73,7 @@ def loss_cell(row: Loss | None) -> str:
 
 
 def differences_table(artifacts: Sequence[Artifact]) -> str:
-    """Return how many layers of every file are not kept as asked, by the reason."""
+    """Return how many layers of every file are not kept as requested, by the reason."""
     lines = []
     for artifact in artifacts:
         rows = artifact.taken.get("layers", {}).values()

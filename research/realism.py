@@ -32,9 +32,9 @@ from pocketfocus.data.stacks import (
     FocalStack,
     RenderedScenes,
     Source,
+    StackFolder,
     cache_sources,
     read_photos,
-    read_stacks,
 )
 from pocketfocus.distill.reference.autoencoder import initialise, random_crops
 from pocketfocus.distill.reference.phases import INITIAL_CROPS, fingerprint, train_denoiser
@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("build/realism"))
     options = parser.parse_args(arguments)
     photos = textures(read_photos(options.photos)) if options.photos else []
-    real = list(read_stacks(options.real, SIZE))
+    real = list(StackFolder(options.real, SIZE))
     tests = {"real": real, "rendered": validation_stacks()[:VALIDATION_SCENES]}
     study = Study(options.out, options.scenes, options.steps, photos, tests)
     rows = [study.measure(name, variant) for name, variant in VARIANTS.items()]

@@ -31,7 +31,7 @@ from pocketfocus.benchmarks.evaluate import validation_stacks
 from pocketfocus.benchmarks.tables import difference, figure, markdown
 from pocketfocus.data.datasets import PHOTOS, SYNTHETIC, Request, open_source
 from pocketfocus.data.optics import one_hot
-from pocketfocus.data.stacks import FocalStack, Source, cache_sources, read_stacks
+from pocketfocus.data.stacks import FocalStack, Source, StackFolder, cache_sources
 from pocketfocus.distill.reference.phases import resume
 from pocketfocus.distill.student.methods import get_method
 from pocketfocus.distill.student.regression import stack_losses
@@ -367,7 +367,7 @@ def search(options: argparse.Namespace) -> str:
     if steps:
         tests["rendered"] = validation_stacks()[: options.validation_scenes]
         if options.real:
-            tests["real"] = list(read_stacks(options.real, SIZE))
+            tests["real"] = list(StackFolder(options.real, SIZE))
     for candidate in chosen:
         prepare(candidate, out, source)
     rows = [score(candidate, out, tests) for candidate in chosen]

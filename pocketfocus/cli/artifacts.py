@@ -68,7 +68,7 @@ Locate = Annotated[
 
 @dataclass(frozen=True)
 class Files:
-    """The files that `export` is asked for, as on its command line."""
+    """The files that `export` writes, as on its command line."""
 
     targets: str
     precisions: str

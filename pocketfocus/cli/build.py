@@ -35,7 +35,7 @@ REPORTED = (
 
 
 VERIFIED = ("verify.json", "stacks.npz")
-EXPORTS = ("quantize", "export")
+EXPORTS = ("mobile", "quantize", "export")
 MEASURES = (*EXPORTS, "benchmarks", "mobile_harness")
 
 

@@ -31,8 +31,8 @@ from pocketfocus.data.stacks import (
     FocalStack,
     RenderedScenes,
     Source,
+    StackFolder,
     read_photos,
-    read_stacks,
     say_skipped,
 )
 from pocketfocus.photos.images import load_photo
@@ -73,7 +73,7 @@ class Request:
         return range(first, first + self.scenes)
 
 
-class RGBDScenes:
+class RGBDScenes(Source):
     """Scenes rendered from RGB-D pairs in turn: each time another crop, scale and camera."""
 
     rendered = True
@@ -123,7 +123,7 @@ def open_source(spec: str, request: Request) -> Source:
         kind, _, folder = spec.partition(":")
         return KINDS[kind](folder, request)
     only = scene_list(Path(spec), request.split)
-    return read_stacks(Path(spec), request.size, only=only, crop=request.crop)
+    return StackFolder(Path(spec), request.size, only=only, crop=request.crop)
 
 
 def check_source(spec: str) -> None:

@@ -12,7 +12,7 @@ from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, read_json, sha256, write_json
 
 PACKAGE = Path(pocketfocus.__file__).parent
-CORE = ("models", "data", "photos", "run", "mobile")
+CORE = ("models", "data", "photos", "run")
 
 
 class Kept:

@@ -51,7 +51,7 @@ class Delegation:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One file that was asked for: `written`, or `refused` with the reason in `why`.
+    """One file that was requested: `written`, or `refused` with the reason in `why`.
 
     Attributes:
         name: path below the run's folder.
@@ -64,7 +64,7 @@ class Artifact:
         key: hash of everything the file was made from; the same key needs no new file.
         inputs: in the order in which the file takes them.
         outputs: in the order in which the file gives them.
-        recipe: the fields of the recipe: what was asked for.
+        recipe: the fields of the recipe: what was requested.
         taken: what the backend took instead, from the file itself: counts and plain sentences.
         delegation: of ExecuTorch files; None elsewhere.
     """
