@@ -21,12 +21,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-COLOURS = {
-    "pytorch": "#888888",
-    "executorch": "#d1603d",
-    "onnx": "#3d7ea6",
-    "coreml": "#7a9e4e",
-}
+COLOURS = {"pytorch": "#888888", "executorch": "#d1603d", "onnx": "#3d7ea6", "coreml": "#7a9e4e"}
 
 
 def latency_chart(bench: Sequence[Row]) -> bytes:

@@ -162,10 +162,7 @@ def evaluate_models(
 
 
 def _tasks(
-    models: Sequence[Model],
-    stacks: Iterable[FocalStack],
-    inputs: Sequence[int],
-    count: int,
+    models: Sequence[Model], stacks: Iterable[FocalStack], inputs: Sequence[int], count: int
 ) -> Iterator[tuple[int, FocalStack, dict[int, Tensor], Model, int]]:
     """Yield every call to make: scene number, stack, its truth, model, input position."""
     turn = 0

@@ -6,7 +6,7 @@ Everything on it is read from the run's own files; nothing is measured here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import pocketfocus
-from pocketfocus.benchmarks.charts import (
-    grids_chart,
-    latency_chart,
-    size_chart,
-    sustained_chart,
-)
+from pocketfocus.benchmarks.charts import grids_chart, latency_chart, size_chart, sustained_chart
 from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, Evaluation, read_evaluation
-from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, ratios
+from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, Ratio, ratios
 from pocketfocus.benchmarks.notes import browser_rows, notes_rows
 from pocketfocus.benchmarks.phones import fits, kinds, phones
 from pocketfocus.benchmarks.verify import SHOWN, STACKS_FILE, VERIFY_FILE, parity_rows
@@ -127,19 +122,11 @@ def headline(bench: Sequence[Row], verify: Sequence[Row]) -> list[tuple[str, str
     return facts
 
 
-def latency_rows(bench: Sequence[Row]) -> list[dict[str, Any]]:
+def latency_rows(bench: Sequence[Row]) -> list[Row]:
     """Return rows of bench.json with their speed-ups."""
-    by_artifact = {(r.artifact, r.device): r for r in ratios(bench)}
-    return [
-        {
-            **row,
-            "to_reference": getattr(ratio, "to_reference", None),
-            "to_published": getattr(ratio, "to_published", None),
-            "to_student": getattr(ratio, "to_student", None),
-        }
-        for row in bench
-        for ratio in [by_artifact.get((row["artifact"], row["device"]))]
-    ]
+    unknown = dict.fromkeys(field.name for field in fields(Ratio))
+    found = {(r.artifact, r.device): asdict(r) for r in ratios(bench)}
+    return [{**unknown, **found.get((row["artifact"], row["device"]), {}), **row} for row in bench]
 
 
 def strips(folder: Path) -> list[Strip]:

@@ -16,12 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pocketfocus.benchmarks.evaluate import (
-    Means,
-    evaluate_models,
-    source_name,
-    true_stacks,
-)
+from pocketfocus.benchmarks.evaluate import Means, evaluate_models, source_name, true_stacks
 from pocketfocus.benchmarks.verify import is_written, load_parent
 from pocketfocus.data.datasets import check_source
 from pocketfocus.data.optics import one_hot

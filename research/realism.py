@@ -20,10 +20,7 @@ from statistics import fmean, median
 import numpy as np
 import torch
 
-from pocketfocus.benchmarks.evaluate import (
-    frames_by_position,
-    validation_stacks,
-)
+from pocketfocus.benchmarks.evaluate import frames_by_position, validation_stacks
 from pocketfocus.benchmarks.tables import difference, markdown
 from pocketfocus.data.datasets import RGBD_PAIRS, Request, open_source, textures
 from pocketfocus.data.optics import blurred, srgb_to_linear

@@ -20,16 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from pocketfocus.data.optics import Camera, Layer, linear_to_srgb, render_stack, srgb_to_linear
-from pocketfocus.data.textures import (
-    SHAPES,
-    Array,
-    coverage,
-    fractal,
-    noise,
-    plain,
-    shape,
-    texture,
-)
+from pocketfocus.data.textures import SHAPES, Array, coverage, fractal, noise, plain, shape, texture
 from pocketfocus.photos.focusmap import box
 from pocketfocus.photos.images import from_uint8
 from pocketfocus.run.constants import FRAMES, Size

@@ -87,11 +87,7 @@ def remember(folder: Path, stage: Stage, seconds: float) -> None:
         if not found and "*" not in pattern:
             raise UserError(f"stage {stage.name} ended without writing {pattern} in {folder}")
         outputs |= {path.relative_to(folder).as_posix(): sha256(path) for path in found}
-    record = {
-        "key": stage.key(),
-        "outputs": outputs,
-        "seconds": round(seconds, 1),
-    }
+    record = {"key": stage.key(), "outputs": outputs, "seconds": round(seconds, 1)}
     write_json(folder / RECORD, {"stages": {**_records(folder), stage.name: record}})
 
 
