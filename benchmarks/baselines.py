@@ -24,7 +24,7 @@ from torch import Tensor
 
 import pocketfocus
 from pocketfocus.data.scenes import TRAIN_PHOTOS, train_photos
-from pocketfocus.data.stacks import FocalStack, synthetic_stacks
+from pocketfocus.data.stacks import FocalStack, RenderedScenes
 from pocketfocus.run.constants import FRAMES, POSITIONS
 from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.files import read_json, write_json
@@ -59,7 +59,7 @@ class Filter:
         return self.of(photo, _blurred(photo, self.sigma_px)) if self.sigma_px else photo
 
     def of(self, photo: Tensor, blurred: Tensor) -> Tensor:
-        """The result, from the photo and its blur by `sigma_px` (the photo itself for 0)."""
+        """Return the result, from the photo and its blur by `sigma_px` (the photo itself for 0)."""
         if self.amount:
             return (photo + self.amount * (photo - blurred)).clamp(-1, 1)
         return blurred
@@ -93,7 +93,7 @@ class Copy:
     multiple: ClassVar[int] = 1
 
     def __call__(self, photo: Tensor, position: int) -> Tensor:
-        """Photo [1, 3, H, W] in [-1, 1] to [9, 3, H, W]; the position does not matter."""
+        """Repeat a photo [1, 3, H, W] in [-1, 1] as [9, 3, H, W]; the position does not matter."""
         return photo.expand(FRAMES, -1, -1, -1)
 
 
@@ -107,19 +107,19 @@ class Blur:
     multiple: ClassVar[int] = 1
 
     def __call__(self, photo: Tensor, position: int) -> Tensor:
-        """Photo [1, 3, H, W] in [-1, 1], taken at `position`, to [9, 3, H, W]."""
+        """Filter a photo [1, 3, H, W] in [-1, 1], taken at `position`, to [9, 3, H, W]."""
         return torch.cat([self.table[position, output](photo) for output in range(FRAMES)])
 
 
 def baselines() -> tuple[Copy, Blur]:
-    """Both baselines, `blur` with the shipped table."""
+    """Return both baselines, `blur` with the shipped table."""
     return Copy(), Blur(load_table())
 
 
 def fit_blur(
     stacks: Iterable[FocalStack], candidates: Sequence[Filter] = CANDIDATES
 ) -> dict[tuple[int, int], Filter]:
-    """For every pair of positions the candidate of least mean squared error over all stacks.
+    """Fit for every pair of positions the candidate of least mean squared error over all stacks.
 
     Among equals the earliest wins, so put the identity first. Positions must be the nine whole
     ones; ValueError when a stack has others or there is none.
@@ -139,7 +139,8 @@ def fit_blur(
 
 
 def _errors(frames: Tensor, position: int, candidates: Sequence[Filter]) -> NDArray[np.float64]:
-    """Mean squared errors [P, K] of the filtered frame at `position` to every frame [P, 3, H, W].
+    """Return the mean squared errors [P, K] of the filtered frame at `position` to each [P, 3, H,
+    W].
 
     |c - f|² = |c|² - 2 c·f + |f|²; c and f are taken relative to the photo, so that no large terms
     cancel. Each blur is made once, for all the amounts that use it.
@@ -198,11 +199,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.scenes < 1 or options.size < 16:
         parser.error("--scenes must be at least 1 and --size at least 16")
     size = (options.size, options.size)
-    stacks = synthetic_stacks(options.scenes, FIT_SEED, size, train_photos())
+    seeds = range(FIT_SEED, FIT_SEED + options.scenes)
+    stacks = RenderedScenes(seeds, size, train_photos())
     table = fit_blur(track(stacks, "fitting on training scenes", options.scenes))
     made = {
         "command": f"{_HOW} --scenes {options.scenes} --size {options.size}",
-        "seeds": [FIT_SEED, FIT_SEED + options.scenes - 1],
+        "seeds": [seeds[0], seeds[-1]],
         "photos": list(TRAIN_PHOTOS),
         "sigmas_px": list(SIGMAS_PX),
         "mask_sigmas_px": list(MASK_SIGMAS_PX),

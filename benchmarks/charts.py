@@ -33,7 +33,7 @@ def colour_of(target: str) -> str:
 
 
 def latency_chart(bench: Sequence[Row]) -> bytes:
-    """p50 (bar) to p99 (whisker) of everything that was measured, on a log axis in ms."""
+    """Draw p50 (bar) to p99 (whisker) of everything that was measured, on a log axis in ms."""
     rows = [row for row in bench if row["p50_ms"] is not None]
     figure, axis = plt.subplots(figsize=(7, 0.6 + 0.32 * max(1, len(rows))))
     for y, row in enumerate(rows):
@@ -49,13 +49,13 @@ def latency_chart(bench: Sequence[Row]) -> bytes:
 
 
 def _label(row: Row) -> str:
-    """The artifact, and whose figure it is where another device measured it."""
+    """Return the artifact, and whose figure it is where another device measured it."""
     other = row["device"] != HOST
     return f"{row['artifact']}\n{row['device']}" if other else str(row["artifact"])
 
 
 def sustained_chart(rows: Sequence[Row]) -> bytes | None:
-    """A line a run without a pause: ms a call over its seconds; None when there is none."""
+    """Draw a line a run without a pause: ms a call over its seconds; None when there is none."""
     runs = [row for row in rows if row["sustained"] and row["sustained"].get("course")]
     if not runs:
         return None
@@ -70,7 +70,7 @@ def sustained_chart(rows: Sequence[Row]) -> bytes | None:
 
 
 def size_chart(manifest: Manifest) -> bytes:
-    """MiB of every file."""
+    """Draw the MiB of every file."""
     files = [a for a in manifest.artifacts if a.bytes]
     figure, axis = plt.subplots(figsize=(7, 0.6 + 0.32 * max(1, len(files))))
     for y, artifact in enumerate(files):
@@ -94,7 +94,7 @@ class Point:
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """Those that no other beats (as fast or faster, as good or better, and not both equal),
+    """Return those that no other beats (as fast or faster, as good or better, and not both equal),
     fastest first."""
 
     def beaten(point: Point) -> bool:
@@ -109,7 +109,7 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def pareto_chart(panels: Mapping[str, Sequence[Point]], x: str, y: str) -> bytes:
-    """A panel for each title: every point with its label, the front as a line."""
+    """Draw a panel for each title: every point with its label, the front as a line."""
     figure, axes = plt.subplots(1, len(panels), figsize=(6.5 * len(panels), 4.5), squeeze=False)
     for axis, (title, points) in zip(axes[0], panels.items(), strict=True):
         best = front(points)
@@ -125,7 +125,7 @@ def pareto_chart(panels: Mapping[str, Sequence[Point]], x: str, y: str) -> bytes
 
 
 def grids_chart(cells: Sequence[Cell]) -> bytes:
-    """The 9×9 PSNR grid of every model on every set of stacks, on one scale.
+    """Draw the 9×9 PSNR grid of every model on every set of stacks, on one scale.
 
     The scale spans the cells off the diagonal; cells without truth stay empty. ValueError when
     there is no cell.
@@ -146,7 +146,7 @@ def grids_chart(cells: Sequence[Cell]) -> bytes:
 
 
 def _draw_grid(axis: Any, cells: Sequence[Cell], low: float, high: float) -> None:
-    """One heat map: a row for an input position, a column for an output position."""
+    """Draw one heat map: a row for an input position, a column for an output position."""
     grid = np.full((FRAMES, FRAMES), math.nan)
     middle = (low + high) / 2
     for cell in cells:

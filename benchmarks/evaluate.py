@@ -26,7 +26,7 @@ from pocketfocus.benchmarks.baselines import TABLE_FILE, baselines
 from pocketfocus.benchmarks.scores import Call, Ledger, Scores
 from pocketfocus.data.datasets import SYNTHETIC, TEST, Request, check_source, open_source
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
-from pocketfocus.data.stacks import FocalStack, StackCache, cache_stacks, synthetic_stacks
+from pocketfocus.data.stacks import FocalStack, RenderedScenes, StackCache, cache_sources
 from pocketfocus.export.open import REFERENCE, STUDENT, open_any, open_model
 from pocketfocus.export.targets import get_target
 from pocketfocus.models.model import Model, refocus
@@ -95,12 +95,12 @@ class Evaluation:
     means: Sequence[Means]
 
     def rows(self) -> list[Row]:
-        """The rows of evaluate.json: the cells, then the means."""
+        """Return the rows of evaluate.json: the cells, then the means."""
         return [asdict(cell) for cell in self.cells] + [asdict(means) for means in self.means]
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """What `Evaluation.rows` wrote; UserError for a file that holds no evaluation."""
+    """Return what `Evaluation.rows` wrote; UserError for a file that holds no evaluation."""
     rows = read_rows(path)
     try:
         return Evaluation(
@@ -118,7 +118,7 @@ class Reconstructor(Protocol):
     """A model that is given the true stack itself: an autoencoder, the bound of what uses it."""
 
     def reconstruct(self, stack: Tensor) -> Tensor:
-        """Frames [N, 3, H, W] in [-1, 1] as they come out again."""
+        """Return frames [N, 3, H, W] in [-1, 1] as they come out again."""
 
 
 def evaluate_models(
@@ -162,12 +162,9 @@ def evaluate_models(
 
 
 def _tasks(
-    models: Sequence[Model],
-    stacks: Iterable[FocalStack],
-    inputs: Sequence[int],
-    count: int,
+    models: Sequence[Model], stacks: Iterable[FocalStack], inputs: Sequence[int], count: int
 ) -> Iterator[tuple[int, FocalStack, dict[int, Tensor], Model, int]]:
-    """Every call to make: scene number, stack, its truth, model, input position."""
+    """Yield every call to make: scene number, stack, its truth, model, input position."""
     turn = 0
     for index, stack in enumerate(stacks):
         truth = frames_by_position(stack)
@@ -180,7 +177,7 @@ def _tasks(
 
 
 def _score(model: Model, stack: FocalStack, truth: Mapping[int, Tensor], position: int) -> Scores:
-    """PSNR and SSIM by output position."""
+    """Return PSNR and SSIM by output position."""
     if isinstance(model, Reconstructor):
         made = model.reconstruct(torch.cat(list(truth.values()))).clamp(-1, 1)
         images = {output: made[n : n + 1] for n, output in enumerate(truth)}
@@ -194,7 +191,7 @@ def _score(model: Model, stack: FocalStack, truth: Mapping[int, Tensor], positio
 
 
 def _cells(calls: Sequence[Call], names: Sequence[str], stacks_name: str) -> list[Cell]:
-    """The cells by model, input and output position, in this order."""
+    """Return the cells by model, input and output position, in this order."""
     scores: dict[tuple[str, int, int], list[tuple[float, float]]] = defaultdict(list)
     for call in calls:
         for output, score in call.scores.items():
@@ -208,7 +205,8 @@ def _cells(calls: Sequence[Call], names: Sequence[str], stacks_name: str) -> lis
 
 
 def _gains(calls: Sequence[Call]) -> dict[str, list[float]]:
-    """Gains over `copy` off the diagonal by model, one a scene that copy has the same cells of."""
+    """Return gains over `copy` off the diagonal by model, one a scene that copy has the same cells
+    of."""
     scenes: dict[tuple[str, int], list[float]] = defaultdict(list)
     for call in calls:
         off = [psnr for output, (psnr, _) in call.scores.items() if output != call.position]
@@ -226,7 +224,6 @@ def _means(
 ) -> Means:
     own = [cell for cell in cells if cell.model == model]
     off = [cell for cell in own if cell.distance]
-    distances = sorted({cell.distance for cell in off})
     return Means(
         model=model,
         stacks=stacks_name,
@@ -235,7 +232,8 @@ def _means(
         mean_psnr_db_off_diagonal=mean(cell.psnr_db for cell in off),
         mean_ssim_off_diagonal=mean(cell.ssim for cell in off),
         psnr_db_by_distance={
-            str(d): mean(cell.psnr_db for cell in off if cell.distance == d) for d in distances
+            str(d): mean(cell.psnr_db for cell in off if cell.distance == d)
+            for d in sorted({cell.distance for cell in off})
         },
         scenes=scenes,
         gain_db=mean(gains),
@@ -244,13 +242,13 @@ def _means(
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """The mean of the values, None where there is none."""
+    """Return the mean of the values, None where there is none."""
     found = list(values)
     return fmean(found) if found else None
 
 
 def frames_by_position(stack: FocalStack) -> dict[int, Tensor]:
-    """The frames [1, 3, H, W] that are truth for a whole position, by position.
+    """Return the frames [1, 3, H, W] that are truth for a whole position, by position.
 
     The truth for a position is the frame nearest to it, the nearer one of two equals, if it is
     within `TOLERANCE`; frames between positions are not used.
@@ -265,7 +263,8 @@ def frames_by_position(stack: FocalStack) -> dict[int, Tensor]:
 
 
 def validation_stacks(scenes: int = SCENES, size: Size = RENDERED) -> StackCache:
-    """Synthetic validation scenes with the held-out photos, rendered once and kept for later runs.
+    """Return synthetic validation scenes with the held-out photos, rendered once and kept for later
+    runs.
 
     They lie under `cache_home()`; UserError when that folder cannot be written.
     """
@@ -273,7 +272,7 @@ def validation_stacks(scenes: int = SCENES, size: Size = RENDERED) -> StackCache
     folder = cache_home() / f"validation-{sides}-{scenes}"
     seeds = range(VALIDATION_SEED, VALIDATION_SEED + scenes)
     try:
-        return cache_stacks(folder, seeds, size, held_out_photos())
+        return cache_sources(folder, [RenderedScenes(seeds, size, held_out_photos())], size)
     except UserError as error:
         megabytes = scenes * FRAMES * 3 * size[0] * size[1] / 1e6
         raise UserError(
@@ -283,19 +282,18 @@ def validation_stacks(scenes: int = SCENES, size: Size = RENDERED) -> StackCache
 
 
 def true_stacks(source: str, scenes: int, size: Size | None) -> tuple[Sequence[FocalStack], str]:
-    """The test stacks of a source, at most `scenes` of them, and the hash they are known by.
+    """Return the test stacks of a source, at most `scenes` of them, and the hash they are known by.
 
     A folder's images keep their size unless one is given; the others are 256 by 256.
     """
     opened = open_source(source, Request(scenes, size, TEST, crop=False))
     if source == SYNTHETIC:
         return validation_stacks(scenes, size or RENDERED), opened.key
-    stacks = (opened.load(index) for index in range(len(opened.names)))
-    return list(islice((stack for stack in stacks if stack is not None), scenes)), opened.key
+    return list(islice(opened, scenes)), opened.key
 
 
 def source_name(source: str) -> str:
-    """What tables call a source of stacks: the name of a folder, else the source itself."""
+    """Return what tables call a source of stacks: the name of a folder, else the source itself."""
     return Path(source).resolve().name if Path(source).is_dir() else source
 
 
@@ -314,7 +312,8 @@ class Scoring:
     size: Size | None = None
 
     def key(self, stacks: str) -> str:
-        """Hash of all that scores on stacks of this hash depend on, shipped weights included."""
+        """Return the hash of all that scores on stacks of this hash depend on, shipped weights
+        included."""
         shipped = list(map(sha256, (DEFAULT_WEIGHTS, SHIPPED_WEIGHTS, TABLE_FILE)))
         models = {spec: content_of(spec) for spec in self.models}
         return key_of(**(vars(self) | {"models": models, "shipped": shipped, "stacks": stacks}))
@@ -347,7 +346,7 @@ def evaluate_scoring(
 
 
 def content_of(spec: str) -> list[str]:
-    """Hashes of what a model's name stands for on this disk."""
+    """Return hashes of what a model's name stands for on this disk."""
     if Path(spec).exists():
         return [sha256(Path(spec))]
     kind, _, named = spec.partition("@")[0].partition(":")
@@ -364,7 +363,8 @@ def evaluate_run(
         if artifact.status == "written" and get_target(artifact.target).cannot_run() is None:
             specs[artifact.name] = str(folder / artifact.name)
     models = [replace(open_model(spec), name=name) for name, spec in specs.items()]
-    stacks = list(synthetic_stacks(scenes, VALIDATION_SEED, size, held_out_photos()))
+    seeds = range(VALIDATION_SEED, VALIDATION_SEED + scenes)
+    stacks = list(RenderedScenes(seeds, size, held_out_photos()))
     found = evaluate_models([*models, *baselines()], stacks, SYNTHETIC, positions)
     write_rows(folder / EVALUATE_FILE, found.rows())
     return found

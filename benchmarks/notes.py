@@ -17,14 +17,14 @@ SLOWEST = 3
 
 
 def browser_rows(bench: Sequence[Row]) -> list[Row]:
-    """Rows that browsers sent, each with `throttles` in words."""
+    """Return rows that browsers sent, each with `throttles` in words."""
     return [
         {**row, "throttles": throttles(row["sustained"])} for row in bench if "sustained" in row
     ]
 
 
 def throttles(sustained: dict[str, Any] | None) -> str:
-    """`steady`, `slows down` (more than 10 % at the end), or why that is not known."""
+    """Return `steady`, `slows down` (more than 10 % at the end), or why that is not known."""
     if sustained is None or sustained["slower"] is None:
         return "not run"
     if sustained["runs"] < 10:
@@ -44,7 +44,7 @@ class Notes:
 
 
 def notes_rows(bench: Sequence[Row]) -> list[Notes]:
-    """The notes of all rows that have some."""
+    """Return the notes of all rows that have some."""
     return [
         Notes(
             row["artifact"],
@@ -59,7 +59,7 @@ def notes_rows(bench: Sequence[Row]) -> list[Notes]:
 
 
 def battery(notes: dict[str, Any]) -> str:
-    """Level and temperature before and after; empty where they were not noted."""
+    """Return level and temperature before and after; empty where they were not noted."""
     if "battery_percent" not in notes:
         return ""
     percent, celsius = notes["battery_percent"], notes["battery_celsius"]
@@ -67,11 +67,11 @@ def battery(notes: dict[str, Any]) -> str:
 
 
 def slowest(operators: Sequence[dict[str, Any]]) -> str:
-    """The slowest operators and their medians."""
+    """Return the slowest operators and their medians."""
     ranked = sorted(operators, key=lambda each: -float(each["p50_ms"]))[:SLOWEST]
     return ", ".join(f"{each['operator']} {each['p50_ms']:g} ms" for each in ranked)
 
 
 def plan(units: dict[str, int]) -> str:
-    """How many operators Core ML gives to each unit."""
+    """Return how many operators Core ML gives to each unit."""
     return ", ".join(f"{unit}: {count}" for unit, count in units.items())

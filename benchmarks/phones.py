@@ -48,17 +48,17 @@ class Phone:
 
 
 def kinds() -> dict[str, str]:
-    """What the words mean that say how a source knows its figure."""
+    """Return what the words mean that say how a source knows its figure."""
     return dict(json.loads(TABLE.read_text(encoding="utf-8"))["kinds"])
 
 
 def phones() -> list[Phone]:
-    """The table, in its order."""
+    """Return the table, in its order."""
     return [Phone(**row) for row in json.loads(TABLE.read_text(encoding="utf-8"))["phones"]]
 
 
 def verdict(phone: Phone, file_bytes: int, peak_mib: float | None) -> str:
-    """`fits`, `tight` (above 70 % of the limit), `will be killed`, or `not known`.
+    """Return `fits`, `tight` (above 70 % of the limit), `will be killed`, or `not known`.
 
     Without a measured peak only a file larger than the limit is decided: weights are held in
     memory. Without a limit only what exceeds the phone's whole memory is.
@@ -97,7 +97,7 @@ def fits(bench: Sequence[Row]) -> list[Fit]:
 
 
 def markdown_table() -> str:
-    """The table of docs/phones.md: `python -m pocketfocus.benchmarks.phones`."""
+    """Return the table of docs/phones.md: `python -m pocketfocus.benchmarks.phones`."""
 
     def cell(mib: int | None, kind: str, source: str) -> str:
         return "–" if mib is None else f"{mib} ([{kind}]({source}))"

@@ -6,7 +6,7 @@ Everything on it is read from the run's own files; nothing is measured here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from pocketfocus.benchmarks.charts import (
 from pocketfocus.benchmarks.checks import SHOWN, STACKS_FILE
 from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, Evaluation, read_evaluation
 from pocketfocus.benchmarks.gates import parity_rows
-from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, ratios
+from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, Ratio, ratios
 from pocketfocus.benchmarks.notes import browser_rows, notes_rows
 from pocketfocus.benchmarks.phones import fits, kinds, phones
 from pocketfocus.benchmarks.verify import VERIFY_FILE
@@ -63,7 +63,7 @@ def write_report(folder: Path) -> Path:
 
 
 def render(folder: Path) -> str:
-    """The page as one string."""
+    """Return the page as one string."""
     manifest = load_manifest(folder)
     verify, bench = read_rows(folder / VERIFY_FILE), read_rows(folder / BENCH_FILE)
     path = folder / EVALUATE_FILE
@@ -101,12 +101,12 @@ def render(folder: Path) -> str:
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """A figure for a table: fixed digits, thousands apart, a dash for none."""
+    """Return a figure for a table: fixed digits, thousands apart, a dash for none."""
     return "–" if value is None else f"{value:,.{digits}f}".replace(",", "\u202f")
 
 
 def headline(bench: Sequence[Row], verify: Sequence[Row]) -> list[tuple[str, str]]:
-    """The few figures a reader wants first, as (figure, what it is)."""
+    """Return the few figures a reader wants first, as (figure, what it is)."""
     passed = {(r["artifact"], r["device"]) for r in parity_rows(verify) if r["status"] == "pass"}
     timed = [
         r for r in ratios(bench) if (r.artifact, r.device) in passed and r.artifact != "student"
@@ -129,23 +129,15 @@ def headline(bench: Sequence[Row], verify: Sequence[Row]) -> list[tuple[str, str
     return facts
 
 
-def latency_rows(bench: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows of bench.json with their speed-ups."""
-    by_artifact = {(r.artifact, r.device): r for r in ratios(bench)}
-    return [
-        {
-            **row,
-            "to_reference": getattr(ratio, "to_reference", None),
-            "to_published": getattr(ratio, "to_published", None),
-            "to_student": getattr(ratio, "to_student", None),
-        }
-        for row in bench
-        for ratio in [by_artifact.get((row["artifact"], row["device"]))]
-    ]
+def latency_rows(bench: Sequence[Row]) -> list[Row]:
+    """Return rows of bench.json with their speed-ups."""
+    unknown = dict.fromkeys(field.name for field in fields(Ratio))
+    found = {(r.artifact, r.device): asdict(r) for r in ratios(bench)}
+    return [{**unknown, **found.get((row["artifact"], row["device"]), {}), **row} for row in bench]
 
 
 def strips(folder: Path) -> list[Strip]:
-    """The stacks kept by verify and bench: reference, student, every executed file."""
+    """Return the stacks kept by verify and bench: reference, student, every executed file."""
     made: list[Strip] = []
     for file in (REFERENCE_STACK_FILE, STACKS_FILE):
         if (folder / file).exists():
@@ -159,7 +151,7 @@ def strips(folder: Path) -> list[Strip]:
 
 
 def photo_uri(folder: Path) -> str | None:
-    """The photo that the shown stacks were made of."""
+    """Return the photo that the shown stacks were made of."""
     if not (folder / STACKS_FILE).exists():
         return None
     with np.load(folder / STACKS_FILE) as stacks:
@@ -167,16 +159,16 @@ def photo_uri(folder: Path) -> str | None:
 
 
 def picture_uri(pixels: Pixels) -> str:
-    """A uint8 picture [H,W,3] as a JPEG data URI."""
+    """Return a uint8 picture [H,W,3] as a JPEG data URI."""
     return data_uri(encoded(Image.fromarray(pixels), "JPEG", quality=JPEG_QUALITY), "jpeg")
 
 
 def file_uri(path: Path) -> str | None:
-    """A PNG file as a data URI, None when there is none."""
+    """Return a PNG file as a data URI, None when there is none."""
     return data_uri(path.read_bytes()) if path.exists() else None
 
 
 def distillation(folder: Path) -> dict[str, Any]:
-    """What the distill stage said of itself, empty when it did not run here."""
+    """Return what the distill stage said of itself, empty when it did not run here."""
     path = folder / "distill.json"
     return read_json(path) if path.exists() else {}

@@ -65,7 +65,7 @@ class Ledger:
 
 
 def _read(path: Path | None, key: str) -> Iterator[Call]:
-    """The whole lines of a file of this key; nothing when it is absent or of another one."""
+    """Return the whole lines of a file of this key; nothing when it is absent or of another one."""
     if path is None or not path.is_file():
         return
     first, *lines = path.read_text(encoding="utf-8").splitlines() or ["{}"]

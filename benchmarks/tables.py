@@ -20,24 +20,24 @@ from pocketfocus.run.files import Row, read_rows
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, first column to the left, figures to the right."""
+    """Return a Markdown table, first column to the left, figures to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def difference(values: Sequence[float]) -> str:
-    """Mean of paired differences and, of more than one, its standard error."""
+    """Return the mean of paired differences and, of more than one, its standard error."""
     error = f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
     return f"{fmean(values):+z.2f}{error}"
 
 
 def figure(value: float | None, digits: int = 1) -> str:
-    """A number with fixed digits, or a dash."""
+    """Return a number with fixed digits, or a dash."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
 def files_table(bench: Sequence[Row], verify: Sequence[Row]) -> str:
-    """Size, latency, speed-ups and parity, one line an artifact."""
+    """Show size, latency, speed-ups and parity, one line an artifact."""
     faster = {(r.artifact, r.device): r for r in ratios(bench)}
     gates = {(r["artifact"], r["device"]): r for r in parity_rows(verify)}
 
@@ -75,7 +75,7 @@ def files_table(bench: Sequence[Row], verify: Sequence[Row]) -> str:
 
 
 def distance_table(means: Sequence[Means]) -> str:
-    """PSNR off the diagonal, its gain over copy with a standard error, SSIM, and PSNR by d."""
+    """Show PSNR off the diagonal, its gain over copy with a standard error, SSIM, and PSNR by d."""
     distances = sorted({d for row in means for d in row.psnr_db_by_distance}, key=int)
     header = ["model", "stacks", "scenes", "PSNR d>0", "over copy", "SSIM d>0"]
     lines = [
@@ -126,7 +126,7 @@ def print_table(means: Sequence[Means], console: Console | None = None) -> None:
 
 
 def gain(row: Means) -> str:
-    """The gain over copy with its standard error, for a table; neither for copy itself."""
+    """Return the gain over copy with its standard error, for a table; neither for copy itself."""
     if row.model == COPY or row.gain_db is None:
         return figure(None)
     error = row.gain_error_db

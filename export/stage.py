@@ -282,7 +282,7 @@ def file_key(run: Run, network: Network, target: Target, recipe: Recipe) -> str:
 
 def code_hash() -> str:
     """Hash of the sources that write files."""
-    return source_hash("quantize", "export")
+    return source_hash("mobile", "quantize", "export")
 
 
 def tools() -> dict[str, str]:

@@ -79,7 +79,7 @@ def shots(model: Model, scenes: Sequence[FocalStack]) -> list[Shot]:
 
 
 def contact_sheet(found: Sequence[Shot], side: int = 112) -> Image.Image:
-    """Two rows a scene, the true stack above the made one, near to far."""
+    """Draw two rows a scene, the true stack above the made one, near to far."""
     rows = []
     for shot in found:
         for stack in (shot.truth, shot.made):
@@ -92,13 +92,13 @@ def contact_sheet(found: Sequence[Shot], side: int = 112) -> Image.Image:
 
 
 def farthest(shot: Shot) -> int:
-    """The output position that differs most from the photo."""
+    """Return the output position that differs most from the photo."""
     photo = shot.truth[shot.position]
     return int((shot.truth - photo).pow(2).mean((1, 2, 3)).argmax())
 
 
 def corners(shot: Shot, to: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Top left of the square that gets sharper and of the one that gets blurred, in truth."""
+    """Return top left of the square that gets sharper and of the one that gets blurred."""
     pair = sharpness(shot.truth[[shot.position, to]]).clamp(min=1e-12).log()
     detail = sharpness(shot.truth).amax(0)
     change = (pair[1] - pair[0]) * (detail > detail.median())
@@ -113,7 +113,7 @@ def corners(shot: Shot, to: int) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def crops_figure(found: Sequence[Shot]) -> Figure:
-    """A row a scene: what should get sharper and what should get blurred, in photo, made, truth."""
+    """Draw a row a scene: what should get sharper and what blurred, in photo, made, truth."""
     drawing = Figure(figsize=(11, 2.05 * len(found)), layout="constrained")
     axes = drawing.subplots(len(found), 6, squeeze=False)
     for line, shot in zip(axes, found, strict=True):
@@ -131,7 +131,8 @@ def crops_figure(found: Sequence[Shot]) -> Figure:
 
 
 def failures_figure(found: Sequence[Shot]) -> Figure:
-    """A row a scene: the photo, what was made of it where it differs most, the truth, the error."""
+    """Draw a row a scene: the photo, what was made of it where it differs most, the truth, the
+    error."""
     drawing = Figure(figsize=(8.4, 2.3 * len(found)), layout="constrained")
     axes = drawing.subplots(len(found), 4, squeeze=False)
     for line, shot in zip(axes, found, strict=True):
@@ -167,7 +168,7 @@ def _save(picture: Image.Image | Figure, path: Path) -> None:
 
 
 def facts() -> dict[str, Any]:
-    """Sizes of the shipped reference."""
+    """Return the sizes of the shipped reference."""
     pipeline = load_reference()
     parameters = {
         name: sum(p.numel() for p in getattr(pipeline, name).parameters()) / 1e6
@@ -186,7 +187,7 @@ def facts() -> dict[str, Any]:
 
 
 def card(tables: Sequence[Evaluation], found: Sequence[Shot], about: dict[str, Any]) -> str:
-    """The text of MODEL_CARD.md."""
+    """Return the text of MODEL_CARD.md."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     gains = sorted(shot.gain for shot in found)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -205,7 +206,7 @@ def card(tables: Sequence[Evaluation], found: Sequence[Shot], about: dict[str, A
 def write_card(
     tables: Sequence[Evaluation], found: Sequence[Shot], about: dict[str, Any], out: Path
 ) -> None:
-    """MODEL_CARD.md and its pictures under a folder; UserError when that cannot be written."""
+    """Write MODEL_CARD.md and its pictures under a folder; UserError when that fails."""
     ranked = sorted(found, key=lambda shot: shot.gain)
     typical = ranked[len(ranked) // 2 :][: 2 * SHOWN : 2] or ranked
     pictures = out / PICTURES

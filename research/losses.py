@@ -86,7 +86,7 @@ def losses(
 
 
 def loss_of(artifact: Artifact, means: Mapping[str, Means]) -> Loss:
-    """What one file loses, of the means of an evaluation by model."""
+    """Return what one file loses, of the means of an evaluation by model."""
     own, parent = (means[name].mean_psnr_db_off_diagonal for name in (artifact.name, STUDENT))
     about = means[artifact.name]
     if own is None or parent is None:
@@ -103,7 +103,7 @@ def fewest_bits(artifact: Artifact) -> int:
 
 
 def opened(folder: Path, artifact: Artifact, size: Size) -> Model:
-    """A file as a model, by its runtime or by the MIL check, known by its name in the run."""
+    """Open a file as a model, by its runtime or by the MIL check, known by its name in the run."""
     path = check_artifact(folder, artifact)
     if get_target(artifact.target).cannot_run() is None:
         return replace(open_model(str(path)), name=artifact.name)

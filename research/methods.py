@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pocketfocus.benchmarks.baselines import baselines
-from pocketfocus.benchmarks.evaluate import Means, evaluate_models, source_name, true_stacks
-from pocketfocus.benchmarks.tables import figure, markdown
+from pocketfocus.benchmarks.evaluate import evaluate_models, source_name, true_stacks
+from pocketfocus.benchmarks.tables import distance_table
 from pocketfocus.data.datasets import SYNTHETIC
 from pocketfocus.export.open import open_model
 from pocketfocus.models.loading import load_reference
@@ -28,7 +28,7 @@ STEPS = (1, 2, 4, 25)
 
 
 def reference_models(spec: str) -> list[NamedModel]:
-    """The reference in its own way, and at `STEPS` steps with guidance and without."""
+    """Return the reference in its own way, and at `STEPS` steps with guidance and without."""
     pipeline = load_reference(spec)
     ways = [Sampling(n, guidance) for n in STEPS for guidance in (PUBLISHED.guidance, 1.0)]
     named = {f"reference@{way.steps}/{way.guidance:g}": way for way in ways}
@@ -40,25 +40,9 @@ def _drawn(name: str, pipeline: ReferencePipeline, how: Sampling | None = None) 
 
 
 def open_named(text: str) -> NamedModel:
-    """A model NAME=MODEL, or MODEL alone, which then is its name."""
+    """Open a model NAME=MODEL, or MODEL alone, which then is its name."""
     name, given, spec = text.partition("=")
     return replace(open_model(spec if given else text), name=name)
-
-
-def methods_table(means: Sequence[Means]) -> str:
-    """A line a model and set of stacks: PSNR and SSIM off the diagonal, and the gain over copy."""
-    lines = [
-        [
-            row.model,
-            row.stacks,
-            str(row.scenes),
-            figure(row.mean_psnr_db_off_diagonal, 2),
-            figure(row.gain_db, 2),
-            figure(row.mean_ssim_off_diagonal, 3),
-        ]
-        for row in means
-    ]
-    return markdown(["model", "stacks", "scenes", "PSNR d>0", "over copy", "SSIM d>0"], lines)
 
 
 @reported("methods")
@@ -86,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found.append(evaluate_models(models, stacks, source_name(source), **how))
     if options.out is not None:
         write_rows(options.out, [row for each in found for row in each.rows()])
-    print(methods_table([row for each in found for row in each.means]))
+    print(distance_table([row for each in found for row in each.means]))
 
 
 if __name__ == "__main__":

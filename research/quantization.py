@@ -27,8 +27,8 @@ FLOAT = "fp32"
 def files_table(
     artifacts: Sequence[Artifact], verify: Sequence[Row], losses: Sequence[Loss] = ()
 ) -> str:
-    """Bytes of every file, its share of the target's fp32 file, parity here and of every other
-    device with this host, what it loses against true stacks of every source, and bits of its
+    """Show the bytes of every file, its share of the target's fp32 file, parity here and of every
+    other device with this host, what it loses against true stacks of every source, and bits of its
     layers."""
     sources = list(dict.fromkeys(row.stacks for row in losses))
     lost = {(row.artifact, row.stacks): row for row in losses}
@@ -61,12 +61,12 @@ def files_table(
 
 
 def gate_cell(row: Row | None) -> str:
-    """Parity, and whether it passed; a file that could not be executed has none."""
+    """Show parity, and whether it passed; a file that could not be executed has none."""
     return "–" if row is None else f"{figure(row['psnr_db'])} {row['status']}"
 
 
 def loss_cell(row: Loss | None) -> str:
-    """What a file loses, and how that was judged where there is a limit."""
+    """Show what a file loses, and how that was judged where there is a limit."""
     if row is None:
         return "–"
     judged = "" if row.most_db is None else f" {row.status}"
@@ -74,7 +74,7 @@ def loss_cell(row: Loss | None) -> str:
 
 
 def differences_table(artifacts: Sequence[Artifact]) -> str:
-    """How many layers of every file are not kept as asked, by the reason."""
+    """Return how many layers of every file are not kept as requested, by the reason."""
     lines = []
     for artifact in artifacts:
         rows = artifact.applied.get("layers", {}).values()

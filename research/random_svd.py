@@ -36,7 +36,7 @@ VARIANT = "fp16"
 
 
 def scaled(widths: tuple[int, ...], factor: float) -> tuple[int, ...]:
-    """Widths times `factor`, as multiples of the norms' groups."""
+    """Return widths times `factor`, as multiples of the norms' groups."""
     return tuple(max(GROUPS, round(width * factor / GROUPS) * GROUPS) for width in widths)
 
 
@@ -90,7 +90,7 @@ def write_random(
 
 
 def write_component(folder: Path, module: Any, seed: int, shard_bytes: int) -> None:
-    """config.json and fp16 shards of a module on the meta device, in diffusers' names."""
+    """Write config.json and fp16 shards of a module on the meta device, in diffusers' names."""
     folder.mkdir(parents=True, exist_ok=True)
     module.save_config(folder)
     generator = torch.Generator().manual_seed(seed)
@@ -111,7 +111,7 @@ def write_component(folder: Path, module: Any, seed: int, shard_bytes: int) -> N
 
 
 def split(shapes: Mapping[str, tuple[int, ...]], shard_bytes: int) -> Iterator[list[str]]:
-    """Names of the tensors of each fp16 file."""
+    """Return the names of the tensors of each fp16 file."""
     names: list[str] = []
     size = 0
     for name, shape in shapes.items():
@@ -125,8 +125,8 @@ def split(shapes: Mapping[str, tuple[int, ...]], shard_bytes: int) -> Iterator[l
 
 
 def drawn(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """fp16 weights as PyTorch starts convolutions and linear layers, uniform within 1 / sqrt(inputs
-    of an output); norms near 1, small biases."""
+    """Return fp16 weights as PyTorch starts convolutions and linear layers, uniform within 1 /
+    sqrt(inputs of an output); norms near 1, small biases."""
     if len(shape) < 2:
         centre = 1.0 if name.endswith("weight") else 0.0
         return (centre + 0.1 * torch.randn(shape, generator=generator)).half()

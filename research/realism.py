@@ -20,10 +20,7 @@ from statistics import fmean, median
 import numpy as np
 import torch
 
-from pocketfocus.benchmarks.evaluate import (
-    frames_by_position,
-    validation_stacks,
-)
+from pocketfocus.benchmarks.evaluate import frames_by_position, validation_stacks
 from pocketfocus.benchmarks.tables import difference, markdown
 from pocketfocus.data.datasets import RGBD_PAIRS, Request, open_source, textures
 from pocketfocus.data.optics import blurred, srgb_to_linear
@@ -32,9 +29,9 @@ from pocketfocus.data.stacks import (
     FocalStack,
     RenderedScenes,
     Source,
+    StackFolder,
     cache_sources,
     read_photos,
-    read_stacks,
 )
 from pocketfocus.distill.reference.autoencoder import initialise
 from pocketfocus.distill.reference.denoiser import EncodedStacks, encode_stacks
@@ -97,7 +94,8 @@ def sources(variant: Variant, scenes: int, photos: Photos) -> list[Source]:
 
 
 def train(stacks: np.ndarray, folder: Path, steps: int) -> ReferencePipeline:
-    """A reference on true stacks, uint8 [N,9,3,H,W]; its autoencoder stays as it starts, linear."""
+    """Train a reference on true stacks, uint8 [N,9,3,H,W]; its autoencoder stays as it starts,
+    linear."""
     torch.manual_seed(0)
     pipeline, generator = build_reference(), torch.Generator().manual_seed(0)
     crops = random_crops(stacks, INITIAL_CROPS, CROPS[0].size, generator)
@@ -112,8 +110,8 @@ def train(stacks: np.ndarray, folder: Path, steps: int) -> ReferencePipeline:
 def gains(
     model: Model, stacks: Sequence[FocalStack], inputs: Sequence[int] = INPUTS
 ) -> dict[str, float]:
-    """By scene, PSNR above that of repeating the photo, off the diagonal, in dB; a scene without
-    any of the input positions is left out."""
+    """Return by scene the PSNR above that of repeating the photo, off the diagonal, in dB; a scene
+    without any of the input positions is left out."""
     found = {}
     for stack in track(stacks, "scoring", len(stacks)):
         truth, gained = frames_by_position(stack), []
@@ -159,7 +157,7 @@ class Study:
 
 
 def realism_table(rows: Sequence[Row], kinds: Sequence[str]) -> str:
-    """Mean gain of each variant, and its difference to everything with a standard error."""
+    """Show the mean gain of each variant, and its difference to all with a standard error."""
     whole = next(row for row in rows if row["variant"] == WHOLE)
     lines = []
     for row in rows:
@@ -175,7 +173,8 @@ def realism_table(rows: Sequence[Row], kinds: Sequence[str]) -> str:
 
 
 def blur_slope(stack: FocalStack) -> float:
-    """Pixels of blur radius a focal step: what turns the areas sharp in one frame into the others.
+    """Return the pixels of blur radius a focal step: what turns the areas sharp in one frame into
+    the others.
 
     One disc radius, in proportion to the distance between frames, has the least squared error in
     linear light over all pairs `FAR_STEPS` apart and all pixels that are sharp in the first.
@@ -203,7 +202,8 @@ def blur_slope(stack: FocalStack) -> float:
 
 
 def contrast(stack: FocalStack) -> list[float]:
-    """RMS contrast of the all-in-focus image's luma, as a percentage of white, by octave band."""
+    """Return the RMS contrast of the all-in-focus image's luma, as a percentage of white, by octave
+    band."""
     image = luma(all_in_focus(stack.frames)[None])[0, 0].numpy()
     window = np.outer(np.hanning(image.shape[0]), np.hanning(image.shape[1]))
     power = np.abs(np.fft.fft2((image - image.mean()) * window)) ** 2 / (window**2).sum()
@@ -216,13 +216,14 @@ def contrast(stack: FocalStack) -> list[float]:
 
 
 def brightening(stack: FocalStack) -> float:
-    """Percent more linear light in the farthest frame than in the nearest one."""
+    """Return by how many percent there is more linear light in the farthest frame than in the
+    nearest one."""
     nearest, farthest = srgb_to_linear((stack.frames[[0, -1]] + 1) / 2).mean((1, 2, 3)).tolist()
     return 100 * (farthest / nearest - 1)
 
 
 def likeness_table(tests: Mapping[str, Iterable[FocalStack]]) -> str:
-    """How alike sets of stacks are: blur, brightness and contrast, medians over scenes."""
+    """Show how alike sets of stacks are: blur, brightness and contrast, medians over scenes."""
     lines = []
     for kind, stacks in tests.items():
         kept = list(stacks)
@@ -246,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("build/realism"))
     options = parser.parse_args(arguments)
     photos = textures(read_photos(options.photos)) if options.photos else []
-    real = list(read_stacks(options.real, SIZE))
+    real = list(StackFolder(options.real, SIZE))
     tests = {"real": real, "rendered": validation_stacks()[:VALIDATION_SCENES]}
     study = Study(options.out, options.scenes, options.steps, photos, tests)
     rows = [study.measure(name, variant) for name, variant in VARIANTS.items()]

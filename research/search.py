@@ -31,7 +31,7 @@ from pocketfocus.benchmarks.evaluate import validation_stacks
 from pocketfocus.benchmarks.tables import difference, figure, markdown
 from pocketfocus.data.datasets import PHOTOS, SYNTHETIC, Request, open_source
 from pocketfocus.data.optics import one_hot
-from pocketfocus.data.stacks import FocalStack, Source, cache_sources, read_stacks
+from pocketfocus.data.stacks import FocalStack, Source, StackFolder, cache_sources
 from pocketfocus.distill.student.methods import get_method
 from pocketfocus.distill.student.regression import stack_losses
 from pocketfocus.distill.student.samples import true_batch
@@ -104,7 +104,7 @@ class Candidate:
 
     @cached_property
     def config(self) -> Row:
-        """Arguments of the student, all of them."""
+        """All arguments of the student."""
         return {k: v for k, v in self.student.config.items() if not k.startswith("_")}
 
     @cached_property
@@ -132,17 +132,17 @@ class Candidate:
         return out / f"{self.name.replace(' ', '-')}-{self.key}"
 
     def kept(self, out: Path) -> Kept:
-        """Its figures, as far as they were measured."""
+        """Return its figures, as far as they were measured."""
         return Kept(self.folder(out).with_name(f"{self.folder(out).name}.json"), self.key)
 
 
 def rate() -> float:
-    """Peak learning rate: that of a regression from random weights."""
+    """Return the peak learning rate: that of a regression from random weights."""
     return get_method("regression").scratch_rate
 
 
 def candidates(names: Sequence[str], steps: int, data: str) -> list[Candidate]:
-    """Those of `names` (none: all), built from one seed. UserError for an unknown name, or for
+    """Build those of `names` (none: all) from one seed. UserError for an unknown name, or for
     arguments that the student does not take."""
     unknown = [name for name in names if name not in CANDIDATES]
     if unknown:
@@ -159,7 +159,8 @@ def candidates(names: Sequence[str], steps: int, data: str) -> list[Candidate]:
 
 
 def train(student: nn.Module, stacks: Pixels, folder: Path, steps: int) -> None:
-    """Regression to true stacks, uint8 [N,9,3,H,W], in place; goes on from `folder`'s checkpoint.
+    """Train by regression to true stacks, uint8 [N,9,3,H,W], in place; goes on from `folder`'s
+    checkpoint.
 
     Batches depend on the seed alone: all candidates see the same ones in the same order.
     """
@@ -180,7 +181,7 @@ def train(student: nn.Module, stacks: Pixels, folder: Path, steps: int) -> None:
 
 
 def randomise(student: nn.Module) -> None:
-    """Weights that begin at zero get some, or there would be nothing to quantize."""
+    """Give weights that begin at zero some values, or there would be nothing to quantize."""
     generator = torch.Generator().manual_seed(SEED)
     for parameter in student.parameters():
         if not parameter.any():
@@ -219,13 +220,14 @@ def prepare(candidate: Candidate, out: Path, source: Source) -> None:
 
 
 def opened(candidate: Candidate, out: Path) -> NamedModel:
-    """The trained student, eager in fp32."""
+    """Return the trained student, eager in fp32."""
     student = load_student(candidate.folder(out) / STUDENT)
     return NamedModel(candidate.name, None, lambda photo, at: student(photo, one_hot(at)))
 
 
 def score(candidate: Candidate, out: Path, tests: Mapping[str, Sequence[FocalStack]]) -> Row:
-    """A candidate's figures, with gains over copy, dB by scene, on every kind of test stacks."""
+    """Score a candidate on every kind of test stacks: its figures with gains over copy, dB by
+    scene."""
     kept = candidate.kept(out)
     for kind, stacks in tests.items():
         if kept.fields["gains"].get(kind, {}).keys() != {stack.name for stack in stacks}:
@@ -247,7 +249,7 @@ def export(candidate: Candidate, out: Path, kinds: Sequence[str]) -> Manifest:
 
 
 def _quiet(text: str) -> None:
-    """The stage's log is not needed."""
+    """Say nothing: the stage's log is not needed."""
 
 
 def timed_name(candidate: Candidate, kind: str) -> str:
@@ -263,7 +265,7 @@ def time_all(
     count: int,
     threads: int | None,
 ) -> list[Round]:
-    """`count` rounds over all files of all candidates; those measured before, of the very same
+    """Time `count` rounds over all files of all candidates; those measured before, of the very same
     files, count. UserError for a file that does not open."""
     files = [
         Timed(
@@ -301,8 +303,8 @@ def search_table(
     manifests: Sequence[Manifest],
     measured: Sequence[Round],
 ) -> str:
-    """A line a candidate: what it costs, how fast its files are, and its gains over copy with the
-    difference to the first candidate over the same scenes and its standard error."""
+    """Show a line a candidate: what it costs, how fast its files are, and its gains over copy with
+    the difference to the first candidate over the same scenes and its standard error."""
     kinds = list(rows[0]["gains"])
     first = timed_name(chosen[0], INT8)
     others = [k for k in FILES if k != INT8 and timed_name(chosen[0], k) in measured[0]]
@@ -332,7 +334,8 @@ def search_table(
 
 
 def paired(row: Row, other: Row, kind: str) -> str:
-    """Mean difference of two candidates' gains over the same scenes, and its standard error."""
+    """Return the mean difference of two candidates' gains over the same scenes, and its standard
+    error."""
     differences = [gain - other["gains"][kind][scene] for scene, gain in row["gains"][kind].items()]
     return difference(differences)
 
@@ -340,7 +343,8 @@ def paired(row: Row, other: Row, kind: str) -> str:
 def search_plot(
     chosen: Sequence[Candidate], rows: Sequence[Row], measured: Sequence[Round]
 ) -> bytes:
-    """PNG: latency of the int8 file against gain over copy, a panel a kind of test stacks."""
+    """Draw the int8 file's latency against the gain over copy as PNG, a panel a kind of test
+    stacks."""
     panels = {
         f"{kind} stacks": [
             Point(
@@ -356,7 +360,7 @@ def search_plot(
 
 
 def search(options: argparse.Namespace) -> str:
-    """All phases; the table."""
+    """Run all phases; the table."""
     out: Path = options.out
     steps = 0 if options.latency_only else options.steps
     spec = f"{PHOTOS}:{options.photos}" if options.photos else SYNTHETIC
@@ -366,7 +370,7 @@ def search(options: argparse.Namespace) -> str:
     if steps:
         tests["rendered"] = validation_stacks()[: options.validation_scenes]
         if options.real:
-            tests["real"] = list(read_stacks(options.real, SIZE))
+            tests["real"] = list(StackFolder(options.real, SIZE))
     for candidate in chosen:
         prepare(candidate, out, source)
     rows = [score(candidate, out, tests) for candidate in chosen]

@@ -78,7 +78,7 @@ def fail(message: str, code: int) -> int:
 
 
 def describe(error: Exception) -> str:
-    """What is wrong and what to do, for any exception."""
+    """Return what is wrong and what to do, for any exception."""
     if isinstance(error, UserError):
         return str(error)
     if hasattr(error, "format_message"):  # typer's usage errors

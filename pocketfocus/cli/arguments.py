@@ -108,7 +108,7 @@ def names(text: str, known: Iterable[str], what: str) -> tuple[str, ...]:
 def targets_and_precisions(
     targets: str, precisions: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Both lists, checked against the registries; precisions may be YAML files of recipes."""
+    """Check both lists against the registries; precisions may be YAML files of recipes."""
     chosen = recipe_names(precisions)
 
     from pocketfocus.export.targets import TARGETS  # imports torch
@@ -117,7 +117,7 @@ def targets_and_precisions(
 
 
 def recipe_names(text: str) -> tuple[str, ...]:
-    """Names of shipped recipes and paths of YAML files, each of which is read as a check."""
+    """Return names of shipped recipes and paths of YAML files, each of which is read as a check."""
     from pocketfocus.quantize.recipes import RECIPES, get_recipe, is_recipe_file
 
     parts = [part.strip() for part in text.split(",") if part.strip()]
@@ -132,17 +132,17 @@ def recipe_names(text: str) -> tuple[str, ...]:
 
 
 def positions_option(what: str) -> Any:
-    """`--positions`, the same in every command: see `positions`."""
+    """Declare `--positions`, the same in every command: see `positions`."""
     return typer.Option("--positions", metavar="P,P", help=what)
 
 
 def size_option(what: str) -> Any:
-    """`--size`, the same in every command: see `size`."""
+    """Declare `--size`, the same in every command: see `size`."""
     return typer.Option("--size", metavar="WxH|S", help=f"{what}, in pixels")
 
 
 def size(text: str, smallest: int = 1) -> Size:
-    """WIDTHxHEIGHT in pixels such as 896x640, or one number for a square, as (H, W)."""
+    """Parse WIDTHxHEIGHT in pixels such as 896x640, or one number for a square, as (H, W)."""
     width, x, height = text.partition("x")
     if not x:
         height = width
@@ -157,7 +157,7 @@ def size(text: str, smallest: int = 1) -> Size:
 
 
 def square(text: str, smallest: int = 1) -> int:
-    """The side of a `size` that is a square."""
+    """Return the side of a `size` that is a square."""
     height, width = size(text, smallest)
     if height != width:
         raise UserError(f"--size {text} is no square: give one number, such as {width}")
@@ -165,14 +165,14 @@ def square(text: str, smallest: int = 1) -> int:
 
 
 def position(text: str) -> int:
-    """A focal position 0 (near, 5 cm) … 8 (infinity)."""
+    """Parse a focal position 0 (near, 5 cm) … 8 (infinity)."""
     if text.strip() not in map(str, range(FRAMES)):
         check_position(text)
     return int(text)
 
 
 def positions(text: str) -> tuple[int, ...]:
-    """A list such as "0,4,8" of focal positions, sorted, without repeats."""
+    """Parse a list such as "0,4,8" of focal positions, sorted, without repeats."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
         raise UserError("no input position given: name some, such as 0,4,8, with --positions")
@@ -180,14 +180,14 @@ def positions(text: str) -> tuple[int, ...]:
 
 
 def minutes(value: float) -> float:
-    """A finite number of minutes ≥ 0 (typer also takes nan and inf)."""
+    """Check that minutes are finite and ≥ 0 (typer also takes nan and inf)."""
     if not 0.0 <= value < 1e6:
         raise UserError(f"{value} minutes is no duration: give a number from 0 up")
     return value
 
 
 def writable(path: Path) -> Path:
-    """`path`, after a try that something can be made there; leaves nothing behind."""
+    """Return `path`, after a try that something can be made there; leaves nothing behind."""
     found = path
     while not found.exists() and found != found.parent:
         found = found.parent
@@ -200,14 +200,14 @@ def writable(path: Path) -> Path:
 
 
 def output_folder(path: Path) -> Path:
-    """A folder that exists or can be made, and can be written to."""
+    """Check that a folder exists or can be made, and can be written to."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, not a folder: choose another folder with --out")
     return writable(path)
 
 
 def output_file(path: Path) -> Path:
-    """A file that can be written."""
+    """Check that a file can be written."""
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a file: name a file in it with --out")
     writable(path.parent)
@@ -215,7 +215,7 @@ def output_file(path: Path) -> Path:
 
 
 def run_folder(path: Path) -> Path:
-    """An existing folder of a run."""
+    """Check that the folder of a run exists."""
     if not path.is_dir():
         raise UserError(
             f"{path} is no folder of a run: make one with `pocketfocus build --out {path}`"
@@ -224,7 +224,7 @@ def run_folder(path: Path) -> Path:
 
 
 def student_folder(path: Path | None) -> Path | None:
-    """A folder with a student's config.json; None stands for the shipped student."""
+    """Check that a folder has a student's config.json; None stands for the shipped student."""
     if path is not None and not (path / "config.json").is_file():
         raise UserError(
             f"{path} is no student folder (it has no config.json): name the student/ of a run"
@@ -233,7 +233,7 @@ def student_folder(path: Path | None) -> Path | None:
 
 
 def photo_files(folder: Path | None) -> list[Path] | None:
-    """The photos of a folder, in natural order; None stands for the bundled ones."""
+    """Return the photos of a folder, in natural order; None stands for the bundled ones."""
     if folder is None:
         return None
     from pocketfocus.data.stacks import read_photos
@@ -242,7 +242,7 @@ def photo_files(folder: Path | None) -> list[Path] | None:
 
 
 def reference(spec: str) -> str:
-    """A reference's name, folder or Hub id, checked as far as is possible without a network."""
+    """Check a reference's name, folder or Hub id as far as is possible without a network."""
     if find_places(spec).on_hub:
         quiet.show_downloads()
     return spec

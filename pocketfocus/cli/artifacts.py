@@ -35,8 +35,7 @@ CoolBelow = Annotated[
     typer.Option("--cool-below", metavar="CELSIUS", help="Android: begin below this temperature"),
 ]
 Wait = Annotated[
-    float,
-    typer.Option("--wait", min=1, metavar="SECONDS", help="browser: for its next row"),
+    float, typer.Option("--wait", min=1, metavar="SECONDS", help="browser: for its next row")
 ]
 Team = Annotated[
     str | None,
@@ -68,7 +67,7 @@ Locate = Annotated[
 
 @dataclass(frozen=True)
 class Files:
-    """The files that `export` is asked for, as on its command line."""
+    """The files that `export` writes, as on its command line."""
 
     targets: str
     precisions: str

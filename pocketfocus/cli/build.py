@@ -35,7 +35,7 @@ REPORTED = (
 
 
 VERIFIED = ("verify.json", "stacks.npz")
-EXPORTS = ("quantize", "export")
+EXPORTS = ("mobile", "quantize", "export")
 MEASURES = (*EXPORTS, "benchmarks", "mobile_harness")
 
 
@@ -87,8 +87,8 @@ def build(
 
 
 def stages(settings: Settings) -> tuple[Stage, ...]:
-    """The table of stages: what each depends on, the folders of its code, what it writes, and
-    what runs it."""
+    """Return the table of stages: what each depends on, the folders of its code, what it writes,
+    and what runs it."""
     out, photos = settings.out, hashes(*(settings.photos or ()))
 
     def start() -> dict[str, Any]:

@@ -46,7 +46,7 @@ def show_downloads() -> None:
 
 
 def is_news(record: logging.LogRecord) -> bool:
-    """False for a log record that is listed as noise."""
+    """Return False for a log record that is listed as noise."""
     message = record.getMessage()
     return not any(
         record.name == name and re.search(pattern, message) for name, pattern in NOISE_LOGGED

@@ -19,8 +19,7 @@ METHODS_HELP = (
 
 
 Method = Annotated[
-    str,
-    typer.Option("--method", metavar="regression|adversarial|consistency", help=METHODS_HELP),
+    str, typer.Option("--method", metavar="regression|adversarial|consistency", help=METHODS_HELP)
 ]
 DistillMinutes = Annotated[
     float | None,
@@ -46,16 +45,10 @@ TeacherStacks = Annotated[
 ]
 Crop = Annotated[
     int | None,
-    typer.Option(
-        "--crop",
-        metavar="S",
-        min=64,
-        help="train on crops of this size, 64, 128, …",
-    ),
+    typer.Option("--crop", metavar="S", min=64, help="train on crops of this size, 64, 128, …"),
 ]
 Rate = Annotated[
-    float | None,
-    typer.Option("--learning-rate", metavar="R", help="else the method's own"),
+    float | None, typer.Option("--learning-rate", metavar="R", help="else the method's own")
 ]
 Preset = Annotated[
     str | None,
@@ -115,8 +108,7 @@ TrainingSteps = Annotated[
     ),
 ]
 Batch = Annotated[
-    int | None,
-    typer.Option("--batch", min=1, help="crops of stacks at a time, in each process"),
+    int | None, typer.Option("--batch", min=1, help="crops of stacks at a time, in each process")
 ]
 Accumulate = Annotated[
     int, typer.Option("--accumulate", metavar="N", min=1, help="batches of a step, added up")
@@ -124,9 +116,7 @@ Accumulate = Annotated[
 TrainingRate = Annotated[
     float | None,
     typer.Option(
-        "--learning-rate",
-        metavar="R",
-        help="of the denoiser (default 0.002; with --init 0.00001)",
+        "--learning-rate", metavar="R", help="of the denoiser (default 0.002; with --init 0.00001)"
     ),
 ]
 
@@ -209,7 +199,7 @@ def distill(
 
 
 def length_of(minutes: float | None, steps: int | None) -> float:
-    """The minutes that a distillation takes at most: with steps alone there is no limit."""
+    """Return the minutes that a distillation takes at most: with steps alone there is no limit."""
     if minutes is None:
         return 1.0 if steps is None else math.inf
     return arguments.minutes(minutes)

@@ -31,8 +31,8 @@ from pocketfocus.data.stacks import (
     FocalStack,
     RenderedScenes,
     Source,
+    StackFolder,
     read_photos,
-    read_stacks,
     say_skipped,
 )
 from pocketfocus.photos.images import load_photo
@@ -73,7 +73,7 @@ class Request:
         return range(first, first + self.scenes)
 
 
-class RGBDScenes:
+class RGBDScenes(Source):
     """Scenes rendered from RGB-D pairs in turn: each time another crop, scale and camera."""
 
     rendered = True
@@ -117,17 +117,17 @@ class RGBDScenes:
 
 
 def open_source(spec: str, request: Request) -> Source:
-    """A source by its name; UserError, naming the kinds, when there is none such."""
+    """Return a source by its name; UserError, naming the kinds, when there is none such."""
     check_source(spec)
     if not Path(spec).exists():
         kind, _, folder = spec.partition(":")
         return KINDS[kind](folder, request)
     only = scene_list(Path(spec), request.split)
-    return read_stacks(Path(spec), request.size, only=only, crop=request.crop)
+    return StackFolder(Path(spec), request.size, only=only, crop=request.crop)
 
 
 def check_source(spec: str) -> None:
-    """UserError, naming the kinds, for a name that is neither one of them nor a folder."""
+    """Raise UserError, naming the kinds, for a name that is neither one of them nor a folder."""
     if spec.partition(":")[0] not in KINDS and not Path(spec).is_dir():
         raise UserError(
             f"no focal stacks at {spec}: name a folder of them, `{SYNTHETIC}`, `{PHOTOS}:DIR` (a "
@@ -136,7 +136,7 @@ def check_source(spec: str) -> None:
 
 
 def scene_list(folder: Path, split: str) -> set[str] | None:
-    """The names in a folder's list for a split, None when it has no list.
+    """Return the names in a folder's list for a split, None when it has no list.
 
     UserError for an empty list, and for one that is there as a pickle only, as Learn2Refocus
     publishes them: those are not opened.
@@ -157,7 +157,7 @@ def scene_list(folder: Path, split: str) -> set[str] | None:
 
 
 def textures(files: Sequence[Path]) -> list[np.ndarray]:
-    """Photos [H, W, 3] uint8 for the surfaces of rendered scenes."""
+    """Return photos [H, W, 3] uint8 for the surfaces of rendered scenes."""
     found = []
     for file in files:
         picture = load_photo(file)

@@ -28,7 +28,7 @@ _TRIANGLE = 1.42  # corner radius of the triangle with the second moment of the 
 
 
 def dioptres(position: float) -> float:
-    """Dioptres in focus at a focal position: 0 is 20 D (5 cm), 8 is 0 D (infinity)."""
+    """Return the dioptres in focus at a focal position: 0 is 20 D (5 cm), 8 is 0 D (infinity)."""
     return NEAREST_DIOPTRES * (1.0 - position / (FRAMES - 1))
 
 
@@ -39,7 +39,7 @@ def distance(position: float) -> str:
 
 
 def one_hot(position: int) -> Tensor:
-    """A focal position 0..8 as [1, 9]; UserError outside that range."""
+    """Return a focal position 0..8 as [1, 9]; UserError outside that range."""
     check_position(position)
     return F.one_hot(torch.tensor([position]), FRAMES).to(torch.float32)
 
@@ -75,24 +75,24 @@ class Layer:
     dioptres: Tensor
 
     def to(self, device: torch.device | str) -> Layer:
-        """The same layer on another device."""
+        """Return the same layer on another device."""
         return Layer(self.rgb.to(device), self.alpha.to(device), self.dioptres.to(device))
 
 
 def srgb_to_linear(srgb: Tensor) -> Tensor:
-    """IEC 61966-2-1 decoding; sRGB in [0, 1] to linear light in [0, 1]."""
+    """Decode sRGB in [0, 1] to linear light in [0, 1] (IEC 61966-2-1)."""
     return torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb.clamp(min=0) + 0.055) / 1.055) ** 2.4)
 
 
 def linear_to_srgb(linear: Tensor) -> Tensor:
-    """IEC 61966-2-1 encoding; linear light to sRGB, both clipped to [0, 1]."""
+    """Encode linear light as sRGB (IEC 61966-2-1), both clipped to [0, 1]."""
     linear = linear.clamp(0, 1)
     high = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
     return torch.where(linear <= 0.0031308, 12.92 * linear, high).clamp(max=1)
 
 
 def disc_kernel(radius_px: float, blades: int = 0) -> Tensor:
-    """The blur of a disc-shaped aperture, [K, K] float32 with K odd and energy 1.
+    """Return the blur of a disc-shaped aperture, [K, K] float32 with K odd and energy 1.
 
     Its second moment E[x² + y²] is that of the ideal disc, r²/2, at every radius: binning a disc to
     pixels widens it by a twelfth per axis, too much where r is near one pixel, so the disc that is
@@ -103,7 +103,7 @@ def disc_kernel(radius_px: float, blades: int = 0) -> Tensor:
 
 
 def blurred(images: Tensor, radius_px: float) -> Tensor:
-    """Linear light [B, C, H, W] under a disc of confusion; edges are repeated."""
+    """Blur linear light [B, C, H, W] by a disc of confusion; edges are repeated."""
     kernel = disc_kernel(radius_px).to(images)
     half, channels = kernel.shape[-1] // 2, images.shape[1]
     padded = F.pad(images, (half,) * 4, mode="replicate")
@@ -126,7 +126,8 @@ def _disc_kernel(radius_px: float, blades: int) -> np.ndarray:
 
 
 def _binned(radius: float, half: int, blades: int) -> np.ndarray:
-    """Area of each pixel under the aperture, by subpixels with a soft edge: smooth in `radius`."""
+    """Return the area of each pixel under the aperture, by subpixels with a soft edge: smooth in
+    `radius`."""
     count = (2 * half + 1) * _SUBPIXELS
     axis = (np.arange(count) + 0.5) / _SUBPIXELS - half - 0.5
     x, y = np.meshgrid(axis, axis)
@@ -160,19 +161,19 @@ class _Blur:
         self._kernels: dict[float, Tensor] = {}
 
     def forward(self, images: Tensor) -> Tensor:
-        """[C, H, W] to its padded spectrum; edges are mirrored, so borders do not darken."""
+        """Turn [C, H, W] into its padded spectrum; edges are mirrored, so borders do not darken."""
         mirrored = self.pad < min(self.height, self.width)
         padded = F.pad(images[None], (self.pad,) * 4, mode="reflect" if mirrored else "replicate")
         spectrum: Tensor = torch.fft.rfft2(padded[0], s=self.shape)
         return spectrum
 
     def backward(self, spectrum: Tensor) -> Tensor:
-        """The inverse of `forward`, cropped to [..., H, W]."""
+        """Invert `forward`, cropped to [..., H, W]."""
         images: Tensor = torch.fft.irfft2(spectrum, s=self.shape)
         return images[..., self.pad : self.pad + self.height, self.pad : self.pad + self.width]
 
     def kernel(self, dioptre_difference: float) -> Tensor:
-        """Spectrum of the disc of confusion of what is so much nearer than the focus.
+        """Return the spectrum of the disc of confusion of what is so much nearer than the focus.
 
         Real, where the aperture is symmetric. One with an odd number of blades is seen turned by
         180° on one side of the focus, where rays have crossed: the conjugate spectrum.
@@ -191,7 +192,7 @@ class _Blur:
 
 
 def _fast_size(size: int) -> int:
-    """The next size with no prime factor above 5."""
+    """Return the next size with no prime factor above 5."""
     while True:
         rest = size
         for factor in (2, 3, 5):
@@ -203,7 +204,8 @@ def _fast_size(size: int) -> int:
 
 
 def _memberships(layer: Layer) -> list[tuple[float, Tensor]]:
-    """(plane in dioptres, weight [H, W]) per non-empty plane; weights interpolate and sum to 1."""
+    """Return (plane in dioptres, weight [H, W]) per non-empty plane; weights interpolate and sum to
+    1."""
     steps = layer.dioptres / SLICE_DIOPTRES
     visible = steps[layer.alpha > _EMPTY]
     if visible.numel() == 0:
@@ -221,7 +223,7 @@ def _memberships(layer: Layer) -> list[tuple[float, Tensor]]:
 
 
 def _defocused(layer: Layer, blur: _Blur, positions: Sequence[float]) -> Tensor:
-    """A layer alone at each position: [T, 4, H, W], premultiplied colour and coverage."""
+    """Render a layer alone at each position: [T, 4, H, W], premultiplied colour and coverage."""
     slices = _memberships(layer)
     if not slices:
         height, width = layer.alpha.shape
@@ -257,7 +259,8 @@ def _without_seams(images: Tensor, widest: Tensor) -> Tensor:
 def render_stack(
     layers: Sequence[Layer], camera: Camera, positions: Sequence[float] = range(FRAMES)
 ) -> Tensor:
-    """The focal stack of a scene, [T, 3, H, W] in linear light, one frame per focal position.
+    """Return the focal stack of a scene, [T, 3, H, W] in linear light, one frame per focal
+    position.
 
     layers: far to near, each occluding those before it; the first must be opaque everywhere. Each
     is cut softly into planes of equal dioptres, blurred by each plane's disc of confusion with

@@ -48,7 +48,8 @@ class RGBD:
 
 
 def motorcycle() -> RGBD:
-    """The Middlebury 2014 motorcycle that comes with scikit-image (Scharstein et al., GCPR 2014).
+    """Return the Middlebury 2014 motorcycle that comes with scikit-image (Scharstein et al., GCPR
+    2014).
 
     Its parts without measured disparity take that of the nearest part that has one.
     """
@@ -59,7 +60,8 @@ def motorcycle() -> RGBD:
 
 
 def rgbd_pairs(folder: Path) -> list[tuple[Path, Path]]:
-    """Photos of a folder with their depth maps: NAME.jpg beside NAME.depth.png, .npy or .npz.
+    """Return photos of a folder with their depth maps: NAME.jpg beside NAME.depth.png, .npy or
+    .npz.
 
     UserError when the folder has no such pair.
     """
@@ -81,7 +83,7 @@ def rgbd_pairs(folder: Path) -> list[tuple[Path, Path]]:
 
 
 def read_rgbd(photo: Path, depth: Path) -> RGBD:
-    """A photo and its depth; ValueError or OSError when one is broken or their sides differ.
+    """Return a photo and its depth; ValueError or OSError when one is broken or their sides differ.
 
     Depth that is zero, negative or not finite counts as unknown and is taken from the nearest
     pixel that is known. A depth map of the photo's proportions is resampled to its size.
@@ -108,7 +110,7 @@ def read_rgbd(photo: Path, depth: Path) -> RGBD:
 
 
 def _read_depth(path: Path) -> NDArray[np.float64]:
-    """Metres."""
+    """Return a depth map in metres."""
     if path.suffix == ".png":
         with Image.open(path) as image:
             if not image.mode.startswith("I"):
@@ -129,13 +131,13 @@ def _read_depth(path: Path) -> NDArray[np.float64]:
 
 
 def _complete(values: Array) -> Array:
-    """Values that are not finite, replaced by the nearest that is."""
+    """Replace values that are not finite by the nearest that is."""
     _, (rows, columns) = ndimage.distance_transform_edt(~np.isfinite(values), return_indices=True)
     return np.asarray(values[rows, columns], np.float32)
 
 
 def rgbd_layers(pair: RGBD, seed: int, size: Size) -> list[Layer]:
-    """A random crop, mirrored or not, as layers far to near of `size` (height, width).
+    """Return a random crop, mirrored or not, as layers far to near of `size` (height, width).
 
     Layers are cut at even steps of dioptres. Each reaches on behind the nearer ones, with colours
     and depths from its own nearest visible pixel; the farthest fills the frame.

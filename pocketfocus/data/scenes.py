@@ -20,16 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from pocketfocus.data.optics import Camera, Layer, linear_to_srgb, render_stack, srgb_to_linear
-from pocketfocus.data.textures import (
-    SHAPES,
-    Array,
-    coverage,
-    fractal,
-    noise,
-    plain,
-    shape,
-    texture,
-)
+from pocketfocus.data.textures import SHAPES, Array, coverage, fractal, noise, plain, shape, texture
 from pocketfocus.photos.focusmap import box
 from pocketfocus.photos.images import from_uint8, light_to_uint8
 from pocketfocus.run.constants import FRAMES, Size
@@ -78,7 +69,7 @@ FULL = Realism()
 
 
 def bundled_photos() -> dict[str, NDArray[np.uint8]]:
-    """Colour photos inside the scikit-image and scikit-learn wheels, name to [H, W, 3] RGB.
+    """Return colour photos inside the scikit-image and scikit-learn wheels, name to [H, W, 3] RGB.
 
     UserError when one of the two packages is not installed; nothing is ever downloaded.
     """
@@ -91,7 +82,7 @@ def _bundled(package: str, file: str) -> NDArray[np.uint8]:
 
 
 def bundled_file(package: str, file: str) -> Path:
-    """A file of an installed package; UserError when one of the two is missing."""
+    """Return a file of an installed package; UserError when one of the two is missing."""
     from importlib.util import find_spec
 
     spec = find_spec(package)
@@ -104,13 +95,13 @@ def bundled_file(package: str, file: str) -> Path:
 
 
 def train_photos() -> list[NDArray[np.uint8]]:
-    """The bundled photos that training scenes may use."""
+    """Return the bundled photos that training scenes may use."""
     photos = bundled_photos()
     return [photos[name] for name in TRAIN_PHOTOS]
 
 
 def held_out_photos() -> list[NDArray[np.uint8]]:
-    """The bundled photos that only validation scenes use."""
+    """Return the bundled photos that only validation scenes use."""
     photos = bundled_photos()
     return [photos[name] for name in HELD_OUT_PHOTOS]
 
@@ -125,7 +116,7 @@ class _Plan:
     table: bool
 
     def ground(self, row: Array | float) -> Array | float:
-        """Dioptres of the table at a row, 0 top to 1 bottom: linear, as for any plane."""
+        """Return the table's dioptres at a row, 0 top to 1 bottom: linear, as for any plane."""
         depth = (row - self.horizon) / (1 - self.horizon)
         return self.far + (self.near - self.far) * np.clip(depth, 0, 1)
 
@@ -159,7 +150,7 @@ class _Canvas:
         self.alpha = total.astype(np.float32)
 
     def layer(self) -> Layer:
-        """The layer in linear light."""
+        """Return the layer in linear light."""
         rgb = srgb_to_linear(torch.from_numpy(np.ascontiguousarray(self.colour.transpose(2, 0, 1))))
         return Layer(
             rgb.float(),
@@ -169,7 +160,7 @@ class _Canvas:
 
 
 def _grid(size: Size) -> tuple[Array, Array]:
-    """Row and column, 0..1 of the height and of the width."""
+    """Return row and column, 0..1 of the height and of the width."""
     rows, columns = np.mgrid[: size[0], : size[1]].astype(np.float32)
     return (rows + 0.5) / size[0], (columns + 0.5) / size[1]
 
@@ -186,7 +177,7 @@ def _background(rng: Generator, size: Size, plan: _Plan, photos: Photos) -> _Can
 
 
 def _table(rng: Generator, size: Size, plan: _Plan, photos: Photos) -> _Canvas:
-    """The ground plane, its texture in perspective and shaded towards the far edge."""
+    """Return the ground plane, its texture in perspective and shaded towards the far edge."""
     canvas = _Canvas(size)
     rows, columns = _grid(size)
     depth = np.clip((rows - plan.horizon) / (1 - plan.horizon), 0, 1)
@@ -202,7 +193,7 @@ def _table(rng: Generator, size: Size, plan: _Plan, photos: Photos) -> _Canvas:
 
 
 def _sample(image: Array, rows: Array, columns: Array) -> Array:
-    """Bilinear look-up with edge clamping."""
+    """Look up bilinearly, with edges clamped."""
     height, width = image.shape[:2]
     rows, columns = np.clip(rows, 0, height - 1.001), np.clip(columns, 0, width - 1.001)
     top, left = rows.astype(int), columns.astype(int)
@@ -230,7 +221,7 @@ class _Thing:
 
 
 def _standing(rng: Generator, plan: _Plan, aspect: float) -> _Thing:
-    """An object on the table: near objects are lower in the frame and larger."""
+    """Place an object on the table: near objects are lower in the frame and larger."""
     foot = rng.uniform(plan.horizon + 0.12, 1.05)
     dioptres = float(plan.ground(min(foot, 1.0)))
     tall = np.clip(rng.uniform(0.08, 0.3) * (0.5 + 0.1 * dioptres), 0.06, 0.45)
@@ -240,7 +231,7 @@ def _standing(rng: Generator, plan: _Plan, aspect: float) -> _Thing:
 
 
 def _floating(rng: Generator, near: float, far: float, aspect: float, half: float) -> _Thing:
-    """Clutter: leaves, twigs, parts of things that the frame cuts."""
+    """Place clutter: leaves, twigs, parts of things that the frame cuts."""
     kind = str(rng.choice(SHAPES))
     wide, tall = half * rng.uniform(0.25, 1.0, 2)
     return _Thing(
@@ -249,7 +240,7 @@ def _floating(rng: Generator, near: float, far: float, aspect: float, half: floa
 
 
 def _foliage(rng: Generator, plan: _Plan, aspect: float) -> list[_Thing]:
-    """In a third of the scenes that ask: small leaves at all depths, in loose bunches."""
+    """Return, in a third of the scenes, small leaves at all depths, in loose bunches."""
     if rng.random() > 1 / 3:
         return []
     leaves = []
@@ -288,7 +279,7 @@ def _place(canvas: _Canvas, rng: Generator, thing: _Thing, photos: Photos, turn:
 
 
 def _skin(rng: Generator, thing: _Thing, u: Array, v: Array, height: int, photos: Photos) -> Array:
-    """A texture of the object's own size in pixels, so that small things carry fine detail."""
+    """Paint a texture of the object's own size in pixels, so that small things carry detail."""
     zoom = rng.uniform(1.0, 1.6)
     high, wide = (
         max(24, int(2 * half * height * zoom)) for half in (thing.half_height, thing.half_width)
@@ -310,7 +301,7 @@ def _shadow(canvas: _Canvas, thing: _Thing) -> None:
 
 
 def _point_lights(rng: Generator, layer: Layer) -> None:
-    """Small, far brighter than white spots: they become bokeh discs out of focus."""
+    """Add small spots far brighter than white: they become bokeh discs out of focus."""
     height, width = layer.alpha.shape
     for _ in range(int(rng.integers(3, 25))):
         row, column = int(rng.integers(1, height - 1)), int(rng.integers(1, width - 1))
@@ -322,7 +313,7 @@ def _point_lights(rng: Generator, layer: Layer) -> None:
 def make_scene(
     seed: int, size: Size = (256, 256), photos: Photos = (), realism: Realism = FULL
 ) -> list[Layer]:
-    """The layers of a scene, far to near; the first is opaque.
+    """Return the layers of a scene, far to near; the first is opaque.
 
     size is (height, width); photos, [H, W, 3] uint8 RGB, are textures beside procedural ones.
     """
@@ -368,7 +359,8 @@ def _exposed(layers: list[Layer], middle: float) -> list[Layer]:
 
 
 def _groups(things: list[_Thing], count: int) -> list[list[_Thing]]:
-    """At most `count` layers of neighbours in depth: objects of one layer occlude when painted."""
+    """Return at most `count` layers of neighbours in depth: objects of one layer occlude when
+    painted."""
     bounds = np.linspace(0, len(things), count + 1).astype(int)
     groups = [things[a:b] for a, b in pairwise(bounds)]
     return [group for group in groups if group]
@@ -377,12 +369,12 @@ def _groups(things: list[_Thing], count: int) -> list[list[_Thing]]:
 def render_scene(
     seed: int, size: Size = (256, 256), photos: Photos = (), realism: Realism = FULL
 ) -> Tensor:
-    """The focal stack of a seed's scene, [9, 3, H, W] sRGB in [-1, 1]."""
+    """Return the focal stack of a seed's scene, [9, 3, H, W] sRGB in [-1, 1]."""
     return photograph(make_scene(seed, size, photos, realism), seed, realism)
 
 
 def photograph(layers: Sequence[Layer], seed: int, realism: Realism = FULL) -> Tensor:
-    """The focal stack of layers as some phone takes it, [9, 3, H, W] sRGB in [-1, 1].
+    """Return the focal stack of layers as some phone takes it, [9, 3, H, W] sRGB in [-1, 1].
 
     Between seeds the aperture varies by ±30 %, a third of them have 5 to 8 blades, JPEG quality and
     what near focus costs in light vary; every frame has its own sensor noise.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Protocol, overload
+from typing import overload
 
 import numpy as np
 import psutil
@@ -53,13 +54,29 @@ class FocalStack:
     positions: tuple[float, ...]
 
 
-def synthetic_stacks(
-    n: int, seed0: int = 0, size: Size = (256, 256), photos: Photos = ()
-) -> Iterator[FocalStack]:
-    """Render the scenes of seeds seed0 … seed0 + n - 1, one at a time."""
-    for seed in range(seed0, seed0 + n):
-        frames = render_scene(seed, size, photos)
-        yield FocalStack(f"synthetic-{seed}", frames, POSITIONS)
+class Source(ABC):
+    """Numbered focal stacks that a cache is filled from.
+
+    Attributes:
+        names: of the stacks.
+        rendered: whether it may be copied into other processes to load there.
+    """
+
+    names: Sequence[str]
+    rendered = False
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """Hash of all that the pixels depend on."""
+
+    @abstractmethod
+    def load(self, index: int) -> FocalStack | None:
+        """Load one stack; None for one that turns out to be broken, which was said."""
+
+    def __iter__(self) -> Iterator[FocalStack]:
+        stacks = (self.load(index) for index in range(len(self.names)))
+        yield from (stack for stack in stacks if stack is not None)
 
 
 @dataclass(frozen=True)
@@ -82,18 +99,26 @@ def say_skipped(scene: str, reason: str) -> None:
     _warn(f"scene {scene} skipped: {reason}")
 
 
-class StackFolder:
-    """The usable stacks of a folder, opened one at a time; `skipped` maps a scene to the reason.
+class StackFolder(Source):
+    """The usable stacks of a folder: 9 images a scene, images and positions.txt, or a RigCenter.
 
     `len` counts scenes whose files are listed in order; one whose images turn out to be broken is
     skipped, with a message, when it is reached, and is then no longer counted. `names` are those
-    listed at first, in natural order, and `load(index)` is the stack of one, None if it is broken.
+    listed at first, in natural order; `skipped` maps a scene to the reason. UserError, naming the
+    folder and the layout, when nothing in it is usable.
+
+    Args:
+        folder: holds a folder per scene.
+        size: to resize to with Pillow's Lanczos filter, None to leave images as they are.
+        say: is given one line per scene that is skipped; by default it goes to standard error.
+        only: names of the scenes to use, None for all.
+        crop: keep proportions, cutting off what the size does not hold.
     """
 
     def __init__(
         self,
         folder: Path,
-        size: Size | None,
+        size: Size | None = None,
         say: Callable[[str], None] | None = None,
         only: Collection[str] | None = None,
         crop: bool = False,
@@ -128,12 +153,11 @@ class StackFolder:
         return sum(scene.name not in self.skipped for scene in self._scenes)
 
     def __iter__(self) -> Iterator[FocalStack]:
-        stacks = (self.load(index) for index in range(len(self.names)))
-        yield from (stack for stack in stacks if stack is not None)
+        yield from super().__iter__()
         self._demand_some()
 
     def sizes(self) -> Iterator[tuple[Path, Size]]:
-        """The size of every image as its file's head says; of broken files none."""
+        """Return the size of every image as its file's head says; of broken files none."""
         for scene in self._scenes:
             for path in scene.images:
                 with suppress(OSError, ValueError, SyntaxError), Image.open(path) as image:
@@ -163,26 +187,8 @@ class StackFolder:
             raise UserError(f"{self.folder} holds no usable focal stack{also}: {LAYOUT}")
 
 
-def read_stacks(
-    folder: Path,
-    size: Size | None = None,
-    say: Callable[[str], None] | None = None,
-    only: Collection[str] | None = None,
-    crop: bool = False,
-) -> StackFolder:
-    """The focal stacks of a folder: 9 images a scene, images and positions.txt, or a RigCenter.
-
-    size: (height, width) to resize to with Pillow's Lanczos filter, None to leave as it is.
-    say: is given one line per scene that is skipped; by default it goes to standard error.
-    only: names of the scenes to use, None for all.
-    crop: keep proportions, cutting off what the size does not hold.
-    UserError, naming the folder and the layout, when nothing in it is usable.
-    """
-    return StackFolder(folder, size, say, only, crop)
-
-
 def read_photos(folder: Path) -> list[Path]:
-    """The photos of a folder in natural order; UserError when there are none."""
+    """Return the photos of a folder in natural order; UserError when there are none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give one that holds photos")
@@ -205,7 +211,7 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _list_scene(scene: Path) -> _Scene:
-    """Images and positions of one scene's folder; _SceneError says what is wrong with it."""
+    """Return images and positions of one scene's folder; _SceneError says what is wrong with it."""
     rigs = sorted((p for p in scene.glob(RIG_PATTERN) if p.is_dir()), key=natural_key)
     folder = rigs[0] if rigs else scene
     images = tuple(_images_in(folder))
@@ -239,7 +245,7 @@ def _read_positions(path: Path) -> tuple[float, ...]:
 
 
 def _read_frames(images: Sequence[Path], size: Size | None, crop: bool) -> Tensor:
-    """[N, 3, H, W] in [-1, 1]; _SceneError when one is broken or they differ in size."""
+    """Return [N, 3, H, W] in [-1, 1]; _SceneError when one is broken or they differ in size."""
     frames: list[NDArray[np.uint8]] = []
     for path in images:
         try:
@@ -259,26 +265,7 @@ def _read_frames(images: Sequence[Path], size: Size | None, crop: bool) -> Tenso
     return from_uint8(np.stack(frames))
 
 
-class Source(Protocol):
-    """Numbered focal stacks that a cache is filled from; `key` changes with their pixels.
-
-    `load(index)` is None for a stack that turns out to be broken, which was said. A source with an
-    attribute `rendered` that is true may be copied into other processes to load there.
-    """
-
-    @property
-    def names(self) -> Sequence[str]:
-        """One a stack."""
-
-    @property
-    def key(self) -> str:
-        """Hash of all that the pixels depend on."""
-
-    def load(self, index: int) -> FocalStack | None:
-        """One stack."""
-
-
-class RenderedScenes:
+class RenderedScenes(Source):
     """The scenes of seeds, as a source."""
 
     rendered = True
@@ -319,18 +306,11 @@ class StackCache(Sequence[FocalStack]):
     @overload
     def __getitem__(self, index: slice) -> list[FocalStack]: ...
     def __getitem__(self, index: int | slice) -> FocalStack | list[FocalStack]:
-        """One stack as float frames, or a list of them for a slice."""
+        """Return one stack as float frames, or a list of them for a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         frames = from_uint8(self.pixels[index], planar=True)
         return FocalStack(self.names[index], frames, POSITIONS)
-
-
-def cache_stacks(
-    folder: Path, seeds: Sequence[int], size: Size = (256, 256), photos: Photos = ()
-) -> StackCache:
-    """Render the scenes of `seeds` into a folder, or reuse what is already there."""
-    return cache_sources(folder, [RenderedScenes(seeds, size, photos)], size)
 
 
 def cache_sources(folder: Path, sources: Sequence[Source], size: Size) -> StackCache:
@@ -408,15 +388,15 @@ def _gather(folder: Path, sources: Sequence[Source], kept: Kept, shape: tuple[in
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return how many this process may use."""
     affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
     return len(affinity()) if affinity else os.cpu_count() or 1
 
 
 def _loaded(places: Sequence[tuple[Source, int]]) -> Iterator[FocalStack | None]:
-    """The stacks at these places in turn; many rendered ones are shared among the cores."""
+    """Return the stacks at these places in turn; many rendered ones are shared among the cores."""
     workers = cores()
-    parallel = all(getattr(source, "rendered", False) for source, _ in places)
+    parallel = all(source.rendered for source, _ in places)
     if not parallel or workers < 2 or len(places) < WORTH_SHARING:
         for source, index in places:
             yield source.load(index)

@@ -21,7 +21,7 @@ Array = NDArray[Any]
 
 
 def noise(rng: Generator, size: Size, slope: float) -> Array:
-    """Gaussian noise with amplitude spectrum 1/f^slope, equalised to [0, 1]."""
+    """Return Gaussian noise with amplitude spectrum 1/f^slope, equalised to [0, 1]."""
     height, width = size
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     frequency[0, 0] = 1.0
@@ -32,7 +32,7 @@ def noise(rng: Generator, size: Size, slope: float) -> Array:
 
 
 def colour(rng: Generator, saturation: float = 0.7) -> Array:
-    """A random colour, [3]; brightness spreads over the whole range."""
+    """Return a random colour, [3]; brightness spreads over the whole range."""
     hue = rng.random(3)
     grey = rng.beta(0.8, 0.8)
     strength = saturation * rng.random()
@@ -49,7 +49,7 @@ def palette(rng: Generator, field: Array, count: int) -> Array:
 
 
 def photo_crop(rng: Generator, size: Size, photos: Sequence[NDArray[np.uint8]]) -> Array:
-    """A random crop of a random photo, resized, at times flipped, with a gain per channel."""
+    """Cut a random crop of a random photo, resized, at times flipped, with a gain per channel."""
     photo = photos[int(rng.integers(len(photos)))]
     height, width = size
     fit = min(photo.shape[0] / height, photo.shape[1] / width)
@@ -65,12 +65,12 @@ def photo_crop(rng: Generator, size: Size, photos: Sequence[NDArray[np.uint8]]) 
 
 
 def fractal(rng: Generator, size: Size) -> Array:
-    """Clouds, stone, foliage: multi-octave noise through a palette."""
+    """Paint clouds, stone, foliage: multi-octave noise through a palette."""
     return palette(rng, noise(rng, size, rng.uniform(0.7, 1.6)), int(rng.integers(3, 7)))
 
 
 def stripes(rng: Generator, size: Size) -> Array:
-    """Wavy stripes, from cloth to wood grain."""
+    """Paint wavy stripes, from cloth to wood grain."""
     x, y = _rotated(rng, size)
     warp = noise(rng, size, 2.0) * rng.uniform(0, 0.25)
     period = rng.uniform(0.025, 0.2)
@@ -79,7 +79,7 @@ def stripes(rng: Generator, size: Size) -> Array:
 
 
 def tiles(rng: Generator, size: Size) -> Array:
-    """A grid of tiles or bricks with grout, each tile of its own shade."""
+    """Paint a grid of tiles or bricks with grout, each tile of its own shade."""
     x, y = _rotated(rng, size)
     cell = rng.uniform(0.06, 0.22)
     rows = np.floor(y / cell)
@@ -93,7 +93,7 @@ def tiles(rng: Generator, size: Size) -> Array:
 
 
 def dots(rng: Generator, size: Size) -> Array:
-    """Regular dots on a plain ground."""
+    """Paint regular dots on a plain ground."""
     x, y = _rotated(rng, size)
     cell = rng.uniform(0.04, 0.16)
     distance = np.hypot(np.mod(x, cell) - cell / 2, np.mod(y, cell) - cell / 2)
@@ -103,7 +103,7 @@ def dots(rng: Generator, size: Size) -> Array:
 
 
 def print_page(rng: Generator, size: Size) -> Array:
-    """Lines of text in Pillow's own font, as on a label, a book or a screen."""
+    """Print lines of text in Pillow's own font, as on a label, a book or a screen."""
     height, width = size
     paper, ink = colour(rng, 0.3) * 0.35 + 0.65, colour(rng) * 0.4
     if rng.random() < 0.25:
@@ -125,7 +125,7 @@ def print_page(rng: Generator, size: Size) -> Array:
 
 
 def plain(rng: Generator, size: Size) -> Array:
-    """One smooth colour with a gradient and a little grain: painted wood, plastic, wall, sky."""
+    """Paint one smooth colour with a gradient and a little grain: wood, plastic, wall, sky."""
     x, _ = _rotated(rng, size)
     span = (x - x.min()) / max(float(np.ptp(x)), 1e-6)
     grain = 0.06 * (noise(rng, size, 0.6) - 0.5)
@@ -146,7 +146,8 @@ TEXTURES: tuple[tuple[float, Callable[[Generator, Size], Array]], ...] = (
 def texture(
     rng: Generator, size: Size, photos: Sequence[NDArray[np.uint8]] = (), photo_share: float = 0.5
 ) -> Array:
-    """A photo crop with probability `photo_share` when there are photos, else a procedural one."""
+    """Return a photo crop with probability `photo_share` when there are photos, else a procedural
+    one."""
     if photos and rng.random() < photo_share:
         return photo_crop(rng, size, photos)
     weights = np.array([weight for weight, _ in TEXTURES])
@@ -154,7 +155,7 @@ def texture(
 
 
 def _rotated(rng: Generator, size: Size) -> tuple[Array, Array]:
-    """Pixel coordinates in units of the shorter side, turned by a random angle."""
+    """Return pixel coordinates in units of the shorter side, turned by a random angle."""
     height, width = size
     y, x = np.mgrid[:height, :width].astype(np.float32) / min(size)
     angle = rng.choice([0.0, np.pi / 2, rng.uniform(0, np.pi)])
@@ -167,13 +168,14 @@ def _with_grain(rng: Generator, field: Array) -> Array:
 
 
 def coverage(implicit: Array) -> Array:
-    """Antialiased coverage of {f < 0}: the distance to the edge is about f / |∇f| pixels."""
+    """Return antialiased coverage of {f < 0}: the distance to the edge is about f / |∇f| pixels."""
     down, right = np.gradient(implicit)
     return np.asarray(np.clip(0.5 - implicit / np.maximum(np.hypot(down, right), 1e-6), 0, 1))
 
 
 def shape(rng: Generator, u: Array, v: Array, kind: str) -> Array:
-    """Implicit function, negative inside, of a shape within about the unit square |u|, |v| ≤ 1."""
+    """Return implicit function, negative inside, of a shape within about the unit square |u|, |v| ≤
+    1."""
     if kind == "ellipse":
         return np.hypot(u, v) - 1
     if kind == "blob":

@@ -78,7 +78,7 @@ class CompactAutoencoder(AutoencoderKLTemporalDecoder):  # type: ignore[misc]
         self.decoder_shortcut = nn.ConvTranspose2d(latent_channels, out_channels, factor, factor)
 
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
-        """Posterior of frames [B,3,H,W] in [-1,1]: network plus shortcut."""
+        """Return the posterior of frames [B,3,H,W] in [-1,1]: network plus shortcut."""
         patches = F.pixel_unshuffle(x, self.config.patch)
         mean, log_variance = self.quant_conv(self.encoder(patches)).chunk(2, dim=1)
         moments = torch.cat([mean + self.encoder_shortcut(x), log_variance], dim=1)
@@ -86,17 +86,16 @@ class CompactAutoencoder(AutoencoderKLTemporalDecoder):  # type: ignore[misc]
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     def decode(self, z: Tensor, num_frames: int, return_dict: bool = True) -> Any:
-        """Frames [B,3,H,W] from latents [B,C,h,w], `num_frames` of which belong together."""
+        """Decode latents [B,C,h,w], `num_frames` of which belong together, to frames [B,3,H,W]."""
         decoded = super().decode(z, num_frames=num_frames, return_dict=False)[0]
         decoded = F.pixel_shuffle(decoded, self.config.patch) + self.decoder_shortcut(z)
         return DecoderOutput(sample=decoded) if return_dict else (decoded,)
 
 
 def defocus_basis(vae: Any, photos: Tensor) -> Tensor:
-    """What defocus does to photos [B,3,H,W] in [-1,1], as directions of unscaled latents: the
-    (linear) latent of a quarter of each patch blurred by a radius, minus that of the photo; for
-    each of the compact autoencoder's `defocus_radii` (R) and each quarter, [B,4R,C,h,w].
-    """
+    """Return what defocus does to photos [B,3,H,W] in [-1,1], as directions of unscaled latents:
+    the (linear) latent of a quarter of each patch blurred by a radius, minus that of the photo; for
+    each of the compact autoencoder's `defocus_radii` (R) and each quarter, [B,4R,C,h,w]."""
     linear = srgb_to_linear((photos + 1) / 2)
     weight, factor = vae.encoder_shortcut.weight, latent_factor(vae)
     quarters = _quarters(factor).to(weight)
@@ -111,12 +110,12 @@ def defocus_basis(vae: Any, photos: Tensor) -> Tensor:
 
 
 def latent_factor(vae: Any) -> int:
-    """Pixels of a side to one of the latent."""
+    """Return how many pixels of a side go into one of the latent."""
     factor: int = 2 ** (len(vae.config.block_out_channels) - 1) * vae.config.get("patch", 1)
     return factor
 
 
 def _quarters(patch: int) -> Tensor:
-    """The four quarters of a patch as masks, [4,patch,patch] of 0 and 1."""
+    """Return the four quarters of a patch as masks, [4,patch,patch] of 0 and 1."""
     half, single = patch // 2, torch.eye(QUARTERS).reshape(QUARTERS, 2, 2)
     return single.repeat_interleave(half, 1).repeat_interleave(half, 2)

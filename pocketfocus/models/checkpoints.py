@@ -30,7 +30,7 @@ class WeightFiles:
 
 
 def find_weights(folder: Path, stem: str) -> WeightFiles:
-    """The safetensors files of a component, the full ones before fp16.
+    """Return the safetensors files of a component, the full ones before fp16.
 
     Args:
         folder: such as `vae/`.
@@ -64,7 +64,7 @@ def find_weights(folder: Path, stem: str) -> WeightFiles:
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
-    """The files that an index names."""
+    """Return the files that an index names."""
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
@@ -107,5 +107,5 @@ class Checkpoint(Mapping[str, Tensor]):
         return len(self._files)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, which is not read."""
+        """Return shape of a tensor, which is not read."""
         return tuple(self._files[name].get_slice(name).get_shape())

@@ -41,8 +41,8 @@ def load_reference(spec: str = "default") -> ReferencePipeline:
 
 
 def assemble(places: Places, load: Callable[[Any, str, str], Any]) -> ReferencePipeline:
-    """The pipeline of four components, each from `load(class, root, folder)`; UserError when they
-    do not fit each other."""
+    """Return the pipeline of four components, each from `load(class, root, folder)`; UserError when
+    they do not fit each other."""
     root = places.base
     pipeline = ReferencePipeline(
         vae=load(_autoencoder_class(root), root, "vae"),
@@ -57,8 +57,8 @@ def assemble(places: Places, load: Callable[[Any, str, str], Any]) -> ReferenceP
 
 
 def default_sampling(spec: str) -> Sampling:
-    """`load_reference(spec).sampling`, of which only small JSON files are read. A Hub id that is
-    not on this disk is sampled as published."""
+    """Return `load_reference(spec).sampling`, of which only small JSON files are read. A Hub id
+    that is not on this disk is sampled as published."""
     places = find_places(spec)
     stored = _stored_sampling(Path(places.unet[0]) / SAMPLING_FILE)
     config = Path(places.base) / "vae" / "config.json"
@@ -67,7 +67,8 @@ def default_sampling(spec: str) -> Sampling:
 
 
 def _stored_sampling(path: Path) -> Sampling | None:
-    """What a consistency model's folder says; None of others, UserError for what is no sampling."""
+    """Return what a consistency model's folder says, None of others; UserError for what is no
+    sampling."""
     if not path.is_file():
         return None
     stored = read_json(path)
@@ -79,7 +80,7 @@ def _stored_sampling(path: Path) -> Sampling | None:
 
 
 def _autoencoder_class(root: str) -> Any:
-    """The published class, or the compact one where the folder's config names it."""
+    """Return the published class, or the compact one where the folder's config names it."""
     config = Path(root) / "vae" / "config.json"
     if config.is_file() and CompactAutoencoder.__name__ in config.read_text(encoding="utf-8"):
         return CompactAutoencoder
@@ -87,7 +88,7 @@ def _autoencoder_class(root: str) -> Any:
 
 
 def load_component(cls: Any, root: str, subfolder: str) -> Any:
-    """One component, fp32; safetensors only, the fp16 variant where that is all there is."""
+    """Load one component, fp32; safetensors only, the fp16 variant where that is all there is."""
     folder = component_folder(root, subfolder)
     if cls is EulerDiscreteScheduler:
         return attempt(lambda: cls.from_pretrained(root, subfolder=subfolder), root, subfolder)
@@ -108,7 +109,7 @@ def load_component(cls: Any, root: str, subfolder: str) -> Any:
 
 
 def component_folder(root: str, subfolder: str) -> Path | None:
-    """A component's folder, None on the Hub; UserError when a local root has none."""
+    """Return a component's folder, None on the Hub; UserError when a local root has none."""
     folder = Path(root) / subfolder
     if not Path(root).is_dir():
         return None
@@ -120,12 +121,12 @@ def component_folder(root: str, subfolder: str) -> Path | None:
 
 
 def place_of(root: str, subfolder: str) -> str:
-    """A component in words."""
+    """Name a component in words."""
     return f"{subfolder} of {root}" if subfolder else root
 
 
 def check_weights(info: dict[str, Any], where: str) -> None:
-    """UserError when the files do not hold exactly the weights that the config asks for.
+    """Raise UserError when the files do not hold exactly the weights that the config asks for.
 
     The libraries only warn, and leave what is missing at random values.
     """
@@ -146,7 +147,7 @@ def check_weights(info: dict[str, Any], where: str) -> None:
 
 
 def attempt(load: Callable[[], Any], root: str, subfolder: str) -> Any:
-    """What a library's `load` returns, its warnings hushed and its errors one-line UserErrors."""
+    """Call a library's `load`, its warnings hushed and its errors made one-line UserErrors."""
     try:
         with _without_warnings():
             return load()

@@ -34,7 +34,7 @@ class Model(Protocol):
         """The only size that it takes; None for any."""
 
     def __call__(self, photo: Tensor, position: int, /) -> Tensor:
-        """The focal stack of a photo that fits."""
+        """Return the focal stack of a photo that fits."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class NamedModel:
     call: Callable[[Tensor, int], Tensor]
 
     def __call__(self, photo: Tensor, position: int) -> Tensor:
-        """The stack; UserError for a photo or position that the model does not take."""
+        """Return the stack; UserError for a photo or position that the model does not take."""
         check_input(self.name, photo, position, self.size)
         with torch.inference_mode():
             return self.call(photo.float(), position)

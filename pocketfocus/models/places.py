@@ -45,7 +45,7 @@ class Places:
 
 
 def find_places(spec: str) -> Places:
-    """The places that `spec` names.
+    """Return the places that `spec` names.
 
     `spec` is `default` (shipped), `learn2refocus` (the published model), a local folder in the
     diffusers layout (unet/, vae/, image_encoder/, scheduler/), a Hub id of that layout, or
@@ -80,7 +80,8 @@ def _is_local(root: str) -> bool:
 
 
 def _unet_folder(root: str) -> str:
-    """Where below `root` the UNet lies: unet/, the last of checkpoint-*/unet/, or root itself."""
+    """Return where below `root` the UNet lies: unet/, the last of checkpoint-*/unet/, or root
+    itself."""
     if root == LEARN2REFOCUS:
         return LEARN2REFOCUS_UNET
     if (Path(root) / "unet").is_dir() or not _is_local(root):

@@ -49,7 +49,8 @@ class Sampling:
     temperature: float = 1.0
 
     def changed(self, text: str) -> Sampling:
-        """With what a text STEPS[/GUIDANCE[/TEMPERATURE]] says; UserError when it is not one."""
+        """Return the sampling with what STEPS[/GUIDANCE[/TEMPERATURE]] says; UserError for other
+        text."""
         parts = text.split("/")
         try:
             steps, *rest = int(parts[0]), *map(float, parts[1:])
@@ -71,8 +72,8 @@ MEAN = Sampling(steps=1, guidance=1.0, temperature=0.0)
 
 
 def own_sampling(few_steps: Sampling | None, relative: bool) -> Sampling:
-    """The default way of a reference: its own `few_steps`, else as published, and the mean where
-    latents are `relative`."""
+    """Return the default way of a reference: its own `few_steps`, else as published, and the mean
+    where latents are `relative`."""
     if few_steps is not None:
         return few_steps
     return MEAN if relative else PUBLISHED
@@ -126,7 +127,7 @@ class ReferencePipeline:
         return own_sampling(self.few_steps, self.relative)
 
     def latent_shape(self, photo: Tensor) -> tuple[int, int, int, int, int]:
-        """(1, T, C, h, w) of the latents of `photo` [1,3,H,W]."""
+        """Return (1, T, C, h, w) of the latents of `photo` [1,3,H,W]."""
         factor = latent_factor(self.vae)
         height, width = photo.shape[-2] // factor, photo.shape[-1] // factor
         return (1, FRAMES, self.vae.config.latent_channels, height, width)
@@ -140,7 +141,7 @@ class ReferencePipeline:
         sampling: Sampling | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """Euler steps from `noise` [1,T,C,h,w] (unit variance) to scaled latents, same shape.
+        """Take Euler steps from `noise` [1,T,C,h,w] (unit variance) to scaled latents, same shape.
 
         With `relative`, what is denoised is the difference to the photo's own scaled latent, which
         is added at the end (cf. ResShift, arXiv 2307.12348, for super-resolution).
@@ -172,7 +173,7 @@ class ReferencePipeline:
         return latents
 
     def condition(self, latent: Tensor, positions: Tensor) -> Tensor:
-        """What the UNet sees beside the noisy latents, from photos' latents [B,C,h,w] at
+        """Return what the UNet sees beside the noisy latents, from photos' latents [B,C,h,w] at
         `positions` [B]: [B,T,C,h,w] as in Learn2Refocus; [B,T,C+2,h,w], see `spread_latent`, when
         relative."""
         place = spread_latent if self.relative else place_latent
@@ -187,7 +188,7 @@ class ReferencePipeline:
         ids: Tensor,
         basis: Tensor,
     ) -> Tensor:
-        """One UNet evaluation: v-prediction [B,T,C,h,w] from scaled noisy latents [B,T,C,h,w],
+        """Evaluate the UNet once: v-prediction [B,T,C,h,w] from scaled noisy latents [B,T,C,h,w],
         its condition, CLIP embedding [B,1,E], and the photo's `basis` [B,G,C,h,w].
 
         The UNet's last G channels weigh the directions of the basis.
@@ -203,7 +204,7 @@ class ReferencePipeline:
         return velocity + torch.einsum("btghw,bgchw->btchw", weights, basis)
 
     def basis(self, photos: Tensor) -> Tensor:
-        """What defocus does to photos [B,3,H,W], in scaled latents: [B,G,C,h,w].
+        """Return what defocus does to photos [B,3,H,W], in scaled latents: [B,G,C,h,w].
 
         A relative reference's denoiser so predicts how much a place gets blurred (or, with a weight
         below zero, sharpened), as kernel prediction does (arXiv 1712.02327), beside the difference
@@ -215,13 +216,13 @@ class ReferencePipeline:
         return factor * defocus_basis(self.vae, photos)
 
     def encode(self, photos: Tensor) -> Tensor:
-        """Mode of the VAE posterior, *not* multiplied by the scaling factor: [B,3,H,W] in [-1,1]
-        -> [B,C,h,w]."""
+        """Return the mode of the VAE posterior, *not* multiplied by the scaling factor: [B,3,H,W]
+        in [-1,1] -> [B,C,h,w]."""
         mode: Tensor = self.vae.encode(photos).latent_dist.mode()
         return mode
 
     def embed(self, photos: Tensor) -> Tensor:
-        """CLIP image embedding, the single cross-attention token: [B,3,H,W] -> [B,1,E]."""
+        """Embed images by CLIP as the single cross-attention token: [B,3,H,W] -> [B,1,E]."""
         pixels = F.interpolate(
             photos, (CLIP_SIZE, CLIP_SIZE), mode="bicubic", antialias=True, align_corners=False
         )
@@ -232,7 +233,7 @@ class ReferencePipeline:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents [1,T,C,h,w] -> stack [T,3,H,W], in chunks of 8 frames."""
+        """Decode scaled latents [1,T,C,h,w] to a stack [T,3,H,W], in chunks of 8 frames."""
         unscaled = latents[0] / self.vae.config.scaling_factor
         frames = [
             self.vae.decode(chunk, num_frames=len(chunk)).sample
@@ -242,14 +243,15 @@ class ReferencePipeline:
 
     @torch.no_grad()
     def lost_detail(self, photo: Tensor) -> Tensor:
-        """What the autoencoder loses of the photo [1,3,H,W] at each of the positions, [T,3,H,W]."""
+        """Return what the autoencoder loses of the photo [1,3,H,W] at each of the positions,
+        [T,3,H,W]."""
         latent = self.vae.config.scaling_factor * self.encode(photo)
         return photo - self.decode(latent[:, None].expand(-1, FRAMES, -1, -1, -1))
 
 
 def karras_sigmas(config: Any, ways: Tensor) -> Tensor:
-    """Noise levels of a scheduler's config, from sigma_max at 0 to sigma_min at 1 of `ways` [N]
-    (Karras et al., equation 5): [N].
+    """Return noise levels of a scheduler's config, from sigma_max at 0 to sigma_min at 1 of `ways`
+    [N] (Karras et al., equation 5): [N].
 
     A denoiser's N steps end at 1. A consistency model's start at 0, 1/N, …: one that starts where
     there is no noise is wasted.
@@ -260,7 +262,7 @@ def karras_sigmas(config: Any, ways: Tensor) -> Tensor:
 
 
 def place_latent(latent: Tensor, positions: Tensor) -> Tensor:
-    """Learn2Refocus's condition [B,T,C,h,w]: latents [B,C,h,w] of photos at their own frames
+    """Return Learn2Refocus's condition [B,T,C,h,w]: latents [B,C,h,w] of photos at their own frames
     `positions` [B], zeros at the other eight."""
     condition = latent.new_zeros(len(latent), FRAMES, *latent.shape[1:])
     condition[torch.arange(len(latent)), positions] = latent
@@ -268,9 +270,9 @@ def place_latent(latent: Tensor, positions: Tensor) -> Tensor:
 
 
 def spread_latent(latent: Tensor, positions: Tensor) -> Tensor:
-    """The condition of a relative reference, [B,T,C+2,h,w]: latents [B,C,h,w] of photos at every
-    frame, as in Stable Video Diffusion, and two channels in [-1,1]: the frame's distance from the
-    photo's own, (frame - position) / 8, and the photo's position, position / 4 - 1.
+    """Return the condition of a relative reference, [B,T,C+2,h,w]: latents [B,C,h,w] of photos at
+    every frame, as in Stable Video Diffusion, and two channels in [-1,1]: the frame's distance from
+    the photo's own, (frame - position) / 8, and the photo's position, position / 4 - 1.
 
     With `place_latent` eight frames of nine can learn of the photo through temporal layers only. A
     network that starts at random then denoises without it: after 4000 steps its estimate from pure
@@ -286,5 +288,5 @@ def spread_latent(latent: Tensor, positions: Tensor) -> Tensor:
 
 
 def added_time_ids(batch: int, like: Tensor) -> Tensor:
-    """SVD's micro-conditioning [B,3]: fps - 1, motion bucket, noise augmentation."""
+    """Return SVD's micro-conditioning [B,3]: fps - 1, motion bucket, noise augmentation."""
     return like.new_tensor([[FPS_ID, MOTION_BUCKET, NOISE_AUGMENTATION]]).repeat(batch, 1)

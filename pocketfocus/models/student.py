@@ -41,7 +41,7 @@ COARSE = 2  # the first band as coarse as the U-Net's output, a quarter of the p
 
 
 def enlarged(x: Tensor, factor: float = 2.0) -> Tensor:
-    """[B,C,H,W] -> [B,C,factor*H,factor*W], bilinear."""
+    """Enlarge [B,C,H,W] bilinearly to [B,C,factor*H,factor*W]."""
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
@@ -191,7 +191,7 @@ class Bands(nn.Module):
 
 
 def edged(x: Tensor) -> Tensor:
-    """[B,C,H,W] -> [B,C,H+2,W+2], its edges repeated; XNNPACK has no such padding."""
+    """Repeat the edges of [B,C,H,W] to [B,C,H+2,W+2]; XNNPACK has no such padding."""
     x = torch.cat([x[:, :, :1], x, x[:, :, -1:]], dim=2)
     return torch.cat([x[..., :1], x, x[..., -1:]], dim=3)
 
@@ -251,7 +251,8 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     @staticmethod
     def compose(photo: Tensor, outputs: Tensor, bands: Sequence[Tensor]) -> Tensor:
-        """The photo, every band times its gains, and the added colours, to the stack in [-1,1].
+        """Compose the photo, every band times its gains, and the added colours to the stack in
+        [-1,1].
 
         photo [B,3,H,W]; outputs [B,K*9+27,h,w], nine gains a band, then nine frames' colours;
         K bands, finest first; result [B*9,3,H,W]. No tensor has more than four dimensions. Whole
@@ -275,7 +276,7 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 
 def weighted(gain: Tensor, band: Tensor) -> Tensor:
-    """Gain [B,9,H,W] times band [B,3,H,W] -> [B,27,H,W], frame by frame.
+    """Multiply gains [B,9,H,W] with a band [B,3,H,W] frame by frame: [B,27,H,W].
 
     Pixels are in one last dimension: XNNPACK multiplies runs of it, not three colours at a time.
     """
@@ -285,7 +286,7 @@ def weighted(gain: Tensor, band: Tensor) -> Tensor:
 
 
 def repeated(images: Tensor, batch: int) -> Tensor:
-    """[B,3,N] -> [B*9,3,N], or as it is for one photo, which broadcasts."""
+    """Repeat [B,3,N] as [B*9,3,N], or leave it as it is for one photo, which broadcasts."""
     return images.repeat_interleave(FRAMES, dim=0) if batch > 1 else images
 
 
@@ -302,7 +303,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def build_student(preset: str = "tiny") -> RefocusStudent:
-    """An untrained student; UserError names the presets."""
+    """Return an untrained student; UserError names the presets."""
     if preset not in PRESETS:
         raise UserError(f"no student preset '{preset}': choose from {', '.join(PRESETS)}")
     return RefocusStudent(**PRESETS[preset])

@@ -19,20 +19,20 @@ _FLAT = 1e-12
 
 
 def luma(stack: Tensor) -> Tensor:
-    """[T, 3, H, W] in [-1, 1] -> Rec. 601 luma [T, 1, H, W] in [0, 1]."""
+    """Turn [T, 3, H, W] in [-1, 1] into Rec. 601 luma [T, 1, H, W] in [0, 1]."""
     weights = torch.tensor(_LUMA, dtype=stack.dtype).view(1, 3, 1, 1)
     return ((stack * weights).sum(1, keepdim=True) + 1) / 2
 
 
 def box(images: Tensor, radius: int) -> Tensor:
-    """Mean over the window of `radius`, its part outside the image left out: [T, C, H, W]."""
+    """Average over the window of `radius`, its part outside the image left out: [T, C, H, W]."""
     for kernel, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
         images = F.avg_pool2d(images, kernel, 1, padding, count_include_pad=False)
     return images
 
 
 def median(image: Tensor, radius: int) -> Tensor:
-    """Median over the window of `radius`, edges repeated: [H, W]."""
+    """Take the median over the window of `radius`, edges repeated: [H, W]."""
     padded = F.pad(image[None, None], (radius,) * 4, mode="replicate")
     windows = F.unfold(padded, 2 * radius + 1)[0]
     return windows.median(0).values.reshape(image.shape)
@@ -50,7 +50,7 @@ def guided(images: Tensor, guide: Tensor, radius: int, epsilon: float) -> Tensor
 
 
 def sharpness(stack: Tensor) -> Tensor:
-    """Focus measure ≥ 0 of each pixel in each frame: [T, 3, H, W] -> [T, H, W].
+    """Measure the focus ≥ 0 of each pixel in each frame: [T, 3, H, W] -> [T, H, W].
 
     The squared modified Laplacian |2I - I_left - I_right| + |2I - I_up - I_down|, averaged over
     windows of several sizes. Wide windows weigh little, so they decide only where nothing is near.
@@ -64,7 +64,7 @@ def sharpness(stack: Tensor) -> Tensor:
 
 
 def best_focus(stack: Tensor) -> Tensor:
-    """The frame, 0..T-1 with fractions, in which each pixel is sharpest: [H, W].
+    """Return the frame, 0..T-1 with fractions, in which each pixel is sharpest: [H, W].
 
     The peak of the parabola through the sharpest frame's measure and its two neighbours', as in
     shape from focus. Plain images, all frames equal, get frame 0.
@@ -83,7 +83,7 @@ def best_focus(stack: Tensor) -> Tensor:
 
 
 def focus_grid(position: Tensor, longest: int = 96) -> Tensor:
-    """Whole best-focus frames on a coarse grid, at most `longest` cells a side.
+    """Return whole best-focus frames on a coarse grid, at most `longest` cells a side.
 
     [H, W] -> int64 [rows, columns]: the median of the pixels nearest to each cell's centre.
     """
@@ -96,7 +96,7 @@ def focus_grid(position: Tensor, longest: int = 96) -> Tensor:
 
 
 def all_in_focus(stack: Tensor) -> Tensor:
-    """Every pixel from the frames in which it is sharp: [T, 3, H, W] -> [3, H, W] in [-1, 1].
+    """Take every pixel from the frames in which it is sharp: [T, 3, H, W] -> [3, H, W] in [-1, 1].
 
     Guided-filter fusion: each frame is a smooth base and a detail layer (eqs. 6, 7); the map of
     where it is sharpest, filtered under the frame's own luma, is its weight, wide and soft for the

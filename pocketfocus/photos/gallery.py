@@ -149,12 +149,12 @@ def _move_all(source: Path, folder: Path, replaced: Path) -> None:
 
 
 def _there_and_back(frames: list[Image.Image]) -> list[Image.Image]:
-    """Near to far and back to the frame after the nearest, so that it can be repeated."""
+    """Play near to far and back to the frame after the nearest, so that it can be repeated."""
     return frames + frames[-2:0:-1]
 
 
 def _gif(frames: list[Image.Image]) -> bytes:
-    """An endless GIF near to far and back, all frames in the same 256 colours."""
+    """Return an endless GIF near to far and back, all frames in the same 256 colours."""
     strip = Image.fromarray(np.concatenate([np.asarray(frame) for frame in frames]))
     palette = strip.reduce(3).quantize(256)  # a ninth of the pixels is plenty for it
     mapped = _there_and_back([frame.quantize(palette=palette) for frame in frames])
@@ -163,7 +163,7 @@ def _gif(frames: list[Image.Image]) -> bytes:
 
 
 def _save_mp4(frames: list[Image.Image], path: Path, rounds: int = 3) -> None:
-    """H.264 that every phone plays, `rounds` times near to far and back.
+    """Write H.264 that every phone plays, `rounds` times near to far and back.
 
     yuv420p needs even sides: an odd last row or column is left out.
     OSError when ffmpeg cannot write all frames, UserError when there is no ffmpeg.
@@ -200,7 +200,7 @@ def _save_mp4(frames: list[Image.Image], path: Path, rounds: int = 3) -> None:
 
 
 def _focus_figure(focus: NDArray[np.float32]) -> bytes:
-    """The map of best focus [H, W] in colours, with its legend, as PNG."""
+    """Return the map of best focus [H, W] in colours, with its legend, as PNG."""
     rows, columns = focus.shape
     scale = 6.0 / max(rows, columns)  # inches a pixel
     figure = Figure(figsize=(max(columns * scale, 2.0) + 1.6, max(rows * scale, 2.4)), dpi=120)
@@ -218,12 +218,13 @@ def _focus_figure(focus: NDArray[np.float32]) -> bytes:
 
 
 def _embedded(image: Image.Image) -> str:
-    """A picture inside the page, as WebP."""
+    """Hold a picture inside the page, as WebP."""
     return data_uri(encoded(image, "WEBP", quality=90, method=4), "webp")
 
 
 def _page(pictures: dict[str, Any], focus: Tensor, words: dict[str, Any]) -> str:
-    """The self-contained page: its pictures, the grid of best focus, and the words around them."""
+    """Return the self-contained page: its pictures, the grid of best focus, and the words around
+    them."""
     grid = focus_grid(focus)
     colours = colormaps[COLOURS](focus.numpy() / (FRAMES - 1), bytes=True)[..., :3]
     steps = [colormaps[COLOURS](index / 16, bytes=True)[:3] for index in range(17)]

@@ -66,7 +66,8 @@ def load_photo(path: Path) -> Image.Image:
 
 @contextmanager
 def _bomb_limit() -> Iterator[None]:
-    """Pillow warns above MAX_IMAGE_PIXELS and refuses above twice that; here it only refuses."""
+    """Let Pillow refuse what it warns of: it warns above MAX_IMAGE_PIXELS and refuses above twice
+    that."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
     try:
@@ -114,7 +115,7 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def _upright(image: Image.Image, name: str) -> Image.Image:
-    """Turned as EXIF says; broken EXIF data is ignored, saying so."""
+    """Turn a photo as EXIF says; broken EXIF data is ignored, saying so."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # the data are free-form bytes
@@ -123,7 +124,7 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image, name: str) -> Image.Image:
-    """8-bit sRGB in mode RGB, transparency laid over white."""
+    """Turn a picture into 8-bit sRGB in mode RGB, transparency laid over white."""
     profile = image.info.get("icc_profile")
     alpha = None
     if image.has_transparency_data:
@@ -141,7 +142,7 @@ def _to_srgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _apply_profile(image: Image.Image, profile: bytes, name: str) -> Image.Image:
-    """Through the embedded ICC profile to sRGB; a profile that does not work is ignored."""
+    """Convert through the embedded ICC profile to sRGB; one that does not work is ignored."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = _MODE_OF_SPACE[source.profile.xcolor_space.strip().upper()]
@@ -164,7 +165,7 @@ def _apply_profile(image: Image.Image, profile: bytes, name: str) -> Image.Image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float greys scaled to 8 bits; other modes as they are.
+    """Scale 16-bit, 32-bit and float greys to 8 bits; other modes stay as they are.
 
     16-bit values are scaled from 0..65535. 32-bit integers and floats say nothing of their range:
     the smallest of 1 (floats), 255 and 65535 that holds their largest value counts as white.
@@ -183,12 +184,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def size_of(image: Image.Image) -> Size:
-    """The (H, W) of a picture."""
+    """Return the (H, W) of a picture."""
     return image.height, image.width
 
 
 def fit_size(photo: Size, max_pixels: int, multiple: int = MULTIPLE) -> Size:
-    """The working size of a photo: multiples of `multiple`, at most `max_pixels` in all.
+    """Return the working size of a photo: multiples of `multiple`, at most `max_pixels` in all.
 
     Keeping the photo's aspect ratio and being large are weighed in logarithms: 10 % of stretch
     costs as much as 10 % of a side's length. Never below one multiple a side. ValueError when not
@@ -212,7 +213,7 @@ def fit_size(photo: Size, max_pixels: int, multiple: int = MULTIPLE) -> Size:
 
 
 def photo_size(working: Size, photo: Size) -> Size:
-    """The smallest even size of the photo's aspect ratio that holds `working`.
+    """Return the smallest even size of the photo's aspect ratio that holds `working`.
 
     A model's frames are stretched to multiples of 64 or to a square; at this size they are as wide
     and as high as the photo again, and neither direction loses pixels. Even, for video.
@@ -223,13 +224,13 @@ def photo_size(working: Size, photo: Size) -> Size:
 
 
 def from_uint8(pixels: NDArray[np.uint8] | Tensor, planar: bool = False) -> Tensor:
-    """8-bit pixels [..., H, W, 3], or `planar` [..., 3, H, W], to [..., 3, H, W] in [-1, 1]."""
+    """Turn 8-bit [..., H, W, 3], or `planar` [..., 3, H, W], into [..., 3, H, W] in [-1, 1]."""
     values = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.array(pixels))
     return (values if planar else values.movedim(-1, -3)).float() / 127.5 - 1
 
 
 def to_uint8(frames: Tensor, planar: bool = False) -> NDArray[np.uint8]:
-    """The inverse of `from_uint8`: values are clipped and rounded, NaN becomes grey."""
+    """Invert `from_uint8`: values are clipped and rounded, NaN becomes grey."""
     scaled = ((frames.detach().float().nan_to_num(0.0).clamp(-1, 1) + 1) * 127.5).round()
     values = scaled if planar else scaled.movedim(-3, -1)
     pixels: NDArray[np.uint8] = values.to(torch.uint8).contiguous().cpu().numpy()
@@ -242,7 +243,7 @@ def light_to_uint8(frames: Tensor) -> NDArray[np.uint8]:
 
 
 def to_tensor(photo: Image.Image) -> Tensor:
-    """An 8-bit RGB picture as [1, 3, H, W] in [-1, 1]."""
+    """Turn an 8-bit RGB picture into [1, 3, H, W] in [-1, 1]."""
     return from_uint8(np.asarray(photo.convert("RGB")))[None]
 
 
@@ -253,17 +254,18 @@ def prepare(photo: Image.Image, size: int | Size = WORKING_PIXELS) -> Tensor:
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """The bytes of an image file; written in one go, a full disk is an error with its reason."""
+    """Return the bytes of an image file; written in one go, a full disk is an error with its
+    reason."""
     data = io.BytesIO()
     image.save(data, kind, **options)
     return data.getvalue()
 
 
 def data_uri(data: bytes, kind: str = "png") -> str:
-    """An image file as a URI that holds all of it."""
+    """Return an image file as a URI that holds all of it."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def to_image(frame: Tensor) -> Image.Image:
-    """[3, H, W] in [-1, 1] -> an 8-bit RGB picture."""
+    """Turn [3, H, W] in [-1, 1] into an 8-bit RGB picture."""
     return Image.fromarray(to_uint8(frame))

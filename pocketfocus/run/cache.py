@@ -12,7 +12,7 @@ from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, read_json, sha256, write_json
 
 PACKAGE = Path(pocketfocus.__file__).parent
-CORE = ("models", "data", "photos", "run", "mobile")
+CORE = ("models", "data", "photos", "run")
 
 
 class Kept:
@@ -41,8 +41,8 @@ class Kept:
 
 @cache
 def source_hash(*folders: str) -> str:
-    """Hash of the package's own sources in the core and in these folders, whole: what a stage that
-    is kept in a run's folder depends on beside its inputs."""
+    """Hash the package's own sources in the core and in these folders, whole: what a stage that is
+    kept in a run's folder depends on beside its inputs."""
     files = list(PACKAGE.glob("*.py"))
     for folder in (*CORE, *folders):
         files += (PACKAGE / folder).rglob("*.py")
@@ -50,7 +50,7 @@ def source_hash(*folders: str) -> str:
 
 
 def cache_home() -> Path:
-    """The folder for what can be made again: $XDG_CACHE_HOME/pocketfocus, else ~/.cache/pocketfocus
-    (XDG Base Directory: relative values are ignored)."""
+    """Return the folder for what can be made again: $XDG_CACHE_HOME/pocketfocus, else
+    ~/.cache/pocketfocus (XDG Base Directory: relative values are ignored)."""
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (named if named.is_absolute() else Path.home() / ".cache") / "pocketfocus"

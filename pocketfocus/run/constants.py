@@ -12,7 +12,7 @@ Size = tuple[int, int]
 
 
 def size_text(size: Size) -> str:
-    """A size as people write it, width first: (640, 896) is "896x640"."""
+    """Return a size as people write it, width first: (640, 896) is "896x640"."""
     height, width = size
     return f"{width}x{height}"
 

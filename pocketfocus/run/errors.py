@@ -16,7 +16,7 @@ class UserError(Exception):
 
 @contextmanager
 def reported(program: str) -> Iterator[None]:
-    """Within, of a script: a UserError ends it with its message in one line and exit code 2."""
+    """End a script, on a UserError within, with its message in one line and exit code 2."""
     try:
         yield
     except UserError as error:

@@ -52,7 +52,7 @@ def write_atomic(path: Path) -> Iterator[Path]:
 
 
 def writing_failed(path: Path, error: OSError) -> UserError:
-    """The one line for a file that could not be written."""
+    """Return the one line for a file that could not be written."""
     reason = error.strerror or str(error)
     return UserError(
         f"cannot write {path}: {reason}; free some space or choose another folder with --out"
@@ -68,7 +68,7 @@ def _sync(path: Path) -> None:
 
 
 def once_a_file(read: Callable[[Path], T]) -> Callable[[Path], T]:
-    """`read`, which this process then calls once for a file, and again when the file has changed.
+    """Let this process call `read` once for a file, and again when the file has changed.
 
     A file that was changed within the last tenth of a second is read each time: it could be changed
     again without its times telling.
@@ -98,7 +98,7 @@ def _digest(path: Path) -> bytes:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's relative names and contents in sorted order."""
+    """Return SHA-256 of a file, or of a folder's relative names and contents in sorted order."""
     digest = hashlib.sha256()
     path = Path(path)
     for entry in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
@@ -109,14 +109,14 @@ def sha256(path: Path) -> str:
 
 
 def size_bytes(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
+    """Return the bytes of a file, or of all files in a folder."""
     if path.is_file():
         return path.stat().st_size
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
 def key_of(**inputs: Any) -> str:
-    """A short stable hash of JSON-able inputs: what a stage's result depends on."""
+    """Return a short stable hash of JSON-able inputs: what a stage's result depends on."""
     text = json.dumps(inputs, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -165,7 +165,7 @@ def merge_rows(path: Path, rows: Sequence[Row], devices: Sequence[str], since: P
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file written by `write_rows`."""
+    """Return the rows of a file written by `write_rows`."""
     rows = read_json(path).get("rows")
     if not isinstance(rows, list):
         raise UserError(f"{path} holds no rows: delete it and run the stage that writes it")

@@ -52,7 +52,7 @@ class Delegation:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One file that was asked for: `written`, or `refused` with the reason in `why`.
+    """One file that was requested: `written`, or `refused` with the reason in `why`.
 
     Attributes:
         name: path below the run's folder.
@@ -121,7 +121,7 @@ class Manifest:
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """The manifest of a run; UserError when it is missing, broken or of another version."""
+    """Return the manifest of a run; UserError when it is missing, broken or of another version."""
     return _read(Path(folder) / MANIFEST_FILE)
 
 
@@ -163,7 +163,7 @@ def _from_json(content: Any) -> Any:
 
 
 def check_artifact(folder: Path, artifact: Artifact) -> Path:
-    """The path of an artifact whose hash is as recorded.
+    """Return the path of an artifact whose hash is as recorded.
 
     UserError when it was refused, is missing, or is not the file that was written.
     """

@@ -25,8 +25,8 @@ def keep_freed_memory() -> bool:
 
 
 def peak_mib() -> float:
-    """Peak resident memory of this process since it started (MiB), interpreter and the mapped pages
-    of files included.
+    """Return the peak resident memory of this process since it started (MiB), interpreter and the
+    mapped pages of files included.
 
     On Linux from VmHWM: ru_maxrss also counts the parent's memory at the moment of the fork.
     """
@@ -38,12 +38,12 @@ def peak_mib() -> float:
 
 
 def swapped_mib() -> float:
-    """Memory of this process that is swapped out (MiB); 0 where the system does not say."""
+    """Return how much of this process is swapped out (MiB); 0 where the system does not say."""
     return _status("VmSwap") or 0.0
 
 
 def _status(field: str) -> float | None:
-    """A figure of /proc/self/status in MiB, None where there is none."""
+    """Return a figure of /proc/self/status in MiB, None where there is none."""
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text().splitlines():

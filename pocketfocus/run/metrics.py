@@ -13,8 +13,8 @@ CAP_DB = 200.0  # reported for identical inputs, so that every figure is a finit
 
 
 def psnr(a: Tensor, b: Tensor, peak: float = PEAK) -> float:
-    """Peak signal-to-noise ratio in dB over all elements; at most `CAP_DB`, NaN-poisoned inputs
-    give -inf. ValueError when the shapes differ."""
+    """Return the peak signal-to-noise ratio in dB over all elements; at most `CAP_DB`, NaN-poisoned
+    inputs give -inf. ValueError when the shapes differ."""
     if a.shape != b.shape:
         raise ValueError(f"shapes differ: {list(a.shape)} and {list(b.shape)}")
     error = torch.mean((a.double() - b.double()) ** 2).item()
@@ -24,7 +24,8 @@ def psnr(a: Tensor, b: Tensor, peak: float = PEAK) -> float:
 
 
 def ssim(a: Tensor, b: Tensor, peak: float = PEAK) -> float:
-    """Mean structural similarity (Wang et al. 2004, 11-tap Gaussian) of images [B,3,H,W]."""
+    """Return the mean structural similarity (Wang et al. 2004, 11-tap Gaussian) of images
+    [B,3,H,W]."""
     value = structural_similarity_index_measure(a.float(), b.float(), data_range=peak)
     if not isinstance(value, Tensor):
         raise TypeError("torchmetrics returned more than the mean")

@@ -22,7 +22,8 @@ console = Console(stderr=True, highlight=False)
 
 
 def progress_bar() -> Progress:
-    """A bar with description, counts, elapsed and remaining time; silent when not a terminal."""
+    """Return a bar with description, counts, elapsed and remaining time; silent when not a
+    terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -43,7 +43,7 @@ class Stage:
     run: Callable[[], object]
 
     def key(self) -> str:
-        """Hash of everything the result depends on."""
+        """Return the hash of everything the result depends on."""
         return key_of(code=source_hash(*self.code), tools=tools(), **self.inputs())
 
 
@@ -66,7 +66,7 @@ def run_stages(folder: Path, stages: Iterable[Stage]) -> list[str]:
 
 
 def out_of_date(folder: Path, stage: Stage) -> str:
-    """Why the stage has to run, or "" when inputs and outputs are as recorded."""
+    """Return why the stage has to run, or "" when inputs and outputs are as recorded."""
     known = _records(folder).get(stage.name)
     if known is None:
         return "running"
@@ -89,11 +89,7 @@ def remember(folder: Path, stage: Stage, seconds: float) -> None:
         if not found and "*" not in pattern:
             raise UserError(f"stage {stage.name} ended without writing {pattern} in {folder}")
         outputs |= {path.relative_to(folder).as_posix(): sha256(path) for path in found}
-    record = {
-        "key": stage.key(),
-        "outputs": outputs,
-        "seconds": round(seconds, 1),
-    }
+    record = {"key": stage.key(), "outputs": outputs, "seconds": round(seconds, 1)}
     write_json(folder / RECORD, {"stages": {**_records(folder), stage.name: record}})
 
 
@@ -113,5 +109,5 @@ def tools() -> dict[str, str]:
 
 
 def hashes(*paths: Path | None) -> list[str]:
-    """SHA-256 of each file or folder that exists; "" for one that does not."""
+    """Return the SHA-256 of each file or folder that exists; "" for one that does not."""
     return [sha256(p) if p is not None and p.exists() else "" for p in paths]

@@ -26,7 +26,7 @@ from pocketfocus.benchmarks.baselines import (
     save_table,
 )
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos, render_scene, train_photos
-from pocketfocus.data.stacks import FocalStack, synthetic_stacks
+from pocketfocus.data.stacks import FocalStack, RenderedScenes
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.metrics import psnr
 
@@ -113,7 +113,7 @@ def test_the_fit_finds_an_unsharp_mask() -> None:
 
 def test_on_its_training_stacks_no_pair_is_worse_than_copy() -> None:
     """By what is fitted, the squared error pooled over stacks; measured through the model."""
-    stacks = list(synthetic_stacks(2, 0, (64, 64), train_photos()))
+    stacks = list(RenderedScenes(range(2), (64, 64), train_photos()))
     models = Copy(), Blur(fit_blur(stacks))
     errors: dict[str, np.ndarray] = {model.name: np.zeros((9, 9)) for model in models}
     for stack in stacks:

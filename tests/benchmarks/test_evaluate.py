@@ -27,7 +27,7 @@ from pocketfocus.benchmarks.evaluate import (
 from pocketfocus.benchmarks.scores import Ledger
 from pocketfocus.benchmarks.tables import print_table
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos, render_scene
-from pocketfocus.data.stacks import FocalStack, read_stacks
+from pocketfocus.data.stacks import FocalStack, StackFolder
 from pocketfocus.models.model import refocus
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, read_rows, write_rows
@@ -161,11 +161,11 @@ def test_two_photos_with_positions_in_a_folder_are_scored_where_truth_exists(
     for name, grey in (("a.png", 100), ("b.png", 151)):
         Image.new("RGB", (16, 16), (grey,) * 3).save(tmp_path / "desk" / name)
     (tmp_path / "desk" / "positions.txt").write_text("0.2\n6.9\n")
-    found = cells(evaluated([Copy()], read_stacks(tmp_path), "desk"))
+    found = cells(evaluated([Copy()], StackFolder(tmp_path), "desk"))
     assert {key[1:] for key in found} == {(0, 0), (0, 7), (7, 0), (7, 7)}
     assert found["copy", 0, 7]["psnr_db"] == pytest.approx(decibels(2 * 51 / 255), abs=1e-4)
     (tmp_path / "desk" / "positions.txt").write_text("0.2\n6.5\n")
-    alone = cells(evaluated([Copy()], read_stacks(tmp_path), "desk"))
+    alone = cells(evaluated([Copy()], StackFolder(tmp_path), "desk"))
     assert {key[1:] for key in alone} == {(0, 0)}
 
 

@@ -176,6 +176,24 @@ def test_positions_are_the_nine_of_the_optics() -> None:
     assert arguments.positions("8, 0,4,4") == (0, 4, 8)
 
 
+@pytest.mark.parametrize(("text", "size"), [("896x640", (640, 896)), ("256", (256, 256))])
+def test_a_size_has_one_form_everywhere(text: str, size: tuple[int, int]) -> None:
+    assert arguments.size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        *((text, "no size") for text in ("64x", "x64", "", "-64", "1x2x3", "big")),
+        ("63x64", "too small"),
+        ("64x128", "no square"),
+    ],
+)
+def test_what_is_no_size_says_what_to_write(text: str, said: str) -> None:
+    with pytest.raises(UserError, match=rf"--size {re.escape(text)} is {said}: \w+"):
+        arguments.square(text, 64)
+
+
 # the environment
 
 

@@ -51,7 +51,7 @@ def stacks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def words(small_reference: Path, stacks: Path, small_student: Path, tmp_path: Path) -> Words:
     """A distillation of one step into tmp_path/out."""
-    asked = ["distill", "--steps", "1", "--targets", "2", "--crop", str(SIDE)]
+    asked = ["distill", "--steps", "1", "--teacher-stacks", "2", "--crop", str(SIDE)]
     asked += ["--reference", str(small_reference), "--student", str(small_student)]
     return [*asked, "--stacks", str(stacks), "--out", str(tmp_path / "out")]
 

@@ -1,5 +1,6 @@
 """Readers and the cache, on folders written here."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ from PIL import Image
 from pocketfocus.data import stacks
 from pocketfocus.data.scenes import render_scene
 from pocketfocus.data.stacks import (
-    cache_stacks,
+    RenderedScenes,
+    StackCache,
+    StackFolder,
+    cache_sources,
     load_cache,
     read_photos,
-    read_stacks,
-    synthetic_stacks,
 )
 from pocketfocus.run.errors import UserError
 
@@ -29,6 +31,16 @@ def write_scene(folder: Path, grey: list[int], stem: str = "{}.png", size: int =
     return folder
 
 
+def cache_stacks(
+    folder: Path,
+    seeds: Sequence[int],
+    size: tuple[int, int],
+    photos: Sequence[np.ndarray] = (),
+) -> StackCache:
+    """The cache of rendered scenes."""
+    return cache_sources(folder, [RenderedScenes(seeds, size, photos)], size)
+
+
 def greys(n: int) -> list[int]:
     return [10 * index for index in range(n)]
 
@@ -37,7 +49,7 @@ def test_nine_images_become_a_stack_in_natural_order(tmp_path: Path) -> None:
     scene = write_scene(tmp_path / "mug", greys(9), "f{}.png")
     (scene / "f2.png").rename(scene / "f02.png")
     (scene / "notes.txt").write_text("not an image")
-    (only,) = read_stacks(tmp_path)
+    (only,) = StackFolder(tmp_path)
     assert only.name == "mug"
     assert only.positions == tuple(range(9))
     assert only.frames.shape == (9, 3, 16, 16)
@@ -47,7 +59,7 @@ def test_nine_images_become_a_stack_in_natural_order(tmp_path: Path) -> None:
 def test_ten_comes_after_nine_with_positions(tmp_path: Path) -> None:
     scene = write_scene(tmp_path / "a", greys(11))
     (scene / "positions.txt").write_text("\n".join(str(0.8 * n) for n in range(10)) + "\n8\n")
-    (only,) = read_stacks(tmp_path)
+    (only,) = StackFolder(tmp_path)
     assert only.positions == pytest.approx([0.8 * n for n in range(10)] + [8])
     assert bool((only.frames[1:, 0, 0, 0] > only.frames[:-1, 0, 0, 0]).all())
 
@@ -55,7 +67,7 @@ def test_ten_comes_after_nine_with_positions(tmp_path: Path) -> None:
 def test_learn2refocus_layout(tmp_path: Path) -> None:
     rig = tmp_path / "FSK_1" / "midsize" / "undistorted" / "RigCenter0"
     write_scene(rig, greys(9), "focal_position_000{}_frame_0000.jpg")
-    (only,) = read_stacks(tmp_path, (8, 12))
+    (only,) = StackFolder(tmp_path, (8, 12))
     assert only.name == "FSK_1"
     assert only.frames.shape == (9, 3, 8, 12)
 
@@ -77,7 +89,7 @@ def test_bad_positions_skip_the_scene_and_say_why(tmp_path: Path, text: str, rea
     bad = write_scene(tmp_path / "bad", greys(3))
     (bad / "positions.txt").write_bytes(text.encode("latin-1"))
     said: list[str] = []
-    folder = read_stacks(tmp_path, say=said.append)
+    folder = StackFolder(tmp_path, say=said.append)
     assert [stack.name for stack in folder] == ["good"]
     assert len(folder) == 1
     assert reason in folder.skipped["bad"]
@@ -97,7 +109,7 @@ def test_short_broken_and_unequal_scenes_are_skipped_and_counted(
     (garbage / "0.png").write_bytes(b"no image")
     unequal = write_scene(tmp_path / "unequal", greys(9))
     Image.new("RGB", (9, 9)).save(unequal / "8.png")
-    folder = read_stacks(tmp_path)
+    folder = StackFolder(tmp_path)
     assert len(folder) == 4  # what is in the files shows when they are opened
     assert [stack.name for stack in folder] == ["good"]
     assert len(folder) == 1
@@ -110,13 +122,13 @@ def test_nothing_usable_names_folder_and_layout(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match=r"empty holds no usable focal stack.*positions.txt"):
-        read_stacks(empty)
+        StackFolder(empty)
     with pytest.raises(UserError, match="not a folder"):
-        read_stacks(tmp_path / "absent")
+        StackFolder(tmp_path / "absent")
     broken = write_scene(tmp_path / "all" / "broken", greys(9))
     (broken / "3.png").write_bytes(b"")
     with pytest.raises(UserError, match="1 skipped"):
-        list(read_stacks(tmp_path / "all", say=lambda message: None))
+        list(StackFolder(tmp_path / "all", say=lambda message: None))
 
 
 def test_resize_is_pillow_lanczos(tmp_path: Path) -> None:
@@ -125,7 +137,7 @@ def test_resize_is_pillow_lanczos(tmp_path: Path) -> None:
     scene.mkdir()
     for index in range(9):
         Image.fromarray(pixels).save(scene / f"{index}.png")
-    (only,) = read_stacks(tmp_path, (20, 24))
+    (only,) = StackFolder(tmp_path, (20, 24))
     wanted = Image.fromarray(pixels).resize((24, 20), Image.Resampling.LANCZOS)
     got = ((only.frames[0].permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
     assert np.array_equal(got, np.asarray(wanted))
@@ -139,7 +151,7 @@ def test_photos_in_natural_order_or_an_error(tmp_path: Path) -> None:
 
 
 def test_synthetic_stacks_are_the_scenes_of_their_seeds() -> None:
-    first, second = synthetic_stacks(2, 5, SIZE)
+    first, second = RenderedScenes(range(5, 7), SIZE)
     assert torch.equal(first.frames, render_scene(5, SIZE))
     assert second.name == "synthetic-6"
 

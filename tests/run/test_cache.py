@@ -97,8 +97,8 @@ def test_changed_sources_change_what_is_kept_of_them(
     for name in ("models", "data", "photos", "run", "mobile", "export", "quantize"):
         shutil.copytree(PACKAGE / name, copy / name, ignore=shutil.ignore_patterns("*.pyc"))
     monkeypatch.setattr(cache, "PACKAGE", copy)
-    before = source_hash.__wrapped__("quantize", "export")
-    assert source_hash.__wrapped__("quantize", "export") == before
+    before = source_hash.__wrapped__("mobile", "quantize", "export")
+    assert source_hash.__wrapped__("mobile", "quantize", "export") == before
     with open(copy / source, "a") as file:
         file.write("# changed\n")
-    assert source_hash.__wrapped__("quantize", "export") != before
+    assert source_hash.__wrapped__("mobile", "quantize", "export") != before
