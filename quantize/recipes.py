@@ -217,12 +217,12 @@ def recipe_from(content: Any, where: str) -> Recipe:
     try:
         found = _RecipeFields.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{where}{_mistake(error)}") from error
+        raise UserError(f"{where}{_what_is_wrong(error)}") from error
     rules = tuple(rule.rule() for rule in found.rules)
     return Recipe(**{**dict(found), "rules": rules})
 
 
-def _mistake(error: ValidationError) -> str:
+def _what_is_wrong(error: ValidationError) -> str:
     """What pydantic found first, and the way out; unknown keys before what they may have meant."""
     found = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     keys, place, known = found["loc"], "", _RecipeFields.model_fields
