@@ -118,16 +118,8 @@ def origin_of(measured: Measurement) -> Row:
 
 @dataclass(frozen=True)
 class Trend:
-    """How a sustained run went.
-
-    Attributes:
-        seconds: that it took.
-        runs: its calls.
-        first_p50_ms: of its first fifth.
-        last_p50_ms: of its last fifth.
-        slower: how many times slower it got; None where that cannot be told.
-        course: `[seconds, ms]`, the median of at most 60 equal stretches.
-    """
+    """How a sustained run went: the medians of its first and last fifth, how many times slower it
+    got, and its course, `[seconds, ms]`, the medians of at most 60 equal stretches."""
 
     seconds: float
     runs: int

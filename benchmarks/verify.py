@@ -90,10 +90,11 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
         why = why_not(artifact, chosen)
         if why is None:
             check = student or saved_check(folder, artifact)
-            found = execute_artifact(artifact, files[artifact.name], chosen, check)
-            rows += found.rows(how.reference_device)
-            if student and found.outputs:
-                kept[artifact.name] = shown(found.outputs[0], student.calls)
+            path, reference = files[artifact.name], how.reference_device
+            found, outputs = execute_artifact(artifact, path, chosen, check, reference)
+            rows += found
+            if student and outputs:
+                kept[artifact.name] = shown(outputs[0], student.calls)
         else:
             gate = gate_of(artifact.precision, chosen.name, artifact.recipe)
             verdict = Verdict(None, "not-run", why)
@@ -101,8 +102,8 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
         rows += [asdict(row) for row in coverage_rows(artifact, chosen.name)]
     if student:
         save_shown(folder, student, kept)
-    if how.positions is not None and len(how.positions) < FRAMES:
-        rows = [partial_row(row, how.positions) for row in rows]
+        if how.positions is not None and len(how.positions) < FRAMES:
+            rows = [partial_row(row, how.positions) for row in rows]
     rows = [row | asdict(origin(devices.get(row["device"]), row["target"])) for row in rows]
     merge_rows(folder / VERIFY_FILE, rows, list(devices), folder / MANIFEST_FILE)
     return rows
@@ -122,58 +123,29 @@ def why_not(artifact: Artifact, device: Device) -> str | None:
     return device.why_not(artifact.target)
 
 
-@dataclass(frozen=True)
-class Executed:
-    """What became of a job with an artifact.
-
-    Attributes:
-        artifact: the file.
-        job: that was run.
-        row: of the file's gate.
-        result: of the job, where its outputs have the shapes of the parent's.
-        check: what it was held against.
-    """
-
-    artifact: Artifact
-    job: Job
-    row: GateRow
-    result: Result | None
-    check: Check
-
-    @property
-    def outputs(self) -> Arrays | None:
-        """Return the outputs, where they have the shapes of the parent's."""
-        return self.result.outputs if self.result else None
-
-    def rows(self, reference: Device | None) -> list[Row]:
-        """Return the row of its gate and, of a `reference` device, that of the same file there."""
-        figures = figures_of(self.result) if self.result and self.check.whole else {}
-        rows: list[Row] = [asdict(self.row) | figures]
-        if reference is not None:
-            gate = Gate(f"{SAME_FILE} {reference.name}", reference.name, SAME_FILE_DB)
-            verdict = self.agreement(reference, gate)
-            rows.append(asdict(gate_row(self.artifact, self.row.device, gate, verdict)))
-        return rows
-
-    def agreement(self, reference: Device, gate: Gate) -> Verdict:
-        """Hold the outputs against those that the file makes on another device."""
-        if self.outputs is None:
-            return Verdict(None, "not-run", "the file made no stacks")
-        why = reference.why_not(self.artifact.target)
-        if why is not None:
-            return Verdict(None, "not-run", why)
-        return execute(reference, self.job, self.outputs, gate, self.check.peak)[1]
-
-
-def execute_artifact(artifact: Artifact, path: Path, device: Device, check: Check) -> Executed:
-    """Execute an artifact and judge it by its own gate."""
+def execute_artifact(
+    artifact: Artifact, path: Path, device: Device, check: Check, reference: Device | None
+) -> tuple[list[Row], Arrays | None]:
+    """Execute an artifact and judge it by its own gate and, of a `reference` device, against the
+    same file there; the rows, and the outputs where they have the shapes of the parent's."""
     gate = gate_of(artifact.precision, device.name, artifact.recipe)
     job = Job(str(path), artifact.target, check.inputs, check.calls, want_outputs=True)
     if check.whole:
         console.print(f"{artifact.name}: {gate.name}")
         job = replace(job, runs=int(is_timed(device)), timeout_s=None)
     result, verdict = execute(device, job, check.parents[gate.parent], gate, check.peak)
-    return Executed(artifact, job, gate_row(artifact, device.name, gate, verdict), result, check)
+    row = asdict(gate_row(artifact, device.name, gate, verdict))
+    rows: list[Row] = [row | (figures_of(result) if result and check.whole else {})]
+    outputs = result.outputs if result else None
+    if reference is not None:
+        same = Gate(f"{SAME_FILE} {reference.name}", reference.name, SAME_FILE_DB)
+        why = "the file made no stacks" if outputs is None else reference.why_not(artifact.target)
+        if outputs is None or why is not None:
+            verdict = Verdict(None, "not-run", why or "")
+        else:
+            _, verdict = execute(reference, job, outputs, same, check.peak)
+        rows.append(asdict(gate_row(artifact, device.name, same, verdict)))
+    return rows, outputs
 
 
 def execute(

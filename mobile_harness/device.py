@@ -62,16 +62,7 @@ class Job:
 
     def arguments(self) -> dict[str, Any]:
         """Return everything but the inputs, as JSON."""
-        return {
-            "artifact": self.artifact,
-            "target": self.target,
-            "calls": [list(call) for call in self.calls],
-            "warmup": self.warmup,
-            "runs": self.runs,
-            "budget_s": self.budget_s,
-            "threads": self.threads,
-            "want_outputs": self.want_outputs,
-        }
+        return {name: value for name, value in vars(self).items() if name != "inputs"}
 
     def is_spent(self, times_ms: Sequence[float]) -> bool:
         """Return whether these timed calls suffice: as many as wanted, or as fit the budget."""

@@ -98,30 +98,21 @@ class IPhone:
             await model.unload()
 
 
-@dataclass(frozen=True)
-class Names:
-    """The names of a package's inputs and outputs, in order."""
-
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
-def names_of(package: str) -> Names:
+def names_of(package: str) -> tuple[list[str], list[str]]:
     """Return what a package calls its inputs and outputs."""
     from coremltools.models.utils import load_spec
 
-    description = load_spec(package).description
-    inputs, outputs = description.input, description.output
-    return Names(tuple(value.name for value in inputs), tuple(value.name for value in outputs))
+    about = load_spec(package).description
+    return [value.name for value in about.input], [value.name for value in about.output]
 
 
-async def measure(model: Any, job: Job, names: Names) -> Result:
+async def measure(model: Any, job: Job, names: tuple[list[str], list[str]]) -> Result:
     """Make the calls of a job with a loaded model; times are those that the phone reports."""
 
     async def predict(call: Call) -> tuple[Arrays, float]:
         rows = [table[row] for table, row in zip(job.inputs, call, strict=True)]
-        made = await model.predict(dict(zip(names.inputs, rows, strict=True)))
-        outputs = tuple(np.asarray(made[name], np.float32) for name in names.outputs)
+        made = await model.predict(dict(zip(names[0], rows, strict=True)))
+        outputs = tuple(np.asarray(made[name], np.float32) for name in names[1])
         return outputs, milliseconds(model.last_predict_duration_in_nano_seconds)
 
     first, first_ms = await predict(job.calls[0])

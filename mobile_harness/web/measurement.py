@@ -73,19 +73,16 @@ class Measurement(Checked):
 class Judge(Protocol):
     """Makes rows of what browsers send; safe to call from threads.
 
-    `positions` are the focal positions at which a browser calls a file with the golden photo.
+    `photo` is the golden photo [1,3,H,W], raw little-endian float32, and `positions` are the focal
+    positions at which a browser calls a file with it. `take` keeps a measurement as a row of
+    bench.json, `judge` its golden outputs (raw float32, a stack a position) as one of verify.json;
+    both raise UserError for another file than the one that was served.
     """
 
     positions: tuple[int, ...]
 
-    def photo(self) -> bytes:
-        """Return the golden photo [1,3,H,W], raw little-endian float32."""
-        ...
+    def photo(self) -> bytes: ...
 
-    def take(self, measured: Measurement) -> Row:
-        """Keep a measurement as a row of bench.json; UserError when it tells of another file."""
-        ...
+    def take(self, measured: Measurement) -> Row: ...
 
-    def judge(self, measured: Measurement, outputs: bytes) -> Row:
-        """Judge the golden outputs (raw float32, a stack a position) as a row of verify.json."""
-        ...
+    def judge(self, measured: Measurement, outputs: bytes) -> Row: ...

@@ -15,7 +15,7 @@ from pocketfocus.mobile_harness.ios import iphone, mac
 from pocketfocus.mobile_harness.options import Options
 
 TABLES = (np.zeros((1, 1, 3, 8, 8), np.float32), np.eye(9, dtype=np.float32)[:, None])
-NAMES = iphone.Names(("photo", "position"), ("stack",))
+NAMES = (["photo", "position"], ["stack"])
 
 
 class MLNeuralEngineComputeDevice:
