@@ -30,22 +30,51 @@ ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 ONE_WORKER = "shared"
+# Modules and functions that take more than about four seconds of a processor, as they export, train
+# or start processes by themselves: `make check` leaves them out.
+SLOW = {
+    "mobile/test_export.py",
+    "test_build.py",
+    "test_clock.py",
+    "test_consistency_makes_a_reference_that_draws_in_few_steps",
+    "test_ctrl_c_is_one_line_and_leaves_only_whole_files",
+    "test_full.py",
+    "test_host.py",
+    "test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit",
+    "test_it_measures_once_and_goes_on",
+    "test_many_scenes_are_rendered_by_several_processes_alike",
+    "test_processes.py",
+    "test_real_onnx_files_on_the_host",
+    "test_runtimes.py",
+    "test_the_int8_graph_is_the_student",
+    "test_the_references_stacks_or_true_ones_alone",
+    "test_toolchains_are_imported_without_noise",
+    "test_trains_on_a_folder_and_rendered_scenes",
+    "test_trains_what_is_asked_for_and_is_read_back",
+}
 
 Exported = Callable[[Sequence[str]], Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what needs exported files or a browser, which `make check` leaves out; and what one
-    worker of pytest-xdist runs: the tests of a module, for its fixtures' sake; those of all modules
-    that share exported files, or build in the checkout and read what was built."""
+    """Marks what needs exported files or a browser and what is slow, which `make check` leaves out;
+    and what one worker of pytest-xdist runs: the tests of a module, for its fixtures' sake; those
+    of all modules that share exported files, or build in the checkout and read what was built."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         for name in ("exported", "browser"):
             if name in fixtures:
                 item.add_marker(name)
+        if is_slow(item.path, getattr(item, "originalname", item.name)):
+            item.add_marker("slow")
         shares = {"exported", "built_page", "wheel"} & fixtures
         group = ONE_WORKER if shares else item.path.relative_to(ROOT).as_posix()
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+def is_slow(path: Path, function: str) -> bool:
+    """Whether `SLOW` has a test, by its module or its own name."""
+    return function in SLOW or any(path.match(name) for name in SLOW)
 
 
 @pytest.fixture(scope="session")

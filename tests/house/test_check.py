@@ -1,0 +1,42 @@
+"""What `make check` leaves out is there, and is what takes long."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SLOW, is_slow
+from tests.house.source import ROOT, Module, none
+
+
+def test_whatever_is_called_slow_is_there() -> None:
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    modules = (Module(path.relative_to(ROOT).as_posix()) for path in files)
+    functions = {each.name for module in modules for each in module.functions}
+    none(
+        f"{name}, in SLOW of tests/conftest.py, is no test"
+        for name in sorted(SLOW)
+        if name not in functions and not any(path.match(name) for path in files)
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "function", "slow"),
+    [
+        ("tests/mobile/test_export.py", "test_any", True),
+        ("tests/other/test_export.py", "test_any", False),
+        ("tests/cli/test_app.py", "test_toolchains_are_imported_without_noise", True),
+        ("tests/cli/test_app.py", "test_any", False),
+    ],
+)
+def test_a_test_is_slow_by_its_module_or_its_name(path: str, function: str, slow: bool) -> None:
+    assert is_slow(Path(path), function) == slow
+
+
+def test_what_exports_is_marked(request: pytest.FixtureRequest) -> None:
+    """By its fixture, as is what needs a browser; nobody has to remember to."""
+    for item in request.session.items:
+        marked = {mark.name for mark in item.iter_markers()}
+        used = {"exported", "browser"} & set(getattr(item, "fixturenames", ()))
+        assert used <= marked, item.nodeid
