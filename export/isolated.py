@@ -36,9 +36,9 @@ def write_isolated(
 
     UserError, where the process died too.
     """
-    name = path.name
+    name = f"{target.name}/{path.name}"
     arguments = {
-        "name": f"{target.name}/{name}",
+        "name": name,
         "network": network.origin,
         "target": target.name,
         "recipe": fields_of(recipe),
