@@ -63,7 +63,7 @@ def is_of_networks(manifest: Manifest) -> bool:
 
 def saved_check(folder: Path, artifact: Artifact) -> Check:
     """Return what the export of a reference kept for a file; UserError when it is missing."""
-    from pocketfocus.export.full.stage import CHECKS
+    from pocketfocus.export.stage import CHECKS
 
     network = Path(artifact.name).stem.rpartition("-")[0]
     path = folder / CHECKS / f"{network}.safetensors"

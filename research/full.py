@@ -17,7 +17,7 @@ from torch import Tensor
 from pocketfocus.benchmarks.gates import parity_rows
 from pocketfocus.benchmarks.tables import figure, markdown
 from pocketfocus.benchmarks.verify import VERIFY_FILE
-from pocketfocus.export.full.stage import CHECKS
+from pocketfocus.export.stage import CHECKS
 from pocketfocus.run.errors import reported
 from pocketfocus.run.files import Row, read_rows
 from pocketfocus.run.manifest import Artifact, Manifest, load_manifest

@@ -84,7 +84,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         assert [stage.inputs() for stage in stages if stage.name in ("distill",)]
         (out / "verify.json").write_text('{"schema_version": 1, "rows": []}')
 
-    monkeypatch.setattr(stage, "distill_run", lambda out, name, *_, **__: load(name))
+    monkeypatch.setattr(stage, "distill_run", lambda out, options, **_: load(options.reference))
     monkeypatch.setattr(training, "run_training", lambda asked, _: load(asked.init or "default"))
     monkeypatch.setattr(build, "run_stages", run_stages)
     monkeypatch.setattr(

@@ -70,7 +70,7 @@ def test_most_scenes_have_something_near_and_something_far() -> None:
 def test_sensor_noise_is_small_and_independent_between_frames(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pocketfocus.data.scenes._through_jpeg", lambda frame, quality: frame)
+    monkeypatch.setattr("pocketfocus.data.scenes.through_jpeg", lambda frame, quality: frame)
     noisy = render_scene(3, SIZE)
     monkeypatch.setattr("pocketfocus.data.scenes.SENSOR_NOISE", 0.0)
     clean = render_scene(3, SIZE)
@@ -90,7 +90,7 @@ def test_frames_went_through_mild_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
         saved = render_scene(seed, size)
         calls = Mock(side_effect=lambda frame, quality: frame)
         with monkeypatch.context() as patch:
-            patch.setattr("pocketfocus.data.scenes._through_jpeg", calls)
+            patch.setattr("pocketfocus.data.scenes.through_jpeg", calls)
             raw = render_scene(seed, size)
         used = {call.args[1] for call in calls.call_args_list}
         assert len(used) == 1

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pocketfocus.benchmarks import full, tables
-from pocketfocus.research import card, losses, methods, quantization, realism, search
+from pocketfocus.benchmarks import tables
+from pocketfocus.research import card, full, losses, methods, quantization, realism, search
 from pocketfocus.run.errors import UserError, reported
 
 MISSING = "no/such/folder"

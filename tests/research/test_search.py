@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pocketfocus.benchmarks.charts import Point, front
 from pocketfocus.data.stacks import RenderedScenes
 from pocketfocus.distill.train.crops import Crops
+from pocketfocus.export.stage import Export
 from pocketfocus.models.student import RefocusStudent, load_student
 from pocketfocus.research import search
 from pocketfocus.research.clock import ratio
@@ -213,10 +214,11 @@ def test_it_trains_exports_and_times_once_and_goes_on(
     """The file to time is the one that other tests export, of a student of this size."""
     made = exported([FILES[INT8][1]])
 
-    def copied(student: Path, folder: Path, *what: list[str], log: Any) -> Manifest:
+    def copied(student: Path, request: Export, log: Any) -> Manifest:
         assert load_student(student).photo_size == (64, 64)
-        assert what == (["executorch"], ["int8"])
-        shutil.copytree(made / "executorch", folder / "executorch", dirs_exist_ok=True)
+        assert (request.targets, request.precisions) == (["executorch"], ["int8"])
+        there = request.out / "executorch"
+        shutil.copytree(made / "executorch", there, dirs_exist_ok=True)
         return load_manifest(made)
 
     monkeypatch.setattr(search, "export_run", copied)
