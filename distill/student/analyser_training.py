@@ -51,6 +51,7 @@ EDGE_WEIGHT = ADJACENT_WEIGHT = 0.1
 WARMUP_STEPS = 100
 LAST_RATE = 0.01  # of the learning rate, at the end
 BETAS = (0.9, 0.99)
+CLIP, USUAL = 2.0, 0.98  # of a gradient's usual norm, and how slowly that changes
 DECIBELS = 10 / math.log(10)
 CHECKPOINT, ANALYSER, LOG = "checkpoint.safetensors", "analyser", "train.jsonl"
 TERMS = ("loss", "gain_db", "sharp_db", "nearness_error")
@@ -134,8 +135,8 @@ class Trainer:
             Muon(matrices.values(), lr=training.rate),
             torch.optim.AdamW(rest, lr=training.rate, betas=BETAS, weight_decay=0.01),
         )
-        self.rest = rest
         self.named = named
+        self.usual_norm = torch.ones((), device=self.device)
         self.average = {name: p.detach().clone() for name, p in named.items()}
         self.step, self.samples = 0, 0
         self.losses = self._compiled()
@@ -164,7 +165,7 @@ class Trainer:
                 group["lr"] = rate
         terms = self.losses(batch)
         torch.autograd.backward(terms[0])
-        torch.nn.utils.clip_grad_norm_(self.rest, 1.0)
+        self._clip()
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -175,6 +176,14 @@ class Trainer:
         with torch.no_grad():
             torch._foreach_lerp_(averages, current, 1 - decay)
         return terms.detach()
+
+    def _clip(self) -> None:
+        """Limit the gradient to `CLIP` times its usual norm, so that no outlier leads Muon."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.named.values()])  # type: ignore[misc]
+        usual = self.usual_norm if self.step else norm
+        limit = CLIP * usual
+        torch.nn.utils.clip_grads_with_norm_(self.named.values(), float(limit), norm)
+        self.usual_norm = usual.lerp(norm.minimum(limit), 1 - USUAL)
 
     def averaged(self) -> Analyser:
         """A copy with the averaged weights, on the CPU."""
