@@ -30,7 +30,7 @@ from pocketfocus.models.places import find_places
 from pocketfocus.models.reference import PUBLISHED
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, merge_rows, size_bytes
-from pocketfocus.run.manifest import MANIFEST_FILE, check_artifact, load_manifest
+from pocketfocus.run.manifest import MANIFEST_FILE, Manifest, check_artifact, load_manifest
 from pocketfocus.run.progress import console, track
 
 BENCH_FILE = "bench.json"
@@ -135,10 +135,11 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[Row]:
     """
     how.check()
     shown = None if how.photos is None else [how.photos[SHOWN[0]]]
-    inputs = student_inputs(fitted_photos(shown, load_manifest(folder).size)[:1])
+    manifest = load_manifest(folder)
+    inputs = student_inputs(fitted_photos(shown, manifest.size)[:1])
     eager = device.why_not(PYTORCH) is None
     baselines = reference_entries(how.reference) if eager and how.reference is not None else []
-    entries = list_entries(folder)
+    entries = list_entries(folder, manifest)
     runnable = [e for e in entries if device.why_not(e.target) is None]
     plan = schedule(runnable, how.runs, how.warmup)
     visits = [Visit(entry, 1 if n else how.reference_runs, 0) for n, entry in enumerate(baselines)]
@@ -176,12 +177,12 @@ def keep_reference_stack(
         save_stacks(folder / REFERENCE_STACK_FILE, {"reference": stack})
 
 
-def list_entries(folder: Path) -> list[Entry]:
+def list_entries(folder: Path, manifest: Manifest) -> list[Entry]:
     """Return the eager student and every artifact with a file, hashes checked."""
     student = folder / "student"
     weights = sum(size_bytes(path) for path in student.glob("*.safetensors"))
     entries = [Entry("student", str(student), PYTORCH, "fp32", weights)]
-    for artifact in load_manifest(folder).artifacts:
+    for artifact in manifest.artifacts:
         if is_written(artifact):
             path = check_artifact(folder, artifact)
             fields = (artifact.target, artifact.precision, size_bytes(path))

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor, nn
 
@@ -18,9 +19,11 @@ from pocketfocus.benchmarks.verify import Verification
 from pocketfocus.data.optics import one_hot
 from pocketfocus.mobile_harness.device import Job, JobError, Result
 from pocketfocus.mobile_harness.devices import get_device
+from pocketfocus.mobile_harness.options import Absent
 from pocketfocus.models.student import RefocusStudent, load_student
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_rows, sha256
+from pocketfocus.run.manifest import Artifact, Manifest
 
 MakeRun = Callable[..., None]
 Model = Callable[[Tensor, Tensor], Tensor]
@@ -310,3 +313,78 @@ def test_a_file_must_agree_with_itself_on_the_reference_device(
         apart = 20 * math.log10(1 / (10 ** (-db / 20) - 10 ** (-60 / 20)))
         assert same[name]["psnr_db"] == pytest.approx(apart, abs=0.02)
         assert same[name]["threshold_db"] == gates.SAME_FILE_DB
+
+
+class OneNetwork(InProcess):
+    """A device that runs one function of one array in place of every file, and notes its jobs."""
+
+    def __init__(self, name: str, network: Callable[[np.ndarray], np.ndarray]) -> None:
+        super().__init__({})
+        self.name, self.network = name, network
+        self.jobs: list[Job] = []
+
+    def run(self, job: Job) -> Result:
+        self.jobs.append(job)
+        outputs = np.stack([self.network(job.inputs[0][row]) for (row,) in job.calls])
+        return Result((outputs,), 100.4, 20.0, (8.6,) * job.runs, 512.3, 1)
+
+
+UNET = "executorch/unet-int4.pte"
+RANGE = 50.0
+
+
+@pytest.fixture
+def networks(tmp_path: Path) -> Path:
+    """A run of a reference's networks: one file, and what its output is held against."""
+    rng = np.random.default_rng(0)
+    given = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    expected = rng.uniform(0, 1, (2, 5)).astype(np.float32)
+    expected[0, 0], expected[1, 1] = 0.0, 1.0
+    (tmp_path / "checks").mkdir()
+    save_file({"input": given, "expected": RANGE * expected}, tmp_path / "checks/unet.safetensors")
+    (tmp_path / UNET).parent.mkdir()
+    (tmp_path / UNET).write_bytes(b"a file")
+    file = Artifact(UNET, "executorch", "int4", sha256(tmp_path / UNET), 6)
+    Manifest((64, 64), [file], reference="some/where").save(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("db", "status"), [(35.1, "pass"), (34.9, "fail")])
+def test_a_network_is_held_against_its_saved_check(db: float, status: str, networks: Path) -> None:
+    """PSNR's peak is the range of what PyTorch made of the same input."""
+    check = load_file(networks / "checks/unet.safetensors")
+    off = RANGE / 10 ** (db / 20)
+
+    def network(given: np.ndarray) -> np.ndarray:
+        np.testing.assert_array_equal(given, check["input"])
+        return check["expected"] + np.float32(off)
+
+    device = OneNetwork("phone", network)
+    (row,) = verify.verify_run(networks, device)
+    assert read_rows(networks / "verify.json") == [row]
+    assert (row["status"], row["threshold_db"]) == (status, 35.0)
+    assert row["psnr_db"] == pytest.approx(db, abs=0.02)
+    assert (row["load_ms"], row["run_ms"], row["peak_rss_mib"]) == (120, 9, 512)
+    (job,) = device.jobs
+    assert (job.calls, job.runs, job.timeout_s) == ([(0,)], 1, None)
+    assert not (networks / "stacks.npz").exists()
+
+
+def test_a_device_without_latencies_calls_a_network_once(networks: Path) -> None:
+    device = OneNetwork("mil-check", lambda given: np.zeros((2, 5), np.float32))
+    (row,) = verify.verify_run(networks, device)
+    assert device.jobs[0].runs == 0
+    assert (row["load_ms"], row["run_ms"]) == (100, 20)
+
+
+def test_an_absent_fallback_and_a_missing_check_are_told(networks: Path) -> None:
+    able = OneNetwork("able", lambda given: np.zeros((2, 5), np.float32))
+    absent = Absent("absent", "it is not plugged in")
+    (row,) = verify.verify_run(networks, absent)
+    assert (row["status"], row["why"]) == ("not-run", "it is not plugged in")
+    assert "run_ms" not in row
+    (row,) = verify.verify_run(networks, absent, Verification(fallbacks=(able,)))
+    assert (row["device"], row["status"]) == ("able", "fail")
+    (networks / "checks/unet.safetensors").unlink()
+    with pytest.raises(UserError, match=r"unet\.safetensors is missing: run export --full again"):
+        verify.verify_run(networks, able)
