@@ -179,7 +179,7 @@ class Trainer:
 
     def _clip(self) -> None:
         """Limit the gradient to `CLIP` times its usual norm, so that no outlier leads Muon."""
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.named.values()])  # type: ignore[misc]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.named.values()])
         usual = self.usual_norm if self.step else norm
         limit = CLIP * usual
         torch.nn.utils.clip_grads_with_norm_(self.named.values(), float(limit), norm)
