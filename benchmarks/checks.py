@@ -65,7 +65,7 @@ def saved_check(folder: Path, artifact: Artifact) -> Check:
     """Return what the export of a reference kept for a file; UserError when it is missing."""
     from pocketfocus.export.stage import CHECKS
 
-    network = Path(artifact.name).stem.rpartition("-")[0]
+    network = Path(artifact.name).stem.removesuffix(f"-{artifact.precision}")
     path = folder / CHECKS / f"{network}.safetensors"
     if not path.is_file():
         raise UserError(f"{path} is missing: run export --full again")

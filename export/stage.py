@@ -147,9 +147,10 @@ def write_files(run: Run) -> Manifest:
 
 
 def previous(run: Run) -> dict[str, Artifact]:
-    """By name, what the folder's manifest lists; files of another student are deleted.
+    """By name, what the folder's manifest lists; files of another student or reference are deleted.
 
-    UserError for the networks of a reference in the folder of a student.
+    So are those of a reference at another size. UserError for the networks of a reference in the
+    folder of a student, and the other way round.
     """
     if not (run.out / MANIFEST_FILE).exists():
         return {}
@@ -158,15 +159,17 @@ def previous(run: Run) -> dict[str, Artifact]:
     except UserError as error:
         run.log(f"starting a new manifest: {error}")
         return {}
-    theirs, ours = manifest.student_sha256, run.source.manifest.student_sha256
-    if theirs and not ours:
-        raise UserError(f"{run.out} is the run of a student: choose another folder with --out")
-    if theirs == ours:
+    theirs, ours = manifest, run.source.manifest
+    if manifest.artifacts and bool(theirs.student_sha256) != bool(ours.student_sha256):
+        whose = "a student" if theirs.student_sha256 else "a reference"
+        raise UserError(f"{run.out} is the run of {whose}: choose another folder with --out")
+    same_reference = (theirs.reference, theirs.size) == (ours.reference, ours.size)
+    if theirs.student_sha256 == ours.student_sha256 and (ours.student_sha256 or same_reference):
         return {artifact.name: artifact for artifact in manifest.artifacts}
     for artifact in manifest.artifacts:
         path = run.out / artifact.name
         if network_of(run, artifact) and path.exists():
-            run.log(f"{artifact.name}: of another student, deleted")
+            run.log(f"{artifact.name}: of another student or reference, deleted")
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assemble(run, {}).save(run.out)
     return {}

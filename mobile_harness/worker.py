@@ -115,8 +115,3 @@ def collect(run: Runner, inputs: Sequence[Outputs], first: Outputs) -> list[NDAr
                 )
             table[number] = output.float().numpy()
     return kept
-
-
-def as_tuple(made: Tensor | Outputs) -> Outputs:
-    """Return the outputs of a file, also where its runner gives its only one alone."""
-    return made if isinstance(made, tuple) else (made,)

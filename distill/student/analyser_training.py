@@ -200,6 +200,7 @@ class Trainer:
                 for key, value in optimizer.state.get(parameter, {}).items():
                     tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
         kept = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+        kept["usual_norm"] = self.usual_norm.cpu()
         counters = {"step": str(self.step), "samples": str(self.samples)}
         with write_atomic(self.training.out / CHECKPOINT) as scratch:
             save_file(kept, scratch, metadata=counters)
@@ -231,6 +232,7 @@ class Trainer:
                             and key.endswith(end)
                             and key.split(".", 2)[2] == name
                         }
+        self.usual_norm = tensors["usual_norm"].to(self.device)
         self.step, self.samples = int(counters["step"]), int(counters["samples"])
         return True
 
@@ -247,13 +249,13 @@ def train(training: Training, pool_options: PoolOptions) -> Trainer:
     keep_freed_memory()
     trainer = Trainer(training, pool_options.device)
     training.out.mkdir(parents=True, exist_ok=True)
-    resumed = trainer.resume()
+    trainer.resume()
+    first = trainer.step
     ended = []
     before = {
         s: signal.signal(s, lambda *_: ended.append(1)) for s in (signal.SIGINT, signal.SIGTERM)
     }
     generator = torch.Generator().manual_seed(training.seed + trainer.step)
-    warmup = 0 if resumed else trainer.step
     try:
         with (
             ScenePool(pool_options) as pool,
@@ -267,7 +269,7 @@ def train(training: Training, pool_options: PoolOptions) -> Trainer:
             ):
                 pool.take()
                 batch = pool.batch(training.batch, training.crop, generator)
-                rate = rate_at(training, trainer.step - warmup, progress)
+                rate = rate_at(training, trainer.step - first, progress)
                 rows.append(trainer.update(batch, rate))
                 if len(rows) == training.log_every:
                     now = time.monotonic()
@@ -275,7 +277,7 @@ def train(training: Training, pool_options: PoolOptions) -> Trainer:
                     values = torch.stack(rows).mean(0).tolist()
                     if not math.isfinite(values[0]):
                         raise UserError(
-                            f"the loss is {values[0]} at step {trainer.step}: lower --rate"
+                            f"the loss is {values[0]} at step {trainer.step}: lower --learning-rate"
                         )
                     row = {
                         "step": trainer.step,
@@ -328,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--start", type=Path)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--crop", type=int, default=128)
-    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--scenes", type=int, default=3000)
     parser.add_argument("--endless", action="store_true", help="render on, replacing the oldest")
@@ -346,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             start=options.start,
             batch=options.batch,
             crop=options.crop,
-            rate=options.rate,
+            rate=options.learning_rate,
             compiled=not options.eager,
             seed=options.seed,
         )

@@ -48,8 +48,10 @@ def make_plan(options: Distillation) -> Plan:
         _check_crops(size, largest)
     wanted = () if options.learn_from == REFERENCE else options.sources
     sources = [_open(spec, Request(options.scenes, size)) for spec in wanted]
-    folders = find_places(options.reference).folders  # a Hub id is its own hash
-    reference = "+".join(map(sha256, folders)) or options.reference
+    places = find_places(options.reference)
+    roots = dict.fromkeys((places.unet[0], places.base))
+    hashes = [sha256(Path(root)) if Path(root).is_dir() else root for root in roots]
+    reference = "+".join(hashes) if places.folders else options.reference
     photos = None if options.photos is None else [sha256(path) for path in options.photos]
     key = key_of(
         reference=reference,

@@ -13,6 +13,8 @@ from pocketfocus.run.files import key_of, read_json, sha256, write_json
 
 PACKAGE = Path(pocketfocus.__file__).parent
 CORE = ("models", "data", "photos", "run")
+SOURCES = {".py", ".yaml", ".html", ".json"}
+NOT_OURS = {"page", "node_modules"}  # the browser\'s page makes no file of a run
 
 
 class Kept:
@@ -45,7 +47,11 @@ def source_hash(*folders: str) -> str:
     kept in a run's folder depends on beside its inputs."""
     files = list(PACKAGE.glob("*.py"))
     for folder in (*CORE, *folders):
-        files += (PACKAGE / folder).rglob("*.py")
+        files += (
+            path
+            for path in (PACKAGE / folder).rglob("*")
+            if path.suffix in SOURCES and not NOT_OURS.intersection(path.parts)
+        )
     return key_of(**{path.relative_to(PACKAGE).as_posix(): sha256(path) for path in files})
 
 

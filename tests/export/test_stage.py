@@ -11,15 +11,17 @@ import torch
 from PIL import Image
 
 from pocketfocus.export import onnx
+from pocketfocus.export.network import Source
 from pocketfocus.export.onnx.write import write
-from pocketfocus.export.stage import Export, code_hash, export_run
+from pocketfocus.export.stage import Export, Run, code_hash, export_run, previous
 from pocketfocus.export.targets import Target, get_target
 from pocketfocus.models.student import RefocusStudent, load_student
 from pocketfocus.quantize.recipes import get_recipe
 from pocketfocus.run.cache import PACKAGE, source_hash
+from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
-from pocketfocus.run.manifest import load_manifest
+from pocketfocus.run.manifest import Artifact, Manifest, load_manifest
 
 
 class Lines(list[str]):
@@ -198,3 +200,32 @@ def test_files_depend_on_the_sources_of_folds_and_of_all_of_export(
     for folder in ("mobile", "quantize", "export"):
         sources = {p.relative_to(PACKAGE).as_posix() for p in (PACKAGE / folder).rglob("*.py")}
         assert sources <= found
+
+
+def kept_of(
+    out: Path, *, reference: str = "", size: Size = (64, 64), student: str = ""
+) -> set[str]:
+    """What a run keeps of a folder that holds a UNet of reference `a` for photos of 64x64."""
+    folder = out / "executorch"
+    folder.mkdir(parents=True)
+    (folder / "unet-int4.pte").write_bytes(b"weights")
+    artifact = Artifact("executorch/unet-int4.pte", "executorch", "int4", "0", 7)
+    Manifest((64, 64), [artifact], reference="a").save(out)
+    source = Source([], ["unet"], "", Manifest(size, [], student, reference=reference))
+    return set(previous(Run(Export(out, [], []), (), source, lambda _: None)))
+
+
+def test_files_of_another_reference_or_size_are_not_kept(tmp_path: Path) -> None:
+    assert kept_of(tmp_path / "same", reference="a") == {"executorch/unet-int4.pte"}
+    for name, asked in (
+        ("other", {"reference": "b"}),
+        ("size", {"reference": "a", "size": (64, 128)}),
+    ):
+        assert not kept_of(tmp_path / name, **asked)  # type: ignore[arg-type]
+        assert not (tmp_path / name / "executorch" / "unet-int4.pte").exists()
+
+
+def test_a_student_is_not_exported_into_the_run_of_a_reference(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is the run of a reference: choose another folder"):
+        kept_of(tmp_path / "run", student="1" * 64)
+    assert (tmp_path / "run" / "executorch" / "unet-int4.pte").exists()

@@ -87,7 +87,14 @@ def test_a_command_reads_the_manifest_and_hashes_each_file_once(
 
 
 @pytest.mark.parametrize(
-    "source", ["mobile/folds.py", "export/stage.py", "export/coreml/mil/shapes.py", "run/files.py"]
+    "source",
+    [
+        "mobile/folds.py",
+        "export/stage.py",
+        "export/coreml/mil/operators.py",
+        "run/files.py",
+        "quantize/recipes/int8.yaml",
+    ],
 )
 def test_changed_sources_change_what_is_kept_of_them(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -99,6 +106,7 @@ def test_changed_sources_change_what_is_kept_of_them(
     monkeypatch.setattr(cache, "PACKAGE", copy)
     before = source_hash.__wrapped__("mobile", "quantize", "export")
     assert source_hash.__wrapped__("mobile", "quantize", "export") == before
+    assert (copy / source).is_file()
     with open(copy / source, "a") as file:
         file.write("# changed\n")
     assert source_hash.__wrapped__("mobile", "quantize", "export") != before
