@@ -212,7 +212,7 @@ def kept_of(
     artifact = Artifact("executorch/unet-int4.pte", "executorch", "int4", "0", 7)
     Manifest((64, 64), [artifact], reference="a").save(out)
     source = Source([], ["unet"], "", Manifest(size, [], student, reference=reference))
-    return set(previous(Run(Export(out, [], []), (), source, lambda _: None)))
+    return set(previous(Run(Export(out, [], []), [], source, lambda _: None)))
 
 
 def test_files_of_another_reference_or_size_are_not_kept(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_files_of_another_reference_or_size_are_not_kept(tmp_path: Path) -> None
         ("other", {"reference": "b"}),
         ("size", {"reference": "a", "size": (64, 128)}),
     ):
-        assert not kept_of(tmp_path / name, **asked)  # type: ignore[arg-type]
+        assert not kept_of(tmp_path / name, **asked)
         assert not (tmp_path / name / "executorch" / "unet-int4.pte").exists()
 
 
