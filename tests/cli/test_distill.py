@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers.utils import logging
 
-from pocketfocus.cli import main
+from pocketfocus.cli import main, train
 from pocketfocus.distill.reference.phases import save_reference
 from pocketfocus.distill.reference.presets import SMALLEST, build_reference
+from pocketfocus.distill.student.methods import METHODS
 from pocketfocus.models.student import RefocusStudent, load_student
 from pocketfocus.run.files import read_json, sha256
 
@@ -203,3 +205,10 @@ def test_photos_alone_are_enough(words: Words, tmp_path: Path) -> None:
     for path in (out / "targets").glob("*/*.safetensors"):
         photo = load_file(path)["photo"].flatten(0, -2)
         assert torch.equal(photo, torch.tensor([[255, 0, 0]], dtype=torch.uint8).expand_as(photo))
+
+
+def test_help_names_every_method() -> None:
+    told = train.METHODS_HELP
+    (option,) = (each for each in get_args(train.Method) if hasattr(each, "metavar"))
+    assert option.metavar.split("|") == list(METHODS)
+    assert [part.partition(":")[0].strip() for part in told.split(";")] == list(METHODS)
