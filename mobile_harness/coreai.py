@@ -26,9 +26,9 @@ class CoreAiCheck(Host):
     def describe(self) -> dict[str, str]:
         """Return the host's facts; the interpreter executes what Core AI would."""
         about = super().describe()
-        version = about.get(CORE_AI.runtime)
-        told = {CORE_AI.runtime: f"{CORE_AI.runtime} {version} (interpreter)"} if version else {}
-        return {**about, **told}
+        if version := about.get(CORE_AI.runtime):
+            about[CORE_AI.runtime] = f"{CORE_AI.runtime} {version} (interpreter)"
+        return about
 
     def why_not(self, target: str) -> str | None:
         """Return why not: coreai-core is missing; other targets are the host's."""

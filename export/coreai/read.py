@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pocketfocus.export.coreai.write import MAIN
 from pocketfocus.export.quiet import quiet
 from pocketfocus.quantize.plan import by_layer
 from pocketfocus.quantize.recipes import Granularity, Scheme
@@ -16,6 +15,7 @@ from pocketfocus.quantize.recipes import Granularity, Scheme
 if TYPE_CHECKING:
     from pocketfocus.export.network import Network
 
+MAIN = "main"  # an asset's one function
 CONSTANT = "coreai.constant"
 WEIGHTED = (
     "coreai.conv2d",

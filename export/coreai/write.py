@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # what executes a file needs none of these
     from pocketfocus.quantize.recipes import Recipe
 
 EXTRA = "coreai"
-MAIN = "main"  # an asset's one function
 FIRST_MACOS = 27  # that has Core AI itself
 AUTHOR = "pocketfocus"
 UNDATED = "19700101T000000Z"
@@ -165,7 +164,7 @@ def executed(path: Path) -> Runner:
     from coreai.authoring import AIModelAsset
     from coreai.runtime import NDArray
 
-    from pocketfocus.export.coreai.read import names
+    from pocketfocus.export.coreai.read import MAIN, names
 
     loop = asyncio.new_event_loop()
     try:
