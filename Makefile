@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= build/demo
+# Core AI is left to `--targets`: the interpreter that checks its files takes minutes.
+TARGETS ?= executorch,coreml,onnx
 PAGE := mobile_harness/web/page
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
 NEED_NPM := command -v npm >/dev/null || { echo "make web needs Node.js with npm: install nodejs and npm" >&2; exit 2; }
@@ -37,7 +39,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 demo: $(STAMP) ## run the whole path once into build/demo: distil, quantize, export, verify, bench, report
-	$(BIN)/pocketfocus build --out $(OUT)
+	$(BIN)/pocketfocus build --out $(OUT) --targets $(TARGETS)
 
 web: $(PAGE)/node_modules/.package-lock.json ## build the page of `pocketfocus serve` (needs Node.js with npm)
 	@$(NEED_NPM)

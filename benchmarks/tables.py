@@ -14,7 +14,8 @@ from pocketfocus.benchmarks.evaluate import COPY, EVALUATE_FILE, ROUNDING_DB, Me
 from pocketfocus.benchmarks.gates import parity_rows
 from pocketfocus.benchmarks.latency import BENCH_FILE, ratios
 from pocketfocus.benchmarks.verify import VERIFY_FILE
-from pocketfocus.mobile_harness.device import HOST, MIL_CHECK
+from pocketfocus.mobile_harness.device import HOST
+from pocketfocus.mobile_harness.devices import fallback_of
 from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.files import Row, read_rows
 
@@ -45,7 +46,7 @@ def files_table(bench: Sequence[Row], verify: Sequence[Row]) -> str:
         name, device = row["artifact"], row["device"]
         ratio, gate = faster.get((name, device)), gates.get((name, device))
         if gate is None and device == HOST:
-            gate = gates.get((name, MIL_CHECK))
+            gate = gates.get((name, fallback_of(row["target"])))
         if name == "student":
             gate = None
         mib = None if row["bytes"] is None else row["bytes"] / 2**20

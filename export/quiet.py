@@ -53,12 +53,16 @@ def quiet_native() -> Iterator[None]:
         os.close(kept)
 
 
-def missing(*modules: str) -> str | None:
-    """Why one of these modules cannot be imported here, in a line; None when all can."""
+def missing(*modules: str, extra: str = "") -> str | None:
+    """Why one of these modules cannot be imported here, in a line; None when all can.
+
+    They come with an `extra` of pocketfocus, or with every installation.
+    """
     try:
         with quiet():
             for module in modules:
                 import_module(module)
     except ImportError as error:
-        return f"{error}; make setup installs it"
+        how = f"pip install 'pocketfocus[{extra}]'" if extra else "make setup"
+        return f"{error}; {how} installs it"
     return None

@@ -22,6 +22,7 @@ TARGETS = {
     "executorch": "pocketfocus.export.executorch",
     "coreml": "pocketfocus.export.coreml",
     "onnx": "pocketfocus.export.onnx",
+    "coreai": "pocketfocus.export.coreai",
 }
 
 Runner = Callable[..., tuple[Tensor, ...]]
@@ -87,6 +88,7 @@ class Target:
             in the order of execution, and the output.
         cannot_run: why this machine cannot execute its files; None when it can.
         cannot_write: why this machine cannot write its files; None when it can.
+        extra: of pocketfocus, which installs its packages; "" where every installation has them.
         fallback: the device that verifies its files where a device cannot execute them.
         writes_references: whether it takes the networks of a whole reference.
     """
@@ -106,6 +108,7 @@ class Target:
     layers: Callable[[Path, Mapping[str, Tensor]], tuple[list[Layer], Tensor]]
     cannot_run: Callable[[], str | None]
     cannot_write: Callable[[], str | None]
+    extra: str = ""
     fallback: str = ""
     writes_references: bool = True
 
@@ -120,6 +123,13 @@ def get_target(name: str) -> Target:
 def get_targets() -> tuple[Target, ...]:
     """All of them."""
     return tuple(map(get_target, TARGETS))
+
+
+def left_out() -> dict[str, str]:
+    """The targets that are written by name only, as their extra is not installed, and why."""
+    optional = (target for target in get_targets() if target.extra)
+    reasons = {target.name: target.cannot_write() for target in optional}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def target_of(path: Path) -> Target | None:

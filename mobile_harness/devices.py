@@ -45,6 +45,7 @@ DEVICES = {
     for kind in (
         DeviceKind(HOST, "pocketfocus.mobile_harness.host", falls_back=True),
         DeviceKind(MIL_CHECK, "pocketfocus.mobile_harness.mil", timed=False),
+        DeviceKind("coreai-check", "pocketfocus.mobile_harness.coreai", timed=False),
         DeviceKind(
             "arm64",
             "pocketfocus.mobile_harness.arm64",
@@ -119,8 +120,13 @@ def fallbacks(name: str) -> tuple[Device, ...]:
     """Return who verifies the files that a device cannot execute, in the order of their targets."""
     if not kind_of(name).falls_back:
         return ()
-    names = dict.fromkeys(get_target(target).fallback for target in TARGETS)
+    names = dict.fromkeys(map(fallback_of, TARGETS))
     return tuple(get_device(fallback) for fallback in names if fallback)
+
+
+def fallback_of(target: str) -> str:
+    """Return the device that verifies a target's files in another's place; "" where none does."""
+    return get_target(target).fallback if target in TARGETS else ""
 
 
 def install(name: str, say: Callable[[str], None]) -> None:

@@ -33,7 +33,7 @@ class Host:
             "memory": f"{psutil.virtual_memory().total / 1024**3:.1f} GiB",
             "os": f"{platform.system()} {platform.release()} {platform.machine()}",
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in runtimes},
+            **{name: version for name in runtimes if (version := version_of(name))},
         }
 
     def why_not(self, target: str) -> str | None:
@@ -55,6 +55,14 @@ class Host:
     def call(self, target: str) -> str:
         """Return the function that does a job with a file of `target`, in the fresh process."""
         return WORKER
+
+
+def version_of(package: str) -> str:
+    """Return the version of a package; "" where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def connect(address: str, options: Options) -> tuple[Host, ...]:

@@ -15,7 +15,8 @@ from pathlib import Path
 from pocketfocus.benchmarks.gates import SAME_FILE, is_written, parity_rows
 from pocketfocus.benchmarks.tables import figure, markdown
 from pocketfocus.benchmarks.verify import VERIFY_FILE
-from pocketfocus.mobile_harness.device import HOST, MIL_CHECK
+from pocketfocus.mobile_harness.device import HOST
+from pocketfocus.mobile_harness.devices import fallback_of
 from pocketfocus.research.losses import LOSSES_FILE, Loss
 from pocketfocus.run.errors import reported
 from pocketfocus.run.files import Row, read_rows
@@ -33,7 +34,7 @@ def files_table(
     sources = list(dict.fromkeys(row.stacks for row in losses))
     lost = {(row.artifact, row.stacks): row for row in losses}
     rows = parity_rows(verify)
-    gates = {row["artifact"]: row for row in rows if row["device"] in (HOST, MIL_CHECK)}
+    gates = {r["artifact"]: r for r in rows if r["device"] in (HOST, fallback_of(r["target"]))}
     elsewhere = {
         (row["artifact"], row["device"]): row for row in rows if row["gate"].startswith(SAME_FILE)
     }

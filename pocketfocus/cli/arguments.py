@@ -11,17 +11,19 @@ import typer
 
 from pocketfocus.cli import quiet
 from pocketfocus.models.places import find_places
+from pocketfocus.quantize.recipes import TOOLCHAIN_NAMES
 from pocketfocus.run.constants import FRAMES, Size, check_position
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, writing_failed
-from pocketfocus.run.progress import console
+from pocketfocus.run.progress import console, say
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder of the run")]
 Run = Annotated[
     Path, typer.Argument(metavar="DIR", help="the folder of a run, made by `build` or `export`")
 ]
 Targets = Annotated[
-    str, typer.Option("--targets", metavar="A,B", help="all, or some of executorch, coreml, onnx")
+    str,
+    typer.Option("--targets", metavar="A,B", help=f"all, or some of {', '.join(TOOLCHAIN_NAMES)}"),
 ]
 Precisions = Annotated[
     str,
@@ -110,10 +112,23 @@ def targets_and_precisions(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Check both lists against the registries; precisions may be YAML files of recipes."""
     chosen = recipe_names(precisions)
+    return target_names(targets), chosen
 
-    from pocketfocus.export.targets import TARGETS  # imports torch
 
-    return names(targets, TARGETS, "target"), chosen
+def target_names(text: str) -> tuple[str, ...]:
+    """Return names of targets; "all" goes without those whose extra is not installed, and says so.
+
+    UserError names the known ones.
+    """
+    from pocketfocus.export.targets import TARGETS, left_out  # imports torch
+
+    chosen = names(text, TARGETS, "target")
+    if text != ALL:
+        return chosen
+    absent = left_out()
+    for name, reason in absent.items():
+        say(f"no {name} files: {reason}")
+    return tuple(name for name in chosen if name not in absent)
 
 
 def recipe_names(text: str) -> tuple[str, ...]:

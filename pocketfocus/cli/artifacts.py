@@ -94,7 +94,7 @@ def export(
         typer.Option("--parts", metavar="A,B", help="with --full: some of encoder, decoder, unet"),
     ] = arguments.ALL,
 ) -> None:
-    """Quantize a student and write .pte, .mlpackage and .onnx files with a manifest.
+    """Quantize a student and write files of every target and precision, with a manifest.
 
     With --full, write the networks of a reference instead: UNet, decoder and encoder.
     """

@@ -41,7 +41,7 @@ def mixed(
     photos: arguments.Photos = None,
 ) -> None:
     """Find a recipe: the smallest file above a PSNR, or the best one under a size."""
-    from pocketfocus.export.targets import TARGETS, get_targets
+    from pocketfocus.export.targets import get_targets
     from pocketfocus.quantize.recipes import NAME, RECIPES, is_recipe_file, to_yaml
 
     if min_db is None and max_mb is None:
@@ -50,7 +50,7 @@ def mixed(
         raise UserError(f"{recipe} is no name for a recipe: name a file such as lean.yaml")
     if recipe.stem in RECIPES:
         raise UserError(f"the name '{recipe.stem}' is a shipped recipe's: choose another file name")
-    chosen_targets = arguments.names(targets, TARGETS, "target")
+    chosen_targets = arguments.target_names(targets)
     arguments.output_file(recipe)
     rows = measured(run, photos)
 

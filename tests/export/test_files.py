@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor, nn
 
 from pocketfocus.export.open import open_model
-from pocketfocus.export.targets import TARGETS, get_target
+from pocketfocus.export.targets import TARGETS, get_target, left_out
 from pocketfocus.models.student import load_student
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.recipes import GROUP, RECIPES
@@ -21,6 +21,7 @@ from pocketfocus.run.manifest import Artifact, check_artifact, load_manifest
 from pocketfocus.run.metrics import psnr
 
 Pairs = list[tuple[Tensor, int]]
+WRITTEN = [t for t in TARGETS if t not in left_out()]
 EXECUTED = [t for t in TARGETS if get_target(t).cannot_run() is None]
 HIGHEST_RANK = 5
 
@@ -33,7 +34,7 @@ def artifact(run_dir: Path, target: str, precision: str) -> Artifact:
 def test_every_target_and_precision_is_written(run_dir: Path) -> None:
     manifest = load_manifest(run_dir)
     assert [(a.target, a.precision) for a in manifest.artifacts] == [
-        (target, precision) for target in TARGETS for precision in RECIPES
+        (target, precision) for target in WRITTEN for precision in RECIPES
     ]
     for entry in manifest.artifacts:
         path = check_artifact(run_dir, entry)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pocketfocus.quantize.layers import capture
 from pocketfocus.quantize.recipes import Scheme
 from pocketfocus.quantize.toolchains import TOOLCHAINS
+from pocketfocus.quantize.toolchains.coreai import Blocks
 from pocketfocus.quantize.toolchains.executorch import group_linears, int8
 from pocketfocus.quantize.toolchains.onnx import unpacking
 
@@ -82,6 +83,17 @@ def coremltools_rows(bits: int) -> Callable[[Tensor], Tensor]:
     return rounded
 
 
+def parametrized(bits: int) -> Callable[[Tensor], Tensor]:
+    """The integers and scales that a Core AI asset keeps."""
+
+    def rounded(rows: Tensor) -> Tensor:
+        blocks = Blocks(rows, bits)
+        (integers,) = blocks.right_inverse(rows)
+        return integers * blocks.scale
+
+    return rounded
+
+
 STATIC = Scheme(8, "affine", "channel", "static")
 WRITTEN = {
     ("executorch", Scheme(4, "affine", WIDTH, "dynamic")): torchao_groups,
@@ -91,6 +103,9 @@ WRITTEN = {
     ("coreml", Scheme(4, "affine", WIDTH)): coremltools_rows(4),
     ("coreml", Scheme(8, "affine", "channel")): coremltools_rows(8),
     ("coreml", STATIC): torchao_channels,
+    ("coreai", Scheme(4, "affine", WIDTH)): parametrized(4),
+    ("coreai", Scheme(8, "affine", "channel")): parametrized(8),
+    ("coreai", STATIC): torchao_channels,
 }
 
 
@@ -117,9 +132,12 @@ def test_weights_lie_where_the_toolchain_puts_them(
 
 
 def test_the_targets_differ_at_4_bits() -> None:
+    """But those of Apple's, which have one grid."""
     rows, scheme = weights(), Scheme(4, "affine", WIDTH)
-    for one, other in itertools.combinations(TOOLCHAINS.values(), 2):
-        found = [toolchain.grid(rows, scheme) for toolchain in (one, other)]
+    grids = {toolchain.grid for toolchain in TOOLCHAINS.values()}
+    assert len(grids) == len(TOOLCHAINS) - 1
+    for one, other in itertools.combinations(grids, 2):
+        found = [grid(rows, scheme) for grid in (one, other)]
         moved = (found[0] - found[1]).norm() / (found[0] - rows).norm()
         assert moved > 0.3, (one, other)
 

@@ -164,8 +164,8 @@ def test_other_inputs_than_a_program_s_are_refused(tmp_path: Path) -> None:
 def test_the_device_runs_packages_and_leaves_the_rest_to_the_host(
     packages: dict[str, Path], student: RefocusStudent
 ) -> None:
-    (device,) = fallbacks("host")
-    assert device == get_device("mil-check")
+    device = get_device("mil-check")
+    assert device in fallbacks("host")
     inputs = (pair()[0].numpy()[None], np.eye(9, dtype=np.float32)[:, None])
     job = Job(str(packages["int8"]), "coreml", inputs, [(0, 6), (0, 1)], want_outputs=True)
     outputs = device.run(job).outputs

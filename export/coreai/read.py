@@ -1,0 +1,139 @@
+"""The weights of a Core AI asset, as the types in its saved program tell them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pocketfocus.export.quiet import quiet
+from pocketfocus.quantize.plan import by_layer
+from pocketfocus.quantize.recipes import Granularity, Scheme
+
+if TYPE_CHECKING:
+    from pocketfocus.export.network import Network
+
+MAIN = "main"  # an asset's one function
+CONSTANT = "coreai.constant"
+WEIGHTED = (
+    "coreai.conv2d",
+    "coreai.conv_transpose2d",
+    "coreai.decomposable.broadcasting_batch_matmul",
+)
+TRANSPOSE = "coreai.transpose"
+MOVES = (TRANSPOSE, "coreai.reshape", "coreai.pad", "coreai.slice", "coreai.cast")
+FLOAT_BITS = {"f32": 32, "f16": 16}
+
+
+def layer_schemes(path: Path, network: Network) -> dict[str, Scheme]:
+    """See `Target.read`."""
+    return by_layer(network.order, schemes(path), "the asset")
+
+
+def schemes(path: Path) -> list[tuple[Scheme, int]]:
+    """The scheme and the count of weights of every convolution and product, in the order of
+    execution.
+
+    RuntimeError for a form of weights that is not known here.
+    """
+    asset = Asset(path)
+    return [
+        (scheme_of(op), math.prod(shape_of(op.operands[1])))
+        for op in asset.operators()
+        if op.name in WEIGHTED
+    ]
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """What is in a file: its operators, and how many numbers are kept in which type."""
+    asset = Asset(path)
+    counts = Counter(str(op.name) for op in asset.operators() if op.name != CONSTANT)
+    return {
+        "operators": dict(sorted(counts.items())),
+        "numbers": dict(sorted(asset.file.summary().storage_types)),
+    }
+
+
+def names(path: Path) -> tuple[list[str], list[str]]:
+    """The names of a file's inputs and outputs, in order."""
+    summary = Asset(path).file.summary()
+    return (
+        [str(name) for name, _ in summary.function_inputs(MAIN)],
+        [str(name) for name, _ in summary.function_outputs(MAIN)],
+    )
+
+
+def input_shapes(path: Path) -> list[tuple[int, ...]]:
+    """The shapes of a file's inputs, in order."""
+    asset = Asset(path)
+    main = next(graph for graph in asset.graphs() if graph.attributes["sym_name"].value == MAIN)
+    return [shape_of(value) for value in main.regions[0].blocks[0].arguments]
+
+
+class Asset:
+    """An asset, open: its program has to be kept while operators of it are looked at."""
+
+    def __init__(self, path: Path) -> None:
+        from coreai.authoring import AIModelAsset
+
+        with quiet():
+            self.file = AIModelAsset.load(path)
+            self.program = self.file.program
+
+    def graphs(self) -> Iterator[Any]:
+        """The graphs of the program: that of its function, and those which it calls."""
+        yield from self.program._module._mlir_module.body.operations
+
+    def operators(self) -> Iterator[Any]:
+        """The operators of all graphs."""
+        for graph in self.graphs():
+            for op in graph.regions[0].blocks[0].operations:
+                yield op.operation
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """The shape of a value."""
+    return tuple(value.type.shape)
+
+
+def scheme_of(op: Any) -> Scheme:
+    """How an operator's weight is kept, and whether its input was quantized."""
+    weight = made_by(op.operands[1], (TRANSPOSE,))
+    kind = weight.name if weight is not None else "an input"
+    if kind == CONSTANT:
+        return Scheme(FLOAT_BITS[str(weight.results[0].type.element_type)])
+    before = made_by(op.operands[0], MOVES)
+    activations = "static" if before is not None and before.name == "coreai.dequantize" else "float"
+    if kind == "coreai.blockwise_shift_scale":
+        integers, scales = (shape_of(value) for value in list(weight.operands)[:2])
+        bits = int(weight.operands[0].type.element_type.width)
+        return Scheme(bits, "affine", shared(scales, integers), activations)
+    if kind == "coreai.lut_to_dense":
+        indices, lists = (shape_of(value) for value in list(weight.operands)[:2])
+        count = math.prod(lists[:-2])
+        group: Granularity = "tensor" if count == 1 else indices[0] // count
+        bits = round(math.log2(lists[-2]))
+        return Scheme(bits, "palette", "channel" if group == 1 else group, activations)
+    raise RuntimeError(f"weights by {kind} are not known")
+
+
+def made_by(value: Any, moves: tuple[str, ...]) -> Any:
+    """The operator that a value comes from, moved about at most; None for an input of its graph."""
+    from coreai._compiler.ir import Operation
+
+    owner = value.owner
+    while isinstance(owner, Operation) and owner.name in moves:
+        owner = owner.operands[0].owner
+    return owner if isinstance(owner, Operation) else None
+
+
+def shared(scales: tuple[int, ...], shape: tuple[int, ...]) -> Granularity:
+    """What shares a scale: `scales` are of the weight's rank, each size 1 or a count of blocks."""
+    if math.prod(scales) == 1:
+        return "tensor"
+    blocks = [size // count for size, count in zip(shape, scales, strict=True)]
+    if math.prod(scales) == scales[0] == shape[0]:
+        return "channel"
+    return math.prod(blocks)
