@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MAIN = "main"  # an asset's one function
 CONSTANT = "coreai.constant"
+PROGRAM, MAGIC = "main.mlirb", b"ML\xefR"  # of an asset, and how its file begins
 WEIGHTED = (
     "coreai.conv2d",
     "coreai.conv_transpose2d",
@@ -78,6 +79,9 @@ class Asset:
     def __init__(self, path: Path) -> None:
         from coreai.authoring import AIModelAsset
 
+        with open(path / PROGRAM, "rb") as file:  # coreai-core aborts the process at other content
+            if file.read(len(MAGIC)) != MAGIC:
+                raise ValueError(f"{PROGRAM} is no MLIR bytecode")
         with quiet():
             self.file = AIModelAsset.load(path)
             self.program = self.file.program
