@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from pocketfocus.export.network import Network
 
 MAIN = "main"  # an asset's one function
+PROGRAM, HASH = "main.mlirb", "main.hash"  # files of an asset
 CONSTANT = "coreai.constant"
-PROGRAM, MAGIC = "main.mlirb", b"ML\xefR"  # of an asset, and how its file begins
 WEIGHTED = (
     "coreai.conv2d",
     "coreai.conv_transpose2d",
@@ -74,14 +75,17 @@ def input_shapes(path: Path) -> list[tuple[int, ...]]:
 
 
 class Asset:
-    """An asset, open: its program has to be kept while operators of it are looked at."""
+    """An asset, open: its program has to be kept while operators of it are looked at.
+
+    ValueError for a damaged one, by the hash that it carries: coreai-core would crash on it.
+    """
 
     def __init__(self, path: Path) -> None:
         from coreai.authoring import AIModelAsset
 
-        with open(path / PROGRAM, "rb") as file:  # coreai-core aborts the process at other content
-            if file.read(len(MAGIC)) != MAGIC:
-                raise ValueError(f"{PROGRAM} is no MLIR bytecode")
+        content, stated = ((path / name).read_bytes() for name in (PROGRAM, HASH))
+        if hashlib.sha256(content).digest() != stated:
+            raise ValueError(f"{PROGRAM} does not have the hash of {HASH}")
         with quiet():
             self.file = AIModelAsset.load(path)
             self.program = self.file.program

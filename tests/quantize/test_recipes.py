@@ -98,9 +98,9 @@ def test_a_pattern_that_fits_no_layer() -> None:
         ),
         (
             {"rules": [{"bits": 8, "targets": ["tvm"]}]},
-            "'targets' is 'tvm': choose coreml or executorch or onnx",
+            f"'targets' is 'tvm': choose {' or '.join(TOOLCHAIN_NAMES)}",
         ),
-        ({"rules": [{"bits": 8, "targets": 5}]}, "'targets' is 5: choose coreml or executorch"),
+        ({"rules": [{"bits": 8, "targets": 5}]}, "'targets' is 5: choose coreai or coreml"),
         ({"rules": [{"bits": 8, "layers": "regex:("}]}, "no regular expression"),
         ({"rules": [{"bits": 16, "form": "palette"}]}, "no target takes 16-bit weights"),
         (
