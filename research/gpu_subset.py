@@ -1,6 +1,6 @@
 """Photos with depth, scaled down, to carry to a machine with a GPU for a short training.
 
-`python -m pocketfocus.research.gpu_subset RGBD_DIR OUT [--shrink 0.75] [--megabytes 44]` copies
+`python -m pocketfocus.research.gpu_subset RGBD_DIR OUT [--shrink 0.75] [--megabytes 34]` copies
 every photo at the scale at which scenes use it, thinning out the largest source until all of them
 fit, and writes by how much they shrank into shrunk.txt.
 """
@@ -21,6 +21,7 @@ from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.files import size_bytes, write_atomic
 
 QUALITY = 90
+STRIDE = 7919  # a prime: neighbours, often of one scene, do not go together
 DEPTH_SHARE = 0.5  # of a photo's sides
 
 
@@ -48,14 +49,13 @@ def subset(folder: Path, out: Path, factor: float, limit: int) -> tuple[int, int
                 kinds[kind_of(photo.stem)].append((size, photo.stem))
         total = sum(size for pairs in kinds.values() for size, _ in pairs)
         while total > limit:
-            largest = max(kinds.values(), key=len)
+            largest = max(kinds.values(), key=len, default=[])
             if len(largest) < 2:
                 raise UserError(f"{limit} bytes hold no subset of {folder}: raise --megabytes")
-            for size, name in largest[1::2]:
-                for end in (".jpg", ".depth.png"):
-                    (scratch / f"{name}{end}").unlink()
-                total -= size
-            del largest[1::2]
+            size, name = largest.pop(STRIDE % len(largest))
+            for end in (".jpg", ".depth.png"):
+                (scratch / f"{name}{end}").unlink()
+            total -= size
         (scratch / SHRUNK).write_text(f"{factor}\n", encoding="utf-8")
     return sum(map(len, kinds.values())), total
 
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--shrink", type=float, default=0.75)
-    parser.add_argument("--megabytes", type=float, default=45.0)
+    parser.add_argument("--megabytes", type=float, default=34.0)
     options = parser.parse_args(arguments)
     with reported("gpu_subset"):
         count, size = subset(

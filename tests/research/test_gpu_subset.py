@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pocketfocus.data.photo_scenes import PhotoScenes
+from pocketfocus.data.rgbd import rgbd_pairs
+from pocketfocus.research.gpu_subset import main, subset
+from pocketfocus.run.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    found = tmp_path / "rgbd"
+    found.mkdir()
+    for name in (*(f"bsds-{n}" for n in range(6)), "lfsd-1", "mine"):
+        Image.fromarray(rng.integers(0, 255, (64, 96, 3), np.uint8)).save(found / f"{name}.jpg")
+        depth = np.full((64, 96), 500, np.uint16)
+        depth[40:] = 250
+        Image.fromarray(depth).save(found / f"{name}.depth.png")
+    return found
+
+
+def test_the_largest_source_is_thinned_until_all_fit(folder: Path, tmp_path: Path) -> None:
+    everything, size = subset(folder, tmp_path / "all", 0.5, 10**9)
+    count, smaller = subset(folder, tmp_path / "some", 0.5, int(0.7 * size))
+    assert everything == 8 and 4 <= count < 8
+    assert smaller <= 0.7 * size
+    names = {photo.stem for photo, _ in rgbd_pairs(tmp_path / "some")}
+    assert {"lfsd-1", "mine"} < names
+
+
+def test_scenes_are_made_of_it_as_of_the_whole(folder: Path, tmp_path: Path) -> None:
+    subset(folder, tmp_path / "half", 0.5, 10**9)
+    scenes = PhotoScenes(tmp_path / "half", 32, 48)
+    assert scenes.shrunk == 0.5
+    assert scenes.render(0).images.shape == (10, 3, 32, 48)
+
+
+def test_a_limit_that_holds_nothing_is_one_line(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="raise --megabytes"):
+        subset(folder, tmp_path / "none", 0.5, 100)
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / "missing"), str(tmp_path / "out")])
+    assert stop.value.code == 2
