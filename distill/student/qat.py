@@ -29,6 +29,8 @@ def schemes_of(recipe: Recipe, network: nn.Module) -> dict[str, dict[str, Scheme
     """
     found = {}
     for name, toolchain in TOOLCHAINS.items():
+        if not toolchain.LEARNED:
+            continue
         applied = {layer: c.scheme for layer, c in toolchain.choices(recipe, network).items()}
         integers = {n: s for n, s in applied.items() if s.bits < 16 and s.form == "affine"}
         if integers:

@@ -18,9 +18,11 @@ class Toolchain(Protocol):
 
     Attributes:
         FLOAT_BYTES: of a weight that is not quantized.
+        LEARNED: whether quantization-aware distillation learns through its grid.
     """
 
     FLOAT_BYTES: int
+    LEARNED: bool
 
     @property
     def choices(self) -> Callable[[Recipe, nn.Module], dict[str, Choice]]:

@@ -25,6 +25,7 @@ __all__ = ["FLOAT_BYTES", "choices", "grid", "program"]
 TARGET = "coreai"
 OPERATORS = "coreai_torch._compression.custom_layers"  # registers torch.ops.coreai
 FLOAT_BYTES = 2  # of a weight that is not quantized
+LEARNED = False
 SMALLEST_WEIGHT = 512  # elements; fewer are not worth scales or a palette
 LEAST_SCALE = 1e-7
 ROUNDS = 30  # of k-means

@@ -25,6 +25,7 @@ from pocketfocus.run.errors import UserError
 
 TARGET = "coreml"
 FLOAT_BYTES = 2  # of a weight that is not quantized
+LEARNED = True
 SMALLEST_WEIGHT = 512  # elements; fewer are not worth a palette
 MODERN_IOS = 18  # has blocks of integers, and palettes for groups of channels
 FLOATS_16 = "a file is float16 throughout unless float32 is requested of every layer"

@@ -23,6 +23,7 @@ from pocketfocus.quantize.recipes import Granularity, Recipe, Scheme
 
 TARGET = "executorch"
 FLOAT_BYTES = 4  # of a weight that is not quantized
+LEARNED = True
 LEAST_SCALE = 2**-12  # of int8 weights, by XNNPACK's quantizer
 
 # All but concatenations, whose annotator takes every one in the graph, whatever the filter says.

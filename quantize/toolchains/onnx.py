@@ -30,6 +30,7 @@ ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 LAYER = "layer/"  # how the name of a layer's operator begins; its path in the network follows
 TARGET = "onnx"
 FLOAT_BYTES = 4  # of a weight that is not quantized
+LEARNED = True
 SCOPES, CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
 BLOCKS = (16, 32, 64, 128, 256)  # that `MatMulNBits` takes
 BLOCKED_OPSET = 21  # the first whose DequantizeLinear has 4-bit integers and blocks
