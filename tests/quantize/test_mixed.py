@@ -86,7 +86,7 @@ def test_a_path_shrinks_and_ends_where_the_target_does(
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == len(sizes)
     weights = sum(layer.get_parameter("weight").numel() for layer in layers_of(student).values())
-    assert sizes[0] >= weights * (2 if target == "coreml" else 4)
+    assert sizes[0] >= weights * (2 if target in ("coreml", "coreai") else 4)
     if target == "executorch":  # no 4-bit convolution is worth asking for
         requested = points[-1].requested
         convolutions = [n for n, m in layers_of(student).items() if not linear_inputs(m)]

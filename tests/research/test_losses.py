@@ -76,7 +76,8 @@ def test_losses_are_columns_of_the_table(run: Path) -> None:
 
 def test_other_devices_are_columns_beside_this_hosts_parity(run: Path) -> None:
     artifacts = load_manifest(run).artifacts[:1]
-    row = {"artifact": artifacts[0].name, "gate": "student", "status": "pass"}
+    about = {"artifact": artifacts[0].name, "target": artifacts[0].target}
+    row = {**about, "gate": "student", "status": "pass"}
     verify = [
         row | {"device": "host", "psnr_db": 60.0},
         row | {"device": "arm64", "psnr_db": 50.0},
