@@ -38,7 +38,7 @@ from pocketfocus.data.rgbd import RGBD, SEAM, hidden_sources, read_rgbd, rgbd_pa
 from pocketfocus.data.scenes import through_jpeg
 from pocketfocus.photos.focusmap import box
 from pocketfocus.photos.images import light_to_uint8
-from pocketfocus.run.constants import FRAMES, Size
+from pocketfocus.run.constants import FRAMES, IMAGES, Size
 
 Array = NDArray[np.float32]
 
@@ -240,8 +240,8 @@ def all_in_focus(layers: Sequence[Layer]) -> Tensor:
 def noise(rng: Generator, size: Size) -> Tensor:
     """What is left, in sRGB [I,3,H,W], of a phone's noise: fine grain and blotches of colour."""
     height, width = size
-    grain = rng.standard_normal((FRAMES + 1, 3, height, width), np.float32)
-    blotches = rng.standard_normal((FRAMES + 1, 3, height // 4, width // 4), np.float32)
+    grain = rng.standard_normal((IMAGES, 3, height, width), np.float32)
+    blotches = rng.standard_normal((IMAGES, 3, height // 4, width // 4), np.float32)
     wide = F.interpolate(torch.from_numpy(blotches), size, mode="bilinear")
     fine = torch.from_numpy(grain) * rng.uniform(0.2, 0.9)
     return (fine + wide * rng.uniform(0, 0.6)).float() / 255

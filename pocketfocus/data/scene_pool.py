@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pocketfocus.data.photo_scenes import DEPTH_CELL, PhotoScenes
-from pocketfocus.run.constants import FRAMES
+from pocketfocus.run.constants import FRAMES, IMAGES
 from pocketfocus.run.errors import UserError
 
-IMAGES = FRAMES + 1
 SLOTS_PER_WORKER = 3
 PATIENCE_S = 300.0  # for the first scene: workers import and read
 

@@ -29,11 +29,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pocketfocus.run.constants import FRAMES
+from pocketfocus.run.constants import FRAMES, IMAGES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import write_atomic
 
-IMAGES = FRAMES + 1  # the last one is sharp everywhere
 COLOURS = 3
 CELL = 4  # pixels of the analysis, a side, that one place of the code speaks of
 PIXELS = COLOURS * CELL**2

@@ -6,6 +6,7 @@ from pocketfocus.run.errors import UserError
 
 FRAMES = 9  # of a stack, from near (5 cm) to infinity, evenly spaced in dioptres
 POSITIONS = tuple(map(float, range(FRAMES)))
+IMAGES = FRAMES + 1  # of a rendered scene: the frames, and the picture that is sharp everywhere
 MULTIPLE = 64  # of pixels, the sides of what a model of any size takes
 Size = tuple[int, int]
 """(height, width) in pixels; only Pillow's own calls take (width, height)."""

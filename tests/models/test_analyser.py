@@ -6,7 +6,6 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from pocketfocus.models.analyser import (
-    IMAGES,
     PIXELS,
     PRESETS,
     Analyser,
@@ -17,6 +16,7 @@ from pocketfocus.models.analyser import (
     save_analyser,
     stack_of,
 )
+from pocketfocus.run.constants import IMAGES
 from pocketfocus.run.errors import UserError
 
 MICRO = PRESETS["micro"]

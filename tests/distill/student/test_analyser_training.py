@@ -14,7 +14,8 @@ from pocketfocus.distill.student.analyser_training import (
     rate_at,
     train,
 )
-from pocketfocus.models.analyser import IMAGES, PIXELS, PRESETS, load_analyser
+from pocketfocus.models.analyser import PIXELS, PRESETS, load_analyser
+from pocketfocus.run.constants import IMAGES
 
 
 @pytest.fixture
