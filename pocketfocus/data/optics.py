@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pocketfocus.run.constants import FRAMES as FRAMES
-from pocketfocus.run.constants import check_position
+from pocketfocus.run.constants import FRAMES, check_position
 from pocketfocus.run.errors import UserError
 
 NEAREST_DIOPTRES = 20.0
