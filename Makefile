@@ -41,15 +41,17 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## run the whole path once into build/demo: distil, quantize, export, verify, bench, report
 	$(BIN)/pocketfocus build --out $(OUT) --targets $(TARGETS)
 
-web: $(PAGE)/node_modules/.package-lock.json ## build the page of `pocketfocus serve` (needs Node.js with npm)
+web: $(PAGE)/node_modules/.installed ## build the page of `pocketfocus serve` (needs Node.js with npm)
 	@$(NEED_NPM)
 	cd $(PAGE) && npm run build
 
-# npm writes this file last, and leaves it alone when nothing changed.
-$(PAGE)/node_modules/.package-lock.json: $(PAGE)/package.json $(PAGE)/package-lock.json
+# The stamp is ours: npm leaves half a folder behind where it fails, which it does now and then by
+# itself (ENOTEMPTY while it removes), so it gets a second try from an empty place.
+$(PAGE)/node_modules/.installed: $(PAGE)/package.json $(PAGE)/package-lock.json
 	@$(NEED_NPM)
-	cd $(PAGE) && npm ci --no-audit --no-fund
-	@touch $@
+	cd $(PAGE) && for try in first second; do \
+		rm -rf node_modules; npm ci --no-audit --no-fund && touch node_modules/.installed && break; done
+	@test -e $@
 
 check: lint ## the inner loop: lint, and the tests that need no exported file, browser or training
 	$(PYTEST) -m "not exported and not browser and not slow"

@@ -34,6 +34,7 @@ from pocketfocus.distill.train.muon import Muon
 from pocketfocus.models.analyser import (
     PRESETS,
     Analyser,
+    Analysis,
     change_of,
     load_analyser,
     one_hots,
@@ -54,8 +55,9 @@ BETAS = (0.9, 0.99)
 CLIP, USUAL = 2.0, 0.98  # of a gradient's usual norm, and how slowly that changes
 DECIBELS = 10 / math.log(10)
 CHECKPOINT, ANALYSER, LOG = "checkpoint.safetensors", "analyser", "train.jsonl"
-TERMS = ("loss", "gain_db", "sharp_db", "nearness_error")
-ENDING = ("code", "dioptres")  # layers whose outputs are values, not features: AdamW's
+TERMS = ("loss", "gain_db", "sharp_db", "nearness_error", "position_error")
+UNKNOWN, POSITION_WEIGHT = 0.2, 0.2  # share of samples whose position is not told
+ENDING = ("code", "dioptres", "position")  # layers whose outputs are values, not features: AdamW's
 
 
 @dataclass(frozen=True)
@@ -94,26 +96,34 @@ def log_error(error: Tensor, counted: Tensor) -> Tensor:
     return ((squared / FLOOR).log1p() * counted).sum() / counted.sum()
 
 
-def losses_of(code: Tensor, nearness: Tensor, batch: Batch, bands: int) -> Tensor:
-    """[4]: loss, mean gain over copying of frames and of the sharp image (dB), error of nearness.
+def losses_of(found: Analysis, told: Tensor, batch: Batch, bands: int) -> Tensor:
+    """[5]: loss, mean gain over copying of frames and of the sharp image (dB), errors of nearness
+    and, where the position was not told [B], of the position.
 
     The frame at the photo's own position is the photo already, and does not count.
     """
     own = F.one_hot(batch.positions, FRAMES).to(batch.photos)
     counted = F.pad(1 - own, (0, 1), value=1.0)
-    change, _ = change_of(code.float(), batch.photos, bands)
+    change, _ = change_of(found.code.float(), batch.photos, bands)
     target = batch.images - batch.photos[:, None]
     error = change * counted[:, :, None, None, None] - target
     pixel = log_error(error, counted)
     edge = log_error(error.diff(dim=-1), counted) + log_error(error.diff(dim=-2), counted)
     steps = error[:, :FRAMES].diff(dim=1)
     adjacent = log_error(steps, torch.ones_like(counted[:, 1:FRAMES]))
-    apart = (nearness.float() - batch.nearness).abs().mean()
+    apart = (found.dioptres.float() - batch.nearness).abs().mean()
+    asked = 1 - told
+    logits = found.position.float()
+    guess = F.cross_entropy(logits, batch.positions, reduction="none")
+    count = asked.sum().clamp(min=1)
+    expected = logits.detach().softmax(-1) @ torch.arange(FRAMES).to(logits)
+    missed = ((expected - batch.positions).abs() * asked).sum() / count
     loss = pixel + EDGE_WEIGHT * edge + ADJACENT_WEIGHT * adjacent + apart
+    loss = loss + POSITION_WEIGHT * (guess * asked).sum() / count
     squared = [e.detach().square().mean((-1, -2, -3)) + 1e-6 for e in (target, error)]
     gain = DECIBELS * (squared[0] / squared[1]).log() * counted
     frames = gain[:, :FRAMES].sum() / counted[:, :FRAMES].sum()
-    return torch.stack([loss, frames, gain[:, FRAMES].mean(), apart.detach()])
+    return torch.stack([loss, frames, gain[:, FRAMES].mean(), apart.detach(), missed])
 
 
 class Trainer:
@@ -153,8 +163,9 @@ class Trainer:
         def losses(batch: Batch) -> Tensor:
             with torch.autocast(self.device.type, torch.bfloat16):
                 photos = batch.photos.contiguous(memory_format=torch.channels_last)
-                code, nearness = network(photos, F.one_hot(batch.positions, FRAMES).to(photos))
-            return tail(code, nearness, batch, bands)
+                told = (torch.rand(len(photos), device=self.device) >= UNKNOWN).to(photos)
+                found = network(photos, F.one_hot(batch.positions, FRAMES) * told[:, None])
+            return tail(found, told, batch, bands)
 
         return losses
 

@@ -20,7 +20,7 @@ import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -107,13 +107,25 @@ class Block(nn.Module):
         return x + change
 
 
-class Analyser(nn.Module):
-    """`forward(photo [B,3,h,w] in [-1,1], position one-hot [B,9])` gives the code and the dioptres.
+class Analysis(NamedTuple):
+    """What an analyser says of photos.
 
-    The code is [B, IMAGES * config.values, h/4, w/4], the second output, [B, 1, h/4, w/4], is the
+    code [B, IMAGES * config.values, h/4, w/4] (see `change_of`); dioptres [B, 1, h/4, w/4], the
     distance of each place in units of 20 dioptres (near 1, infinity 0): it teaches the network
-    where things lie, and tells apps. h and w are multiples of `config.multiple`. Untrained, the
-    code is zero, which renders the photo itself in every frame.
+    where things lie, and tells apps; position [B, 9], logits of the focal positions that the photo
+    may have been taken at, of meaning where the analyser was not told.
+    """
+
+    code: Tensor
+    dioptres: Tensor
+    position: Tensor
+
+
+class Analyser(nn.Module):
+    """`forward(photo [B,3,h,w] in [-1,1], position one-hot [B,9])` gives the `Analysis`.
+
+    A position of zeros stands for an unknown one. h and w are multiples of `config.multiple`.
+    Untrained, the code is zero, which renders the photo itself in every frame.
     """
 
     def __init__(self, config: AnalyserConfig = PRESETS["tiny"]) -> None:
@@ -134,20 +146,22 @@ class Analyser(nn.Module):
         self.mix = nn.Conv2d(widths[0], config.head, 3, padding=1)
         self.code = nn.Conv2d(config.head, IMAGES * config.values, 1)
         self.dioptres = nn.Conv2d(config.head, 1, 1)
+        self.position = nn.Conv2d(widths[-1], FRAMES, 1)
         nn.init.zeros_(self.code.weight)
         nn.init.zeros_(self.code.bias)  # type: ignore[arg-type]
 
-    def forward(self, photo: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, photo: Tensor, position: Tensor) -> Analysis:
         x, skips = self.stem(photo), []
         for level, blocks in enumerate(self.encoder):
             x = self.down[level - 1](x) if level else x
             x = blocks(x + self.entering[level](position)[:, :, None, None])
             skips.append(x)
+        likely = self.position(x).mean((-1, -2))
         for level in reversed(range(len(self.decoder))):
             position_bias = self.leaving[level](position)[:, :, None, None]
             x = self.decoder[level](enlarged(self.up[level](x), 2) + skips[level] + position_bias)
         x = F.relu(self.mix(x))
-        return self.code(x), self.dioptres(x)
+        return Analysis(self.code(x), self.dioptres(x), likely)
 
 
 def enlarged(x: Tensor, factor: int) -> Tensor:
@@ -203,10 +217,10 @@ def stack_of(analyser: Analyser, photo: Tensor, position: Tensor) -> tuple[Tenso
 
     The frame at the photo's own position is the photo, exactly.
     """
-    code, dioptres = analyser(photo, position)
-    change, _ = change_of(code.float(), photo, analyser.config.bands)
+    found: Analysis = analyser(photo, position)
+    change, _ = change_of(found.code.float(), photo, analyser.config.bands)
     others = F.pad(1 - position, (0, 1), value=1.0)[:, :, None, None, None]
-    return (photo[:, None] + change * others).clamp(-1, 1), dioptres
+    return (photo[:, None] + change * others).clamp(-1, 1), found.dioptres
 
 
 def load_analyser(folder: Path) -> Analyser:

@@ -168,3 +168,27 @@ def test_ci_ends_where_nothing_can_be_installed(root: Path, tmp_path: Path) -> N
     there = ["make", "apt-get", "chromium", "npm"]
     assert continuous(root, tmp_path, there, {"apt-get": 100}).returncode == 100
     assert "make lint" not in called(tmp_path / "log")
+
+
+@pytest.mark.parametrize(("failures", "code"), [(0, 0), (1, 0), (2, 2)])
+def test_npm_may_fail_once_and_leaves_nothing_half(
+    root: Path, tmp_path: Path, failures: int, code: int
+) -> None:
+    page, npm = tmp_path / "mobile_harness/web/page", tmp_path / "programs/npm"
+    (page / "node_modules/half").mkdir(parents=True)
+    for name in ("package.json", "package-lock.json"):
+        (page / name).touch()
+    stub(npm, tmp_path / "log")
+    script = f"""#!/bin/sh
+echo "$1" >> "{tmp_path}/log"
+[ "$1" = ci ] || exit 0
+[ -e node_modules ] && exit 1
+mkdir -p node_modules/half
+[ "$(grep -c ci "{tmp_path}/log")" -gt {failures} ]
+"""
+    npm.write_text(script)
+    path = f"{npm.parent}:{os.environ['PATH']}"
+    result = execute(["make", "-f", root / "Makefile", "web"], tmp_path, PATH=path)
+    assert result.returncode == code, result.stderr
+    expected = ["ci"] * min(2, failures + 1) + (["run"] if code == 0 else [])
+    assert called(tmp_path / "log") == expected

@@ -206,6 +206,7 @@ def test_a_first_visit_is_enough_for_when_the_network_is_gone(
     context.close()
 
 
+@pytest.mark.usefixtures("built_page")
 def test_a_browser_comes_for_bench_and_verify(browser: Browser, web_run: Path) -> None:
     """`verify --device browser` ends when one device has measured every file."""
     waiting = started(["verify", str(web_run), "--device", "browser", "--wait", "240"], web_run)
