@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from pocketfocus.benchmarks.gates import CAPTURED_GRAPH, STUDENT
 from pocketfocus.data.scenes import held_out_photos
 from pocketfocus.mobile_harness.device import Arrays, Call
-from pocketfocus.models.student import RefocusStudent, load_student
+from pocketfocus.models.student import Analysis, RefocusStudent, load_student
 from pocketfocus.photos.images import load_photo, to_uint8
 from pocketfocus.quantize.calibration import fitted
 from pocketfocus.run.constants import FRAMES
@@ -118,7 +118,8 @@ def load_parent(folder: Path, manifest: Manifest) -> RefocusStudent:
 def parent_stacks(
     student: RefocusStudent, inputs: Arrays, calls: Sequence[Call]
 ) -> dict[str, Arrays]:
-    """Return stacks [N,9,3,H,W] of the student and its captured graph, by `Gate.parent`."""
+    """Return what files are held against, of the student and its captured graph, by `Gate.parent`:
+    stacks [N,9,3,H,W], sharp pictures [N,1,3,H,W], and gains of finer detail [N,1,10,H,W]."""
     given = [
         tuple(torch.from_numpy(table[row]) for table, row in zip(inputs, call, strict=True))
         for call in calls
@@ -126,9 +127,14 @@ def parent_stacks(
     captured = torch.export.export(student, given[0]).module()
     with torch.inference_mode():
         return {
-            STUDENT: (np.stack([student(*pair).numpy() for pair in given]),),
-            CAPTURED_GRAPH: (np.stack([captured(*pair).numpy() for pair in given]),),
+            name: tuple(map(np.stack, zip(*(images_of(Analysis(*call(*pair))) for pair in given), strict=True)))
+            for name, call in ((STUDENT, student), (CAPTURED_GRAPH, captured))
         }
+
+
+def images_of(made: Analysis) -> Arrays:
+    """Return what pictures are made of; the dioptres and the position only tell of the photo."""
+    return tuple(tensor.numpy() for tensor in (made.stack, made.sharp, made.detail))
 
 
 def fitted_photos(paths: Sequence[Path] | None, size: tuple[int, int]) -> Stacks:

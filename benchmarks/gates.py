@@ -99,10 +99,12 @@ def requested(precision: str, recipe: Mapping[str, Any] | None) -> Recipe:
 def judge(
     outputs: Arrays, parent: Arrays, threshold_db: float, peak: float | None = PEAK
 ) -> Verdict:
-    """Hold a file's outputs, each [N, *shape], against those of its parent; the worst decides.
+    """Hold a file's first outputs, each [N, *shape], against those of its parent; the worst
+    decides.
 
     `peak` is that of PSNR; None for the range of what the parent gives.
     """
+    outputs = outputs[: len(parent)]
     if [a.shape for a in outputs] != [b.shape for b in parent]:
         found, expected = (
             " and ".join(str(list(a.shape)) for a in side) for side in (outputs, parent)

@@ -131,7 +131,7 @@ def locate_fault(folder: Path, name: str, photos: Sequence[Path] | None = None) 
     with torch.no_grad():
         captured = torch.export.export(student, tuple(feeds.values())).module()
         recorder = Recorder(captured)
-        truth = recorder.run(*feeds.values())
+        truth = recorder.run(*feeds.values())[0]
     found, stack = get_target(artifact.target).layers(path, feeds)
     gate = gate_of(artifact.precision, recipe=artifact.recipe)
     return compare(paired(found, recorder.layers), (stack, truth), gate.threshold_db)

@@ -9,16 +9,15 @@ from functools import partial
 from pathlib import Path
 
 from pocketfocus.export.network import Network, Source
-from pocketfocus.models.student import SHIPPED_WEIGHTS, load_student
+from pocketfocus.models.student import CELL, SHIPPED_WEIGHTS, Analysis, load_student
 from pocketfocus.quantize.calibration import Calibration, calibration
-from pocketfocus.run.constants import FRAMES
+from pocketfocus.run.constants import FRAMES, IMAGES, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256, write_atomic
 from pocketfocus.run.manifest import Manifest, TensorSpec
 
 STUDENT = "student"
 INPUT_NAMES = ("photo", "position")
-OUTPUT_NAME = "stack"
 DISTILLED = "distill.json"
 STUDENT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 
@@ -44,7 +43,7 @@ def student_source(
     return Source([network], [STUDENT], manifest.student_sha256, manifest)
 
 
-def student_network(folder: Path, size: tuple[int, int], inputs: Calibration) -> Network:
+def student_network(folder: Path, size: Size, inputs: Calibration) -> Network:
     """The student of a folder, whose files take photos of `size` (H, W)."""
     photo, position = INPUT_NAMES
     return Network(
@@ -54,8 +53,21 @@ def student_network(folder: Path, size: tuple[int, int], inputs: Calibration) ->
             TensorSpec(photo, (1, 3, *size), "float32", (-1.0, 1.0)),
             TensorSpec(position, (1, FRAMES), "float32", (0.0, 1.0)),
         ),
-        (TensorSpec(OUTPUT_NAME, (FRAMES, 3, *size), "float32", (-1.0, 1.0)),),
+        outputs_of(size),
         lambda: list(inputs),
+    )
+
+
+def outputs_of(size: Size) -> tuple[TensorSpec, ...]:
+    """What the files give, in the order of `Analysis`; nothing clamps gains and dioptres to their
+    ranges."""
+    height, width = size
+    cells = (height // CELL, width // CELL)
+    shapes = ((FRAMES, 3, *size), (1, 3, *size), (1, IMAGES, *size), (1, 1, *cells), (1, FRAMES))
+    ranges = ((-1.0, 1.0), (-1.0, 1.0), (-1.0, 1.0), (0.0, 1.0), (0.0, 1.0))
+    return tuple(
+        TensorSpec(name, shape, "float32", span)
+        for name, shape, span in zip(Analysis._fields, shapes, ranges, strict=True)
     )
 
 

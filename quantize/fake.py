@@ -80,7 +80,7 @@ class Rounded:
     ranges: Mapping[str, Ranges]
     grid: Grid
 
-    def __call__(self, *arguments: Tensor) -> Tensor:
+    def __call__(self, *arguments: Tensor) -> Any:
         weights: dict[str, Tensor] = {}
         handles: list[Any] = []
         try:
@@ -90,7 +90,7 @@ class Rounded:
                 weight = layer.get_parameter("weight")
                 weights[f"{name}.weight"] = round_weight(weight, scheme, transposed, self.grid)
                 handles += self._hooks(name, layer, scheme)
-            found: Tensor = functional_call(self.network, weights, arguments)
+            found = functional_call(self.network, weights, arguments)
         finally:
             for handle in handles:
                 handle.remove()

@@ -112,10 +112,10 @@ def measured(
     """Yield a row for every layer and scheme."""
     ranges = observe(student, inputs)
     pairs = [(photo, one_hot(position)) for photo, position in calls]
-    truth = [student(*pair) for pair in pairs]
+    truth = [student.stack(*pair) for pair in pairs]
     for name, scheme in track(todo, "layers", len(todo)):
         rounded = Rounded(student, {name: scheme}, ranges, symmetric)
-        stacks = [rounded(*pair) for pair in pairs]
+        stacks = [rounded(*pair)[0] for pair in pairs]
         figures = [psnr(a, b) for a, b in zip(stacks, truth, strict=True)]
         errors = [float(((a - b) ** 2).mean()) for a, b in zip(stacks, truth, strict=True)]
         mse = sum(errors) / len(errors)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,14 +48,14 @@ def schemes_of(recipe: Recipe, network: nn.Module) -> dict[str, dict[str, Scheme
 class Files:
     """A student as the files of several targets compute it, every photo as one of them does."""
 
-    files: tuple[Callable[[Tensor, Tensor], Tensor], ...]
+    files: tuple[Callable[[Tensor, Tensor], Any], ...]
 
     def __call__(self, photo: Tensor, position: Tensor, turn: Tensor) -> Tensor:
         """Turn photos [B,3,H,W] in [-1,1] and one-hot positions [B,9] into stacks [B*9,3,H,W];
         `turn` [B] is the number of each photo's file."""
         parts = [(turn == index).nonzero().flatten() for index in range(len(self.files))]
         made = [
-            file(photo[part], position[part]).reshape(-1, FRAMES, *photo.shape[1:])
+            file(photo[part], position[part])[0].reshape(-1, FRAMES, *photo.shape[1:])
             for file, part in zip(self.files, parts, strict=True)
             if len(part)
         ]

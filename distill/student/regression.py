@@ -45,7 +45,7 @@ class OneStepTrainer(StudentTrainer):
     @property
     def call(self) -> Callable[..., Tensor]:
         """The student or, rounded, the files that it has to stand."""
-        return self.rounded or self.student
+        return self.rounded or self.student.stack
 
     def noise(self, stack: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Draw, where it is rounded, the number [1] of the file that computes the sample."""

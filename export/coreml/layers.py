@@ -21,5 +21,5 @@ def layers(path: Path, feeds: Mapping[str, Tensor]) -> tuple[list[Layer], Tensor
         if kind in WEIGHTED:
             found.append(Layer("", f"{kind} {name}", value.float()))
 
-    (stack,) = load_program(path)(feeds, watch=watch).values()
+    stack, *_ = load_program(path)(feeds, watch=watch).values()
     return found, stack

@@ -66,12 +66,13 @@ def layers(path: Path, feeds: Mapping[str, Tensor]) -> tuple[list[Layer], Tensor
         module = load(opened)
         with quiet_native():
             outputs: Any = module.forward([tensor.contiguous() for tensor in feeds.values()])
-        stack, *values = (output.clone() for output in outputs)
-    return [one.layer(value) for one, value in zip(shown, values, strict=True)], stack
+        made = [output.clone() for output in outputs]
+    values = made[len(made) - len(shown) :]
+    return [one.layer(value) for one, value in zip(shown, values, strict=True)], made[0]
 
 
 def opened_up(content: bytes) -> tuple[bytes, list[Shown]]:
-    """A `.pte` that gives, after its stack, the outputs of its layers, and what they are."""
+    """A `.pte` that gives, after its own outputs, those of its layers, and what they are."""
     from executorch.exir._serialize._program import deserialize_pte_binary, serialize_pte_binary
 
     file = deserialize_pte_binary(content)

@@ -30,13 +30,15 @@ def layers(path: Path, feeds: Mapping[str, Tensor]) -> tuple[list[Layer], Tensor
         for node in model.graph.node
         if node.op_type in OPERATORS
     }
-    (stack,) = (value.name for value in model.graph.output)
-    wanted = list(dict.fromkeys(end for _, end in seen.values() if end != stack))
+    given_already = [value.name for value in model.graph.output]
+    stack = given_already[0]
+    wanted = list(dict.fromkeys(end for _, end in seen.values() if end not in given_already))
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     session = session_of(model.SerializeToString(), f"{path}, opened up,")
     given = {name: tensor.numpy() for name, tensor in feeds.items()}
-    values = session.run([stack, *wanted], given)
-    found = dict(zip((stack, *wanted), map(torch.from_numpy, values), strict=True))
+    names = [*given_already, *wanted]
+    values = session.run(names, given)
+    found = dict(zip(names, map(torch.from_numpy, values), strict=True))
     named = [
         Layer(path_of(node), f"{node.op_type} {node.name}", found[end].float())
         for node, end in seen.values()

@@ -1,18 +1,18 @@
-"""The one-step student: photo and focal position in, focal stack out, in one convolutional pass.
+"""The student: a photo and where it was focused in, what refocusing changes out, in one pass.
 
-A U-Net at a quarter of the photo's size says by how much every frame strengthens or weakens each
-band of the photo at every place (after the Laplacian pyramid of Burt and Adelson, 1983), and which
-colours it adds. Defocus weakens bands, finest first; the full size sees little but two
-multiplications. No decoder has to carry the photo's detail, and a frame with nothing to change is
-the photo itself.
+Defocus weakens the bands of a picture by gains that vary slowly in space (Burt and Adelson, 1983,
+for bands), so a U-Net says at a quarter of its photo's size how much of each band every image keeps.
+What blur has removed has to be restored: for that it adds pixels. All of that is done once a photo,
+at a moderate size; `models.render` makes images of it at the photo's own size, at any focus and
+aperture, with a few multiplications a pixel. Detail finer than the analysis follows a gain of its
+own, so what is rendered is no enlargement.
 
-Design: the nine frames are channels of one pass, not a batch of nine, so that temporal mixing is
-an ordinary convolution. Only layers that XNNPACK and Core ML take whole are used: convolutions,
-linear layers, ReLU-family activations, elementwise arithmetic and bilinear interpolation; no
-normalisation, and no attention unless asked for (`research.search` measures it). One-step
+Design: the ten images, nine frames and the picture that is sharp everywhere, are channels of one
+pass, and the network has dense convolutions, ReLU and bilinear enlargement alone, without
+normalisation: what XNNPACK and Core ML take whole, and what gains most by 8 bits. One-step
 regression at a fixed timestep with zero noise follows E2E-FT (arXiv 2409.11355).
 
-Legend: B batch (1 on a phone), T = 9 frames, K bands, C channels, H, W, h = H / 4, w = W / 4.
+Legend: B batch (1 on a phone), K bands, C channels, h, w size of the analysis, H, W of a picture.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,140 +30,123 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from pocketfocus.run.constants import FRAMES
+from pocketfocus.run.constants import FRAMES, IMAGES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import write_atomic
 
-ACTIVATIONS = {"relu": nn.ReLU, "hardswish": nn.Hardswish, "silu": nn.SiLU}
 COLOURS = 3
-COARSE = 2  # the first band as coarse as the U-Net's output, a quarter of the photo's size
+CELL = 4  # pixels of the analysis, a side, that one place of the network's outputs speaks of
+COARSE = 2  # the first band as coarse as these outputs
+PIXELS = COLOURS * CELL**2
+SECOND_CONVOLUTION = 0.3  # of a block, at first, against the usual start: no norm keeps scale
 
 
-def enlarged(x: Tensor, factor: float = 2.0) -> Tensor:
-    """Enlarge [B,C,H,W] bilinearly to [B,C,factor*H,factor*W]."""
-    return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+class Encoded(NamedTuple):
+    """What the network says of photos.
 
-
-@dataclass(frozen=True)
-class BlockKind:
-    """What all blocks of a network have in common.
-
-    `depthwise`: the convolution is 5x5, a channel at a time, and one residual spans both halves
-    (ConvNeXt, arXiv 2201.03545, without its norm); else it is 3x3, with a residual of its own.
+    outputs [B, IMAGES * (1 + K + 48), h/4, w/4], see `RefocusStudent.compose`; dioptres as of
+    `Analysis`; position [B,9], the logits of what it has there.
     """
 
-    expansion: int
-    activation: str = "relu"
-    depthwise: bool = False
+    outputs: Tensor
+    dioptres: Tensor
+    position: Tensor
 
 
-class ConvBlock(nn.Module):
-    """Residual convolution, then a residual pointwise MLP: [B, C, H, W] -> [B, C, H, W].
+class Analysis(NamedTuple):
+    """What is known of photos once they are analysed: what a student's files give.
 
-    `groups` of channels see nothing of each other.
+    stack [B*9,3,h,w] in [-1,1], the frames at the size of the analysis; sharp [B,3,h,w] in [-1,1],
+    the picture that is sharp everywhere; detail [B,10,h,w], what becomes of detail finer than the
+    analysis in each of these ten images, as a gain: 0 keeps it, -1 takes it away; dioptres
+    [B,1,h/4,w/4], the distance of each place in units of 20 dioptres (near 1, infinity 0), which
+    teaches the network where things lie, and tells apps; positions [B,9], how likely it is that the
+    photo was taken at each of the focal positions, of meaning where the student was not told.
     """
 
-    def __init__(self, channels: int, kind: BlockKind, groups: int = 1) -> None:
-        super().__init__()
-        self.depthwise, wide = kind.depthwise, channels * kind.expansion
-        size, apart = (5, channels) if kind.depthwise else (3, groups)
-        self.conv = nn.Conv2d(channels, channels, size, padding=size // 2, groups=apart)
-        self.up = nn.Conv2d(channels, wide, 1, groups=groups)
-        self.down = nn.Conv2d(wide, channels, 1, groups=groups)
-        self.act = ACTIVATIONS[kind.activation]()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x)
-        if not self.depthwise:
-            y = x = x + self.act(y)
-        change: Tensor = self.down(self.act(self.up(y)))
-        return x + change
+    stack: Tensor
+    sharp: Tensor
+    detail: Tensor
+    dioptres: Tensor
+    positions: Tensor
 
 
-class Attention(nn.Module):
-    """Residual self-attention of one head over all places; at first it changes nothing.
-
-    [B, C, H, W] -> [B, C, H, W].
-    """
+class Block(nn.Module):
+    """A residual block of two 3x3 convolutions: [B, C, H, W] -> [B, C, H, W]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.query, self.key, self.value = (nn.Conv2d(channels, channels, 1) for _ in range(3))
-        self.out = nn.Conv2d(channels, channels, 1)
-        for parameter in self.out.parameters():
-            nn.init.zeros_(parameter)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        with torch.no_grad():
+            self.second.weight.mul_(SECOND_CONVOLUTION)
+            self.second.bias.zero_()  # type: ignore[union-attr]
 
     def forward(self, x: Tensor) -> Tensor:
-        scores = self.query(x).flatten(2).transpose(1, 2) @ self.key(x).flatten(2)
-        shares = (scores * x.shape[1] ** -0.5).softmax(-1)
-        mixed = self.value(x).flatten(2) @ shares.transpose(1, 2)
-        change: Tensor = self.out(mixed.reshape(x.shape))
+        change: Tensor = self.second(F.relu(self.first(x)))
         return x + change
 
 
-class WeightNet(nn.Module):
+class Network(nn.Module):
     """A U-Net without normalisation, from a quarter of the photo's size down.
 
-    `forward(photo [B,3,H,W] in [-1,1], position one-hot [B,9]) -> [B,outputs,h,w]`; H and W are
-    multiples of `2 ** (levels + 1)`. Untrained, all outputs are zero. `attention` comes last at the
-    coarsest level; with `frames_apart` the last blocks mix no frames, and the first width is a
-    multiple of 9.
+    `forward(photo [B,3,h,w] in [-1,1], position one-hot [B,9])` gives `Encoded`; a position of
+    zeros stands for an unknown one. Level i has `channels[i]` and works at 1/2**(i+2) of the size,
+    with `encoder[i]` residual blocks on the way down and `decoder[i]` on the way up, one level
+    fewer; `head` is the width of the layer before the outputs. Untrained, all outputs are zero.
     """
 
     def __init__(
         self,
         channels: Sequence[int],
-        blocks: Sequence[int],
+        encoder: Sequence[int],
+        decoder: Sequence[int],
+        head: int,
         outputs: int,
-        kind: BlockKind,
-        attention: bool = False,
-        frames_apart: bool = False,
     ) -> None:
         super().__init__()
-        first = channels[0]
+        if len(encoder) != len(channels) or len(decoder) != len(channels) - 1:
+            raise ValueError(
+                f"{len(channels)} levels need as many numbers in encoder and one fewer in decoder, "
+                f"these are {len(encoder)} and {len(decoder)}"
+            )
 
-        def stage(width: int, count: int, groups: int = 1) -> nn.Sequential:
-            return nn.Sequential(*(ConvBlock(width, kind, groups) for _ in range(count)))
+        def stage(width: int, blocks: int) -> nn.Sequential:
+            return nn.Sequential(*(Block(width) for _ in range(blocks)))
 
-        self.stem = nn.Conv2d(COLOURS, first // 2, 4, stride=2, padding=1)
-        self.act = ACTIVATIONS[kind.activation]()
-        self.enter = nn.Conv2d(first // 2, first, 4, stride=2, padding=1)
+        self.stem = nn.Conv2d(COLOURS, channels[0], 2 * CELL, stride=CELL, padding=CELL // 2)
         self.down = nn.ModuleList(nn.Conv2d(c, d, 2, stride=2) for c, d in pairwise(channels))
-        encoder = [stage(c, n) for c, n in zip(channels, blocks, strict=True)]
-        if attention:
-            encoder[-1].append(Attention(channels[-1]))
-        self.encoder = nn.ModuleList(encoder)
-        self.position = nn.ModuleList(nn.Linear(FRAMES, c, bias=False) for c in channels)
+        self.encoder = nn.ModuleList(map(stage, channels, encoder))
+        self.entering = nn.ModuleList(nn.Linear(FRAMES, c, bias=False) for c in channels)
+        self.leaving = nn.ModuleList(nn.Linear(FRAMES, c, bias=False) for c in channels[:-1])
         self.up = nn.ModuleList(nn.Conv2d(d, c, 1) for c, d in pairwise(channels))
-        self.decoder = nn.ModuleList(
-            stage(channels[i], blocks[i], FRAMES if frames_apart and not i else 1)
-            for i in range(len(channels) - 1)
-        )
-        self.head = nn.Conv2d(first, outputs, 3, padding=1)
-        for parameter in self.head.parameters():
+        self.decoder = nn.ModuleList(map(stage, channels[:-1], decoder))
+        self.mix = nn.Conv2d(channels[0], head, 3, padding=1)
+        self.outputs = nn.Conv2d(head, outputs, 1)
+        self.dioptres = nn.Conv2d(head, 1, 1)
+        self.position = nn.Conv2d(channels[-1], FRAMES, 1)
+        for parameter in self.outputs.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, photo: Tensor, position: Tensor) -> Tensor:
-        x, skips = self.act(self.stem(photo)), []
-        for down, embed, blocks in zip(
-            (self.enter, *self.down), self.position, self.encoder, strict=True
-        ):
-            x = down(x) + embed(position)[:, :, None, None]
-            x = blocks(x)
+    def forward(self, photo: Tensor, position: Tensor) -> Encoded:
+        x, skips = self.stem(photo), []
+        for level, blocks in enumerate(self.encoder):
+            x = self.down[level - 1](x) if level else x
+            x = blocks(x + self.entering[level](position)[:, :, None, None])
             skips.append(x)
-        for up, blocks, skip in zip(
-            reversed(self.up), reversed(self.decoder), reversed(skips[:-1]), strict=True
-        ):
-            x = blocks(enlarged(up(x)) + skip)  # the narrower side is enlarged
-        outputs: Tensor = self.head(x)
-        return outputs
+        likely = self.position(x).mean((-2, -1), keepdim=True).flatten(1)
+        for level in reversed(range(len(self.decoder))):
+            bias = self.leaving[level](position)[:, :, None, None]
+            x = self.decoder[level](enlarged(self.up[level](x)) + skips[level] + bias)
+        x = F.relu(self.mix(x))
+        return Encoded(self.outputs(x), self.dioptres(x), likely)
 
 
 class Bands(nn.Module):
     """What a binomial blur of 3x3 pixels takes away from the photo, at every size.
 
     `forward(photo [B,3,H,W]) -> K bands [B,3,H/2**k,W/2**k]`, finest first; smaller sizes are means
-    of 2x2 pixels, H and W multiples of 2**K. In a Laplacian pyramid, which takes away what the
+    of 2x2 pixels, H and W multiples of 2**(K-1). In a Laplacian pyramid, which takes away what the
     next smaller size shows, decimation's own errors are in every band. Here none is decimated
     within (as in the "algorithme a trous" of Holschneider et al., 1989), so small blurs are exact.
     """
@@ -190,6 +172,11 @@ class Bands(nn.Module):
         return bands
 
 
+def enlarged(x: Tensor, factor: float = 2.0) -> Tensor:
+    """Enlarge [B,C,H,W] bilinearly to [B,C,factor*H,factor*W]."""
+    return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
 def edged(x: Tensor) -> Tensor:
     """Repeat the edges of [B,C,H,W] to [B,C,H+2,W+2]; XNNPACK has no such padding."""
     x = torch.cat([x[:, :, :1], x, x[:, :, -1:]], dim=2)
@@ -197,46 +184,38 @@ def edged(x: Tensor) -> Tensor:
 
 
 class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Photo and position to focal stack: `network` says what changes in each of the photo's bands.
+    """Photo and position to focal stack, and all that `render` makes other images of.
 
-    `forward(photo [B,3,H,W] in [-1,1], position one-hot [B,9]) -> [B*9,3,H,W] in [-1,1]`; H and W
-    are multiples of `2 ** max(len(channels) + 1, bands)`. The frame at `position` is the photo,
-    exactly; the untrained network gives the photo in all nine, as the `copy` baseline.
+    `forward(photo [B,3,h,w] in [-1,1], position one-hot [B,9])` gives an `Analysis`; h and w are
+    multiples of `multiple`, and a position of zeros stands for an unknown one. The frame at
+    `position` is the photo, exactly; the untrained network gives the photo in all of them, as the
+    `copy` baseline.
 
     Args:
-        channels: width of each level; level i works at 1/2**(i+2) of the photo's size.
-        blocks: number of residual blocks at each level (encoder and decoder each).
-        expansion: width factor of the pointwise MLPs.
-        activation: one of `ACTIVATIONS`.
-        depthwise: whether the blocks' convolutions are; see `BlockKind`.
-        attention, frames_apart: see `WeightNet`.
-        bands: how many, three at least; see `Bands`.
+        channels, encoder, decoder, head: sizes of the network, see `Network`.
+        bands: how many of the photo's bands have gains, three at least; see `Bands`.
         size: (height, width) of the photo that the exported files take, pixels.
     """
 
-    frames: Tensor
+    images: Tensor
 
     @register_to_config
     def __init__(
         self,
-        channels: Sequence[int] = (64, 128, 192, 256),
-        blocks: Sequence[int] = (1, 3, 2, 2),
-        expansion: int = 2,
-        activation: str = "hardswish",
-        depthwise: bool = True,
-        attention: bool = False,
-        frames_apart: bool = False,
+        channels: Sequence[int] = (64, 128, 192),
+        encoder: Sequence[int] = (2, 3, 4),
+        decoder: Sequence[int] = (2, 3),
+        head: int = 128,
         bands: int = 4,
-        size: Sequence[int] = (256, 256),
+        size: Sequence[int] = (320, 448),
     ) -> None:
         super().__init__()
-        outputs = FRAMES * (bands + COLOURS)
-        kind = BlockKind(expansion, activation, depthwise)
-        self.network = WeightNet(channels, blocks, outputs, kind, attention, frames_apart)
+        values = 1 + bands + PIXELS
+        self.network = Network(channels, encoder, decoder, head, IMAGES * values)
         self.pyramid = Bands(bands)
-        eye = torch.eye(FRAMES)
-        frames = torch.cat([eye.repeat(bands, 1), eye.repeat_interleave(COLOURS, dim=0)])
-        self.register_buffer("frames", frames, persistent=False)  # whose an output is
+        eye = torch.eye(IMAGES, FRAMES)
+        images = torch.cat([eye.repeat(1 + bands, 1), eye.repeat_interleave(PIXELS, dim=0)])
+        self.register_buffer("images", images, persistent=False)  # which of them an output is of
 
     @property
     def photo_size(self) -> tuple[int, int]:
@@ -244,59 +223,104 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
         height, width = self.config["size"]
         return int(height), int(width)
 
-    def forward(self, photo: Tensor, position: Tensor) -> Tensor:
-        others = 1.0 - F.linear(position, self.frames)
-        outputs = self.network(photo, position) * others[:, :, None, None]
-        return self.compose(photo, outputs, self.pyramid(photo))
+    @property
+    def multiple(self) -> int:
+        """Both sides of the photo that is analysed are multiples of this many pixels."""
+        levels, bands = len(self.config["channels"]), int(self.config["bands"])
+        return CELL * 2 ** max(levels - 1, bands - 1 - COARSE)
 
-    @staticmethod
-    def compose(photo: Tensor, outputs: Tensor, bands: Sequence[Tensor]) -> Tensor:
-        """Compose the photo, every band times its gains, and the added colours to the stack in
-        [-1,1].
-
-        photo [B,3,H,W]; outputs [B,K*9+27,h,w], nine gains a band, then nine frames' colours;
-        K bands, finest first; result [B*9,3,H,W]. No tensor has more than four dimensions. Whole
-        numbers are written as floats: ExecuTorch converts integers at run time, outside the
-        delegate.
-        """
+    def forward(self, photo: Tensor, position: Tensor) -> tuple[Tensor, ...]:
         height, width = photo.shape[-2:]
-        gains = [outputs[:, n * FRAMES : (n + 1) * FRAMES] for n in range(len(bands))]
-        change = outputs[:, len(bands) * FRAMES :]
+        found: Encoded = self.network(photo, position)
+        change, detail = self.compose(photo, found.outputs, position)
+        ends = FRAMES * COLOURS
+        frames = change[:, :ends].reshape(-1, COLOURS, height * width)
+        stack = repeated(photo.flatten(2), len(photo), FRAMES) + frames
+        return (  # no named tuple: ExecuTorch writes none
+            stack.clamp(-1.0, 1.0).reshape(-1, COLOURS, height, width),
+            (photo + change[:, ends:]).clamp(-1.0, 1.0),
+            enlarged(detail, float(CELL)),
+            found.dioptres,
+            found.position.softmax(-1),
+        )
+
+    def analyse(self, photo: Tensor, position: Tensor) -> Analysis:
+        """What `forward` gives, by name."""
+        return Analysis(*self(photo, position))
+
+    def stack(self, photo: Tensor, position: Tensor) -> Tensor:
+        """The frames alone, [B*9,3,h,w]."""
+        return self.analyse(photo, position).stack
+
+    def compose(self, photo: Tensor, outputs: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """What to add to a photo [B,3,h,w] in each of the ten images, [B,30,h,w], and their gains
+        of finer detail [B,10,h/4,w/4].
+
+        outputs [B,IMAGES*(1+K+48),h/4,w/4] are ten gains of finer detail, ten of each band, finest
+        first, and for every image and colour the 4x4 pixels of a place; those of the frame at
+        `position` do not count. No tensor has more than five dimensions. Whole numbers are written
+        as floats: ExecuTorch converts integers at run time, outside the delegate.
+        """
+        others = 1.0 - F.linear(position, self.images)
+        outputs = outputs * others[:, :, None, None]
+        bands = self.pyramid(photo)
+        gains = [outputs[:, n * IMAGES : (n + 1) * IMAGES] for n in range(1 + len(bands))]
+        change: Tensor | None = None
         for level in reversed(range(len(bands))):
-            gain, band = gains[level], bands[level]
+            gain, band = gains[1 + level], bands[level]
             if level < COARSE:  # finer than the outputs: all that is coarser is enlarged once
-                change = enlarged(change)
+                change = None if change is None else enlarged(change)
                 gain = enlarged(gain, 2.0 ** (COARSE - level))
             elif level > COARSE:
                 band = enlarged(band, 2.0 ** (level - COARSE))
-            change = change + weighted(gain, band)
-        photos = repeated(photo.flatten(2), len(photo)).reshape(-1, COLOURS, height * width)
-        stack = photos + change.reshape(-1, COLOURS, height * width)
-        return stack.clamp(-1.0, 1.0).reshape(-1, COLOURS, height, width)
+            term = weighted(gain, band)
+            change = term if change is None else change + term
+        assert change is not None
+        return change + shuffled(outputs[:, IMAGES * (1 + len(bands)) :]), gains[0]
 
 
 def weighted(gain: Tensor, band: Tensor) -> Tensor:
-    """Multiply gains [B,9,H,W] with a band [B,3,H,W] frame by frame: [B,27,H,W].
+    """Multiply gains [B,10,H,W] with a band [B,3,H,W] image by image: [B,30,H,W].
 
     Pixels are in one last dimension: XNNPACK multiplies runs of it, not three colours at a time.
     """
-    batch, _, height, width = gain.shape
-    product = gain.reshape(-1, 1, height * width) * repeated(band.flatten(2), batch)
-    return product.reshape(batch, FRAMES * COLOURS, height, width)
+    batch, images, height, width = gain.shape
+    flat = repeated(band.flatten(2), batch, images)
+    product = gain.reshape(-1, 1, height * width) * flat
+    return product.reshape(batch, images * COLOURS, height, width)
 
 
-def repeated(images: Tensor, batch: int) -> Tensor:
-    """Repeat [B,3,N] as [B*9,3,N], or leave it as it is for one photo, which broadcasts."""
-    return images.repeat_interleave(FRAMES, dim=0) if batch > 1 else images
+def repeated(images: Tensor, batch: int, times: int) -> Tensor:
+    """Repeat [B,3,N] as [B*times,3,N], or leave it as it is for one photo, which broadcasts."""
+    return images.repeat_interleave(times, dim=0) if batch > 1 else images
+
+
+def shuffled(x: Tensor) -> Tensor:
+    """Pixel shuffle (Shi et al., 2016): [B,C*16,H,W] -> [B,C,4*H,4*W].
+
+    Written out for one photo, as not every runtime's operator takes what quantization leaves.
+    """
+    batch, channels, height, width = x.shape
+    count = channels // CELL**2
+    cells = x.reshape(batch * count, CELL, CELL, height, width).permute(0, 3, 1, 4, 2)
+    return cells.reshape(batch, count, CELL * height, CELL * width)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {},  # shipped, for the default reference
-    "phone": {  # for Learn2Refocus
-        "channels": (128, 256, 384, 512),
-        "blocks": (1, 3, 3, 3),
-        "bands": 5,
-        "size": (448, 640),
+    "tiny": {},  # shipped
+    "phone": {  # sees more at once, and twice as finely
+        "channels": (64, 128, 192, 256),
+        "encoder": (2, 2, 3, 4),
+        "decoder": (2, 2, 3),
+        "size": (640, 896),
+    },
+    "micro": {  # for tests
+        "channels": (8, 16),
+        "encoder": (1, 1),
+        "decoder": (1,),
+        "head": 16,
+        "bands": 3,
+        "size": (64, 64),
     },
 }
 """Sizes of students by name: arguments of `RefocusStudent` that differ from its own."""
@@ -315,18 +339,25 @@ SHIPPED_WEIGHTS = Path(__file__).parent.parent / "weights" / "student"
 def load_student(folder: Path | None = None) -> RefocusStudent:
     """Load a student folder (config.json + safetensors) in fp32; None is the shipped one.
 
-    Raises UserError for a missing or foreign config, pickled or unfitting weights.
+    Raises UserError for a missing or foreign config, one of an older student, pickled or unfitting
+    weights.
     """
     folder = Path(folder) if folder is not None else SHIPPED_WEIGHTS
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(f"{folder} has no config.json: a student folder is what `distill` writes")
     try:
-        found = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+        found = json.loads(config.read_text(encoding="utf-8"))
+        name = found.get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{config} cannot be read ({error}): distil the student anew") from error
-    if found != RefocusStudent.__name__:
-        raise UserError(f"{folder} holds a {found}, a student is a {RefocusStudent.__name__}")
+    if name != RefocusStudent.__name__:
+        raise UserError(f"{folder} holds a {name}, a student is a {RefocusStudent.__name__}")
+    if "blocks" in found:
+        raise UserError(
+            f"{folder} holds a student of pocketfocus before 0.4, whose frames had one size: distil "
+            "it anew, or take the shipped one"
+        )
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no .safetensors: pickled checkpoints are refused")
     try:

@@ -41,9 +41,10 @@ class Half(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).half()
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        output: Tensor = self.network(*(tensor.half() for tensor in inputs))
-        return output.float()
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        made = self.network(*(tensor.half() for tensor in inputs))
+        outputs = made if isinstance(made, tuple) else (made,)
+        return tuple(output.float() for output in outputs)
 
 
 class Rows(nn.Module):

@@ -1,0 +1,159 @@
+"""Images of an analysed photo at its own size, at any focus and aperture: `Render` and its tiles.
+
+What the student adds to a photo is known at the size of the analysis and varies smoothly; the
+photo brings the detail. An image is the photo, plus that addition enlarged, plus a gain times what
+in the photo is finer than the analysis. Images between two frames, or of another aperture, are
+sums of these additions, for they are linear in them.
+
+Legend: H, W size of a tile of the photo, h, w of the part of the analysis that it lies in.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pocketfocus.models.student import COLOURS, Analysis
+from pocketfocus.run.constants import FRAMES, IMAGES
+from pocketfocus.run.errors import UserError
+
+LARGEST_APERTURE = 2.0
+
+
+class Render(nn.Module):
+    """Make an image, or a tile of one, at the photo's own size: [1,3,H,W] in [-1,1].
+
+    Inputs: photo [1,3,H,W] in [-1,1], a tile; small [1,3,h,w], the photo at the size of the
+    analysis, the part in which the tile lies; images [10,3,h,w], the frames and the sharp picture
+    there; detail [1,10,h,w], their gains; focus [1,9], weights of the focal positions, of sum 1,
+    one-hot or two neighbours; aperture [1,1], 0 for sharp everywhere, 1 for the phone's own, up to
+    2; rows [1,H,h] and columns [1,w,W], how much of each row and column of the analysis one of the
+    tile takes, see `taps`.
+    """
+
+    def forward(
+        self,
+        photo: Tensor,
+        small: Tensor,
+        images: Tensor,
+        detail: Tensor,
+        focus: Tensor,
+        aperture: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+    ) -> Tensor:
+        height, width = small.shape[-2:]
+        weights = torch.cat([focus * aperture, 1.0 - aperture], 1)  # [1,10]
+        image = (weights @ images.reshape(IMAGES, -1)).reshape(1, COLOURS, height, width)
+        gain = (weights @ detail.reshape(IMAGES, -1)).reshape(1, 1, height, width)
+        planes = torch.cat([image - small - gain * small, gain], 1)
+        planes = (rows @ planes.reshape(COLOURS + 1, height, width)) @ columns
+        planes = planes.reshape(1, COLOURS + 1, *photo.shape[-2:])
+        made = photo + planes[:, :COLOURS] + photo * planes[:, COLOURS:]
+        return made.clamp(-1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Part of a row or column of the photo, and where it lies in the analysis.
+
+    Attributes:
+        start, stop: pixels of the photo.
+        low, high: pixels of the analysis that these take from, bilinearly.
+    """
+
+    start: int
+    stop: int
+    low: int
+    high: int
+
+
+def span_of(start: int, stop: int, full: int, small: int) -> Span:
+    """The span of pixels start..stop-1 of `full`, which were analysed as `small`."""
+    scale = small / full
+    low = max(0, math.floor((start + 0.5) * scale - 0.5))
+    high = min(small, max(0, math.floor((stop - 0.5) * scale - 0.5)) + 2)
+    return Span(start, stop, min(low, small - 1), high)
+
+
+def taps(span: Span, full: int, small: int) -> Tensor:
+    """How much of each pixel low..high-1 of the analysis every pixel start..stop-1 takes: bilinear,
+    [stop-start, high-low], rows of sum 1."""
+    centres = (torch.arange(span.start, span.stop, dtype=torch.float64) + 0.5) * small / full - 0.5
+    centres = centres.clamp(0, small - 1)
+    places = torch.arange(span.low, span.high, dtype=torch.float64)
+    return (1 - (centres[:, None] - places).abs()).clamp(min=0).float()
+
+
+def focus_weights(focus: float) -> Tensor:
+    """Weights [1,9] of the focal positions for one from 0.0 (5 cm) to 8.0 (infinity), a number
+    between two by their distance; UserError for others."""
+    if not 0 <= focus <= FRAMES - 1:
+        raise UserError(
+            f"focus {focus:g} is outside 0..{FRAMES - 1}: give a number from 0 (near, 5 cm) to "
+            f"{FRAMES - 1} (infinity)"
+        )
+    return (1 - (torch.arange(float(FRAMES)) - focus).abs()).clamp(min=0)[None]
+
+
+def aperture_of(aperture: float) -> Tensor:
+    """An aperture [1,1], 0 for sharp everywhere, 1 for the phone's own; UserError for others than
+    0..2."""
+    if not 0 <= aperture <= LARGEST_APERTURE:
+        raise UserError(
+            f"aperture {aperture:g} is outside 0..{LARGEST_APERTURE:g}: give 0 for sharp "
+            f"everywhere, 1 for the phone's own, at most {LARGEST_APERTURE:g}"
+        )
+    return torch.tensor([[float(aperture)]])
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """A photo's analysis, of which tiles are rendered.
+
+    Attributes:
+        small: the photo [1,3,h,w] in [-1,1] that was analysed, edges included.
+        analysis: what the student said of it.
+        size: (h, w) of that part of it that is the whole photo; what else there is was added to
+            make its sides multiples.
+    """
+
+    small: Tensor
+    analysis: Analysis
+    size: tuple[int, int]
+
+    def inputs(
+        self, tile: Tensor, spans: tuple[Span, Span], full: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
+        """What `Render` takes of a tile [1,3,H,W] but focus and aperture: (photo, small, images,
+        detail) and (rows, columns), by the spans of its rows and columns in a photo of `full`."""
+        rows, columns = spans
+        part = (..., slice(rows.low, rows.high), slice(columns.low, columns.high))
+        images = torch.cat([self.analysis.stack, self.analysis.sharp])
+        return (
+            tile,
+            self.small[part],
+            images[part],
+            self.analysis.detail[part],
+            taps(rows, full[0], self.size[0])[None],
+            taps(columns, full[1], self.size[1]).T[None],
+        )
+
+    def render(
+        self,
+        tile: Tensor,
+        focus: Tensor,
+        aperture: Tensor,
+        spans: tuple[Span, Span] | None = None,
+        full: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """An image of a tile [1,3,H,W]: [1,3,H,W]; without spans, the tile is the whole photo."""
+        height, width = full or tile.shape[-2:]
+        if spans is None:
+            spans = span_of(0, height, height, self.size[0]), span_of(0, width, width, self.size[1])
+        photo, small, images, detail, rows, columns = self.inputs(tile, spans, (height, width))
+        made: Tensor = Render()(photo, small, images, detail, focus, aperture, rows, columns)
+        return made
