@@ -79,7 +79,7 @@ class BrowserJudge:
         artifact = self.artifact(measured)
         gate = gate_of(artifact.precision, measured.device, artifact.recipe)
         with self._lock:
-            (parent,) = self.parents[gate.parent]
+            parent, *_ = self.parents[gate.parent]
             stacks = np.frombuffer(outputs, "<f4").reshape(parent.shape).astype(np.float32)
             verdict = judge((stacks,), (parent,), gate.threshold_db)
             row = asdict(gate_row(artifact, measured.device, gate, verdict)) | origin_of(measured)

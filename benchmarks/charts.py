@@ -1,11 +1,10 @@
-"""Charts of the report and the search, as PNG bytes."""
+"""Charts of the report and the model card, as PNG bytes."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -81,46 +80,6 @@ def size_chart(manifest: Manifest) -> bytes:
     axis.set(xlabel="MiB")
     axis.margins(x=0.15)
     axis.invert_yaxis()
-    return _png(figure)
-
-
-@dataclass(frozen=True)
-class Point:
-    """A candidate: milliseconds a stack, less is better, and dB of gain, more is better."""
-
-    label: str
-    ms: float
-    gain: float
-
-
-def front(points: Sequence[Point]) -> list[Point]:
-    """Return those that no other beats (as fast or faster, as good or better, and not both equal),
-    fastest first."""
-
-    def beaten(point: Point) -> bool:
-        return any(
-            other.ms <= point.ms
-            and other.gain >= point.gain
-            and (other.ms, other.gain) != (point.ms, point.gain)
-            for other in points
-        )
-
-    return sorted((p for p in points if not beaten(p)), key=lambda point: point.ms)
-
-
-def pareto_chart(panels: Mapping[str, Sequence[Point]], x: str, y: str) -> bytes:
-    """Draw a panel for each title: every point with its label, the front as a line."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(6.5 * len(panels), 4.5), squeeze=False)
-    for axis, (title, points) in zip(axes[0], panels.items(), strict=True):
-        best = front(points)
-        axis.step([p.ms for p in best], [p.gain for p in best], where="post", color=ACCENT)
-        for point in points:
-            colour = ACCENT if point in best else EAGER
-            axis.scatter(point.ms, point.gain, color=colour, zorder=2)
-            place = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 8}
-            axis.annotate(point.label, (point.ms, point.gain), **place)
-        axis.set(xlabel=x, ylabel=y, title=f"{title} (line: Pareto front)")
-        axis.margins(x=0.2, y=0.12)
     return _png(figure)
 
 

@@ -127,14 +127,15 @@ def parent_stacks(
     captured = torch.export.export(student, given[0]).module()
     with torch.inference_mode():
         return {
-            name: tuple(map(np.stack, zip(*(images_of(Analysis(*call(*pair))) for pair in given), strict=True)))
-            for name, call in ((STUDENT, student), (CAPTURED_GRAPH, captured))
+            name: images_of([Analysis(*network(*pair)) for pair in given])
+            for name, network in ((STUDENT, student), (CAPTURED_GRAPH, captured))
         }
 
 
-def images_of(made: Analysis) -> Arrays:
-    """Return what pictures are made of; the dioptres and the position only tell of the photo."""
-    return tuple(tensor.numpy() for tensor in (made.stack, made.sharp, made.detail))
+def images_of(made: Sequence[Analysis]) -> Arrays:
+    """Return what pictures are made of; dioptres and positions only tell of the photo."""
+    names = ("stack", "sharp", "detail")
+    return tuple(np.stack([getattr(each, name).numpy() for each in made]) for name in names)
 
 
 def fitted_photos(paths: Sequence[Path] | None, size: tuple[int, int]) -> Stacks:

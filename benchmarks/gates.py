@@ -118,7 +118,7 @@ def judge(
     worst = min(output_psnr(a, b, peak) for a, b in pairs)
     if worst >= threshold_db:
         return Verdict(worst, "pass")
-    which = "worst stack has " if len(pairs) > 1 else ""
+    which = "worst output has " if len(pairs) > 1 else ""
     return Verdict(worst, "fail", f"{which}{worst:.1f} dB, {threshold_db:g} dB are needed")
 
 

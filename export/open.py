@@ -100,7 +100,7 @@ def _student(path: Path | None = None) -> NamedModel:
 
     student = load_student(path)
     name = path.name if path else STUDENT
-    return NamedModel(name, None, lambda photo, position: student(photo, one_hot(position)))
+    return NamedModel(name, None, lambda photo, position: student.stack(photo, one_hot(position)))
 
 
 def _file(path: Path, target: Target, threads: int | None) -> NamedModel:

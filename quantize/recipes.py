@@ -5,12 +5,12 @@ no rule fits stays float32. One recipe serves all targets. What a toolchain take
 from its file and written into the manifest (`Artifact.applied`), never here.
 
     name: mine
-    about: 4-bit pointwise layers, the rest int8
+    about: 4-bit coarser levels, the rest int8
     min_psnr_db: 38
     rules:
       - {layers: "*", bits: 8, granularity: channel, activations: static}
-      - {layers: "*.up", bits: 4, granularity: 32, activations: dynamic}
-      - {layers: "*.up", targets: [coreml], bits: 4, form: palette, granularity: 8}
+      - {layers: "*.encoder.2.*", bits: 4, granularity: 32, activations: dynamic}
+      - {layers: "*.encoder.2.*", targets: [coreml], bits: 4, form: palette, granularity: 8}
 """
 
 from __future__ import annotations

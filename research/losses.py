@@ -74,7 +74,7 @@ def losses(
     artifacts = [a for a in manifest.artifacts if is_written(a)]
     models = [opened(folder, artifact, manifest.size) for artifact in artifacts]
     student = load_parent(folder, manifest)
-    parent = NamedModel(STUDENT, manifest.size, lambda photo, at: student(photo, one_hot(at)))
+    parent = NamedModel(STUDENT, manifest.size, lambda photo, at: student.stack(photo, one_hot(at)))
     rows: list[Loss] = []
     for source in sources:
         stacks, _ = true_stacks(source, scenes, size)

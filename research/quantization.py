@@ -55,7 +55,7 @@ def files_table(
                 ", ".join(f"{n} × {b}" for b, n in sorted(bits.items(), reverse=True)) or "–",
             ]
         )
-    heads = ["file", "MB", "of fp32", "worst stack, dB"]
+    heads = ["file", "MB", "of fp32", "worst output, dB"]
     heads += [f"{device} against host, dB" for device in others]
     heads += [f"loss on {source}, dB" for source in sources]
     return markdown([*heads, "layers × bits"], lines)

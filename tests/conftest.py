@@ -106,13 +106,13 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def small_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random student for 64-pixel photos, of two levels with a block each."""
+    """A folder with a random student for 64-pixel photos, `micro` with whole groups of weights."""
     import torch
 
-    from pocketfocus.models.student import RefocusStudent
+    from pocketfocus.models.student import PRESETS, RefocusStudent
 
     torch.manual_seed(0)
-    student = RefocusStudent(channels=(16, 32), blocks=(1, 1), bands=3, size=(64, 64))
+    student = RefocusStudent(**PRESETS["micro"] | {"channels": (16, 32), "head": 32})
     stir(student)
     folder = tmp_path_factory.mktemp("student")
     student.save_pretrained(folder)

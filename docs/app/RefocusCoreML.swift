@@ -1,8 +1,11 @@
 // Not compiled here: no Xcode on the build machine. Uses Core ML's MLModel only; Xcode compiles the
 // .mlpackage to .mlmodelc when it is added to the app.
 //
-// manifest.json of the run says: photo float32 [1, 3, 256, 256] in [-1, 1],
-// position float32 [1, 9] in [0, 1] (one-hot), stack float32 [9, 3, 256, 256] in [-1, 1].
+// manifest.json of the run says: photo float32 [1, 3, 320, 448] in [-1, 1],
+// position float32 [1, 9] in [0, 1] (one-hot, or zeros where it is unknown); outputs, in order:
+// stack float32 [9, 3, 320, 448] in [-1, 1], sharp float32 [1, 3, 320, 448] in [-1, 1],
+// detail float32 [1, 10, 320, 448] in [-1, 1], dioptres float32 [1, 1, 80, 112] in [0, 1],
+// positions float32 [1, 9] in [0, 1].
 
 import CoreML
 
@@ -15,13 +18,14 @@ final class Refocus {
     model = try MLModel(contentsOf: compiled, configuration: configuration)
   }
 
-  /// photo: 3 * 256 * 256 values, channels first, (pixel / 127.5 - 1). Returns nine such pictures.
-  func stack(photo: [Float], position: Int) throws -> MLMultiArray? {
-    let picture = try MLMultiArray(shape: [1, 3, 256, 256], dataType: .float32)
+  /// photo: 3 * 320 * 448 values, channels first, (pixel / 127.5 - 1); position: 0 near to 8 far,
+  /// nil where it is unknown. The outputs by name: featureValue(for: "stack") has nine such pictures.
+  func analyse(photo: [Float], position: Int?) throws -> MLFeatureProvider {
+    let picture = try MLMultiArray(shape: [1, 3, 320, 448], dataType: .float32)
     for (index, value) in photo.enumerated() { picture[index] = NSNumber(value: value) }
     let oneHot = try MLMultiArray(shape: [1, 9], dataType: .float32)
     for index in 0..<9 { oneHot[index] = index == position ? 1 : 0 }
     let inputs = try MLDictionaryFeatureProvider(dictionary: ["photo": picture, "position": oneHot])
-    return try model.prediction(from: inputs).featureValue(for: "stack")?.multiArrayValue
+    return try model.prediction(from: inputs)
   }
 }

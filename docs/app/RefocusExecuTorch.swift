@@ -2,8 +2,11 @@
 // https://docs.pytorch.org/executorch/stable/using-executorch-ios.html
 // (products executorch, backend_xnnpack and kernels_optimized, linked with -all_load).
 //
-// manifest.json of the run says: photo float32 [1, 3, 256, 256] in [-1, 1],
-// position float32 [1, 9] in [0, 1] (one-hot), stack float32 [9, 3, 256, 256] in [-1, 1].
+// manifest.json of the run says: photo float32 [1, 3, 320, 448] in [-1, 1],
+// position float32 [1, 9] in [0, 1] (one-hot, or zeros where it is unknown); outputs, in order:
+// stack float32 [9, 3, 320, 448] in [-1, 1], sharp float32 [1, 3, 320, 448] in [-1, 1],
+// detail float32 [1, 10, 320, 448] in [-1, 1], dioptres float32 [1, 1, 80, 112] in [0, 1],
+// positions float32 [1, 9] in [0, 1].
 
 import ExecuTorch
 
@@ -15,14 +18,16 @@ final class Refocus {
     try module.load("forward")
   }
 
-  /// photo: 3 * 256 * 256 values, channels first, (pixel / 127.5 - 1). Returns nine such pictures.
-  func stack(photo: [Float], position: Int) throws -> [Float] {
+  /// photo: 3 * 320 * 448 values, channels first, (pixel / 127.5 - 1); position: 0 near to 8 far,
+  /// nil where it is unknown. Returns all outputs: nine such pictures first.
+  func analyse(photo: [Float], position: Int?) throws -> [[Float]] {
     var oneHot = [Float](repeating: 0, count: 9)
-    oneHot[position] = 1
+    if let position { oneHot[position] = 1 }
     let inputs = [
-      Tensor<Float>(photo, shape: [1, 3, 256, 256]),
+      Tensor<Float>(photo, shape: [1, 3, 320, 448]),
       Tensor<Float>(oneHot, shape: [1, 9]),
     ]
-    return try Tensor<Float>(module.forward(inputs)).scalars()  // [9, 3, 256, 256]
+    let outputs = try module.forward(inputs)  // stack, sharp, detail, dioptres, positions
+    return outputs.compactMap { $0.tensor() as Tensor<Float>? }.map { $0.scalars() }
   }
 }

@@ -14,7 +14,7 @@ TARGET = Target(
     notes={
         32: "float32 throughout",
         16: "float16 arithmetic between casts, inputs and output stay float32",
-        8: "additions between layers int8; hardswish, and what no layer follows, float32",
+        8: "additions between layers int8; what no layer follows, float32",
         4: "what is no layer stays float32",
     },
     phases={MAKE: 0.05, "quantize": 0.1, "capture": 0.05, "lower": 0.8},

@@ -32,7 +32,7 @@ class Served:
     @property
     def stack_bytes(self) -> int:
         """Return the size of one stack [9,3,H,W] float32; all files are of one student."""
-        (stack,) = next(iter(self.artifacts.values())).outputs
+        stack, *_ = next(iter(self.artifacts.values())).outputs
         return FLOAT_BYTES * math.prod(stack.shape)
 
     def describe(self) -> dict[str, Any]:

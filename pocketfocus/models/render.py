@@ -150,10 +150,15 @@ class Analysed:
         spans: tuple[Span, Span] | None = None,
         full: tuple[int, int] | None = None,
     ) -> Tensor:
-        """An image of a tile [1,3,H,W]: [1,3,H,W]; without spans, the tile is the whole photo."""
+        """An image of a tile [1,3,H,W]: [1,3,H,W]; without spans, the tile is the whole photo.
+
+        Products are summed in float64: in which order depends on a tile's size, and tiles have to
+        be the whole to the last bit.
+        """
         height, width = full or tile.shape[-2:]
         if spans is None:
             spans = span_of(0, height, height, self.size[0]), span_of(0, width, width, self.size[1])
-        photo, small, images, detail, rows, columns = self.inputs(tile, spans, (height, width))
-        made: Tensor = Render()(photo, small, images, detail, focus, aperture, rows, columns)
-        return made
+        *parts, rows, columns = self.inputs(tile, spans, (height, width))
+        given = (*parts, focus, aperture, rows, columns)
+        made: Tensor = Render()(*(tensor.double() for tensor in given))
+        return made.float()

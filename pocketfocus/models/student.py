@@ -1,7 +1,7 @@
 """The student: a photo and where it was focused in, what refocusing changes out, in one pass.
 
-Defocus weakens the bands of a picture by gains that vary slowly in space (Burt and Adelson, 1983,
-for bands), so a U-Net says at a quarter of its photo's size how much of each band every image keeps.
+Defocus weakens the bands of a picture (Burt and Adelson, 1983) by gains that vary slowly in space,
+so a U-Net says at a quarter of its photo's size how much of each band every image keeps.
 What blur has removed has to be restored: for that it adds pixels. All of that is done once a photo,
 at a moderate size; `models.render` makes images of it at the photo's own size, at any focus and
 aperture, with a few multiplications a pixel. Detail finer than the analysis follows a gain of its
@@ -355,8 +355,8 @@ def load_student(folder: Path | None = None) -> RefocusStudent:
         raise UserError(f"{folder} holds a {name}, a student is a {RefocusStudent.__name__}")
     if "blocks" in found:
         raise UserError(
-            f"{folder} holds a student of pocketfocus before 0.4, whose frames had one size: distil "
-            "it anew, or take the shipped one"
+            f"{folder} holds a student of pocketfocus before 0.4, whose frames had one size: "
+            "distil it anew, or take the shipped one"
         )
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no .safetensors: pickled checkpoints are refused")

@@ -20,13 +20,14 @@ from pocketfocus.data.optics import one_hot
 from pocketfocus.mobile_harness.device import Job, JobError, Result
 from pocketfocus.mobile_harness.devices import get_device
 from pocketfocus.mobile_harness.options import Absent
-from pocketfocus.models.student import RefocusStudent, load_student
+from pocketfocus.models.student import Analysis, RefocusStudent, build_student, load_student
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_rows, sha256
 from pocketfocus.run.manifest import Artifact, Manifest
 
 MakeRun = Callable[..., None]
-Model = Callable[[Tensor, Tensor], Tensor]
+Outputs = tuple[Tensor, ...]
+Model = Callable[[Tensor, Tensor], Outputs]
 COLUMNS = [
     "artifact",
     "target",
@@ -64,8 +65,9 @@ class InProcess:
             raise model
         photos, positions = map(torch.from_numpy, job.inputs)
         with torch.inference_mode():
-            stacks = [model(photos[i], positions[p]).numpy() for i, p in job.calls]
-        return Result((np.stack(stacks),), 1.0, 1.0, (), 1.0, 1)
+            made = [model(photos[i], positions[p]) for i, p in job.calls]
+        outputs = tuple(torch.stack(each).numpy() for each in zip(*made, strict=True))
+        return Result(outputs, 1.0, 1.0, (), 1.0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +79,22 @@ def by_artifact(rows: list[dict[str, object]]) -> dict[object, dict[str, object]
     return {row["artifact"]: row for row in rows}
 
 
-def with_noise(student: RefocusStudent, db: float) -> Model:
+def changed(
+    student: RefocusStudent, change: Callable[[Tensor], Tensor], output: str = "stack"
+) -> Model:
+    """A student, one of whose outputs is changed."""
+
+    def model(photo: Tensor, position: Tensor) -> Outputs:
+        made = student.analyse(photo, position)
+        return made._replace(**{output: change(getattr(made, output))})
+
+    return model
+
+
+def with_noise(student: RefocusStudent, db: float, output: str = "stack") -> Model:
     """A model `db` away from the student, by PSNR with a peak of 2."""
     step = 2.0 / 10 ** (db / 20)
-    return lambda photo, position: student(photo, position) + step
+    return changed(student, lambda images: images + step, output)
 
 
 def test_each_precision_is_held_to_its_own_threshold(
@@ -111,7 +125,7 @@ def test_each_precision_is_held_to_its_own_threshold(
 
 
 def swapped(student: RefocusStudent) -> Model:
-    return lambda photo, position: student(photo, position).flip(0)
+    return changed(student, lambda stack: stack.flip(0))
 
 
 def deaf_to_position(student: RefocusStudent) -> Model:
@@ -119,29 +133,30 @@ def deaf_to_position(student: RefocusStudent) -> Model:
 
 
 def wrong_once(student: RefocusStudent) -> Model:
-    def model(photo: Tensor, position: Tensor) -> Tensor:
+    def model(photo: Tensor, position: Tensor) -> Outputs:
         bad = position.argmax() == 5 and photo.mean() == darkest
-        stack: Tensor = student(photo, position)
-        return stack + 0.2 if bad else stack
+        made: Outputs = (wrong if bad else student)(photo, position)
+        return made
 
     darkest = min(p.mean() for p in torch.from_numpy(checks.fitted_photos(None, (64, 64))).split(1))
+    wrong = with_noise(student, 20)
     return model
 
 
 def not_finite(student: RefocusStudent) -> Model:
-    return lambda photo, position: student(photo, position) / 0.0
+    return changed(student, lambda stack: stack / 0.0)
 
 
 def one_frame_short(student: RefocusStudent) -> Model:
-    return lambda photo, position: student(photo, position)[:8]
+    return changed(student, lambda stack: stack[:8])
 
 
 @pytest.mark.parametrize(
     ("broken", "why"),
     [
-        (swapped, r"worst stack has .* dB, 35 dB are needed"),
-        (deaf_to_position, r"worst stack has .* dB, 35 dB are needed"),
-        (wrong_once, r"worst stack has 20\.0 dB, 35 dB are needed"),
+        (swapped, r"worst output has .* dB, 35 dB are needed"),
+        (deaf_to_position, r"worst output has .* dB, 35 dB are needed"),
+        (wrong_once, r"worst output has 20\.0 dB, 35 dB are needed"),
         (not_finite, "not finite"),
         (one_frame_short, r"\[18, 8, 3, 64, 64\], its parent \[18, 9, 3, 64, 64\]"),
     ],
@@ -159,6 +174,25 @@ def test_a_wrong_file_fails(
     row = verify.verify_run(tmp_path, InProcess({name: broken(student)}))[-1]
     assert row["status"] == "fail"
     assert re.search(why, row["why"])
+
+
+@pytest.mark.parametrize(
+    ("output", "status"),
+    [("sharp", "fail"), ("detail", "fail"), ("dioptres", "pass"), ("positions", "pass")],
+)
+def test_what_pictures_are_made_of_is_judged(
+    output: str,
+    status: str,
+    student: RefocusStudent,
+    small_student: Path,
+    tmp_path: Path,
+    make_run: MakeRun,
+) -> None:
+    name = "onnx/student-fp32.onnx"
+    make_run(tmp_path, small_student, [name])
+    row = verify.verify_run(tmp_path, InProcess({name: with_noise(student, 30, output)}))[-1]
+    assert row["status"] == status
+    assert row["psnr_db"] == (pytest.approx(30, abs=0.02) if status == "fail" else 200)
 
 
 @pytest.mark.parametrize("error", [JobError("it died of SIGSEGV"), UserError("cannot open it")])
@@ -187,8 +221,7 @@ def test_files_of_another_student_are_refused(
     small_student: Path, tmp_path: Path, make_run: MakeRun
 ) -> None:
     make_run(tmp_path, small_student, [])
-    other = RefocusStudent(channels=(8, 16, 16), blocks=(1, 1, 1), size=(64, 64))
-    other.save_pretrained(tmp_path / "student")
+    build_student("micro").save_pretrained(tmp_path / "student")
     with pytest.raises(UserError, match="student"):
         verify.verify_run(tmp_path, InProcess({}))
 
@@ -213,7 +246,7 @@ def test_keeps_stacks_of_what_ran(
         np.testing.assert_array_equal(stacks[name], stacks["student"])
         photo = torch.from_numpy(checks.fitted_photos(None, (64, 64))[:1])
         with torch.inference_mode():
-            expected = student(photo, one_hot(4)).permute(0, 2, 3, 1).numpy()
+            expected = student.stack(photo, one_hot(4)).permute(0, 2, 3, 1).numpy()
         assert stacks["photo"].shape == (64, 64, 3)
         np.testing.assert_allclose(stacks["student"] / 127.5 - 1, expected, atol=0.51 / 127.5)
 
@@ -227,7 +260,7 @@ def test_fewer_positions_are_told_and_leave_the_shown_stacks(
     device = InProcess({name: with_noise(student, 30)})
     rows = verify.verify_run(tmp_path, device, Verification(positions=(2, 8)))
     assert [row["why"].endswith("at positions 2, 8 only") for row in rows] == [True, True]
-    assert "worst stack has" in rows[-1]["why"] and rows[-1]["status"] == "fail"
+    assert "worst output has" in rows[-1]["why"] and rows[-1]["status"] == "fail"
     assert not (tmp_path / "stacks.npz").exists()
     verify.verify_run(tmp_path, device, Verification(positions=(4,)))
     assert (tmp_path / "stacks.npz").exists()
@@ -269,11 +302,11 @@ class Wired(nn.Module):
         super().__init__()
         self.student, self.fault = student, fault
 
-    def forward(self, photo: Tensor, position: Tensor) -> Tensor:
+    def forward(self, photo: Tensor, position: Tensor) -> Outputs:
         if self.fault == "mirrored positions":
             position = position.flip(1)
-        stack: Tensor = self.student(photo, position)
-        return stack.flip(0) if self.fault == "mirrored frames" else stack
+        stack, *others = self.student(photo, position)
+        return (stack.flip(0) if self.fault == "mirrored frames" else stack, *others)
 
 
 @pytest.mark.parametrize("fault", ["none", "mirrored positions", "mirrored frames"])
@@ -287,7 +320,7 @@ def test_real_onnx_files_on_the_host(
         (torch.zeros(1, 3, 64, 64), one_hot(0)),
         tmp_path / name,
         input_names=["photo", "position"],
-        output_names=["stack"],
+        output_names=Analysis._fields,
         external_data=False,
     )
     make_run(tmp_path, small_student, [name])

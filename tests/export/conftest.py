@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pocketfocus.data.optics import one_hot
 from pocketfocus.data.scenes import held_out_photos
-from pocketfocus.models.student import load_student
+from pocketfocus.models.student import Analysis, load_student
 from pocketfocus.quantize.calibration import fitted
 
 SIZE = 64
@@ -26,8 +26,14 @@ def pairs() -> list[tuple[Tensor, int]]:
 
 
 @pytest.fixture(scope="session")
-def eager(small_student: Path, pairs: list[tuple[Tensor, int]]) -> list[Tensor]:
-    """The eager student's stacks of `pairs`."""
+def analysed(small_student: Path, pairs: list[tuple[Tensor, int]]) -> list[Analysis]:
+    """What the eager student says of `pairs`."""
     student = load_student(small_student)
     with torch.inference_mode():
-        return [student(photo, one_hot(position)) for photo, position in pairs]
+        return [student.analyse(photo, one_hot(position)) for photo, position in pairs]
+
+
+@pytest.fixture(scope="session")
+def eager(analysed: list[Analysis]) -> list[Tensor]:
+    """The eager student's stacks of `pairs`."""
+    return [each.stack for each in analysed]

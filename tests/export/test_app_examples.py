@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from pocketfocus.export.student import student_network
-from pocketfocus.models.student import SHIPPED_WEIGHTS
+from pocketfocus.models.student import SHIPPED_WEIGHTS, load_student
 from pocketfocus.quantize.calibration import Calibration
 
-NETWORK = student_network(SHIPPED_WEIGHTS, (256, 256), Calibration((), (), ()))
+SIZE = load_student().photo_size
+NETWORK = student_network(SHIPPED_WEIGHTS, SIZE, Calibration((), (), ()))
 EXAMPLES = ("Refocus.kt", "RefocusExecuTorch.swift", "RefocusCoreML.swift")
 SPECS = (*NETWORK.inputs, *NETWORK.outputs)
 
@@ -21,6 +22,8 @@ def test_an_example_says_what_the_manifest_says(name: str, root: Path) -> None:
     text = (root / "docs" / "app" / name).read_text(encoding="utf-8")
     assert text.startswith("// Not compiled here:")
     words = " ".join(text.replace("//", " ").split())
+    places = [words.index(f" {spec.name} {spec.dtype} {list(spec.shape)} in") for spec in SPECS]
+    assert places == sorted(places)  # in their order
     for spec in SPECS:
         low, high = (f"{value:g}" for value in spec.range)
         assert f"{spec.name} {spec.dtype} {list(spec.shape)} in [{low}, {high}]" in words

@@ -7,11 +7,14 @@ from typing import Any
 
 import onnx
 import pytest
+import torch
 from torch import Tensor, nn
 
+from pocketfocus.data.optics import one_hot
 from pocketfocus.export.open import open_model
+from pocketfocus.export.student import INPUT_NAMES
 from pocketfocus.export.targets import TARGETS, get_target, left_out
-from pocketfocus.models.student import load_student
+from pocketfocus.models.student import Analysis, load_student
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.recipes import GROUP, RECIPES
 from pocketfocus.quantize.toolchains.executorch import linear_inputs
@@ -40,7 +43,13 @@ def test_every_target_and_precision_is_written(run_dir: Path) -> None:
         path = check_artifact(run_dir, entry)
         assert entry.bytes == size_bytes(path) > 0
         assert [t.name for t in entry.inputs] == ["photo", "position"]
-        assert [t.shape for t in entry.outputs] == [(9, 3, 64, 64)]
+        assert {t.name: t.shape for t in entry.outputs} == {
+            "stack": (9, 3, 64, 64),
+            "sharp": (1, 3, 64, 64),
+            "detail": (1, 10, 64, 64),
+            "dioptres": (1, 1, 16, 16),
+            "positions": (1, 9),
+        }
         assert (entry.delegation is None) == (entry.target != "executorch")
         assert entry.applied["note"]
 
@@ -70,6 +79,16 @@ def test_an_executed_file_is_the_student(
     for stack, parent in zip(stacks, eager, strict=True):
         assert stack.shape == parent.shape
         assert psnr(stack, parent) >= least
+
+
+@pytest.mark.parametrize("target", EXECUTED)
+def test_a_file_gives_all_that_the_student_says_in_its_order(
+    target: str, run_dir: Path, pairs: Pairs, analysed: list[Analysis]
+) -> None:
+    run = get_target(target).open(run_dir / artifact(run_dir, target, "fp32").name, 1)
+    for (photo, position), parent in zip(pairs, analysed, strict=True):
+        for found, truth in zip(run(photo, one_hot(position)), parent, strict=True):
+            torch.testing.assert_close(found, truth, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("target", EXECUTED)
@@ -131,7 +150,7 @@ def test_onnx_files_keep_their_contract_and_no_traces(run_dir: Path) -> None:
         model = onnx.load(run_dir / artifact(run_dir, "onnx", precision).name)
         onnx.checker.check_model(model)
         values = [*model.graph.input, *model.graph.output]
-        assert [v.name for v in values] == ["photo", "position", "stack"]
+        assert [v.name for v in values] == [*INPUT_NAMES, *Analysis._fields]
         assert all(v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT for v in values)
         assert not any(node.metadata_props for node in model.graph.node)
 
@@ -156,7 +175,7 @@ def test_core_ml_packages_load_back_into_mil(precision: str, run_dir: Path) -> N
     model = ct.models.MLModel(str(path), skip_model_load=True)
     spec = model.get_spec()
     values = [*spec.description.input, *spec.description.output]
-    assert [v.name for v in values] == ["photo", "position", "stack"]
+    assert [v.name for v in values] == [*INPUT_NAMES, *Analysis._fields]
     float32 = ct.proto.FeatureTypes_pb2.ArrayFeatureType.FLOAT32
     assert all(v.type.multiArrayType.dataType == float32 for v in values)
 

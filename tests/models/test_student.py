@@ -1,57 +1,97 @@
-"""The student's two halves: weights from the network, and what optics makes of them."""
+"""The student: weights from the network, and what optics makes of them; its folder."""
 
 from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from scipy.ndimage import correlate1d
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pocketfocus.data.optics import one_hot
-from pocketfocus.models.student import Bands, RefocusStudent, build_student
-from pocketfocus.quantize.toolchains.executorch import linear_inputs
-from pocketfocus.run.constants import FRAMES
+from pocketfocus.models.student import (
+    CELL,
+    PIXELS,
+    PRESETS,
+    Bands,
+    RefocusStudent,
+    build_student,
+    load_student,
+    save_student,
+    shuffled,
+)
+from pocketfocus.run.constants import FRAMES, IMAGES
 from pocketfocus.run.errors import UserError
 
 BANDS = 4
+SIZE = (32, 48)
+UNKNOWN = torch.zeros(1, FRAMES)
 
 
 @pytest.fixture(scope="module")
 def student() -> RefocusStudent:
     torch.manual_seed(0)
-    made = RefocusStudent(channels=(8, 16), blocks=(1, 1), bands=BANDS, size=(32, 32)).eval()
-    torch.nn.init.normal_(made.network.head.weight, std=0.3)
+    made = RefocusStudent(**PRESETS["micro"] | {"bands": BANDS, "size": SIZE}).eval()
+    torch.nn.init.normal_(made.network.outputs.weight, std=0.05)
     return made
 
 
-def photos(count: int = 1, size: int = 32) -> torch.Tensor:
+def photos(count: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    return torch.rand(count, 3, size, size, generator=generator) * 1.8 - 0.9
+    return torch.rand(count, 3, *SIZE, generator=generator) * 1.6 - 0.8
 
 
 def test_the_photos_own_frame_is_the_photo(student: RefocusStudent) -> None:
     photo = photos()
     for position in range(FRAMES):
-        stack = student(photo, one_hot(position))
-        assert torch.equal(stack[position], photo[0])
+        made = student.analyse(photo, one_hot(position))
+        assert torch.equal(made.stack[position], photo[0])
+        assert not made.detail[0, position].any()
         others = [n for n in range(FRAMES) if n != position]
-        assert all((stack[n] - photo[0]).abs().max() > 0.01 for n in others)
+        assert all((made.stack[n] - photo[0]).abs().max() > 0.01 for n in others)
+        assert (made.sharp - photo).abs().max() > 0.01
 
 
 def test_untrained_it_copies() -> None:
     photo = photos()
-    stack = RefocusStudent(channels=(8,), blocks=(1,), size=(32, 32))(photo, one_hot(3))
-    assert torch.equal(stack, photo.expand(FRAMES, -1, -1, -1))
+    made = build_student("micro").analyse(photo, one_hot(3))
+    assert torch.equal(made.stack, photo.expand(FRAMES, -1, -1, -1))
+    assert torch.equal(made.sharp, photo)
+    assert not made.detail.any()
+
+
+def test_what_it_gives(student: RefocusStudent) -> None:
+    height, width = SIZE
+    made = student.analyse(photos(2), torch.cat([one_hot(2), UNKNOWN]))
+    assert made.stack.shape == (2 * FRAMES, 3, *SIZE)
+    assert made.sharp.shape == (2, 3, *SIZE)
+    assert made.detail.shape == (2, IMAGES, *SIZE)
+    assert made.dioptres.shape == (2, 1, height // CELL, width // CELL)
+    assert made.positions.shape == (2, FRAMES)
+    torch.testing.assert_close(made.positions.sum(1), torch.ones(2))
+    assert made.stack.abs().max() <= 1 and made.sharp.abs().max() <= 1
+    assert torch.equal(made.stack, student.stack(photos(2), torch.cat([one_hot(2), UNKNOWN])))
+
+
+def test_a_position_of_zeros_fixes_no_frame(student: RefocusStudent) -> None:
+    photo = photos()
+    stack = student.stack(photo, UNKNOWN)
+    assert all((frame - photo[0]).abs().max() > 0.01 for frame in stack)
 
 
 def test_a_batch_is_its_photos_one_by_one(student: RefocusStudent) -> None:
-    batch, positions = photos(3), torch.cat([one_hot(n) for n in (0, 4, 8)])
-    together = student(batch, positions)
-    for n in range(3):
-        alone = student(batch[n : n + 1], positions[n : n + 1])
-        torch.testing.assert_close(together[n * FRAMES : (n + 1) * FRAMES], alone)
+    batch, positions = photos(3), torch.cat([one_hot(0), UNKNOWN, one_hot(8)])
+    together = student.analyse(batch, positions)
+    alone = [student.analyse(batch[n : n + 1], positions[n : n + 1]) for n in range(3)]
+    for whole, *parts in zip(together, *alone, strict=True):
+        torch.testing.assert_close(whole, torch.cat(parts))
 
 
 def test_bands_are_what_a_blur_takes_away_at_every_size() -> None:
@@ -59,7 +99,7 @@ def test_bands_are_what_a_blur_takes_away_at_every_size() -> None:
     photo = photos()
     image = photo[0].numpy()
     bands = Bands(BANDS)(photo)
-    assert [band.shape[-1] for band in bands] == [32, 16, 8, 4]
+    assert [band.shape[-1] for band in bands] == [48, 24, 12, 6]
     for band in bands:
         soft = image
         for axis in (1, 2):
@@ -73,77 +113,132 @@ def test_plain_areas_have_no_bands() -> None:
     assert all(band.abs().max() < 1e-6 for band in bands)
 
 
-def test_gains_weigh_bands_and_colours_are_added(student: RefocusStudent) -> None:
-    """Against one sum over bands, each gain enlarged as its band is, in float64."""
+def larger(x: Tensor, factor: int) -> Tensor:
+    return F.interpolate(x, scale_factor=factor, mode="bilinear")
+
+
+def test_a_change_is_the_sum_of_weighted_bands_and_pixels(student: RefocusStudent) -> None:
+    """Against one sum in float64, image by image: a gain is enlarged to its band where that is
+    finer, the band where it is coarser, and what is coarser than the outputs before the rest."""
     generator = torch.Generator().manual_seed(2)
-    photo = photos(2).double() / 4  # nothing gets clamped
-    bands = [
-        torch.randn(2, 3, 32 >> level, 32 >> level, generator=generator).double() / 20
-        for level in range(BANDS)
-    ]
-    outputs = torch.randn(2, FRAMES * (BANDS + 3), 8, 8, generator=generator).double() / 4
-
-    def larger(x: torch.Tensor, steps: int) -> torch.Tensor:
-        for _ in range(steps):
-            x = F.interpolate(x, scale_factor=2, mode="bilinear")
-        return x
-
-    gains = outputs[:, : FRAMES * BANDS].unflatten(1, (BANDS, FRAMES))
-    colours = outputs[:, FRAMES * BANDS :].unflatten(1, (FRAMES, 3))
-    expected = photo[:, None] + larger(colours.flatten(0, 1), 2).unflatten(0, (2, FRAMES))
-    for level, band in enumerate(bands):
-        size = 32 >> min(level, 2)
-        gain = F.interpolate(gains[:, level], (size, size), mode="bilinear")
-        if level > 2:
-            band = F.interpolate(band, (size, size), mode="bilinear")
-        change = gain[:, :, None] * band[:, None]
-        expected = expected + larger(change.flatten(0, 1), min(level, 2)).unflatten(0, (2, FRAMES))
-    made = student.compose(photo, outputs, bands)
-    torch.testing.assert_close(made, expected.flatten(0, 1).clamp(-1, 1))
+    photo = photos(2).double()
+    cells = (SIZE[0] // CELL, SIZE[1] // CELL)
+    values = 1 + BANDS + PIXELS
+    outputs = torch.randn(2, IMAGES * values, *cells, generator=generator).double()
+    position = torch.cat([one_hot(4), UNKNOWN]).double()
+    doubled = RefocusStudent(**PRESETS["micro"] | {"bands": BANDS}).double()
+    change, detail = doubled.compose(photo, outputs, position)
+    bands = doubled.pyramid(photo)
+    pixels = outputs[:, IMAGES * (1 + BANDS) :].unflatten(1, (IMAGES, PIXELS))
+    for image in range(IMAGES):
+        gain = [outputs[:, n * IMAGES + image, None] for n in range(1 + BANDS)]
+        coarse = gain[3] * bands[2] + gain[4] * larger(bands[3], 2)
+        middle = larger(coarse, 2) + larger(gain[2], 2) * bands[1]
+        expected = larger(middle, 2) + larger(gain[1], 4) * bands[0]
+        expected = expected + F.pixel_shuffle(pixels[:, image], CELL)
+        if image == 4:
+            expected[0] = gain[0][0] = 0
+        torch.testing.assert_close(change[:, 3 * image : 3 * image + 3], expected)
+        torch.testing.assert_close(detail[:, image, None], gain[0])
 
 
-@pytest.mark.parametrize("activation", ["relu", "hardswish", "silu"])
-@pytest.mark.parametrize("depthwise", [True, False])
-def test_every_kind_of_block_learns(activation: str, depthwise: bool) -> None:
-    torch.manual_seed(0)
-    made = RefocusStudent((8,), (1,), 2, activation, depthwise, 3, (16, 16))
-    loss = (made(photos(1, 16), one_hot(0)) - 0.2).square().mean()
-    loss.backward()
-    assert made.network.head.weight.grad is not None
-    assert made.network.head.weight.grad.abs().max() > 0
+def test_shuffling_is_pixel_shuffle() -> None:
+    x = torch.rand(2, 30 * CELL**2, 5, 7)
+    assert torch.equal(shuffled(x), F.pixel_shuffle(x, CELL))
 
 
-def test_no_tensor_has_more_than_four_dimensions(student: RefocusStudent) -> None:
+@pytest.mark.parametrize("preset", PRESETS)
+def test_sides_are_multiples(preset: str) -> None:
+    made = build_student(preset)
+    assert all(side % made.multiple == 0 for side in made.photo_size)
+    assert made.multiple == 2 ** round(math.log2(made.multiple)) <= 64
+
+
+def test_all_of_it_learns(student: RefocusStudent) -> None:
+    made = student.analyse(photos(), UNKNOWN)
+    torch.stack([tensor.square().mean() for tensor in made]).sum().backward()
+    unmoved = [n for n, p in student.named_parameters() if p.grad is None or not p.grad.any()]
+    told = {n for n in unmoved if n.startswith(("network.entering", "network.leaving"))}
+    assert set(unmoved) == told and told  # an unknown position moves none of these
+    student.stack(photos(), one_hot(1)).mean().backward()
+    moved = [n for n, p in student.named_parameters() if p.grad is not None and p.grad.any()]
+    assert told <= set(moved)
+
+
+def test_no_tensor_has_more_than_five_dimensions(student: RefocusStudent) -> None:
     program = torch.export.export(student, (photos(), one_hot(0)))
     ranks = [
         node.meta["val"].ndim
         for node in program.graph.nodes
-        if isinstance(node.meta.get("val"), torch.Tensor)
+        if isinstance(node.meta.get("val"), Tensor)
     ]
-    assert ranks and max(ranks) <= 4
+    assert ranks and max(ranks) <= 5
 
 
-TEACHER_GFLOPS = {  # of one evaluation of the published UNet, and of decoding nine frames
-    "unet": 27_883,
-    "decoder": 60_709,
-}  # at 640x896, from tests/mobile/test_savings.py
-
-
-def test_the_phone_preset_is_a_600th_of_its_teacher_and_small() -> None:
-    """The teacher at the student's size, as if all of it were attention, which shrinks fastest."""
-    made = build_student("phone").to("meta")
-    height, width = made.photo_size
-    inputs = (torch.empty(1, 3, height, width), torch.empty(1, 9))
+@pytest.mark.parametrize(
+    ("preset", "size", "most"), [("tiny", (320, 448), 20), ("phone", (640, 896), 80)]
+)
+def test_a_preset_keeps_its_budget(preset: str, size: tuple[int, int], most: float) -> None:
+    made = build_student(preset).to("meta")
+    assert made.photo_size == size
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        made(*(tensor.to("meta") for tensor in inputs))
-    share = height * width / (640 * 896)
-    teacher = share**2 * (50 * TEACHER_GFLOPS["unet"] + TEACHER_GFLOPS["decoder"]) * 1e9
-    assert counter.get_total_flops() < teacher / 600
-    linear = sum(m.weight.numel() for m in made.modules() if linear_inputs(m))
-    rest = sum(p.numel() for p in made.parameters()) - linear
-    assert linear / 2 + rest < 150e6  # bytes: 4 bits in linear layers, 8 in convolutions
+        made(torch.empty(1, 3, *size, device="meta"), torch.empty(1, FRAMES, device="meta"))
+    assert most / 2 < counter.get_total_flops() / 1e9 <= most
 
 
 def test_an_unknown_preset_names_the_known() -> None:
     with pytest.raises(UserError, match="tiny, phone"):
         build_student("huge")
+
+
+def test_levels_and_blocks_that_disagree_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 levels need as many numbers in encoder"):
+        RefocusStudent(channels=(8, 16), encoder=(1,), decoder=(1,))
+
+
+def test_saved_and_loaded_it_is_the_same(student: RefocusStudent, tmp_path: Path) -> None:
+    save_student(student, tmp_path / "a")
+    loaded = load_student(tmp_path / "a")
+    assert loaded.photo_size == SIZE
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor.half().float()), name
+
+
+@pytest.fixture
+def folder(student: RefocusStudent, tmp_path: Path) -> Path:
+    save_student(student, tmp_path / "student")
+    return tmp_path / "student"
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(UserError) as raised:
+        load_student(folder)
+    line = str(raised.value)
+    assert "\n" not in line and str(folder) in line
+    return line
+
+
+def test_a_student_of_the_former_architecture_is_refused(folder: Path) -> None:
+    former = {
+        "_class_name": "RefocusStudent",
+        "channels": [64, 128, 256],
+        "blocks": [2, 2, 3],
+        "activation": "hardswish",
+        "depthwise": True,
+        "size": [256, 256],
+    }
+    (folder / "config.json").write_text(json.dumps(former), encoding="utf-8")
+    assert "before 0.4" in refused(folder) and "distil" in refused(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"_class_name": "UNet2D"}', '{"channels": [8]}'])
+def test_a_foreign_config_is_refused_in_one_line(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    refused(folder)
+
+
+def test_reshaped_weights_are_refused_in_one_line(folder: Path) -> None:
+    path = next(folder.glob("*.safetensors"))
+    tensors = load_file(path)
+    save_file({**tensors, "network.mix.bias": torch.ones(3)}, path, {"format": "pt"})
+    assert "do not fit" in refused(folder)

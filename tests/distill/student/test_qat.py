@@ -57,11 +57,11 @@ def test_a_rounded_student_computes_what_torchaos_integer_layers_do(
 ) -> None:
     given = inputs(1, seed=0)
     with torch.no_grad():
-        plain, real = student(*given), quantized(student, four_bit)(*given)
-        found = Rounded(student, four_bit, {}, grid)(*given)
+        plain, real = student.stack(*given), quantized(student, four_bit)(*given)[0]
+        found = Rounded(student, four_bit, {}, grid)(*given)[0]
     error, loss = (found - real).abs().mean(), (plain - real).abs().mean()
     assert loss > 1e-3 and error < 0.02 * loss
-    torch.testing.assert_close(student(*given), plain)  # the student itself stays as it was
+    torch.testing.assert_close(student.stack(*given), plain)  # the student itself stays as it was
 
 
 def test_learning_through_the_rounding_recovers_what_it_costs(
@@ -71,12 +71,12 @@ def test_learning_through_the_rounding_recovers_what_it_costs(
 
     def lost(model: nn.Module) -> float:
         with torch.no_grad():
-            return float((quantized(model, four_bit)(*unseen) - truth).square().mean())
+            return float((quantized(model, four_bit)(*unseen)[0] - truth).square().mean())
 
     unseen = inputs(2, seed=99)
     teacher = copy.deepcopy(student)
     with torch.no_grad():
-        truth = teacher(*unseen)
+        truth = teacher.stack(*unseen)
     before = lost(student)
     network, rate, steps = Rounded(student, four_bit, {}, grid), 3e-4, 40
     optimizer = torch.optim.Adam(student.parameters(), rate)
@@ -84,8 +84,8 @@ def test_learning_through_the_rounding_recovers_what_it_costs(
         optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
         given = inputs(2, seed=step)
         with torch.no_grad():
-            wanted = teacher(*given)
-        loss = (network(*given) - wanted).square().mean()
+            wanted = teacher.stack(*given)
+        loss = (network(*given)[0] - wanted).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -95,8 +95,8 @@ def test_learning_through_the_rounding_recovers_what_it_costs(
 def test_each_photo_of_a_batch_goes_through_its_own_file() -> None:
     """A file marks its nine frames by adding its number; the photo's level is its place."""
 
-    def numbered(number: int) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda photo, _: photo.repeat_interleave(FRAMES, 0) + 100 * number
+    def numbered(number: int) -> Callable[[Tensor, Tensor], tuple[Tensor]]:
+        return lambda photo, _: (photo.repeat_interleave(FRAMES, 0) + 100 * number,)
 
     files = Files((numbered(0), numbered(1), numbered(2)))
     photos = torch.arange(5.0)[:, None, None, None].expand(5, 3, 4, 4)
@@ -120,7 +120,7 @@ def test_samples_are_shared_out_among_the_files(
     photo, _ = inputs(1, seed=0)
     with torch.no_grad():
         made = [trained.refocus(photo, 4, seed) for seed in range(4)]
-        through = [file(photo, one_hot(4)) for file in trained.rounded.files]
+        through = [file(photo, one_hot(4))[0] for file in trained.rounded.files]
     assert not torch.equal(*through)
     for index, stack in enumerate(made):
         torch.testing.assert_close(stack, through[index % 2])
@@ -145,7 +145,7 @@ def test_fixed_ranges_come_from_real_photos(student: RefocusStudent) -> None:
         assert isinstance(file, Rounded) and set(file.ranges) == set(layers_of(student))
     with torch.no_grad():
         photo, place = inputs(2, seed=0)
-        error = (network(photo, place, torch.arange(2)) - student(photo, place)).abs().mean()
+        error = (network(photo, place, torch.arange(2)) - student.stack(photo, place)).abs().mean()
     assert 0 < error < 0.1
 
 

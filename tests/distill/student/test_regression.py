@@ -8,11 +8,11 @@ import torch
 
 from pocketfocus.distill.student.regression import Regression, stack_losses
 from pocketfocus.models.reference import ReferencePipeline
-from pocketfocus.models.student import RefocusStudent
+from pocketfocus.models.student import build_student
 
 
 def test_regression_is_zero_only_for_the_stack_itself(reference: ReferencePipeline) -> None:
-    student = RefocusStudent(channels=(8, 8), blocks=(1, 1), size=(32, 32))
+    student = build_student("micro")
     photo = torch.rand(2, 3, 32, 32) * 1.8 - 0.9
     copies = photo[:, None].expand(2, 9, 3, 32, 32)
     positions = torch.tensor([0, 8])
@@ -51,7 +51,7 @@ def test_the_loss_has_an_edge_and_an_adjacent_frame_term() -> None:
 def test_gain_is_over_copying_and_leaves_out_the_photos_own_frame(
     reference: ReferencePipeline,
 ) -> None:
-    student = RefocusStudent(channels=(8, 8), blocks=(1, 1), size=(32, 32))  # copies its photo
+    student = build_student("micro")  # copies its photo
     stacks = torch.rand(2, 9, 3, 32, 32) - 0.5
     positions = torch.tensor([0, 8])
     photo = stacks[torch.arange(2), positions]

@@ -216,5 +216,5 @@ def test_another_preset_start_or_setting_is_refused(
         distill_run(tmp_path, options(method="adversarial"))
     other = build_student("phone")
     other.save_pretrained(tmp_path / "phone")
-    with pytest.raises(UserError, match=r"student's channels was \[16, 32\], is \[128"):
+    with pytest.raises(UserError, match=r"student's channels was \[16, 32\], is \[64, 128"):
         distill_run(tmp_path, options(start=tmp_path / "phone", steps=2))

@@ -23,10 +23,11 @@ from pocketfocus.export.coreai.read import input_shapes, names
 from pocketfocus.export.coreai.write import executed
 from pocketfocus.export.open import open_model
 from pocketfocus.export.stage import Export, export_run
+from pocketfocus.export.student import INPUT_NAMES
 from pocketfocus.export.targets import get_target
 from pocketfocus.mobile_harness.device import Job
 from pocketfocus.mobile_harness.devices import get_device, origin
-from pocketfocus.models.student import load_student
+from pocketfocus.models.student import Analysis, load_student
 from pocketfocus.quantize.recipes import RECIPES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
@@ -60,10 +61,19 @@ def test_an_executed_asset_is_the_student(
         assert psnr(stack.flip(0), parent) < 35
 
 
+def test_an_asset_gives_all_that_the_student_says_in_its_order(
+    run: Path, pairs: Pairs, analysed: list[Analysis]
+) -> None:
+    model = executed(run / artifact(run, "fp32").name)
+    for (photo, position), parent in zip(pairs, analysed, strict=True):
+        for found, truth in zip(model(photo, one_hot(position)), parent, strict=True):
+            torch.testing.assert_close(found, truth, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("precision", RECIPES)
 def test_assets_keep_their_contract_and_tell_no_places(precision: str, run: Path) -> None:
     path = run / artifact(run, precision).name
-    assert names(path) == (["photo", "position"], ["stack"])
+    assert names(path) == ([*INPUT_NAMES], [*Analysis._fields])
     assert input_shapes(path) == [(1, 3, 64, 64), (1, 9)]
     content = (path / "main.mlirb").read_bytes()
     assert b"site-packages" not in content and b"pocketfocus/" not in content
@@ -121,7 +131,7 @@ def test_the_device_checks_assets_and_leaves_the_rest_to_the_host(run: Path) -> 
     ).outputs
     assert outputs is not None
     with torch.no_grad():
-        assert psnr(torch.from_numpy(outputs[0][0]), student(photo, one_hot(6))) >= 80
+        assert psnr(torch.from_numpy(outputs[0][0]), student.stack(photo, one_hot(6))) >= 80
 
 
 def test_what_cannot_be_done_is_one_line(run: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pocketfocus.export.coreml.read import WEIGHTED
 from pocketfocus.export.quiet import quiet
 from pocketfocus.mobile_harness.device import Job
 from pocketfocus.mobile_harness.devices import fallbacks, get_device
-from pocketfocus.models.student import RefocusStudent, load_student
+from pocketfocus.models.student import Analysis, RefocusStudent, load_student
 from pocketfocus.quantize.calibration import fitted
 from pocketfocus.quantize.recipes import RECIPES
 from pocketfocus.run.errors import UserError
@@ -51,9 +51,12 @@ def test_a_students_package_is_the_student(
     program = load_program(packages[precision])
     with torch.no_grad():
         for position in (0, 6):
-            truth = student(*pair(position))
-            (stack,) = program.run(*pair(position))
-            assert psnr(stack, truth) >= gate_of(precision).threshold_db
+            truth = student.analyse(*pair(position))
+            found = Analysis(*program.run(*pair(position)))
+            assert all(a.shape == b.shape for a, b in zip(found, truth, strict=True))
+            for name in ("stack", "sharp", "detail"):
+                pictures = getattr(found, name), getattr(truth, name)
+                assert psnr(*pictures) >= gate_of(precision).threshold_db
 
 
 def stack_of(program: Program, declared: bool = True) -> Tensor:
@@ -66,7 +69,7 @@ def test_float16_is_what_a_float16_program_loses(
     """Operators left in float32 show the weights' own rounding alone."""
     program = load_program(packages["fp16"])
     with torch.no_grad():
-        truth = student(*pair())
+        truth = student.stack(*pair())
     assert psnr(stack_of(program), truth) + 1 < psnr(stack_of(program, declared=False), truth) < 110
 
 
@@ -108,7 +111,7 @@ def test_damaged_weights_fail_the_gate(
         bias = next(op.bias.name for op in convolutions if op.weight.name == name)
         constants[bias] = constants[bias].flip(0)
     with torch.no_grad():
-        truth = student(*pair())
+        truth = student.stack(*pair())
     found = psnr(stack_of(Program(program.path, program.function, constants)), truth)
     assert found < gate_of(precision).threshold_db
 
@@ -134,7 +137,7 @@ def test_a_wrong_palette_in_the_file_fails_the_gate(
                 content = content.replace(palette.tobytes(), palette[..., ::-1, :].tobytes())
             copy.write_bytes(content)
     with torch.no_grad():
-        truth = student(*pair())
+        truth = student.stack(*pair())
     assert psnr(load_program(broken).run(*pair())[0], truth) < gate_of("int4").threshold_db
     assert psnr(program.run(*pair())[0], truth) >= gate_of("int4").threshold_db
 
@@ -172,5 +175,5 @@ def test_the_device_runs_packages_and_leaves_the_rest_to_the_host(
     assert outputs is not None
     with torch.no_grad():
         for stack, position in zip(outputs[0], (6, 1), strict=True):
-            assert psnr(torch.from_numpy(stack), student(*pair(position))) >= 40
+            assert psnr(torch.from_numpy(stack), student.stack(*pair(position))) >= 40
     assert device.why_not("coreml") is None
