@@ -28,10 +28,10 @@ class Render(nn.Module):
 
     Inputs: photo [1,3,H,W] in [-1,1], a tile; small [1,3,h,w], the photo at the size of the
     analysis, the part in which the tile lies; images [10,3,h,w], the frames and the sharp picture
-    there; detail [1,10,h,w], their gains; focus [1,9], weights of the focal positions, of sum 1,
-    one-hot or two neighbours; aperture [1,1], 0 for sharp everywhere, 1 for the phone's own, up to
-    2; rows [1,H,h] and columns [1,w,W], how much of each row and column of the analysis one of the
-    tile takes, see `taps`.
+    there; detail [1,10,h,w], their gains; how, a pair: focus [1,9], weights of the focal positions,
+    of sum 1, one-hot or two neighbours, and aperture [1,1], 0 for sharp everywhere, 1 for the
+    phone's own, up to 2; where, a pair: rows [1,H,h] and columns [1,w,W], how much of each row and
+    column of the analysis one of the tile takes, see `taps`.
     """
 
     def forward(
@@ -40,11 +40,10 @@ class Render(nn.Module):
         small: Tensor,
         images: Tensor,
         detail: Tensor,
-        focus: Tensor,
-        aperture: Tensor,
-        rows: Tensor,
-        columns: Tensor,
+        how: tuple[Tensor, Tensor],
+        where: tuple[Tensor, Tensor],
     ) -> Tensor:
+        (focus, aperture), (rows, columns) = how, where
         height, width = small.shape[-2:]
         weights = torch.cat([focus * aperture, 1.0 - aperture], 1)  # [1,10]
         image = (weights @ images.reshape(IMAGES, -1)).reshape(1, COLOURS, height, width)
@@ -125,23 +124,6 @@ class Analysed:
     analysis: Analysis
     size: tuple[int, int]
 
-    def inputs(
-        self, tile: Tensor, spans: tuple[Span, Span], full: tuple[int, int]
-    ) -> tuple[Tensor, ...]:
-        """What `Render` takes of a tile [1,3,H,W] but focus and aperture: (photo, small, images,
-        detail) and (rows, columns), by the spans of its rows and columns in a photo of `full`."""
-        rows, columns = spans
-        part = (..., slice(rows.low, rows.high), slice(columns.low, columns.high))
-        images = torch.cat([self.analysis.stack, self.analysis.sharp])
-        return (
-            tile,
-            self.small[part],
-            images[part],
-            self.analysis.detail[part],
-            taps(rows, full[0], self.size[0])[None],
-            taps(columns, full[1], self.size[1]).T[None],
-        )
-
     def render(
         self,
         tile: Tensor,
@@ -158,7 +140,16 @@ class Analysed:
         height, width = full or tile.shape[-2:]
         if spans is None:
             spans = span_of(0, height, height, self.size[0]), span_of(0, width, width, self.size[1])
-        *parts, rows, columns = self.inputs(tile, spans, (height, width))
-        given = (*parts, focus, aperture, rows, columns)
-        made: Tensor = Render()(*(tensor.double() for tensor in given))
+        rows, columns = spans
+        part = (..., slice(rows.low, rows.high), slice(columns.low, columns.high))
+        images = torch.cat([self.analysis.stack, self.analysis.sharp])
+        across = taps(columns, width, self.size[1]).T[None]
+        made: Tensor = Render()(
+            tile.double(),
+            self.small[part].double(),
+            images[part].double(),
+            self.analysis.detail[part].double(),
+            (focus.double(), aperture.double()),
+            (taps(rows, height, self.size[0])[None].double(), across.double()),
+        )
         return made.float()
