@@ -102,6 +102,8 @@ def path(target: str, network: nn.Module, rows: Sequence[Row]) -> list[Point]:
             )
             for requested, table in tables.items()
             for name in layers
+            # what only tells of the photo does not show in the stack, and keeps 8 bits
+            if errors[name, table[name]] > 0 or table[name].bits >= 8
         ]
         moves = [move for move in moves if move.bytes_saved > 0]
         if not moves:

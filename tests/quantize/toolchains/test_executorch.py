@@ -54,7 +54,7 @@ def test_half_keeps_float32_outside_and_the_original() -> None:
             return photo * self.weight + position
 
     module = Add()
-    out = Half(module)(torch.ones(2), torch.zeros(2))
+    (out,) = Half(module)(torch.ones(2), torch.zeros(2))
     assert out.dtype == torch.float32
     assert torch.equal(out, torch.full((2,), 1 / 3).half().float())
     assert module.weight.dtype == torch.float32
