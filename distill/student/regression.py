@@ -33,8 +33,7 @@ class OneStepTrainer(StudentTrainer):
 
     def __init__(self, reference: ReferencePipeline, student: RefocusStudent) -> None:
         super().__init__()
-        # a fifth faster to train on a CPU, where depthwise convolutions are slow in planes
-        self.student = student.to(memory_format=torch.channels_last)
+        self.student = student
         self.rounded: Files | None = None
 
     def round(self, recipe: Recipe, photos: Sequence[Path] | None) -> None:

@@ -176,7 +176,7 @@ def test_what_differs_from_the_checkpoint(
         return [*words, "--photos", str(tmp_path / "photos")]
 
     cases: list[tuple[Callable[[], Words], str]] = [
-        (student, "student's channels was [16, 32], is [16, 8]"),
+        (student, "student's channels was [16, 32], is [8, 16]"),
         (reference, f"reference was {sha256(small_reference)}, is "),
         (photos, "photos was bundled, is 1 ("),
         (lambda: changed(words, "--stacks", "synthetic"), "stacks was ["),
