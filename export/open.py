@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from pocketfocus.data.optics import one_hot
 from pocketfocus.export.targets import Target, get_targets, target_of
+from pocketfocus.models.analyse import Analyser
 from pocketfocus.models.model import NamedModel
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import MANIFEST_FILE, check_artifact, load_manifest
@@ -100,7 +102,13 @@ def _student(path: Path | None = None) -> NamedModel:
 
     student = load_student(path)
     name = path.name if path else STUDENT
-    return NamedModel(name, None, lambda photo, position: student.stack(photo, one_hot(position)))
+    pixels = math.prod(student.photo_size)
+    return NamedModel(
+        name,
+        None,
+        lambda photo, position: student.stack(photo, one_hot(position)),
+        Analyser(name, student, multiple=student.multiple, pixels=pixels),
+    )
 
 
 def _file(path: Path, target: Target, threads: int | None) -> NamedModel:
@@ -110,8 +118,12 @@ def _file(path: Path, target: Target, threads: int | None) -> NamedModel:
     run, shapes = target.open(path, threads), target.input_shapes(path)
     if len(shapes) != 2 or len(shapes[0]) != 4:
         raise UserError(f"{path} takes {shapes}, no photo and its position: name a student's file")
+    height, width = shapes[0][2:]
     return NamedModel(
-        path.name, shapes[0][2:], lambda photo, position: run(photo, one_hot(position))[0]
+        path.name,
+        (height, width),
+        lambda photo, position: run(photo, one_hot(position))[0],
+        Analyser(path.name, run, sizes=((height, width),)),
     )
 
 

@@ -34,6 +34,7 @@ ONE_WORKER = "shared"
 # or start processes by themselves: `make check` leaves them out.
 SLOW = {
     "mobile/test_export.py",
+    "test_12_megapixels_take_less_than_900_mb",
     "test_build.py",
     "test_clock.py",
     "test_consistency_makes_a_reference_that_draws_in_few_steps",

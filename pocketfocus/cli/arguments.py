@@ -12,7 +12,7 @@ import typer
 from pocketfocus.cli import quiet
 from pocketfocus.models.places import find_places
 from pocketfocus.quantize.recipes import TOOLCHAIN_NAMES
-from pocketfocus.run.constants import FRAMES, Size, check_position
+from pocketfocus.run.constants import FRAMES, Size, check_position, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, writing_failed
 from pocketfocus.run.progress import console, say
@@ -87,7 +87,9 @@ FourBit = Annotated[
     ),
 ]
 
-ALL = "all"
+ALL, AUTO = "all", "auto"
+SMALLEST_SIDE = 16  # pixels of a photo
+PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")  # suffixes of what `refocus` writes
 
 
 def names(text: str, known: Iterable[str], what: str) -> tuple[str, ...]:
@@ -194,6 +196,53 @@ def positions(text: str) -> tuple[int, ...]:
     return tuple(sorted({position(part) for part in parts}))
 
 
+def point(text: str) -> tuple[float, float]:
+    """Parse a point X,Y of a photo."""
+    try:
+        x, y = map(float, text.split(","))
+    except ValueError:
+        raise UserError(
+            f"--focus-at {text} is no point: write X,Y in pixels, such as 1200,800, or in "
+            "fractions of width and height, such as 0.4,0.6"
+        ) from None
+    return x, y
+
+
+def fractions(place: tuple[float, float], size: Size) -> tuple[float, float]:
+    """Return a point as fractions of a photo's (H, W); in pixels unless both are below 1.
+
+    UserError for a point outside the photo.
+    """
+    x, y = place
+    height, width = size
+    if x >= 1 or y >= 1:
+        x, y = x / width, y / height
+    if not (0 <= x < 1 and 0 <= y < 1):
+        raise UserError(
+            f"--focus-at {place[0]:g},{place[1]:g} is outside the photo of {size_text(size)} "
+            "pixels: name a point in it"
+        )
+    return x, y
+
+
+def picture_file(out: Path, photo: Path) -> Path:
+    """Return the file for one picture: `out`, or one in it, a folder, named after the photo.
+
+    UserError for the photo itself, for another suffix, and for what cannot be written.
+    """
+    if out.is_dir() or not out.suffix:
+        output_folder(out)
+        return output_file(out / f"{photo.stem}-refocused.jpg")
+    if out.suffix.lower() not in PICTURES:
+        raise UserError(
+            f"{out} has no suffix of a picture that is written: name one of "
+            f"{', '.join(PICTURES)}, or a folder"
+        )
+    if out.exists() and photo.exists() and out.samefile(photo):
+        raise UserError(f"{out} is the photo itself: name another file with --out")
+    return output_file(out)
+
+
 def minutes(value: float) -> float:
     """Check that minutes are finite and ≥ 0 (typer also takes nan and inf)."""
     if not 0.0 <= value < 1e6:
@@ -219,6 +268,16 @@ def output_folder(path: Path) -> Path:
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, not a folder: choose another folder with --out")
     return writable(path)
+
+
+def frames_folder(path: Path) -> Path:
+    """Check a folder for nine frames, which no name of a picture is."""
+    if path.suffix.lower() in PICTURES and not path.exists():
+        raise UserError(
+            f"{path} is one picture: say which with --focus, --focus-at or --aperture, or name a "
+            "folder for nine"
+        )
+    return output_folder(path)
 
 
 def output_file(path: Path) -> Path:

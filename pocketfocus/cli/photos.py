@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pocketfocus.cli import arguments
 from pocketfocus.run.constants import FRAMES, MULTIPLE
-from pocketfocus.run.progress import say
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.progress import say, step
+
+if TYPE_CHECKING:
+    from pocketfocus.models.model import NamedModel
+    from pocketfocus.photos.pixels import Photo
 
 commands = typer.Typer()
+FRAMES_SIDE = 1280  # pixels of the longer side of nine frames, unless said otherwise
 
 MODEL = (
     "`reference`, `reference:DIR`, either with @STEPS/GUIDANCE, `student`, a student folder, a "
@@ -21,38 +28,144 @@ SCORED = f"{MODEL}, `autoencoder`; `copy` and `blur` are always there"
 
 
 @commands.command(
-    epilog="Example: pocketfocus refocus photo.jpg --position 4 --out build/refocused"
+    epilog="Example: pocketfocus refocus photo.heic --focus-at 0.4,0.6 --out there.jpg"
 )
 def refocus(
     photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="an image file of any size")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            metavar="FILE|DIR",
+            help="a .jpg, .png or .tif for one picture, or a folder for the results",
+        ),
+    ],
+    focus: Annotated[
+        float | None,
+        typer.Option(
+            "--focus", metavar="F", help="one picture, focused at 0 (5 cm) … 8 (infinity)"
+        ),
+    ] = None,
+    focus_at: Annotated[
+        str | None,
+        typer.Option(
+            "--focus-at",
+            metavar="X,Y",
+            help="one picture, sharp at a point: in pixels, or fractions below 1 of the sides",
+        ),
+    ] = None,
+    aperture: Annotated[
+        float | None,
+        typer.Option(
+            "--aperture",
+            metavar="A",
+            help="one picture: 0 is sharp everywhere, 1 as the phone, at most 2",
+        ),
+    ] = None,
     position: Annotated[
         str,
         typer.Option(
-            "--position", metavar="P", help="where the photo is in focus: 0 (5 cm) … 8 (infinity)"
+            "--position",
+            metavar="auto|P",
+            help="where the photo is in focus: 0 (5 cm) … 8 (infinity); auto finds out",
         ),
-    ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder for the results")],
+    ] = arguments.AUTO,
+    max_side: Annotated[
+        int | None,
+        typer.Option(
+            "--max-side",
+            metavar="N",
+            min=arguments.SMALLEST_SIDE,
+            help="scale the photo down to N pixels at most; nine frames to 1280",
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", metavar="MODEL", help=f"{MODEL}; else the shipped one")
     ] = None,
 ) -> None:
-    """Make a focal stack of a photo: nine PNGs, GIF, MP4, all-in-focus, focus map, and a page."""
-    at = arguments.position(position)
-    arguments.output_folder(out)
+    """Refocus a photo: one picture of any focus and aperture at the photo's own size, or, with
+    neither, nine PNGs, GIF, MP4, all-in-focus, focus map, and a page."""
+    at = None if position == arguments.AUTO else arguments.position(position)
+    point = None if focus_at is None else arguments.point(focus_at)
+    if focus is not None and point is not None:
+        raise UserError("--focus and --focus-at name two focal positions: give one of them")
     arguments.model(model)
 
+    if focus is None and point is None and aperture is None:
+        arguments.frames_folder(out)
+        page = _nine_frames(photo, out, at, max_side or FRAMES_SIDE, model)
+        typer.echo(f"open {page} in a browser and tap on the photo")
+        return
+    target = arguments.picture_file(out, photo)
+    wanted = _Wanted(focus, point, 1.0 if aperture is None else aperture)
+    typer.echo(_one_picture(photo, target, at, max_side, model, wanted))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """One picture: its focus, or the point that is to be sharp, or neither for the photo's own."""
+
+    focus: float | None
+    point: tuple[float, float] | None
+    aperture: float
+
+
+def _one_picture(
+    path: Path, out: Path, at: int | None, most: int | None, model: str | None, wanted: _Wanted
+) -> Path:
+    """Write one picture of a photo, and return where."""
+    from pocketfocus.data.optics import distance
+    from pocketfocus.models.render import aperture_of, focus_weights
+    from pocketfocus.photos.pixels import open_photo
+    from pocketfocus.photos.refocusing import focus_at, refocused
+    from pocketfocus.photos.saving import is_deep, save_picture
+
+    aperture_of(wanted.aperture)
+    if wanted.focus is not None:
+        focus_weights(wanted.focus)
+    photo = open_photo(path, deep=is_deep(out))
+    point = None if wanted.point is None else arguments.fractions(wanted.point, photo.size)
+    photo = photo.limited(most)
+    opened, position = _opened(model, photo, at)
+    with step(f"refocusing with {opened.name}"):
+        made = refocused(opened, photo.pixels, position)
+        focus = float(position) if wanted.focus is None else wanted.focus
+        if point is not None:
+            focus = focus_at(made.focus_map(), *point)
+        picture = replace(photo, pixels=made.picture(focus, wanted.aperture))
+        fields = {"focus": focus, "aperture": wanted.aperture, "position": position}
+        save_picture(picture, out, fields | {"model": opened.name})
+    say(f"focused at {focus:g} ({distance(focus)}), aperture {wanted.aperture:g}")
+    return out
+
+
+def _nine_frames(path: Path, out: Path, at: int | None, most: int, model: str | None) -> Path:
+    """Write the nine frames of a photo and all that goes with them; return the page."""
+    from pocketfocus.photos.gallery import save_refocus
+    from pocketfocus.photos.pixels import open_photo
+    from pocketfocus.photos.refocusing import refocused
+
+    photo = open_photo(path).limited(most).in_srgb()
+    opened, position = _opened(model, photo, at)
+    with step(f"refocusing with {opened.name}"):
+        made = refocused(opened, photo.pixels, position, whole=False)
+        return save_refocus(made, photo.pixels, position, out, opened.name)[-1]
+
+
+def _opened(model: str | None, photo: Photo, at: int | None) -> tuple[NamedModel, int]:
+    """Open a model, and find the photo's focal position where it is not given; of one that tells no
+    position, the shipped student does."""
     from pocketfocus.export.open import open_model
     from pocketfocus.models.student import SHIPPED_WEIGHTS
-    from pocketfocus.photos.gallery import run_model, save_refocus
-    from pocketfocus.photos.images import load_photo
-    from pocketfocus.run.progress import step
+    from pocketfocus.photos.refocusing import find_position
 
-    picture = load_photo(photo)
-    opened = open_model(model or str(SHIPPED_WEIGHTS))
-    with step(f"refocusing with {opened.name}"):
-        stack = run_model(opened, picture, at)
-        files = save_refocus(stack, picture, at, out, opened.name)
-    typer.echo(f"open {files[-1]} in a browser and tap on the photo")
+    shipped = str(SHIPPED_WEIGHTS)
+    opened = open_model(model or shipped)
+    if at is None:
+        analyser = opened.analyser or open_model(shipped).analyser
+        assert analyser is not None
+        at = find_position(analyser, photo.pixels, photo.exif, photo.name)
+    return opened, at
 
 
 @commands.command(

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pocketfocus.models.analyse import Analyser
+from pocketfocus.models.render import aperture_of, focus_weights
 from pocketfocus.run.constants import FRAMES, MULTIPLE, Size, check_position, size_text
 from pocketfocus.run.errors import UserError
 
@@ -22,7 +24,8 @@ class Model(Protocol):
     """A model at work: `model(photo [1, 3, H, W], position 0..8) -> stack [9, 3, H, W]`.
 
     Photo and stack are sRGB in [-1, 1]. A model of any size takes sides that are multiples of its
-    optional attribute `multiple`, 64 where it has none.
+    optional attribute `multiple`, 64 where it has none. One with an optional attribute `analyser`
+    makes images of a photo of any size and shape, at that size.
     """
 
     @property
@@ -44,6 +47,7 @@ class NamedModel:
     name: str
     size: Size | None
     call: Callable[[Tensor, int], Tensor]
+    analyser: Analyser | None = None
 
     def __call__(self, photo: Tensor, position: int) -> Tensor:
         """Return the stack; UserError for a photo or position that the model does not take."""
@@ -56,12 +60,18 @@ class NamedModel:
 def refocus(model: Model, photo: Tensor, position: int, scene: str = "the photo") -> Tensor:
     """Run a model on a photo [1, 3, H, W] of any size: the stack [9, 3, H, W], clamped to [-1, 1].
 
-    A model of one size gets the photo resized (bicubic, antialiased) and its stack is resized back;
-    for one that needs multiples, edges are repeated and cropped off again. `scene` is what errors
-    call the photo. UserError for a photo or position that is none, and for a model that makes a
-    stack of another shape or values that are not finite.
+    A model with an analyser gets the photo at a size of its own, and frames are rendered at the
+    photo's. Another of one size gets the photo resized (bicubic, antialiased) and its stack is
+    resized back; for one that needs multiples, edges are repeated and cropped off again. `scene` is
+    what errors call the photo. UserError for a photo or position that is none, and for a
+    model that makes a stack of another shape or values that are not finite.
     """
     check_input(model.name, photo, position, multiple=1)
+    analyser = analyser_of(model)
+    if analyser is not None:
+        analysed, _ = analyser.analyse_whole(photo, position, scene)
+        weights = (focus_weights(float(at)) for at in range(FRAMES))
+        return torch.cat([analysed.render(photo, focus, aperture_of(1.0)) for focus in weights])
     height, width = photo.shape[-2:]
     if model.size is not None:
         stack = _run(model, _resized(photo, model.size), position, scene)
@@ -70,6 +80,12 @@ def refocus(model: Model, photo: Tensor, position: int, scene: str = "the photo"
     padding = (0, -width % multiple, 0, -height % multiple)
     given = F.pad(photo, padding, mode="replicate") if any(padding) else photo
     return _run(model, given, position, scene)[..., :height, :width].clamp(-1, 1)
+
+
+def analyser_of(model: Model) -> Analyser | None:
+    """What analyses photos for a model; None where it gives stacks alone."""
+    analyser: Analyser | None = getattr(model, "analyser", None)
+    return analyser
 
 
 def check_input(

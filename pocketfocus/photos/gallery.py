@@ -1,6 +1,6 @@
-"""Refocus one photo, and what the user gets of it: pictures, a video, and a page to tap on.
+"""What the user gets of nine frames of a photo: pictures, a video, and a page to tap on.
 
-Legend: T = 9 frames, H, W. Stacks are sRGB in [-1, 1], frame 0 near (5 cm), frame 8 at infinity.
+Legend: H, W. Frames are sRGB, frame 0 near (5 cm), frame 8 at infinity.
 """
 
 from __future__ import annotations
@@ -23,21 +23,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from pocketfocus.data.optics import distance
-from pocketfocus.models.model import Model, refocus
-from pocketfocus.photos.focusmap import all_in_focus, best_focus, focus_grid
-from pocketfocus.photos.images import (
-    WORKING_PIXELS,
-    data_uri,
-    encoded,
-    photo_size,
-    prepare,
-    size_of,
-    to_image,
-    to_uint8,
-)
+from pocketfocus.photos.focusmap import focus_grid
+from pocketfocus.photos.images import Pixels, data_uri, encoded, size_of
+from pocketfocus.photos.pixels import resized
+from pocketfocus.photos.refocusing import Refocused
 from pocketfocus.run.constants import FRAMES, check_position
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import writing_failed
@@ -47,28 +38,10 @@ FRAME_MS = 120
 PAGE = "index.html"
 
 
-def run_model(
-    model: Model, photo: Image.Image, position: int, max_pixels: int = WORKING_PIXELS
-) -> Tensor:
-    """Refocus a photo of any size: frames [9, 3, H, W] in the photo's own aspect ratio.
-
-    The photo is squashed to the model's size, or else to multiples of 64 with at most
-    `max_pixels` (`fit_size`); the frames are stretched back (`photo_size`, bicubic). UserError for
-    a position outside 0..8 or a model whose output is no stack.
-    """
-    working = prepare(photo, model.size or max_pixels)
-    H, W = working.shape[-2:]
-    stack = refocus(model, working, position)
-    size = photo_size((H, W), size_of(photo))
-    if size != (H, W):
-        stack = F.interpolate(stack, size, mode="bicubic", antialias=True)
-    return stack.clamp(-1, 1)
-
-
 def save_refocus(
-    stack: Tensor, photo: Image.Image, position: int, out_dir: Path, model_name: str
+    made: Refocused, photo: Pixels, position: int, out_dir: Path, model_name: str
 ) -> list[Path]:
-    """Write a stack [9, 3, H, W], as `run_model` gives it, into `out_dir`; returns the files.
+    """Write the nine frames of a photo [H, W, 3] in sRGB into `out_dir`; returns the files.
 
     frame_0.png … frame_8.png, stack.gif and stack.mp4 (near to far and back), all_in_focus.png,
     focus_map.png, and index.html, which needs no other file. All of them or none: other files in
@@ -76,12 +49,9 @@ def save_refocus(
     written or the disk is full.
     """
     check_position(position)
-    if stack.ndim != 4 or tuple(stack.shape[:2]) != (FRAMES, 3):
-        raise ValueError(f"a stack is [{FRAMES}, 3, H, W], not {list(stack.shape)}")
-    stack = stack.detach().float().cpu()
-    frames = [Image.fromarray(pixels) for pixels in to_uint8(stack)]
-    focus = best_focus(stack)
-    sharp = to_image(all_in_focus(stack))
+    frames = [Image.fromarray(made.picture(float(index))) for index in range(FRAMES)]
+    focus = made.focus_map()
+    sharp = Image.fromarray(made.picture(float(position), 0.0))
     with _into_folder(Path(out_dir)) as scratch:
         for index, frame in enumerate(frames):
             (scratch / f"frame_{index}.png").write_bytes(encoded(frame, "PNG"))
@@ -92,10 +62,11 @@ def save_refocus(
         names = sorted(path.name for path in scratch.iterdir())
         pictures = {
             "frames": [_embedded(frame) for frame in frames],
-            "photo": _embedded(photo.resize(frames[0].size, Image.Resampling.LANCZOS)),
+            "photo": _embedded(Image.fromarray(resized(photo, size_of(frames[0])))),
             "sharp": _embedded(sharp),
         }
         words = {"position": position, "model_name": model_name, "names": names}
+        words |= dict(zip(("height", "width"), size_of(frames[0]), strict=True))
         (scratch / PAGE).write_text(_page(pictures, focus, words), encoding="utf-8")
     return [Path(out_dir) / name for name in (*names, PAGE)]
 
@@ -228,10 +199,7 @@ def _page(pictures: dict[str, Any], focus: Tensor, words: dict[str, Any]) -> str
     grid = focus_grid(focus)
     colours = colormaps[COLOURS](focus.numpy() / (FRAMES - 1), bytes=True)[..., :3]
     steps = [colormaps[COLOURS](index / 16, bytes=True)[:3] for index in range(17)]
-    height, width = focus.shape
     values = {
-        "width": width,
-        "height": height,
         "map": _embedded(Image.fromarray(np.ascontiguousarray(colours))),
         "legend": ", ".join(f"rgb({r} {g} {b})" for r, g, b in steps),
         "grid": {"columns": grid.shape[1], "cells": "".join(map(str, grid.flatten().tolist()))},

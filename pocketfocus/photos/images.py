@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from pocketfocus.run.constants import MULTIPLE, Size, size_text
@@ -28,6 +29,9 @@ MAX_PIXELS = 200_000_000  # a decompression bomb beyond this; 20 000 x 10 000 st
 SMALLEST_SIDE = 16
 LONGEST_ASPECT = 16
 WORKING_PIXELS = 256 * 256  # what the default reference and student were trained at
+
+Pixels = NDArray[Any]
+"""uint8 or uint16 [H, W, 3], red, green, blue; black is 0, white the largest number of the type."""
 
 _MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "LAB": "LAB"}
 
@@ -41,17 +45,26 @@ def load_photo(path: Path) -> Image.Image:
     readable image of at least 16 pixels a side, at most 200 million pixels, and at most 16 times
     as long as wide.
     """
+    with opened(path) as image:
+        return to_srgb(ImageOps.exif_transpose(image), path.name)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Yield the image of a file, decoded, as its file has it; EXIF data that cannot be read are
+    gone (saying so). UserError as of `load_photo`, also for what goes wrong with it meanwhile."""
     path = Path(path)
     try:
         if path.is_dir():
             raise UserError(f"{path} is a folder, not a photo: name one image file")
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is not a regular file: name an image file")
+        pillow_heif.register_heif_opener()
         with _bomb_limit(), Image.open(path) as image:
             _check_size(path, size_of(image))
             _check_frames(path, image)
             image.load()
-            return _to_srgb(_upright(image, path.name), path.name)
+            yield _with_sound_exif(image, path.name)
     except UserError:
         raise
     except Image.DecompressionBombError:
@@ -101,7 +114,7 @@ def _unknown_content(path: Path) -> str:
         return f"{path} is empty: export the photo again"
     return (
         f"{path} is not an image that can be read (its content, not its name, decides): "
-        "save it as JPEG, PNG, WebP or TIFF"
+        "save it as JPEG, HEIC, PNG, WebP or TIFF"
     )
 
 
@@ -114,16 +127,18 @@ def _unreadable(path: Path, error: Exception) -> str:
     return f"{path} is damaged or cut short ({reason}): export the photo again"
 
 
-def _upright(image: Image.Image, name: str) -> Image.Image:
-    """Turn a photo as EXIF says; broken EXIF data is ignored, saying so."""
+def _with_sound_exif(image: Image.Image, name: str) -> Image.Image:
+    """Return a photo without its EXIF data where these are broken, saying so."""
     try:
-        return ImageOps.exif_transpose(image)
+        image.getexif().get_ifd(ExifTags.IFD.Exif)
     except Exception:  # the data are free-form bytes
         say(f"{name}: its EXIF data cannot be read, the photo is taken as upright")
-        return image
+        image = image.copy()
+        image.info.pop("exif", None)
+    return image
 
 
-def _to_srgb(image: Image.Image, name: str) -> Image.Image:
+def to_srgb(image: Image.Image, name: str) -> Image.Image:
     """Turn a picture into 8-bit sRGB in mode RGB, transparency laid over white."""
     profile = image.info.get("icc_profile")
     alpha = None
@@ -235,6 +250,18 @@ def to_uint8(frames: Tensor, planar: bool = False) -> NDArray[np.uint8]:
     values = scaled if planar else scaled.movedim(-3, -1)
     pixels: NDArray[np.uint8] = values.to(torch.uint8).contiguous().cpu().numpy()
     return pixels
+
+
+def from_pixels(pixels: Pixels) -> Tensor:
+    """Turn 8- or 16-bit pixels [H, W, 3] into [1, 3, H, W] in [-1, 1]."""
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
+    return torch.from_numpy(planes).mul_(2 / np.iinfo(pixels.dtype).max).sub_(1)[None]
+
+
+def to_pixels(image: Tensor, into: Pixels) -> None:
+    """Write an image [1, 3, H, W] in [-1, 1] into 8- or 16-bit pixels [H, W, 3], rounded."""
+    most = np.iinfo(into.dtype).max
+    into[...] = image[0].add(1).mul_(most / 2).round_().permute(1, 2, 0).numpy()
 
 
 def light_to_uint8(frames: Tensor) -> NDArray[np.uint8]:

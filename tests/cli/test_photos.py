@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.ExifTags import IFD, Base
 
 from pocketfocus.cli import main
 from pocketfocus.run.files import read_rows
@@ -43,7 +45,19 @@ BAD = ("MISSING", "TEXT", "TRUNCATED", "POINT")
         ("PHOTO --position 9", "position '9'"),
         ("PHOTO --position 4.5", "position '4.5'"),
         ("PHOTO --position x", "position 'x'"),
-        ("PHOTO", "Missing option '--position'"),
+        ("PHOTO --focus 8.5", "focus 8.5 is outside 0..8"),
+        ("PHOTO --focus nan", "focus nan is outside 0..8"),
+        ("PHOTO --focus near", "Invalid value for '--focus'"),
+        ("PHOTO --aperture -0.1", "aperture -0.1 is outside 0..2"),
+        ("PHOTO --focus 3 --aperture 3", "aperture 3 is outside 0..2"),
+        ("PHOTO --focus 3 --focus-at 5,5", "give one of them"),
+        ("PHOTO --focus-at 90,10", "--focus-at 90,10 is outside the photo of 90x60 pixels"),
+        ("PHOTO --focus-at 0.4,-0.1", "is outside the photo"),
+        ("PHOTO --focus-at 0.4", "is no point"),
+        ("PHOTO --focus-at nan,0.5", "is outside the photo"),
+        ("PHOTO --focus 3 --max-side 8", "--max-side"),
+        ("TRUNCATED --focus 3", "damaged or cut short"),
+        ("PHOTO --focus 3 --model MISSING.pte", "does not exist"),
         ("MISSING --position 4", "does not exist"),
         ("TEXT --position 4", "is not an image"),
         ("TRUNCATED --position 4", "damaged or cut short"),
@@ -70,6 +84,70 @@ def test_refocus_refuses_in_one_line(
     assert err[0].startswith("pocketfocus: error: ")
     assert expected in err[0]
     assert not (tmp_path / "OUT").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "out", "expected"),
+    [
+        ("--focus 3", "made.gif", "no suffix of a picture that is written"),
+        ("--focus 3", "photo.jpg", "is the photo itself"),
+        ("--focus 3", "photo.jpg/made.png", "Not a directory"),
+        ("", "made.jpg", "is one picture: say which with --focus"),
+        ("", "photo.jpg", "is a file, not a folder"),
+    ],
+)
+def test_refocus_refuses_where_it_cannot_write(
+    words: str,
+    out: str,
+    expected: str,
+    photo: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = photo.read_bytes()
+    assert main(["refocus", str(photo), *words.split(), "--out", str(photo.parent / out)]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1, err
+    assert expected in err[0]
+    assert photo.read_bytes() == before
+    assert list(photo.parent.iterdir()) == [photo]
+
+
+@pytest.mark.parametrize(
+    ("words", "out", "written", "size"),
+    [
+        ("--focus 3.5", "made.png", "made.png", (90, 60)),
+        ("--focus-at 45,30 --position 2", "made.tif", "made.tif", (90, 60)),
+        ("--focus-at 0.5,0.5 --aperture 2", "made.jpg", "made.jpg", (90, 60)),
+        ("--aperture 0 --max-side 45", "folder", "folder/photo-refocused.jpg", (45, 30)),
+    ],
+)
+def test_refocus_writes_one_picture(
+    words: str,
+    out: str,
+    written: str,
+    size: tuple[int, int],
+    photo: Path,
+    small_student: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = ["--model", str(small_student), "--out", str(photo.parent / out)]
+    assert main(["refocus", str(photo), *words.split(), *place]) == 0
+    said = capsys.readouterr()
+    path = photo.parent / written
+    assert said.out.strip() == str(path)
+    assert ("by its picture" in said.err) == ("--position" not in words)
+    with Image.open(path) as image:
+        assert image.size == size
+        comment = image.getexif().get_ifd(IFD.Exif)[Base.UserComment]
+        fields = json.loads(comment.removeprefix(b"ASCII\0\0\0"))
+    assert fields["model"] == "student0"
+    assert 0 <= fields["focus"] <= 8
+    if "--focus 3.5" in words:
+        assert (fields["focus"], fields["aperture"]) == (3.5, 1.0)
+    if "--position 2" in words:
+        assert fields["position"] == 2
+    if "--aperture 0" in words:
+        assert (fields["focus"], fields["aperture"]) == (fields["position"], 0.0)
 
 
 @pytest.fixture

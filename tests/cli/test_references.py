@@ -18,8 +18,9 @@ from pocketfocus.distill.student import stage
 from pocketfocus.models import loading
 from pocketfocus.models.model import Model, refocus
 from pocketfocus.models.places import BASE, LEARN2REFOCUS, find_places
-from pocketfocus.photos import gallery
-from pocketfocus.photos.images import prepare
+from pocketfocus.photos import gallery, refocusing
+from pocketfocus.photos.images import Pixels, prepare
+from pocketfocus.photos.refocusing import Refocused
 
 FORMS = {
     "the shipped one": "default",
@@ -125,17 +126,15 @@ def test_it_refocuses_and_is_evaluated(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def run_model(model: Model, photo: Image.Image, position: int) -> Tensor:
-        return refocus(model, prepare(photo, (64, 64)), position)
-
     made: list[Tensor] = []
 
-    def save_refocus(stack: Tensor, *_: object) -> list[Path]:
-        made.append(stack)
-        return [tmp_path]
+    def small(model: Model, pixels: Pixels, position: int, **_: bool) -> Refocused:
+        photo = prepare(Image.fromarray(pixels), (64, 64))
+        made.append(refocus(model, photo, position))
+        return refocusing.Enlarged(made[-1], (64, 64))
 
-    monkeypatch.setattr(gallery, "run_model", run_model)
-    monkeypatch.setattr(gallery, "save_refocus", save_refocus)
+    monkeypatch.setattr(refocusing, "refocused", small)
+    monkeypatch.setattr(gallery, "save_refocus", lambda *_: [tmp_path])
     model, out = f"reference:{spec}@1/1/0", str(tmp_path / "out")
     asked = ["evaluate", model, "--stacks", str(picture.parent.parent), "--positions", "4"]
     assert main(asked) == 0, capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A photo of any size through a model, and the files of `refocus`: all of them or none."""
+"""The files of nine frames: all of them or none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from torch import Tensor
 from pocketfocus.data.scenes import bundled_photos
 from pocketfocus.photos import gallery
 from pocketfocus.photos.focusmap import all_in_focus
-from pocketfocus.photos.gallery import run_model, save_refocus
-from pocketfocus.photos.images import prepare, to_image, to_tensor, to_uint8
+from pocketfocus.photos.gallery import save_refocus
+from pocketfocus.photos.images import to_image, to_tensor, to_uint8
+from pocketfocus.photos.refocusing import Enlarged
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.metrics import psnr
 
 LEFT, RIGHT = 2, 7  # the frames in which the halves of the test stack are sharp
 H, W = 96, 144
@@ -54,95 +54,10 @@ def stack(photo: Image.Image) -> Tensor:
     return torch.cat(frames)
 
 
-# run_model
-
-
-class Echo:
-    """A model that returns the photo it got, and remembers its shape."""
-
-    def __init__(self, size: tuple[int, int] | None, name: str = "echo") -> None:
-        self.size, self.name = size, name
-        self.got: tuple[int, ...] = ()
-
-    def __call__(self, photo: Tensor, position: int) -> Tensor:
-        self.got = tuple(photo.shape)
-        frames = photo.repeat(9, 1, 1, 1)
-        frames[position] *= 0.5
-        return frames
-
-
-@pytest.mark.parametrize("original", [(451, 300), (300, 451), (160, 160), (480, 30)])
-@pytest.mark.parametrize("size", [None, (128, 192)])
-def test_run_model_gives_the_photo_back_in_its_own_shape(
-    size: tuple[int, int] | None, original: tuple[int, int]
-) -> None:
-    photo = Image.fromarray(bundled_photos()["chelsea"]).crop((0, 0, 451, 300)).resize(original)
-    model = Echo(size)
-    frames = run_model(model, photo, 4)
-    if size:
-        assert model.got == (1, 3, *size)
-    else:
-        assert model.got[-1] % 64 == model.got[-2] % 64 == 0
-        assert 64 * 64 <= model.got[-1] * model.got[-2] <= 256 * 256
-    height, width = frames.shape[-2:]
-    assert abs(width / height / (original[0] / original[1]) - 1) < 0.06
-    assert width >= model.got[-1]
-    assert height >= model.got[-2]
-    small = prepare(photo, (height, width))[0]
-    assert psnr(frames[0], small) > 24
-    assert psnr(frames[4], 0.5 * small) > 24
-    assert frames.abs().max() <= 1
-
-
-def test_run_model_takes_a_budget(photo: Image.Image) -> None:
-    model = Echo(None)
-    run_model(model, photo, 0, max_pixels=500_000)
-    assert 300_000 < model.got[-1] * model.got[-2] <= 500_000
-
-
-@pytest.mark.parametrize("position", [-1, 9])
-def test_position_outside_the_stack(
-    position: int, photo: Image.Image, stack: Tensor, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=rf"position {position} is outside 0\.\.8"):
-        run_model(Echo(None), photo, position)
-    with pytest.raises(UserError, match=rf"position {position} is outside 0\.\.8"):
-        save_refocus(stack, photo, position, tmp_path / "out", "echo")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (lambda stack: stack / 0, "not finite from the photo, position 3: try another precision"),
-        (lambda stack: stack[:8], r"gives \[8, 3, 64, 64\], a stack of \[9, 3, 64, 64\]"),
-        (lambda stack: stack[..., :-1], "is needed"),
-    ],
-)
-def test_run_model_refuses_a_broken_models_output(
-    spoil: Callable[[Tensor], Tensor], said: str, photo: Image.Image
-) -> None:
-    class Broken(Echo):
-        def __call__(self, photo: Tensor, position: int) -> Tensor:
-            return spoil(super().__call__(photo, position))
-
-    with pytest.raises(UserError, match=said):
-        run_model(Broken((64, 64), "student-int4.pte"), photo, 3)
-
-
-def test_run_model_with_a_student(small_student: Path, photo: Image.Image) -> None:
-    from pocketfocus.data.optics import one_hot
-    from pocketfocus.models.student import load_student
-
-    student = load_student(small_student)
-
-    class Student(Echo):
-        def __call__(self, photo: Tensor, position: int) -> Tensor:
-            return student(photo, one_hot(position))
-
-    frames = run_model(Student((64, 64)), photo, 8)
-    assert frames.shape == (9, 3, 64, 96)
-    assert frames.std(0).max() > 0
+def save(stack: Tensor, photo: Image.Image, position: int, out: Path, name: str) -> list[Path]:
+    """What a model's stack becomes, its frames as large as they are."""
+    height, width = stack.shape[-2:]
+    return save_refocus(Enlarged(stack, (height, width)), np.asarray(photo), position, out, name)
 
 
 # files
@@ -152,7 +67,7 @@ def test_run_model_with_a_student(small_student: Path, photo: Image.Image) -> No
 def folder(stack: Tensor, photo: Image.Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What save_refocus writes."""
     out = tmp_path_factory.mktemp("refocus") / "deep" / "out"
-    written = save_refocus(stack, photo, 4, out, 'student <b>"int8"</b>.pte')
+    written = save(stack, photo, 4, out, 'student <b>"int8"</b>.pte')
     assert sorted(written) == [out / name for name in NAMES]
     return out
 
@@ -185,7 +100,7 @@ def test_moving_pictures_go_near_far_near(
 
 
 def test_odd_sizes(tmp_path: Path, stack: Tensor, photo: Image.Image) -> None:
-    save_refocus(stack[..., :33, :51], photo.crop((0, 0, 51, 33)), 0, tmp_path, "echo")
+    save(stack[..., :33, :51], photo.crop((0, 0, 51, 33)), 0, tmp_path, "echo")
     assert Image.open(tmp_path / "frame_3.png").size == (51, 33)
     assert imageio.improps(tmp_path / "stack.mp4").shape[1:] == (32, 50, 3)
 
@@ -220,7 +135,7 @@ def test_other_files_stay_and_old_ones_are_replaced(
 ) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     (tmp_path / "frame_0.png").write_text("old")
-    save_refocus(stack, photo, 4, tmp_path, "echo")
+    save(stack, photo, 4, tmp_path, "echo")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*NAMES, "mine.txt"])
     assert Image.open(tmp_path / "frame_0.png").size == (W, H)
 
@@ -255,7 +170,7 @@ def test_full_disk(limit: int, out: Path, stack: Tensor, photo: Image.Image) -> 
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         with pytest.raises(UserError) as caught:
-            save_refocus(stack, photo, 4, out, "echo")
+            save(stack, photo, 4, out, "echo")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert f"cannot write {out}" in str(caught.value)
@@ -294,7 +209,7 @@ def test_interrupted_while_moving(
     monkeypatch.setattr(os, "rename", interrupted)
     expected = UserError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
-        save_refocus(stack, photo, 4, out, "echo")
+        save(stack, photo, 4, out, "echo")
     assert len(done) > 9  # what had been moved was put back
 
 
@@ -307,22 +222,31 @@ def test_interrupted_while_writing(
 
     monkeypatch.setattr(gallery, "_focus_figure", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        save_refocus(stack, photo, 4, out, "echo")
+        save(stack, photo, 4, out, "echo")
 
 
 def test_folder_in_the_way_is_kept(tmp_path: Path, stack: Tensor, photo: Image.Image) -> None:
     (tmp_path / "index.html").mkdir()
     (tmp_path / "index.html" / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match=r"index\.html in it is a folder"):
-        save_refocus(stack, photo, 4, tmp_path, "echo")
+        save(stack, photo, 4, tmp_path, "echo")
     assert [p.name for p in tmp_path.rglob("*")] == ["index.html", "mine.txt"]
 
 
 def test_out_is_a_file(tmp_path: Path, stack: Tensor, photo: Image.Image) -> None:
     (tmp_path / "out").write_text("keep")
     with pytest.raises(UserError, match="cannot write"):
-        save_refocus(stack, photo, 4, tmp_path / "out", "echo")
+        save(stack, photo, 4, tmp_path / "out", "echo")
     assert (tmp_path / "out").read_text() == "keep"
+
+
+@pytest.mark.parametrize("position", [-1, 9])
+def test_position_outside_the_stack(
+    position: int, photo: Image.Image, stack: Tensor, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=rf"position {position} is outside 0\.\.8"):
+        save(stack, photo, position, tmp_path / "out", "echo")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["out", "deep/out"])
@@ -333,13 +257,8 @@ def test_read_only_folder(name: str, tmp_path: Path, stack: Tensor, photo: Image
         os.seteuid(65534)  # root writes anywhere; nobody does not
     try:
         with pytest.raises(UserError, match=r"cannot write .*: Permission denied"):
-            save_refocus(stack, photo, 4, tmp_path / name, "echo")
+            save(stack, photo, 4, tmp_path / name, "echo")
     finally:
         os.seteuid(user)
         tmp_path.chmod(0o700)
     assert not list(tmp_path.iterdir())
-
-
-def test_wrong_stack(tmp_path: Path, photo: Image.Image) -> None:
-    with pytest.raises(ValueError, match=r"a stack is \[9, 3, H, W\], not \[8, 3, 16, 16\]"):
-        save_refocus(torch.zeros(8, 3, 16, 16), photo, 4, tmp_path / "out", "echo")

@@ -17,6 +17,7 @@ from skimage.filters import gaussian
 from pocketfocus.data.scenes import bundled_photos
 from pocketfocus.photos.gallery import save_refocus
 from pocketfocus.photos.images import to_tensor
+from pocketfocus.photos.refocusing import Enlarged
 from pocketfocus.run.metrics import psnr
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def folder(photo: Image.Image, tmp_path_factory: pytest.TempPathFactory) -> Path
     ]
     halves = [np.concatenate([near[..., : W // 2], far[..., W // 2 :]], -1) for near, far in blurs]
     out = tmp_path_factory.mktemp("refocus")
-    save_refocus(torch.from_numpy(np.stack(halves)), photo, 4, out, "student-int8.pte")
+    made = Enlarged(torch.from_numpy(np.stack(halves)), (H, W))
+    save_refocus(made, np.asarray(photo), 4, out, "student-int8.pte")
     return out
 
 

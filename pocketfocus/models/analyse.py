@@ -1,0 +1,158 @@
+"""Analyse a photo of any size and shape with a student or its file, for images at its own size.
+
+The photo keeps its proportions: it is scaled to about as many pixels as the student was made for,
+or into the nearest of a file's sizes, and its edges are repeated to what the network takes. It is
+never enlarged. Legend: H, W of the photo, h, w of the photo as it is analysed, edges included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pocketfocus.data.optics import one_hot
+from pocketfocus.models.render import Analysed
+from pocketfocus.models.student import CELL, COLOURS, Analysis
+from pocketfocus.run.constants import FRAMES, IMAGES, Size, check_position
+from pocketfocus.run.errors import UserError
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a photo gets into a network.
+
+    Attributes:
+        size: (H, W) that it is scaled to, never more than its own.
+        padded: (h, w) that it is brought to by repeating its last row and column.
+        transposed: whether rows and columns change places for the network: a portrait photo for a
+            file of landscape ones.
+    """
+
+    size: Size
+    padded: Size
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Analyser:
+    """A network that analyses photos: `call(photo [1,3,h,w], position [1,9])` gives an `Analysis`.
+
+    Attributes:
+        name: what errors call it.
+        sizes: the (h, w) that it takes; none for all whose sides are multiples of `multiple`.
+        pixels: about how many it was made for, where it takes all sizes.
+    """
+
+    name: str
+    call: Callable[[Tensor, Tensor], Sequence[Tensor]]
+    sizes: tuple[Size, ...] = ()
+    multiple: int = 1
+    pixels: int = 0
+
+    def fit(self, photo: Size) -> Fit:
+        """How a photo of (H, W) gets in: where most of it is left, and upright if it can."""
+        if not self.sizes:
+            size = _scaled(photo, math.sqrt(self.pixels / math.prod(photo)))
+            height, width = (side + -side % self.multiple for side in size)
+            return Fit(size, (height, width))
+        fits = []
+        for size in self.sizes:
+            for padded, transposed in ((size, False), (size[::-1], True)):
+                scale = min(room / side for room, side in zip(padded, photo, strict=True))
+                fits.append(Fit(_scaled(photo, scale), padded, transposed))
+        return max(fits, key=_filled)
+
+    @torch.inference_mode()
+    def analyse(
+        self, small: Tensor, fit: Fit, position: int | None, scene: str = "the photo"
+    ) -> Analysed:
+        """The analysis of a photo [1,3,*fit.size] in [-1,1], taken at a focal position, None where
+        that is not known.
+
+        `scene` is what errors call it. UserError for a position that is none, and for a network
+        that gives other shapes or values that are not finite.
+        """
+        given = torch.zeros(1, FRAMES) if position is None else one_hot(position)
+        small = _padded(small, fit.padded)
+        found = self.call(small.mT.contiguous() if fit.transposed else small, given)
+        if fit.transposed:
+            found = [value.mT if value.ndim == small.ndim else value for value in found]
+        return Analysed(small, self._checked(found, fit.padded, scene, position), fit.size)
+
+    def _checked(
+        self, found: Sequence[Tensor], size: Size, scene: str, position: int | None
+    ) -> Analysis:
+        height, width = size
+        cells = (height // CELL, width // CELL)
+        shapes: list[tuple[int, ...]] = [(FRAMES, COLOURS, *size), (1, COLOURS, *size)]
+        shapes += [(1, IMAGES, *size), (1, 1, *cells), (1, FRAMES)]
+        given = [tuple(value.shape) for value in found]
+        if given != shapes:
+            raise UserError(
+                f"{self.name} gives {given}, an analysis of {shapes} is needed: export it again, "
+                "or name another model"
+            )
+        analysis = Analysis(*(value.float().cpu() for value in found))
+        if not all(bool(value.isfinite().all()) for value in analysis):
+            where = "unknown" if position is None else position
+            raise UserError(
+                f"{self.name} makes values that are not finite from {scene}, position {where}: try "
+                "another precision, or leave it out"
+            )
+        return analysis
+
+    def analyse_whole(
+        self, photo: Tensor, position: int, scene: str = "the photo"
+    ) -> tuple[Analysed, Size]:
+        """The analysis of a photo [1,3,H,W] in [-1,1] that is not scaled yet, and its (H, W)."""
+        check_position(position)
+        height, width = photo.shape[-2:]
+        fit = self.fit((height, width))
+        return self.analyse(averaged(photo, fit.size), fit, position, scene), (height, width)
+
+
+def likely_position(analysis: Analysis) -> tuple[int, float]:
+    """The focal position of a photo that was analysed without one, and how likely it is to be that
+    or one beside it, 0..1: the median, whose expected error is least."""
+    chances = analysis.positions[0].double()
+    position = int((chances.cumsum(0) < chances.sum() / 2).sum().clamp(max=FRAMES - 1))
+    near = chances[max(0, position - 1) : position + 2].sum() / chances.sum()
+    return position, float(near)
+
+
+def averaged(photo: Tensor, size: Size) -> Tensor:
+    """Scale [B,C,H,W] down to `size`: every pixel is the mean of the area that it covers."""
+    if tuple(photo.shape[-2:]) == size:
+        return photo
+    rows, columns = (areas(full, small) for full, small in zip(photo.shape[-2:], size, strict=True))
+    return rows @ photo @ columns.T
+
+
+def areas(full: int, small: int) -> Tensor:
+    """How much of each of `full` pixels each of `small` ones covers: [small, full], rows of sum
+    1."""
+    width = full / small
+    start = torch.arange(small, dtype=torch.float64)[:, None] * width
+    pixel = torch.arange(full, dtype=torch.float64)
+    overlap = torch.minimum(start + width, pixel + 1) - torch.maximum(start, pixel)
+    return (overlap.clamp(min=0) / width).float()
+
+
+def _padded(photo: Tensor, size: Size) -> Tensor:
+    below, beside = (room - side for room, side in zip(size, photo.shape[-2:], strict=True))
+    return F.pad(photo, (0, beside, 0, below), mode="replicate") if below or beside else photo
+
+
+def _scaled(photo: Size, scale: float) -> Size:
+    height, width = (max(1, round(side * min(1.0, scale))) for side in photo)
+    return height, width
+
+
+def _filled(fit: Fit) -> tuple[float, float, bool]:
+    """What is best of several fits: the most pixels of the photo, then the fewest of its edges."""
+    return math.prod(fit.size), -math.prod(fit.padded), not fit.transposed

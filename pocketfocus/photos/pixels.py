@@ -1,0 +1,215 @@
+"""A photo for refocusing at its own size: its pixels in their own colours, and what else it tells.
+
+Nothing is converted that need not be: wide-gamut pixels stay in their colour space, 10 and 16 bits
+stay where the file that is written can hold them. Legend: H, W pixels, upright.
+"""
+
+from __future__ import annotations
+
+import io
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pillow_heif
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps
+from PIL.ExifTags import IFD, Base
+
+from pocketfocus.photos.images import Pixels, opened, size_of, to_srgb
+from pocketfocus.run.constants import Size
+from pocketfocus.run.progress import say
+
+LEFT_BEHIND = {
+    "HDR gain map": (b"hdrgainmap", b"hdr-gain-map", b"urn:iso:std:iso:ts:21496"),
+    "depth map": (b"photos/1.0/depthmap", b"auxid:2\0", b"auxiliary:depth", b"depthData/1.0"),
+    "motion": (b"MotionPhoto=", b"MicroVideo="),
+}
+"""What phones keep beside the pixels, and the names by which it is found in any kind of file."""
+WITH_MORE = ("JPEG", "MPO", "HEIF", "AVIF")
+LAYOUT = {  # tags of how a file's pixels lie, which say nothing of the picture
+    *(Base.ImageWidth, Base.ImageLength, Base.BitsPerSample, Base.Compression, Base.Orientation),
+    *(Base.PhotometricInterpretation, Base.SamplesPerPixel, Base.PlanarConfiguration),
+    *(Base.StripOffsets, Base.RowsPerStrip, Base.StripByteCounts, Base.SubIFDs, Base.SampleFormat),
+    *(Base.TileWidth, Base.TileLength, Base.TileOffsets, Base.TileByteCounts, Base.Predictor),
+    *(Base.ColorMap, Base.ExtraSamples, Base.JPEGTables, Base.XMLPacket, Base.InterColorProfile),
+    *(Base.FillOrder, Base.NewSubfileType, Base.SubfileType, Base.YCbCrSubSampling, 33723, 34377),
+}
+EIGHT_BITS = 257  # times an 8-bit number is the same grey in 16 bits
+SAME = 1.5  # levels of 8 bits between two decoders, on average
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo as its file has it, upright.
+
+    Attributes:
+        name: of its file.
+        pixels: [H, W, 3], 8 bits, or 16 where more were asked for and there are more.
+        profile: the ICC profile of their colour space; None for sRGB.
+        exif: without orientation, thumbnail, and what says how the file's pixels lay.
+        xmp: a packet of further metadata; None where there is none.
+    """
+
+    name: str
+    pixels: Pixels
+    profile: bytes | None
+    exif: Image.Exif
+    xmp: bytes | None
+
+    @property
+    def size(self) -> Size:
+        """(H, W)."""
+        height, width = self.pixels.shape[:2]
+        return height, width
+
+    def limited(self, most: int | None) -> Photo:
+        """The photo with no side longer than `most` pixels, scaled down (Lanczos) if need be."""
+        longest = max(self.size)
+        if most is None or longest <= most:
+            return self
+        height, width = (max(1, round(side * most / longest)) for side in self.size)
+        return replace(self, pixels=resized(self.pixels, (height, width)))
+
+    def in_srgb(self) -> Photo:
+        """The photo in 8 bits of sRGB."""
+        if self.profile is None:
+            return self
+        image = Image.fromarray(self.pixels)
+        image.info["icc_profile"] = self.profile
+        return replace(self, pixels=np.asarray(to_srgb(image, self.name)), profile=None)
+
+
+def open_photo(path: Path, deep: bool = False) -> Photo:
+    """Open a photo as it is: upright, in its own colour space if that is one of RGB, else in sRGB.
+
+    `deep` keeps more than 8 bits where there are more. Says what the file holds besides that will
+    not be in a picture made of it. UserError as of `load_photo`.
+    """
+    path = Path(path)
+    with opened(path) as image:
+        left = list(_left_behind(path, image.format))
+        for what in left:
+            say(f"{path.name}: {what} not carried over")
+        kept = not image.has_transparency_data and _space(image) == "RGB"
+        many = _deep_pixels(path, image) if deep and kept else None
+        exif, turn = image.getexif(), image.getexif().get(Base.Orientation, 1)
+        ImageOps.exif_transpose(image, in_place=True)
+        profile = image.info.get("icc_profile") if kept else None
+        pixels = np.asarray(image if image.mode == "RGB" and kept else to_srgb(image, path.name))
+        if many is not None:
+            pixels = _checked(many if image.format == "HEIF" else turned(many, turn), pixels, path)
+        xmp = None if left else image.info.get("xmp")
+        return Photo(path.name, pixels, profile, _of_picture(exif), xmp or None)
+
+
+def _left_behind(path: Path, kind: str | None) -> Iterator[str]:
+    """Names of what a file holds beside its pixels."""
+    if kind not in WITH_MORE:
+        return
+    content = path.read_bytes()
+    for what, names in LEFT_BEHIND.items():
+        if any(name in content for name in names):
+            yield what
+
+
+def _space(image: Image.Image) -> str | None:
+    """What an image's numbers mean: "RGB" where they may stay as they are, None where not."""
+    if image.mode not in ("RGB", "L", "I;16", "I;16B"):
+        return None
+    data = image.info.get("icc_profile")
+    if not data:
+        return "RGB"
+    try:
+        space = ImageCms.ImageCmsProfile(io.BytesIO(data)).profile.xcolor_space.strip()
+    except (ImageCms.PyCMSError, OSError, ValueError, AttributeError):
+        return None
+    return str(space) if image.mode == "RGB" else None
+
+
+def _deep_pixels(path: Path, image: Image.Image) -> NDArray[np.uint16] | None:
+    """The pixels of a file with more than 8 bits as 16, not yet upright; None for one with 8."""
+    if image.mode.startswith("I;16"):
+        return np.repeat(np.asarray(image).astype(np.uint16)[..., None], 3, 2)
+    if image.mode != "RGB":
+        return None
+    if image.format == "HEIF":
+        if image.info.get("bit_depth", 8) <= 8:
+            return None
+        found = np.asarray(pillow_heif.open_heif(path, convert_hdr_to_8bit=False))
+        return found | found >> image.info["bit_depth"] if found.dtype == np.uint16 else None
+    return _by_ffmpeg(path, size_of(image)) if _bits(path, image) > 8 else None
+
+
+def _bits(path: Path, image: Image.Image) -> int:
+    """How many bits a colour of a PNG, TIFF or AVIF file has."""
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(Base.BitsPerSample, (8,)))  # type: ignore[attr-defined]
+    with open(path, "rb") as file:
+        start = file.read(4096)
+    if image.format == "PNG":
+        return start[24]
+    at = start.find(b"av1C")
+    return 10 if image.format == "AVIF" and at >= 0 and start[at + 6] & 0x40 else 8
+
+
+def _by_ffmpeg(path: Path, size: Size) -> NDArray[np.uint16] | None:
+    """Decode to 16 bits, which Pillow does not; None where ffmpeg cannot."""
+    program = imageio_ffmpeg.get_ffmpeg_exe()
+    words = [program, "-v", "quiet", "-noautorotate", "-i", str(path), "-frames:v", "1"]
+    words += ["-f", "rawvideo", "-pix_fmt", "rgb48le", "-"]
+    found = subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL, check=False).stdout
+    if len(found) != 6 * size[0] * size[1]:
+        return None
+    return np.frombuffer(found, "<u2").reshape(*size, 3)
+
+
+def _checked(many: NDArray[np.uint16], pixels: NDArray[np.uint8], path: Path) -> Pixels:
+    """The deep pixels if they are the same picture; else the others, saying so."""
+    if many.shape == pixels.shape:
+        sample = (slice(None, None, max(1, len(pixels) // 256)),)
+        error = np.abs(many[sample].astype(np.float32) / EIGHT_BITS - pixels[sample]).mean()
+        if error < SAME:
+            return many
+    say(f"{path.name}: read in 8 bits, its further ones cannot be")
+    return pixels
+
+
+def turned(pixels: Pixels, orientation: int) -> Pixels:
+    """Turn pixels [H, W, 3] upright, as EXIF's orientation 1..8 says."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    flips = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}
+    rows, columns = flips.get(orientation, (1, 1))
+    return np.ascontiguousarray(pixels[::rows, ::columns])
+
+
+def _of_picture(exif: Image.Exif) -> Image.Exif:
+    """What EXIF data say of the picture and its camera, without what they say of the file."""
+    kept = Image.Exif()
+    for tag, value in exif.items():
+        if tag not in LAYOUT and tag not in (IFD.Exif, IFD.GPSInfo):
+            kept[tag] = value
+    for part in (IFD.Exif, IFD.GPSInfo):
+        found = {t: v for t, v in exif.get_ifd(part).items() if t != IFD.Interop}
+        if found:
+            kept.get_ifd(part).update(found)
+    return kept
+
+
+def resized(pixels: Pixels, size: Size) -> Pixels:
+    """Scale [H, W, 3] to `size` (Lanczos); 16 bits stay 16, a colour at a time."""
+    if pixels.dtype == np.uint8:
+        image = Image.fromarray(pixels).resize(size[::-1], Image.Resampling.LANCZOS)
+        return np.asarray(image)
+    planes = [Image.fromarray(pixels[..., n].astype(np.float32)) for n in range(3)]
+    small = [plane.resize(size[::-1], Image.Resampling.LANCZOS) for plane in planes]
+    return (
+        np.stack([np.asarray(plane) for plane in small], -1)
+        .round()
+        .clip(0, np.iinfo(np.uint16).max)
+        .astype(np.uint16)
+    )

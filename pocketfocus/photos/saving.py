@@ -1,0 +1,160 @@
+"""One picture as a file: JPEG, PNG or TIFF, with its colour space and what its photo told.
+
+Pillow writes no colours of 16 bits, so PNG and TIFF are written here, of 8 and 16 alike.
+Legend: H, W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+from PIL.ExifTags import IFD, Base
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+import pocketfocus
+from pocketfocus.photos.images import Pixels
+from pocketfocus.photos.pixels import Photo
+from pocketfocus.run.files import write_atomic
+from pocketfocus.run.progress import say
+
+QUALITY = 95
+MOST_METADATA = 65_000  # bytes of EXIF data or XMP in a JPEG file
+ROWS = 256  # that are compressed at a time
+LEVEL = 4  # of zlib: higher ones take much longer and gain little on photos
+ASCII = b"ASCII\0\0\0"
+DEFLATE, DIFFERENCES, RGB = 8, 2, 2  # TIFF's numbers for how pixels lie
+
+
+def save_picture(photo: Photo, path: Path, fields: Mapping[str, Any]) -> None:
+    """Write a photo's pixels as `path`'s suffix says, with its colour space, EXIF data and XMP.
+
+    `fields`, what was made of it, become JSON in EXIF's UserComment; a comment of the photo's own
+    goes with them. The file is whole or absent; UserError when it cannot be written. KeyError for
+    another suffix.
+    """
+    write = WRITERS[path.suffix.lower()]
+    exif = _with_fields(photo, fields)
+    with write_atomic(path) as scratch, scratch.open("wb") as file:
+        write(file, photo, exif)
+
+
+def is_deep(path: Path) -> bool:
+    """Whether files of this suffix hold 16 bits."""
+    return WRITERS.get(path.suffix.lower()) is not _jpeg
+
+
+def _with_fields(photo: Photo, fields: Mapping[str, Any]) -> Image.Exif:
+    exif, described = photo.exif, {"pocketfocus": pocketfocus.__version__, **fields}
+    camera = exif.get_ifd(IFD.Exif)
+    before = _text(camera.get(Base.UserComment))
+    if before:
+        described["comment"] = before
+    camera[Base.UserComment] = ASCII + json.dumps(described).encode("ascii")
+    height, width = photo.size
+    camera[Base.ExifImageWidth], camera[Base.ExifImageHeight] = width, height
+    return exif
+
+
+def _text(comment: object) -> str:
+    """A comment as text; of one written here, the photo's own that went with it."""
+    if not isinstance(comment, bytes):
+        return ""
+    text = comment[len(ASCII) :].decode("utf-8", "ignore").strip("\0 ")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    is_own = isinstance(found, dict) and "pocketfocus" in found
+    return str(found.get("comment", "")) if is_own else text
+
+
+def _jpeg(file: BinaryIO, photo: Photo, exif: Image.Exif) -> None:
+    if len(exif.tobytes()) > MOST_METADATA:
+        say(f"{photo.name}: its maker's notes leave no room in a JPEG file and are left out")
+        exif.get_ifd(IFD.Exif).pop(Base.MakerNote, None)
+    more: dict[str, Any] = {"exif": exif, "icc_profile": photo.profile}
+    if photo.xmp and len(photo.xmp) <= MOST_METADATA:
+        more["xmp"] = photo.xmp
+    Image.fromarray(photo.pixels).save(file, "JPEG", quality=QUALITY, **more)
+
+
+def _png(file: BinaryIO, photo: Photo, exif: Image.Exif) -> None:
+    def chunk(name: bytes, data: bytes) -> None:
+        file.write(struct.pack(">I", len(data)) + name + data)
+        file.write(struct.pack(">I", zlib.crc32(name + data)))
+
+    height, width = photo.size
+    bits = 8 * photo.pixels.itemsize
+    file.write(b"\x89PNG\r\n\x1a\n")
+    chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, RGB, 0, 0, 0))
+    if photo.profile:
+        chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(photo.profile))
+    chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    if photo.xmp:
+        chunk(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + photo.xmp)
+    packer = zlib.compressobj(LEVEL)
+    for rows in _strips(photo.pixels):
+        values = rows.astype(rows.dtype.newbyteorder(">")).view(np.uint8)
+        values = values.reshape(len(rows), width, -1)
+        values[:, 1:] -= values[:, :-1].copy()  # a filter that every PNG reader undoes
+        lines = values.reshape(len(rows), -1)
+        filtered = np.hstack([np.ones((len(rows), 1), np.uint8), lines])
+        chunk(b"IDAT", packer.compress(filtered.tobytes()))
+    chunk(b"IDAT", packer.flush())
+    chunk(b"IEND", b"")
+
+
+def _tiff(file: BinaryIO, photo: Photo, exif: Image.Exif) -> None:
+    height, width = photo.size
+    strips = [zlib.compress(_differences(rows).tobytes(), LEVEL) for rows in _strips(photo.pixels)]
+    tags = ImageFileDirectory_v2(prefix=b"II")
+    for tag, value in exif.items():
+        tags[tag] = value
+    for part in (IFD.Exif, IFD.GPSInfo):
+        if exif.get_ifd(part):
+            tags[part] = dict(exif.get_ifd(part))
+    tags[Base.ImageWidth], tags[Base.ImageLength] = width, height
+    tags[Base.BitsPerSample] = (8 * photo.pixels.itemsize,) * 3
+    tags[Base.Compression], tags[Base.Predictor] = DEFLATE, DIFFERENCES
+    tags[Base.PhotometricInterpretation], tags[Base.SamplesPerPixel] = RGB, 3
+    tags[Base.RowsPerStrip], tags[Base.PlanarConfiguration] = ROWS, 1
+    tags[Base.StripByteCounts] = tuple(map(len, strips))
+    if photo.profile:
+        tags[Base.InterColorProfile] = photo.profile
+    if photo.xmp:
+        tags.tagtype[Base.XMLPacket] = 1
+        tags[Base.XMLPacket] = photo.xmp
+    tags.tagtype[Base.StripOffsets] = tags.tagtype[Base.StripByteCounts] = 4
+    # from where the tags end: Pillow adds that
+    tags[Base.StripOffsets] = tuple(accumulate(map(len, strips[:-1]), initial=0))
+    file.write(b"II*\0" + struct.pack("<I", 8) + tags.tobytes(8))
+    file.writelines(strips)
+
+
+def _strips(pixels: Pixels) -> Iterator[Pixels]:
+    for row in range(0, len(pixels), ROWS):
+        yield pixels[row : row + ROWS]
+
+
+def _differences(rows: Pixels) -> Pixels:
+    """Every pixel of [H, W, 3] less the one before it in its row: TIFF's horizontal predictor."""
+    made = rows.astype(rows.dtype.newbyteorder("<"))
+    made[:, 1:] -= rows[:, :-1]
+    return made
+
+
+WRITERS: Mapping[str, Callable[[BinaryIO, Photo, Image.Exif], None]] = {
+    ".jpg": _jpeg,
+    ".jpeg": _jpeg,
+    ".png": _png,
+    ".tif": _tiff,
+    ".tiff": _tiff,
+}
