@@ -34,6 +34,8 @@ class OneStepTrainer(StudentTrainer):
     def __init__(self, reference: ReferencePipeline, student: RefocusStudent) -> None:
         super().__init__()
         self.student = student
+        for told in (student.network.dioptres, student.network.position):
+            told.requires_grad_(False)  # no stack teaches what only tells of the photo
         self.rounded: Files | None = None
 
     def round(self, recipe: Recipe, photos: Sequence[Path] | None) -> None:

@@ -22,6 +22,21 @@ def test_regression_is_zero_only_for_the_stack_itself(reference: ReferencePipeli
     assert same["loss"] == 0 < other["loss"]
 
 
+def test_what_learns_gets_a_gradient_and_what_no_stack_teaches_is_frozen(
+    reference: ReferencePipeline,
+) -> None:
+    """Of all others processes that train together would wait for one."""
+    trained = Regression(reference, build_student("micro"))
+    photo, stacks = torch.rand(2, 3, 32, 32), torch.rand(2, 9, 3, 32, 32)
+    trained.losses(photo, torch.tensor([0, 8]), stacks)["loss"].backward()
+    frozen = {name for name, p in trained.named_parameters() if not p.requires_grad}
+    assert {name.rsplit(".", 1)[0] for name in frozen} == {
+        "student.network.dioptres",
+        "student.network.position",
+    }
+    assert frozen == {name for name, p in trained.named_parameters() if p.grad is None}
+
+
 def test_the_loss_has_an_edge_and_an_adjacent_frame_term() -> None:
     """Summed frame by frame in numpy; the frame of the photo's own position counts only beside its
     neighbours."""

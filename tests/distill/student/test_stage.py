@@ -76,7 +76,7 @@ def test_zero_minutes_copy_the_start(
         (lambda f: [p.rename(p.with_suffix(".bin")) for p in f.glob("*.safetensors")], "pickled"),
         (
             lambda f: (f / "config.json").write_text(
-                (f / "config.json").read_text().replace('"expansion": 2', '"expansion": 3')
+                (f / "config.json").read_text().replace('"head": 32', '"head": 16')
             ),
             "do not fit",
         ),
