@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,7 @@ from pocketfocus.photos.refocusing import (
 )
 from pocketfocus.run.errors import UserError
 
+Exported = Callable[[Sequence[str]], Path]
 POSITIONS = [*map(float, range(9)), 3.5]
 
 
@@ -220,14 +221,15 @@ def test_exif_comes_first(
 
 @pytest.mark.parametrize("name", ["onnx/student-fp32.onnx", "executorch/student-fp32.pte"])
 def test_a_file_gives_what_its_student_gives(
-    name: str, run_dir: Path, small_student: Path, photo: Pixels
+    name: str, exported: Exported, small_student: Path, photo: Pixels
 ) -> None:
+    file = exported([name]) / name
     square = np.ascontiguousarray(photo[:256, :256])
     expected = refocused(model_of(small_student)[0], square, 4).picture(2.5)
-    found = refocused(model_of(run_dir / name)[0], square, 4).picture(2.5)
+    found = refocused(model_of(file)[0], square, 4).picture(2.5)
     assert np.abs(found.astype(int) - expected).max() <= 1
     portrait = np.ascontiguousarray(photo[:, :160])
-    assert refocused(model_of(run_dir / name)[0], portrait, 4).picture(2.5).shape == portrait.shape
+    assert refocused(model_of(file)[0], portrait, 4).picture(2.5).shape == portrait.shape
 
 
 MEASURED = """
