@@ -22,6 +22,7 @@ from pocketfocus.data.optics import dioptres, distance
 from pocketfocus.models.analyse import Analyser, areas, likely_position
 from pocketfocus.models.model import Model, analyser_of, refocus
 from pocketfocus.models.render import Analysed, aperture_of, focus_weights, span_of
+from pocketfocus.models.student import CELL, enlarged
 from pocketfocus.photos.focusmap import all_in_focus, best_focus
 from pocketfocus.photos.images import (
     WORKING_PIXELS,
@@ -75,9 +76,11 @@ class Rendered:
         return made
 
     def focus_map(self) -> Tensor:
-        """Where every place of the analysis is sharpest, by its frames."""
+        """Where every place of the analysis is sharpest, by how far away the student sees it: on
+        real stacks half as far from the truth as where its own frames are sharpest."""
         height, width = self.analysed.size
-        return best_focus(self.analysed.analysis.stack[..., :height, :width])
+        near = enlarged(self.analysed.analysis.dioptres, float(CELL))[0, 0, :height, :width]
+        return (1 - near).clamp(0, 1) * (FRAMES - 1)
 
 
 @dataclass(frozen=True)

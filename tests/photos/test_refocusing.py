@@ -166,6 +166,23 @@ def test_focus_at_a_point() -> None:
     assert focus_at(focus, 0.5, 0.4) == 3.0
 
 
+def test_the_focus_map_is_that_of_distances(photo: Pixels, small_student: Path) -> None:
+    """In 20 dioptres, near 1, infinity 0; a photo's repeated edges are no part of it."""
+    analyser = model_of(small_student)[1]
+
+    def seen(small: Tensor, position: Tensor) -> Sequence[Tensor]:
+        stack, sharp, detail, dioptres, positions = analyser.call(small, position)
+        ramp = torch.linspace(1.2, 0, 16).expand_as(dioptres)
+        return stack, sharp, detail, ramp, positions
+
+    portrait = np.ascontiguousarray(photo[:256, :160])
+    made = Rendered(analysed(Analyser("seen", seen, sizes=((64, 64),)), portrait, 4), portrait)
+    focus = made.focus_map()
+    assert focus.shape == (64, 40)
+    assert focus[:, 0].max() == 0
+    torch.testing.assert_close(focus[0, 32], torch.tensor(8 - 8 * 1.2 * (1 - 7.625 / 15)))
+
+
 # positions
 
 
