@@ -1,5 +1,5 @@
 // One worker with one open file; another choice starts another worker, so that memory is given back.
-import { Choice, Reply, Request } from "./protocol";
+import { Choice, Fit, Reply, Request, Size } from "./protocol";
 
 export type Progress = (done: number, total: number, what: string) => void;
 type Done = Exclude<Reply, { kind: "progress" } | { kind: "failed" }>;
@@ -38,9 +38,11 @@ export class Engine {
   }
 
   open(choice: Choice, progress?: Progress) { return this.ask<"opened">({ kind: "open", choice }, progress); }
-  call(photo: Float32Array, position: number, size: [number, number]) {
+  call(photo: Float32Array, position: number, size: Size) {
     return this.ask<"stack">({ kind: "call", photo, position, size });
   }
-  focus(stack: Float32Array, size: [number, number]) { return this.ask<"focus">({ kind: "focus", stack, size }); }
+  analyse(photo: Float32Array, fit: Fit, position: number | null, progress: Progress) {
+    return this.ask<"analysed">({ kind: "analyse", photo, fit, position }, progress);
+  }
   close(): void { this.worker.terminate(); this.fail(new Error("stopped")); }
 }

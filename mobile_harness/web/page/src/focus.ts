@@ -1,16 +1,8 @@
 // Where a stack is sharp: the measure of pocketfocus/photos/focusmap.py (sum-modified Laplacian of Nayar
 // and Nakagawa over windows of several sizes), so that a tap here and there agree.
-import { FRAMES } from "./protocol";
+import { FRAMES, Size } from "./protocol";
 
 const SCALES = [1, 2, 4, 8, 16];
-
-function luma(stack: Float32Array, frame: number, pixels: number): Float32Array {
-  const at = frame * 3 * pixels, out = new Float32Array(pixels);
-  for (let i = 0; i < pixels; i++) {
-    out[i] = (0.299 * stack[at + i] + 0.587 * stack[at + pixels + i] + 0.114 * stack[at + 2 * pixels + i] + 1) / 2;
-  }
-  return out;
-}
 
 function energy(image: Float32Array, height: number, width: number): Float64Array {
   const out = new Float64Array(height * width);
@@ -50,17 +42,17 @@ function addMeans(measure: Float64Array, values: Float64Array, height: number, w
   }
 }
 
-// The frame in which each pixel is sharpest, H x W: the median of 5 x 5 argmaxes.
-export function bestFocus(stack: Float32Array, height: number, width: number): Uint8Array {
+// The frame in which each pixel is sharpest, [H,W]: the median of 5 x 5 argmaxes.
+export function bestFocus(lumas: Float32Array[], [height, width]: Size): Uint8Array {
   const pixels = height * width;
   const most = new Float64Array(pixels).fill(-1), peak = new Uint8Array(pixels);
-  for (let frame = 0; frame < FRAMES; frame++) {
+  lumas.forEach((luma, frame) => {
     const measure = new Float64Array(pixels);
-    addMeans(measure, energy(luma(stack, frame, pixels), height, width), height, width);
+    addMeans(measure, energy(luma, height, width), height, width);
     for (let i = 0; i < pixels; i++) {
       if (measure[i] > most[i]) { most[i] = measure[i]; peak[i] = frame; }
     }
-  }
+  });
   const out = new Uint8Array(pixels), counts = new Uint8Array(FRAMES);
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < width; x++) {

@@ -1,55 +1,94 @@
-// A photo file to what the student takes, and stacks back to pictures.
+// A photo file: its size, its pixels as far as they are needed, and where it says it was focused.
 import exifr from "exifr/dist/lite.esm.mjs";
-import { FRAMES } from "./protocol";
+import { FRAMES, Size } from "./protocol";
 
-const USUAL = 7;  // 40 cm: nearer than most things, which look alike from there on
+const MOST_PIXELS = 4096 ** 2;  // as large as iPhones let a canvas be; 64 MiB of texture
+const STRIP_PIXELS = 2 ** 20;
 
-// The middle of the picture, cut and scaled to H x W by halves, so that no pixel is left out.
-export async function fitted(file: Blob, height: number, width: number): Promise<HTMLCanvasElement> {
-  const bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
-  const scale = Math.min(bitmap.width / width, bitmap.height / height);
-  let across = width * scale, down = height * scale;
-  let source: CanvasImageSource = bitmap;
-  let left = (bitmap.width - across) / 2, top = (bitmap.height - down) / 2;
-  for (;;) {
-    const last = across <= 2 * width;
-    const canvas = document.createElement("canvas");
-    canvas.width = last ? width : Math.round(across / 2);
-    canvas.height = last ? height : Math.round(down / 2);
-    const context = canvas.getContext("2d", { willReadFrequently: true })!;
-    context.imageSmoothingQuality = "high";
-    context.fillStyle = "#fff";
-    context.fillRect(0, 0, canvas.width, canvas.height);
-    context.drawImage(source, left, top, across, down, 0, 0, canvas.width, canvas.height);
-    if (last) { bitmap.close(); return canvas; }
-    source = canvas; left = top = 0; across = canvas.width; down = canvas.height;
-  }
+// Height and width as it is looked at, without decoding it.
+export async function sizeOf(file: Blob): Promise<Size> {
+  const image = new Image();
+  image.src = URL.createObjectURL(file);
+  try {
+    await new Promise((done, failed) => { image.onload = done; image.onerror = failed; });
+    return [image.naturalHeight, image.naturalWidth];
+  } finally { URL.revokeObjectURL(image.src); }
 }
 
-export function toTensor(canvas: HTMLCanvasElement): Float32Array {
-  const { data } = canvas.getContext("2d")!.getImageData(0, 0, canvas.width, canvas.height);
-  const pixels = canvas.width * canvas.height, out = new Float32Array(3 * pixels);
+// The largest size in its proportions that this device shows.
+export function shownSize([height, width]: Size, mostSide: number): Size {
+  const scale = Math.min(1, mostSide / Math.max(height, width), Math.sqrt(MOST_PIXELS / (height * width)));
+  return [Math.max(1, Math.floor(height * scale)), Math.max(1, Math.floor(width * scale))];
+}
+
+export async function decoded(file: Blob, own: Size, [height, width]: Size): Promise<ImageBitmap> {
+  const asked: ImageBitmapOptions = { imageOrientation: "from-image" };
+  if (own[0] === height && own[1] === width) return createImageBitmap(file, asked);
+  return createImageBitmap(file, { ...asked, resizeWidth: width, resizeHeight: height, resizeQuality: "high" });
+}
+
+// The photo [3,h,w] in [-1,1], every pixel the mean of the area that it covers; read strip by strip,
+// so that the page answers and no second copy is held.
+export async function averaged(photo: ImageBitmap, [height, width]: Size): Promise<Float32Array> {
+  const sums = new Float64Array(3 * height * width), across = new Float64Array(3 * width);
+  const columns = areas(photo.width, width), rows = areas(photo.height, height);
+  const most = Math.max(1, Math.floor(STRIP_PIXELS / photo.width));
+  const strip = document.createElement("canvas");
+  strip.width = photo.width; strip.height = most;
+  const context = strip.getContext("2d", { willReadFrequently: true, alpha: false })!;
+  for (let top = 0; top < photo.height; top += most) {
+    const count = Math.min(most, photo.height - top);
+    context.fillStyle = "#fff";
+    context.fillRect(0, 0, photo.width, count);
+    context.drawImage(photo, 0, -top);
+    const { data } = context.getImageData(0, 0, photo.width, count);
+    for (let y = 0; y < count; y++) {
+      across.fill(0);
+      addAcross(across, data.subarray(4 * y * photo.width), columns);
+      addDown(sums, across, rows, top + y);
+    }
+    await new Promise((done) => setTimeout(done));
+  }
+  const pixels = height * width, out = new Float32Array(3 * pixels);
   for (let i = 0; i < pixels; i++) {
-    for (let c = 0; c < 3; c++) out[c * pixels + i] = data[4 * i + c] / 127.5 - 1;
+    for (let c = 0; c < 3; c++) out[c * pixels + i] = sums[3 * i + c] / 127.5 - 1;
   }
   return out;
 }
 
-export function drawFrame(canvas: HTMLCanvasElement, stack: Float32Array, frame: number): void {
-  const pixels = canvas.width * canvas.height, at = frame * 3 * pixels;
-  const image = new ImageData(canvas.width, canvas.height);
-  for (let i = 0; i < pixels; i++) {
-    for (let c = 0; c < 3; c++) image.data[4 * i + c] = Math.round((stack[at + c * pixels + i] + 1) * 127.5);
-    image.data[4 * i + 3] = 255;
+interface Areas { first: Int32Array; part: Float64Array; rest: Float64Array }
+
+// Each of `full` pixels lies in one of fewer `small` ones, and maybe partly in the next; as shares of
+// what these are means of.
+function areas(full: number, small: number): Areas {
+  const scale = small / full;
+  const first = new Int32Array(full), part = new Float64Array(full), rest = new Float64Array(full);
+  for (let i = 0; i < full; i++) {
+    first[i] = Math.min(small - 1, Math.floor(i * scale));
+    part[i] = first[i] === small - 1 ? scale : Math.min(scale, first[i] + 1 - i * scale);
+    rest[i] = scale - part[i];
   }
-  canvas.getContext("2d")!.putImageData(image, 0, 0);
+  return { first, part, rest };
 }
 
-// The focal position by what the camera wrote of its focus distance, or the usual one.
-export async function guess(file: Blob): Promise<{ position: number; why: string }> {
+function addAcross(sums: Float64Array, row: Uint8ClampedArray, { first, part, rest }: Areas): void {
+  for (let x = 0, from = 0; x < first.length; x++, from += 4) {
+    const to = 3 * first[x], here = part[x], beyond = rest[x];
+    sums[to] += here * row[from]; sums[to + 1] += here * row[from + 1]; sums[to + 2] += here * row[from + 2];
+    if (beyond > 0) for (let c = 0; c < 3; c++) sums[to + 3 + c] += beyond * row[from + c];
+  }
+}
+
+function addDown(sums: Float64Array, row: Float64Array, { first, part, rest }: Areas, y: number): void {
+  const to = row.length * first[y], here = part[y], beyond = rest[y];
+  for (let k = 0; k < row.length; k++) sums[to + k] += here * row[k];
+  if (beyond > 0) for (let k = 0; k < row.length; k++) sums[to + row.length + k] += beyond * row[k];
+}
+
+// The focal position by what the camera wrote of its focus distance, if it did.
+export async function noted(file: Blob): Promise<{ position: number; metres: number } | undefined> {
   const tags = await exifr.parse(file, { pick: ["SubjectDistance"] }).catch(() => undefined);
   const metres = Number(tags?.SubjectDistance);
-  if (!(metres > 0)) return { position: USUAL, why: "the photo does not tell; most are sharp from here on" };
-  const position = Math.round((1 - Math.min(20, 1 / metres) / 20) * (FRAMES - 1));
-  return { position, why: `the camera noted ${metres.toFixed(2)} m` };
+  if (!(metres > 0)) return undefined;
+  return { position: Math.round((1 - Math.min(20, 1 / metres) / 20) * (FRAMES - 1)), metres };
 }

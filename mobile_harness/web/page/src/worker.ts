@@ -1,7 +1,8 @@
 // ONNX Runtime off the page's own thread, so that the page answers while it computes.
 import type { InferenceSession } from "onnxruntime-web/wasm";
+import { analysisOf, inputOf, likelyPosition } from "./analysis";
 import { bestFocus } from "./focus";
-import { Choice, FRAMES, Reply, Request } from "./protocol";
+import { Choice, FRAMES, Reply, Request, Size } from "./protocol";
 
 type Ort = typeof import("onnxruntime-web/wasm");
 
@@ -65,31 +66,50 @@ async function open(id: number, choice: Choice): Promise<void> {
   scope.postMessage({ id, kind: "opened", loadMs: performance.now() - began, threads: ort.env.wasm.numThreads ?? 1 });
 }
 
-async function call(message: Extract<Request, { kind: "call" }>): Promise<void> {
-  const [height, width] = message.size;
+// Only what is asked for is copied out of the runtime's heap. No position: it is not known.
+async function made(photo: Float32Array, [height, width]: Size, position: number | null, outputs: string[]): Promise<Float32Array[]> {
   const oneHot = new Float32Array(FRAMES);
-  oneHot[message.position] = 1;
+  if (position !== null) oneHot[position] = 1;
   const feeds = {
-    [names.inputs[0]]: new ort.Tensor("float32", message.photo, [1, 3, height, width]),
+    [names.inputs[0]]: new ort.Tensor("float32", photo, [1, 3, height, width]),
     [names.inputs[1]]: new ort.Tensor("float32", oneHot, [1, FRAMES]),
   };
+  const results = await session.run(feeds, outputs);
+  return Promise.all(outputs.map((name) => results[name].getData() as Promise<Float32Array>));
+}
+
+async function call({ id, photo, size, position }: Extract<Request, { kind: "call" }>): Promise<void> {
   const began = performance.now();
-  const results = await session.run(feeds);
-  const stack = (await results[names.outputs[0]].getData()) as Float32Array;
+  const [stack] = await made(photo, size, position, names.outputs.slice(0, 1));
   const ms = performance.now() - began;
-  if (stack.length !== FRAMES * 3 * height * width) throw new Error(`the file made ${stack.length} values`);
+  if (stack.length !== FRAMES * photo.length) throw new Error(`the file made ${stack.length} values`);
   const own = new Float32Array(stack);
-  scope.postMessage({ id: message.id, kind: "stack", stack: own, ms, heapBytes: heapBytes() }, [own.buffer]);
+  scope.postMessage({ id, kind: "stack", stack: own, ms, heapBytes: heapBytes() }, [own.buffer]);
+}
+
+async function analyse({ id, photo, fit, position: known }: Extract<Request, { kind: "analyse" }>): Promise<void> {
+  const input = inputOf(photo, fit);
+  const [stackName, sharpName, detailName, , positionsName] = names.outputs;
+  const say = (what: string) => scope.postMessage({ id, kind: "progress", done: 0, total: 0, what });
+  let position = known ?? 0, sure: number | null = null;
+  if (known === null) {
+    say("Finding where it was focused");
+    const [chances] = await made(input, fit.taken, null, [positionsName]);
+    ({ position, sure } = likelyPosition(chances));
+  }
+  say("Analysing the photo");
+  const began = performance.now();
+  const [stack, sharp, detail] = await made(input, fit.taken, position, [stackName, sharpName, detailName]);
+  const ms = performance.now() - began;
+  const { analysis, lumas } = analysisOf(photo, { stack, sharp, detail }, fit), best = bestFocus(lumas, fit.size);
+  scope.postMessage({ id, kind: "analysed", analysis, best, position, sure, ms }, [analysis.layers.buffer, best.buffer]);
 }
 
 async function answer(message: Request): Promise<void> {
   try {
     if (message.kind === "open") await open(message.id, message.choice);
     else if (message.kind === "call") await call(message);
-    else {
-      const best = bestFocus(message.stack, ...message.size);
-      scope.postMessage({ id: message.id, kind: "focus", best }, [best.buffer]);
-    }
+    else await analyse(message);
   } catch (error) {
     scope.postMessage({ id: message.id, kind: "failed", why: error instanceof Error ? error.message : String(error) });
   }

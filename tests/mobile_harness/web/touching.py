@@ -1,0 +1,78 @@
+"""What a user does on the page, in a browser: open it, pick a photo, move sliders, save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from tests.mobile_harness.web.conftest import Serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+TAKEN = 4
+# What is saved loses nothing, and the software that stands in for a graphics processor may draw.
+_TESTED = """
+const toBlob = HTMLCanvasElement.prototype.toBlob;
+HTMLCanvasElement.prototype.toBlob = function (done) { toBlob.call(this, done, "image/png"); };
+const get = HTMLCanvasElement.prototype.getContext;
+HTMLCanvasElement.prototype.getContext = function (kind, options) {
+  if (kind === "webgl2" && window.without) return null;
+  return get.call(this, kind, { ...options, failIfMajorPerformanceCaveat: false });
+};
+"""
+WITHOUT_WEBGL = "window.without = true;"
+SMALL_TEXTURES = """
+const ask = WebGL2RenderingContext.prototype.getParameter;
+WebGL2RenderingContext.prototype.getParameter = function (name) {
+  return name === this.MAX_TEXTURE_SIZE ? 480 : ask.call(this, name);
+};
+"""
+
+
+def opened(browser: Browser, serving: Serving, *scripts: str) -> Page:
+    """The page on a phone whose screen has a pixel for each of the page's."""
+    context = browser.new_context(
+        viewport={"width": 390, "height": 844}, has_touch=True, reduced_motion="reduce"
+    )
+    for script in (*scripts, _TESTED):
+        context.add_init_script(script)
+    page = context.new_page()
+    page.goto(serving.url)
+    page.wait_for_selector("html[data-ready]")
+    return page
+
+
+def refocus(page: Page, photo: Path, position: int | None = TAKEN, timeout_s: float = 120) -> None:
+    """Pick a photo, say where it is sharp if that is given, and wait for its picture."""
+    done = "#result:not([hidden]), #trouble:not([hidden])"
+    page.set_input_files("#pick", photo)
+    page.wait_for_selector(done, timeout=1000 * timeout_s)
+    assert page.locator("#trouble").inner_text() == ""
+    if position is not None:
+        page.locator("#taken-words").click()
+        page.locator("#at").fill(str(position))
+        page.locator("#go").click()
+        page.wait_for_selector(done, timeout=1000 * timeout_s)
+        assert page.locator("#trouble").inner_text() == ""
+        page.locator("#taken-words").click()
+
+
+def look(page: Page, focus: float, aperture: float) -> None:
+    page.get_by_role("slider", name="Focus").fill(str(focus))
+    page.get_by_role("slider", name="Aperture").fill(str(aperture))
+
+
+def saved(page: Page) -> Image.Image:
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save").click()
+    return Image.open(download.value.path()).convert("RGB")
+
+
+def difference(a: Image.Image, b: Image.Image) -> int:
+    """The largest one of two pictures of one size, of 255."""
+    assert a.size == b.size
+    return int(np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).max())
