@@ -36,7 +36,13 @@ class Served:
         return FLOAT_BYTES * math.prod(stack.shape)
 
     def describe(self) -> dict[str, Any]:
-        """Return what the page has to know to call the files."""
+        """Return what the page has to know to call the files.
+
+        `sizes` are the (H, W) of photos that a file takes; the page knows null as any whose sides
+        are multiples of `multiple`, about as large as `size`.
+        """
+        from pocketfocus.models.student import multiple_of  # torch; `load_served` has it already
+
         files = [
             {
                 "name": artifact.name,
@@ -49,7 +55,8 @@ class Served:
             }
             for artifact in self.artifacts.values()
         ]
-        return {"size": list(self.manifest.size), "files": files}
+        multiple = multiple_of(self.manifest.student_config)
+        return {"size": list(self.manifest.size), "multiple": multiple, "files": files}
 
 
 def load_served(folder: Path) -> Served:

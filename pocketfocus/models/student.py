@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -226,8 +226,7 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
     @property
     def multiple(self) -> int:
         """Both sides of the photo that is analysed are multiples of this many pixels."""
-        levels, bands = len(self.config["channels"]), int(self.config["bands"])
-        return CELL * 2 ** max(levels - 1, bands - 1 - COARSE)
+        return multiple_of(self.config)
 
     def forward(self, photo: Tensor, position: Tensor) -> tuple[Tensor, ...]:
         height, width = photo.shape[-2:]
@@ -277,6 +276,12 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
             change = term if change is None else change + term
         assert change is not None
         return change + shuffled(outputs[:, IMAGES * (1 + len(bands)) :]), gains[0]
+
+
+def multiple_of(config: Mapping[str, Any]) -> int:
+    """What both sides of a photo that is analysed are multiples of, by a student's config.json."""
+    levels, bands = len(config["channels"]), int(config["bands"])
+    return int(CELL * 2 ** max(levels - 1, bands - 1 - COARSE))
 
 
 def weighted(gain: Tensor, band: Tensor) -> Tensor:

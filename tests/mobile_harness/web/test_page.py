@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from pocketfocus.data.scenes import bundled_photos
@@ -135,35 +136,37 @@ def test_drag_racks_and_hold_shows_the_original(refocused: Page) -> None:
     assert hold.get_attribute("aria-pressed") == "false"
 
 
+def window(shown: Image.Image, whole: Image.Image) -> tuple[int, int]:
+    """Where in a picture the half of its width and height is that is shown: left, top."""
+    half = np.asarray(shown.resize((SIDE // 2, SIDE // 2), Image.Resampling.BOX), float)
+    views = sliding_window_view(np.asarray(whole, float), half.shape)[:, :, 0]
+    top, left = np.unravel_index(np.abs(views - half).mean((2, 3, 4)).argmin(), views.shape[:2])
+    return int(left), int(top)
+
+
 def test_two_taps_zoom_to_where_they_are(refocused: Page) -> None:
     slider, zoom = (
         refocused.get_by_role("slider", name="Focus"),
         refocused.get_by_role("button", name="Pixels"),
     )
-    slider.fill("2.5")
     area = refocused.locator("#view").bounding_box()
     assert area
-    whole = seen(refocused)
     x, y = area["x"] + area["width"] / 4, area["y"] + area["height"] / 4
-    refocused.mouse.dblclick(x, y)
+    for _ in range(10):  # a busy machine taps too slowly now and then
+        slider.fill("2.5")
+        whole = seen(refocused)
+        refocused.mouse.dblclick(x, y)
+        if zoom.get_attribute("aria-pressed") == "true":
+            break
     assert zoom.get_attribute("aria-pressed") == "true"
     assert slider.input_value() == "2.5", "two taps do not focus"
-    quarter = whole.crop((0, 0, SIDE // 2, SIDE // 2)).resize(
-        (SIDE, SIDE), Image.Resampling.NEAREST
-    )
-    shown = np.abs(np.asarray(seen(refocused), float) - np.asarray(quarter, float))[4:-4, 4:-4]
-    assert shown.mean() < 3
+    assert window(seen(refocused), whole) == pytest.approx((0, 0), abs=1)
     refocused.mouse.move(x, y)
     refocused.mouse.down()
     refocused.mouse.move(x - area["width"] / 2, y, steps=3)  # looks around, and racks nothing
     refocused.mouse.up()
     assert slider.input_value() == "2.5"
-    moved = whole.crop((SIDE // 4, 0, 3 * SIDE // 4, SIDE // 2))
-    shown = np.abs(
-        np.asarray(seen(refocused), float)
-        - np.asarray(moved.resize((SIDE, SIDE), Image.Resampling.NEAREST), float)
-    )[4:-4, 4:-4]
-    assert shown.mean() < 3
+    assert window(seen(refocused), whole) == pytest.approx((16, 0), abs=1)
     zoom.tap()
     assert zoom.get_attribute("aria-pressed") == "false"
 

@@ -35,7 +35,7 @@ from tests.mobile_harness.web.touching import (
 )
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 FILE = "onnx/student-fp32.onnx"
 TAKES = (48, 64)  # of its photos, landscape
@@ -48,13 +48,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("built_page")]
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """A served run with a file for landscape photos."""
-    import os
 
-    if os.environ.get("HC"):
-        server = start(Path("/tmp/hc/wide"))
-        yield server
-        server.stop()
-        return
     torch.manual_seed(0)
     student = RefocusStudent(**PRESETS["micro"] | {"size": TAKES})
     stir(student)
@@ -149,6 +143,34 @@ def test_a_photo_is_turned_upright_and_reduced_to_what_the_device_draws(
     assert "The photo has 720 × 960; this phone shows and saves less" in words
     expected = np.asarray(photo.resize((360, 480), Image.Resampling.LANCZOS), np.float32)
     assert np.abs(np.asarray(saved(page), np.float32) - expected).mean() < 3
+    page.context.close()
+
+
+def test_a_file_of_any_size_gets_the_photos_own_proportions(
+    browser: Browser, wide: Serving, tmp_path: Path
+) -> None:
+    """About as many pixels as the student was made for; here as many as the file really takes."""
+    photo = picture("landscape")
+    photo.save(tmp_path / "photo.png")
+    page = opened(browser, wide)
+    asked: list[str] = []
+
+    def any_size(route: Route) -> None:
+        told = route.fetch().json()
+        told["files"] = [file | {"sizes": None} for file in told["files"]]
+        asked.append(route.request.url)
+        route.fulfill(json=told)
+
+    page.route("**/api/run", any_size)
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    assert asked
+    refocus(page, tmp_path / "photo.png")
+    assert "analysed at 64 × 48 " in page.locator("#took").inner_text()  # and so the file is called
+    look(page, 3.5, 1)
+    tensor = to_tensor(photo)
+    made = analysed(wide, tensor, TAKEN).render(tensor, focus_weights(3.5), aperture_of(1))
+    assert difference(saved(page), Image.fromarray(to_uint8(made)[0])) <= 2
     page.context.close()
 
 

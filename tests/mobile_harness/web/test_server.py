@@ -133,6 +133,14 @@ def test_a_link_in_the_place_of_a_file_is_refused(serving: Serving, tmp_path: Pa
     assert ask(serving, ONNX)[0] == 200
 
 
+def test_the_page_is_told_what_the_files_take(serving: Serving) -> None:
+    run = json.loads(ask(serving, "/api/run")[2])
+    assert (run["size"], run["multiple"]) == ([64, 64], 8)
+    for file in run["files"]:
+        assert file["sizes"] == [[64, 64]]
+        assert file["outputs"] == ["stack", "sharp", "detail", "dioptres", "positions"]
+
+
 def test_other_sites_and_names_are_refused(serving: Serving, measurement: dict[str, Any]) -> None:
     assert send(serving, measurement, Origin="http://elsewhere.example")[0] == 403
     assert ask(serving, "/", headers={"Host": "elsewhere.example"})[0] == 400  # DNS rebinding

@@ -34,9 +34,12 @@ WebGL2RenderingContext.prototype.getParameter = function (name) {
 
 
 def opened(browser: Browser, serving: Serving, *scripts: str) -> Page:
-    """The page on a phone whose screen has a pixel for each of the page's."""
+    """The page on a phone whose screen has a pixel for each of the page's; nothing is kept."""
     context = browser.new_context(
-        viewport={"width": 390, "height": 844}, has_touch=True, reduced_motion="reduce"
+        viewport={"width": 390, "height": 844},
+        has_touch=True,
+        reduced_motion="reduce",
+        service_workers="block",
     )
     for script in (*scripts, _TESTED):
         context.add_init_script(script)

@@ -87,7 +87,7 @@ function addDown(sums: Float64Array, row: Float64Array, { first, part, rest }: A
 
 // The focal position by what the camera wrote of its focus distance, if it did.
 export async function noted(file: Blob): Promise<{ position: number; metres: number } | undefined> {
-  const tags = await exifr.parse(file, { pick: ["SubjectDistance"] }).catch(() => undefined);
+  const tags = await exifr.parse(file, { exif: true }).catch(() => undefined);
   const metres = Number(tags?.SubjectDistance);
   if (!(metres > 0)) return undefined;
   return { position: Math.round((1 - Math.min(20, 1 / metres) / 20) * (FRAMES - 1)), metres };
