@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,6 +145,14 @@ def window(shown: Image.Image, whole: Image.Image) -> tuple[int, int]:
     return int(left), int(top)
 
 
+def tap_twice(page: Page, x: float, y: float) -> None:
+    """Two taps a seventh of a second apart, however busy this machine is."""
+    session, now = page.context.new_cdp_session(page), time.time()
+    for at, kind in ((0, "Pressed"), (0.05, "Released"), (0.15, "Pressed"), (0.2, "Released")):
+        about = {"x": x, "y": y, "button": "left", "clickCount": 1, "timestamp": now + at}
+        session.send("Input.dispatchMouseEvent", {"type": f"mouse{kind}", **about})
+
+
 def test_two_taps_zoom_to_where_they_are(refocused: Page) -> None:
     slider, zoom = (
         refocused.get_by_role("slider", name="Focus"),
@@ -152,12 +161,9 @@ def test_two_taps_zoom_to_where_they_are(refocused: Page) -> None:
     area = refocused.locator("#view").bounding_box()
     assert area
     x, y = area["x"] + area["width"] / 4, area["y"] + area["height"] / 4
-    for _ in range(10):  # a busy machine taps too slowly now and then
-        slider.fill("2.5")
-        whole = seen(refocused)
-        refocused.mouse.dblclick(x, y)
-        if zoom.get_attribute("aria-pressed") == "true":
-            break
+    slider.fill("2.5")
+    whole = seen(refocused)
+    tap_twice(refocused, x, y)
     assert zoom.get_attribute("aria-pressed") == "true"
     assert slider.input_value() == "2.5", "two taps do not focus"
     assert window(seen(refocused), whole) == pytest.approx((0, 0), abs=1)

@@ -4,6 +4,8 @@ import { FRAMES, Size } from "./protocol";
 
 const MOST_PIXELS = 4096 ** 2;  // as large as iPhones let a canvas be; 64 MiB of texture
 const STRIP_PIXELS = 2 ** 20;
+const FARTHEST = 1e6;             // metres; EXIF's infinity is 2 ** 32 - 1
+const CLOSE = 2, DISTANT = 3;     // of EXIF's SubjectDistanceRange
 
 // Height and width as it is looked at, without decoding it.
 export async function sizeOf(file: Blob): Promise<Size> {
@@ -85,10 +87,14 @@ function addDown(sums: Float64Array, row: Float64Array, { first, part, rest }: A
   if (beyond > 0) for (let k = 0; k < row.length; k++) sums[to + row.length + k] += beyond * row[k];
 }
 
-// The focal position by what the camera wrote of its focus distance, if it did.
-export async function noted(file: Blob): Promise<{ position: number; metres: number } | undefined> {
-  const tags = await exifr.parse(file, { exif: true }).catch(() => undefined);
+// The focal position by what the camera wrote, if it did: metres, or that it was nothing near.
+export async function noted(file: Blob): Promise<{ position: number; words: string } | undefined> {
+  const tags = await exifr.parse(file, { exif: true, translateValues: false }).catch(() => undefined);
   const metres = Number(tags?.SubjectDistance);
-  if (!(metres > 0)) return undefined;
-  return { position: Math.round((1 - Math.min(20, 1 / metres) / 20) * (FRAMES - 1)), metres };
+  if (metres > 0) {
+    const position = Math.round((1 - Math.min(20, 1 / metres) / 20) * (FRAMES - 1));
+    return { position, words: metres < FARTHEST ? `the camera noted ${metres.toFixed(2)} m` : "the camera noted infinity" };
+  }
+  const range = Number(tags?.SubjectDistanceRange);
+  return range === CLOSE || range === DISTANT ? { position: FRAMES - 1, words: "the camera noted no macro" } : undefined;
 }

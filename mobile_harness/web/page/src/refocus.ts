@@ -13,7 +13,7 @@ import { View } from "./view";
 const STEPS = ["start", "work", "result"] as const;
 const TITLES = ["Refocus a photo", "Analysing", "Tap to refocus"];
 
-interface Photo { file: File; own: Size; shown: Size; noted?: { position: number; metres: number }; small: Float32Array; fit: Fit; by: Choice }
+interface Photo { file: File; own: Size; shown: Size; noted?: { position: number; words: string }; small: Float32Array; fit: Fit; by: Choice }
 
 const times = ([height, width]: Size) => `${width} × ${height}`;
 
@@ -111,8 +111,8 @@ export function refocusTab(run: Run): void {
     const { own, shown, fit, noted: note } = photo!;
     at.value = String(taken);
     sayAt();
-    const by = sure !== null ? `estimated, ${Math.round(100 * sure)} % sure`
-      : note?.position === taken ? `the camera noted ${note.metres.toFixed(2)} m` : "as you said";
+    const by = sure !== null ? `by the picture, ${Math.round(100 * sure)} % sure within one step`
+      : note?.position === taken ? note.words : "as you said";
     find("taken-words").textContent = `Taken sharp at ${distance(taken)}: ${by}`;
     const less = own[0] === shown[0] && own[1] === shown[1] ? "" : ` The photo has ${times(own)}; this phone shows and saves less.`;
     find("took").textContent = `${times(shown)} pixels, analysed at ${times(fit.size)} in ${ms.toFixed(0)} ms `
