@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pocketfocus.distill.student.regression import OneStepTrainer, pooled, stack_losses
+from pocketfocus.distill.student.regression import OneStepTrainer, compared, pooled
+from pocketfocus.distill.student.samples import Batch
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.student import RefocusStudent
 from pocketfocus.run.constants import FRAMES
@@ -83,39 +84,37 @@ class Adversarial(OneStepTrainer):
             seen = encoder_features(self.vae, torch.zeros(1, 3, 64, 64))
         self.heads = Heads([features.shape[1] for features in seen])
 
-    def losses(
-        self, photos: Tensor, positions: Tensor, stacks: Tensor, *noise: Tensor, pool: int = 1
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, *noise: Tensor, pool: int = 1) -> dict[str, Tensor]:
         """Compare pixels, and judge both sides unless `pool` leaves no detail to judge."""
-        made = self.made(photos, positions, stacks, *noise)
-        common = stack_losses(made, photos, positions, stacks, pool)
-        pixels = pseudo_huber(pooled(made, pool) - pooled(stacks, pool))
-        terms = {**common, "loss": pixels}
+        made = self.made(batch.photos, batch.places, *noise)
+        stacks = made.images[:, :FRAMES]
+        common = compared(made, batch, batch.places, pool)
+        pixels = pseudo_huber(pooled(stacks - batch.stacks, pool))
+        all_used = 0.0 * common["loss"]  # or DDP would wait for layers that nothing here trains
+        terms = {**{n: common[n] for n in ("gain_db", "psnr_db")}, "loss": pixels + all_used}
         if pool > 1:
             return terms
-        fool, judge = self.judged(made, photos, positions, stacks)
+        fool, judge = self.judged(stacks, batch)
         return {
             **terms,
-            "loss": pixels + GAN_WEIGHT * fool + judge,
+            "loss": terms["loss"] + GAN_WEIGHT * fool + judge,
             "pixels": pixels.detach(),
             "generator": fool.detach(),
             "discriminator": judge.detach(),
         }
 
-    def judged(
-        self, made: Tensor, photos: Tensor, positions: Tensor, stacks: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def judged(self, made: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Compute the generator's and the discriminator's term for stacks [B,9,3,H,W] that were
-        made and true ones. The frame at the photo's own position is the photo in both, and does not
-        count."""
-        one_hot = F.one_hot(positions, FRAMES).to(made.dtype)
+        made and the true ones. The frame at the photo's own position is the photo in both, and does
+        not count."""
+        one_hot, photos, positions = batch.places, batch.photos, batch.positions
         frame = torch.eye(FRAMES).to(made).repeat(len(positions), 1)
         places = torch.cat([frame, one_hot.repeat_interleave(FRAMES, 0)], 1)
         counted = 1 - one_hot.flatten()
         with torch.no_grad():
             given = encoder_features(self.vae, photos)
             given = [features.repeat_interleave(FRAMES, 0) for features in given]
-            real = encoder_features(self.vae, stacks.flatten(0, 1))
+            real = encoder_features(self.vae, batch.stacks.flatten(0, 1))
         fake = encoder_features(self.vae, made.flatten(0, 1))
         constant = {name: p.detach() for name, p in self.heads.named_parameters()}
         fooled = functional_call(self.heads, constant, (fake, given, places))

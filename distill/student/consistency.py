@@ -23,6 +23,7 @@ from torch.func import functional_call
 
 from pocketfocus.distill.reference.denoiser import Given, estimate, pixel_energy
 from pocketfocus.distill.reference.phases import save_reference
+from pocketfocus.distill.student.samples import Batch
 from pocketfocus.distill.student.trainer import StudentTrainer
 from pocketfocus.distill.train.distributed import process_state, wants_sharding
 from pocketfocus.distill.train.edm import append_dims
@@ -76,22 +77,20 @@ class Consistency(StudentTrainer):
         """Ask for the ends of the guided trajectories that it learns to jump to."""
         return PUBLISHED
 
-    def noise(self, stack: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    def noise(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Draw a noise level [1] and unit noise [1,9,C,h,w]."""
         vae, factor = self.reference.vae, latent_factor(self.reference.vae)
-        height, width = stack.shape[-2] // factor, stack.shape[-1] // factor
+        height, width = (side // factor for side in images.shape[-2:])
         shape = (1, FRAMES, vae.config.latent_channels, height, width)
         level = torch.randint(0, LEVELS, (1,), generator=generator)
         return level, torch.randn(shape, generator=generator)
 
-    def losses(
-        self, photos: Tensor, positions: Tensor, stacks: Tensor, *noise: Tensor, pool: int = 1
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, *noise: Tensor, pool: int = 1) -> dict[str, Tensor]:
         """Compare the estimates at two neighbouring levels; `pool` is for pixels."""
         level, unit = noise
         high, low = self.sigmas[level], self.sigmas[level + 1]
         with torch.no_grad():
-            given, clean = self.encoded(photos, positions, stacks)
+            given, clean = self.encoded(batch.photos, batch.positions, batch.stacks)
             noisy = clean + append_dims(high, 5) * unit
             nearer = self.guided_step(noisy, high, low, given)
             target = estimate(self.averaged(), nearer, low, given)

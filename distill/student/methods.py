@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pocketfocus.distill.student.adversarial import Adversarial
 from pocketfocus.distill.student.consistency import Consistency
 from pocketfocus.distill.student.regression import Regression
 from pocketfocus.distill.student.trainer import StudentTrainer
 from pocketfocus.distill.train.crops import Crops
+from pocketfocus.distill.train.schedule import Schedule
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.student import RefocusStudent
 from pocketfocus.run.errors import UserError
 
-# How blur looks is local: small crops first show more scenes a minute; whole pictures show layout.
-CROPS = (Crops(0.55, 4, 128), Crops(0.8, 2, 192), Crops(1.0, 1, 256))
+# How blur looks is local: smaller crops first show more scenes a minute; larger ones show layout.
+CROPS = (Crops(0.6, 16, 128), Crops(1.0, 10, 160))
 SMALL_CROPS = (Crops(1.0, 1, 128),)  # a step of `consistency` evaluates UNets five times a sample
+WARM = Schedule(learning_rate=2e-5, log_every=1)  # gentle
+FASTER = replace(WARM, learning_rate=1e-4)
+ADAMW = replace(WARM, learning_rate=1e-3)
+MUON = Schedule(
+    optimizer="muon",
+    learning_rate=1.2e-3,
+    warmup_steps=100,
+    decay=0.4,
+    clip_norm=4.0,  # usual are 2 to 2.5
+    ema_decay=0.9995,
+    log_every=1,
+)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to distil: what it trains, a sentence with its paper, and how it is trained."""
+    """A way to distil: what it trains, a sentence with its paper, and how it is trained, from a
+    student's weights or from scratch."""
 
     name: str
     prepare: Callable[[ReferencePipeline, RefocusStudent], StudentTrainer]  # of the start
     about: str
-    rate: float = 2e-5  # the peak from a warm start
-    scratch_rate: float = 1e-3
+    warm: Schedule = WARM
+    scratch: Schedule = ADAMW
     crops: tuple[Crops, ...] = CROPS
     true_samples: int = 3  # for each teacher stack
+    detail: bool = False  # whether the gain of finer detail is trained at the end
     student: bool = True  # what learns is a student of this package
     by_psnr: bool = True  # a start is kept when training lowers PSNR: it is not traded for looks
 
@@ -37,19 +52,25 @@ class Method:
 METHODS = {
     method.name: method
     for method in (
-        Method("regression", Regression, "one step, zero noise, pixel losses (2409.11355)"),
+        Method(
+            "regression",
+            Regression,
+            "one step, zero noise, pixel losses (2409.11355)",
+            scratch=MUON,
+            detail=True,
+        ),
         Method(
             "adversarial",
             Adversarial,
             "regression and a hinge GAN on the reference's encoder (2311.17042)",
-            rate=1e-4,
+            warm=FASTER,
             by_psnr=False,
         ),
         Method(
             "consistency",
             lambda reference, _: Consistency(reference),
             "the reference's UNet in 1 to 4 steps, guidance inside (2303.01469, 2310.04378)",
-            rate=1e-4,
+            warm=FASTER,
             crops=SMALL_CROPS,
             true_samples=1,
             student=False,

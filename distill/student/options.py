@@ -21,7 +21,8 @@ class Distillation:
     """How to distil. `minutes` bound sampling the reference and training together, `steps` the
     training; with `steps` alone nothing depends on the clock.
 
-    A sample is a teacher stack, of the first crops' size, and crops of true stacks.
+    Where both are learned from, each teacher stack, of the first crops' size, comes with as many
+    crops of true stacks as the method says.
     """
 
     minutes: float = 1.0
@@ -52,19 +53,18 @@ class Distillation:
         return get_method(self.method)
 
     @property
-    def rate(self) -> float:
-        """The peak learning rate, gentle from a warm start."""
-        own = self.chosen.scratch_rate if self.from_scratch else self.chosen.rate
-        return self.learning_rate or own
-
-    @property
     def parts(self) -> tuple[Crops, ...]:
-        """The crops to take, one part of the budget after the other."""
-        return self.crops or self.chosen.crops
+        """The crops to take, one part of the budget after the other; so many samples are a step,
+        whatever is learned from."""
+        parts, each = self.crops or self.chosen.crops, 1 + self.chosen.true_samples
+        if self.learn_from != BOTH:
+            return parts
+        return tuple(replace(part, batch=max(1, part.batch // each)) for part in parts)
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule of the training, after the reference is sampled."""
-        minutes = self.minutes * (1 - SAMPLING_SHARE)
-        schedule = Schedule(minutes, learning_rate=self.rate, log_every=1)
-        return schedule if self.steps is None else replace(schedule, steps=self.steps)
+        """The schedule of the training, after the reference is sampled, finer detail included."""
+        chosen = self.chosen.scratch if self.from_scratch else self.chosen.warm
+        left = 1.0 if self.learn_from == STACKS else 1 - SAMPLING_SHARE
+        rate, steps = self.learning_rate or chosen.learning_rate, self.steps or chosen.steps
+        return replace(chosen, minutes=self.minutes * left, steps=steps, learning_rate=rate)

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketfocus.data.datasets import Request, open_source
+from pocketfocus.data.datasets import Request, is_rgbd, open_source
 from pocketfocus.data.stacks import Source, StackFolder
+from pocketfocus.distill.student.detail import FACTOR
 from pocketfocus.distill.student.options import LEARN_FROM, REFERENCE, Distillation
 from pocketfocus.distill.train.checkpoint import Config
 from pocketfocus.models.places import LEARN2REFOCUS, find_places
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.student import RefocusStudent, build_student, load_student
 from pocketfocus.quantize.recipes import fields_of, get_recipe
-from pocketfocus.run.constants import FRAMES, size_text
+from pocketfocus.run.constants import FRAMES, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, sha256
+
+MARGIN = 16  # pixels that scenes of photos with depth are larger than crops of them
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A source, and the size of its stacks."""
+
+    source: Source
+    size: Size
 
 
 @dataclass(frozen=True)
@@ -26,8 +37,9 @@ class Plan:
 
     options: Distillation
     student: RefocusStudent  # to start from
-    sources: Sequence[Source]  # of true stacks; none where teacher stacks alone are learned from
-    size: tuple[int, int]  # (height, width) of true stacks
+    sources: Mapping[Size, Sequence[Source]]  # of true stacks, by their size; none where teacher
+    # stacks alone are learned from
+    large: Sized | None  # of true stacks at twice the analysis's size, if any is crisp enough
     config: Config  # what a checkpoint has to agree with
     key: str  # a hash of what teacher stacks depend on
 
@@ -42,12 +54,9 @@ def make_plan(options: Distillation) -> Plan:
             f"nothing to learn from {options.learn_from}: choose {', '.join(LEARN_FROM)}"
         )
     student, largest = _start(options), max(part.size for part in options.parts)
-    size = (largest, largest)
     if method.student:
-        size = student.photo_size
-        _check_crops(size, largest)
-    wanted = () if options.learn_from == REFERENCE else options.sources
-    sources = [_open(spec, Request(options.scenes, size)) for spec in wanted]
+        _check_crops(student.photo_size, largest)
+    sources, large = _sources(options, student, largest)
     places = find_places(options.reference)
     roots = dict.fromkeys((places.unet[0], places.base))
     hashes = [sha256(Path(root)) if Path(root).is_dir() else root for root in roots]
@@ -64,9 +73,35 @@ def make_plan(options: Distillation) -> Plan:
         **_config(options, student),
         "reference": reference,
         "photos": "bundled" if photos is None else f"{len(photos)} ({key_of(photos=photos)[:12]})",
-        "content of stacks": key_of(sources=[source.key for source in sources]),
+        "content of stacks": key_of(
+            sources=[source.key for group in sources.values() for source in group]
+        ),
     }
-    return Plan(options, student, sources, size, config, key)
+    return Plan(options, student, sources, large, config, key)
+
+
+def _sources(
+    options: Distillation, student: RefocusStudent, largest: int
+) -> tuple[dict[Size, list[Source]], Sized | None]:
+    """Open the sources of true stacks, by the size of these, and one of twice the analysis's size.
+
+    Of photos with depth, scenes are windows into phone pictures as large as the student's.
+    """
+    whole = student.photo_size if options.chosen.student else (largest, largest)
+    window = (largest + MARGIN, largest + MARGIN) if options.chosen.student else whole
+    found: dict[Size, list[Source]] = {}
+    large: Sized | None = None
+    for spec in () if options.learn_from == REFERENCE else options.sources:
+        mapped = is_rgbd(spec)
+        size = window if mapped else whole
+        request = Request(options.scenes, size, phone_width=min(whole))
+        found.setdefault(size, []).append(_open(spec, request))
+        if mapped and options.chosen.detail and options.qat is None:
+            scenes, side = max(1, options.scenes // 4), FACTOR * options.parts[0].size + MARGIN
+            request = Request(scenes, (side, side), phone_width=FACTOR * min(whole))
+            source = open_source(spec, request)
+            large = Sized(source, request.rendered) if source.names else large
+    return found, large
 
 
 def _start(options: Distillation) -> RefocusStudent:
@@ -83,7 +118,7 @@ def _config(options: Distillation, student: RefocusStudent) -> dict[str, Any]:
     config: dict[str, Any] = {
         "method": options.method,
         "crops": [asdict(part) for part in options.parts],
-        "rate": options.rate,
+        "rate": options.schedule.learning_rate,
         "seed": options.seed,
         "learn from": options.learn_from,
         "qat": None if options.qat is None else fields_of(get_recipe(options.qat)),

@@ -19,7 +19,6 @@ from pocketfocus.quantize.calibration import Calibration
 from pocketfocus.quantize.fake import Rounded, observe
 from pocketfocus.quantize.recipes import Recipe, Scheme
 from pocketfocus.quantize.toolchains import TOOLCHAINS
-from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 
 
@@ -50,16 +49,17 @@ class Files:
 
     files: tuple[Callable[[Tensor, Tensor], Any], ...]
 
-    def __call__(self, photo: Tensor, position: Tensor, turn: Tensor) -> Tensor:
-        """Turn photos [B,3,H,W] in [-1,1] and one-hot positions [B,9] into stacks [B*9,3,H,W];
-        `turn` [B] is the number of each photo's file."""
+    def __call__(self, photo: Tensor, position: Tensor, turn: Tensor) -> tuple[Tensor, ...]:
+        """Turn photos [B,3,H,W] in [-1,1] and positions [B,9] into what the student gives; `turn`
+        [B] is the number of each photo's file."""
         parts = [(turn == index).nonzero().flatten() for index in range(len(self.files))]
         made = [
-            file(photo[part], position[part])[0].reshape(-1, FRAMES, *photo.shape[1:])
+            [x.reshape(len(part), -1, *x.shape[1:]) for x in file(photo[part], position[part])]
             for file, part in zip(self.files, parts, strict=True)
             if len(part)
         ]
-        return torch.cat(made)[torch.cat(parts).argsort()].flatten(0, 1)
+        order = torch.cat(parts).argsort()
+        return tuple(torch.cat(x)[order].flatten(0, 1) for x in zip(*made, strict=True))
 
 
 def rounded(student: nn.Module, recipe: Recipe, inputs: Calibration) -> Files:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +15,18 @@ from torch import Tensor
 
 from pocketfocus.data.scenes import train_photos
 from pocketfocus.data.stacks import cache_sources
-from pocketfocus.distill.student.options import REFERENCE, SAMPLING_SHARE, STACKS, Distillation
+from pocketfocus.distill.student.detail import train_detail
+from pocketfocus.distill.student.options import BOTH, SAMPLING_SHARE, STACKS, Distillation
 from pocketfocus.distill.student.plan import Plan, check_reference, make_plan
 from pocketfocus.distill.student.regression import OneStepTrainer, pooled
-from pocketfocus.distill.student.samples import Material, Sample, sample_batch, split, true_batch
+from pocketfocus.distill.student.samples import (
+    Batch,
+    Material,
+    Sample,
+    sample_batch,
+    split,
+    true_batch,
+)
 from pocketfocus.distill.student.teacher_stacks import (
     TeacherStacks,
     load_photos,
@@ -26,7 +36,7 @@ from pocketfocus.distill.student.teacher_stacks import (
 from pocketfocus.distill.student.trainer import StudentTrainer
 from pocketfocus.distill.train.checkpoint import FILE, check_config
 from pocketfocus.distill.train.crops import Pixels
-from pocketfocus.distill.train.distributed import main_process_first
+from pocketfocus.distill.train.distributed import can_compile, main_process_first
 from pocketfocus.distill.train.loop import Task, Trainer
 from pocketfocus.distill.train.plot import loss_figure, save
 from pocketfocus.distill.train.run_log import LOG
@@ -34,6 +44,7 @@ from pocketfocus.models.loading import load_reference
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.student import load_student
 from pocketfocus.quantize.recipes import get_recipe
+from pocketfocus.run.constants import size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json, sha256, write_atomic, write_json
 from pocketfocus.run.metrics import psnr
@@ -43,7 +54,9 @@ TEACHER_POOL, TEACHER_WEIGHT = 4, 0.2  # pixels, and against true stacks; see `d
 RECORD = "distill.json"
 RECORDED = ("method", "reference", "qat", "learn_from", "from_scratch")  # options in it
 TRAINING = "training"  # the folder of the checkpoint, train.jsonl and TensorBoard's files
-STACKS_FOLDER = "targets"  # of teacher stacks by their key, and `true`
+STACKS_FOLDER = "targets"  # of teacher stacks by their key, and true ones by their size
+DETAIL_SHARE = 0.1  # of the minutes, or as many steps more, train the gain of finer detail
+COMPILED_MINUTES = 5.0  # below which compiling takes longer than it saves
 COUNT_FILE = "targets.json"  # in TRAINING: how many teacher stacks the training began with
 
 
@@ -100,37 +113,60 @@ def _train(out: Path, options: Distillation) -> None:
         student.round(get_recipe(options.qat), photos)
     material = _material(plan, reference, student, pixels, out)
     student.eval()
-    before = score(student, material.held_out)
-    trainer = Trainer(student.train(), options.schedule, folder, options.seed, plan.config)
+    pool = TEACHER_POOL if options.learn_from == BOTH else 1
+    before, schedule = score(student, material.held_out, pool), options.schedule
+    if plan.large is not None:
+        schedule = replace(schedule, minutes=schedule.minutes * (1 - DETAIL_SHARE))
+    trainer = Trainer(student.train(), schedule, folder, options.seed, plan.config)
+    if options.minutes >= COMPILED_MINUTES and can_compile():
+        student.hasten()
     trainer.resume("distilling")
     student.average = trainer.ema.average
     trainer.run(_task(student, material, options), "distilling")
     trainer.ema.load()
-    after = score(student.cpu().eval(), material.held_out)
+    after = score(student.cpu().eval(), material.held_out, pool)
     compares = options.chosen.student and options.chosen.by_psnr and not options.from_scratch
     kept = "start" if compares and after < before else "trained"
     if kept == "trained":
+        _train_detail(plan, student, out)
         student.save(out / student.result)
+    scores = {"before_db": round(before, 3), "after_db": round(after, 3), "kept": kept}
+    _finish(out, options, material, {"steps": trainer.step, **scores})
+
+
+def _train_detail(plan: Plan, student: StudentTrainer, out: Path) -> None:
+    """Train the gain of finer detail, where there is something to learn it from."""
+    if plan.large is None or not isinstance(student, OneStepTrainer):
+        return
+    options, folder = plan.options, out / STACKS_FOLDER / "large"
+    with main_process_first():
+        stacks = cache_sources(folder, [plan.large.source], plan.large.size)
+    share = DETAIL_SHARE * options.schedule.minutes
+    steps = max(1, round(DETAIL_SHARE * options.schedule.steps))
+    budget = replace(options.schedule, minutes=share, steps=steps)
+    train_detail(student.student, stacks, out / TRAINING / "detail", budget, plan.config)
+
+
+def _finish(out: Path, options: Distillation, material: Material, facts: dict[str, Any]) -> None:
+    """Say what came of it, draw the loss and write the record; the main process does."""
     record = {
         "minutes": options.minutes if math.isfinite(options.minutes) else None,
         **{name: getattr(options, name) for name in RECORDED},
         "targets": len(material.teacher_stacks),
         "held_out": len(material.held_out),
-        "steps": trainer.step,
-        "before_db": round(before, 3),
-        "after_db": round(after, 3),
-        "kept": kept,
+        **facts,
     }
     taught = options.learn_from != STACKS
     against = f"{options.reference} on held-out photos" if taught else "held-out stacks"
     with main_process_first() as is_main:
         if is_main:
-            if kept == "start":
-                _copy(options.start_folder, out / student.result)
-            save(loss_figure(folder / LOG), out / "loss.png")
+            if facts["kept"] == "start":
+                _copy(options.start_folder, out / "student")
+            save(loss_figure(out / TRAINING / LOG), out / "loss.png")
             console.print(
-                f"distilled {trainer.step} steps from {options.learn_from}: {before:.2f} → "
-                f"{after:.2f} dB against {against}, kept: {kept}"
+                f"distilled {facts['steps']} steps from {options.learn_from}: "
+                f"{facts['before_db']:.2f} → {facts['after_db']:.2f} dB against {against}, "
+                f"kept: {facts['kept']}"
             )
             write_json(out / RECORD, record)
 
@@ -143,10 +179,11 @@ def _material(
     out: Path,
 ) -> Material:
     """Gather true stacks and sample teacher stacks, as far as they are learned from."""
-    options, true = plan.options, None
-    if options.learn_from != REFERENCE:
+    options, true = plan.options, []
+    for size, sources in plan.sources.items():
         with main_process_first():
-            true = cache_sources(out / STACKS_FOLDER / "true", plan.sources, plan.size).pixels
+            folder = out / STACKS_FOLDER / f"true-{size_text(size)}"
+            true.append(cache_sources(folder, sources, size))
     if options.learn_from == STACKS:
         return split([], true)
     count, minutes = options.max_teacher_stacks, options.minutes * SAMPLING_SHARE
@@ -171,23 +208,27 @@ def _material(
 def _task(student: StudentTrainer, material: Material, options: Distillation) -> Task:
     """Make the task of teacher stacks, true ones, or both, each with the student's own noise."""
     teach, stacks = material.teacher_stacks, material.true_stacks
+    fields = len(Batch._fields)
 
     def draw(size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         parts = [sample_batch(teach, 1, generator)] if teach else []
-        if stacks is not None:
-            parts.append(true_batch(stacks, options.chosen.true_samples, size, generator))
+        if stacks:
+            count = options.chosen.true_samples if teach else 1
+            parts.append(true_batch(stacks, count, size, generator))
         drawn: list[Tensor] = []
         for part in parts:
-            noise = [student.noise(stack[None], generator) for stack in part[2]]
+            noise = [student.noise(images[None], generator) for images in part.images]
             drawn += [*part, *map(torch.cat, zip(*noise, strict=True))]
         return tuple(drawn)
 
-    def losses(*batch: Tensor) -> dict[str, Tensor]:
-        if not teach or stacks is None:
-            return student.losses(*batch)
-        half = len(batch) // 2
-        taught = student.losses(*batch[:half], pool=TEACHER_POOL)
-        true = student.losses(*batch[half:])
+    def learned(drawn: Sequence[Tensor], pool: int = 1) -> dict[str, Tensor]:
+        return student.losses(Batch(*drawn[:fields]).floats(), *drawn[fields:], pool=pool)
+
+    def losses(*drawn: Tensor) -> dict[str, Tensor]:
+        if not teach or not stacks:
+            return learned(drawn)
+        half = len(drawn) // 2
+        taught, true = learned(drawn[:half], TEACHER_POOL), learned(drawn[half:])
         noted = {f"teacher_{n}": v for n, v in taught.items() if n in ("psnr_db", "mse")}
         return {**true, **noted, "loss": TEACHER_WEIGHT * taught["loss"] + true["loss"]}
 
@@ -195,12 +236,12 @@ def _task(student: StudentTrainer, material: Material, options: Distillation) ->
 
 
 @torch.no_grad()
-def score(student: StudentTrainer, samples: Sequence[Sample]) -> float:
+def score(student: StudentTrainer, samples: Sequence[Sample], pool: int) -> float:
     """Measure the mean PSNR (dB) against the samples' stacks, at the size they are compared."""
     values = []
     for sample in samples:
         made, stack = student.refocus(sample.photo, sample.position, sample.seed), sample.stack
-        values.append(psnr(pooled(made[None], TEACHER_POOL), pooled(stack[None], TEACHER_POOL)))
+        values.append(psnr(pooled(made[None], pool), pooled(stack[None], pool)))
     return float(np.mean(values))
 
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from pocketfocus.distill.student.samples import Batch
 from pocketfocus.models.reference import ReferencePipeline, Sampling
 
 
@@ -30,17 +31,17 @@ class StudentTrainer(nn.Module, ABC):
         """Say how teacher stacks are drawn; by default in the reference's own way."""
         return reference.sampling
 
-    def noise(self, stack: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Draw what `losses` wants beside one sample [1,9,3,H,W]: tensors [1,...]."""
+    def noise(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Draw what `losses` wants beside one sample's images [1,10,3,H,W]: tensors [1,...]."""
         return ()
 
+    def hasten(self) -> None:
+        """Compile what is worth it in a long training; by default nothing."""
+
     @abstractmethod
-    def losses(
-        self, photos: Tensor, positions: Tensor, stacks: Tensor, *noise: Tensor, pool: int = 1
-    ) -> dict[str, Tensor]:
-        """Compute named scalars, of which `loss` is minimised, for photos [B,3,H,W], positions [B],
-        stacks [B,9,3,H,W] in [-1,1], and `noise` of each. Detail finer than `pool` pixels is not
-        compared."""
+    def losses(self, batch: Batch, *noise: Tensor, pool: int = 1) -> dict[str, Tensor]:
+        """Compute named scalars, of which `loss` is minimised, for samples in [-1,1] and `noise` of
+        each. Detail finer than `pool` pixels is not compared."""
 
     @abstractmethod
     def refocus(self, photo: Tensor, position: int, seed: int) -> Tensor:

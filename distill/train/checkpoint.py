@@ -62,7 +62,7 @@ class State:
         self._check(tensors, path)
         for name, parameter in self.ema.parameters.items():
             parameter.copy_(placed_like(tensors[f"{MODEL}{name}"], parameter))
-            average = tensors[f"{AVERAGE}{name}"].clone()  # aligned: that changes how sums round
+            average = tensors[f"{AVERAGE}{name}"]
             self.ema.average[name] = placed_like(average, parameter.detach())
         for name, tensor in tensors.items():
             if name.startswith(OPTIMIZER):

@@ -27,6 +27,11 @@ class Crops:
     batch: int
     size: int
 
+    def resized(self, size: int) -> Crops:
+        """Crops of another size to the end, no more of them and no more pixels a step."""
+        batch = self.batch * self.size**2 // size**2
+        return Crops(1.0, max(1, min(self.batch, batch)), size)
+
 
 def current(crops: Sequence[Crops], progress: float) -> Crops:
     """Return the crops to take when this share of the budget is spent."""

@@ -64,6 +64,16 @@ def computes_in_bf16(device: torch.device) -> bool:
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def can_compile() -> bool:
+    """Say whether PyTorch finds what it compiles with, by trying; TORCH_COMPILE_DISABLE=1 lets it
+    compile nothing."""
+    try:
+        torch.compile(torch.square)(torch.zeros(8, device=process_state().device))
+    except Exception:  # a compiler's absence has many
+        return False
+    return True
+
+
 def process_state() -> PartialState:
     """Say which process this is, and start the process group when launched with several."""
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
@@ -102,9 +112,12 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def placed_like(value: Tensor, like: Tensor) -> Tensor:
-    """Put `value` on the device of `like`, sharded as it is."""
+    """Put `value` on the device of `like`, sharded and laid out in memory as it is: that changes
+    how sums round."""
     if isinstance(like, DTensor):
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    if value.shape == like.shape:
+        return torch.empty_like(like).copy_(value)
     return value.to(like.device)
 
 

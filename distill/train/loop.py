@@ -1,4 +1,4 @@
-"""One training loop for every model here: EMA, cosine decay, bf16, exact resume.
+"""One training loop for every model here: schedule, EMA, bf16, exact resume.
 
 accelerate places the model and joins the processes. A step's random numbers are one seed per sample
 of the global batch, so that B samples each on 2 processes, 2 accumulated batches of B on one, and
@@ -11,12 +11,15 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from pocketfocus.data.stacks import cores
 from pocketfocus.distill.train.checkpoint import (
     FILE,
     Config,
@@ -98,7 +101,7 @@ class Trainer:
         bf16 = schedule.bf16
         self.bf16 = computes_in_bf16(self.device) if bf16 is None else bf16
         self.objective = _Objective(model)
-        trained = [p for p in model.parameters() if p.requires_grad]
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         optimizer = OPTIMIZERS[schedule.optimizer](trained, schedule)
         self.prepared, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -107,6 +110,8 @@ class Trainer:
         self.state = State(self.ema, self.optimizer, self.generator)
         self.step, self.minutes, self.saved_step = 0, 0.0, -1
         self.interruption, self.interrupted = Interruption(), False  # here; agreed on by all
+        on_cpu = self.device.type == "cpu"  # else its cores have nothing else to do
+        self.map = map if on_cpu else ThreadPoolExecutor(cores()).map
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -221,7 +226,7 @@ class Trainer:
         own = seeds.reshape(-1, self.accelerator.num_processes, crops.batch)
         for chosen in own[:, self.accelerator.process_index].tolist():
             generators = [torch.Generator().manual_seed(seed) for seed in chosen]
-            samples = [task.draw(crops.size, generator) for generator in generators]
+            samples = self.map(partial(task.draw, crops.size), generators)
             yield [torch.cat(parts).to(self.device) for parts in zip(*samples, strict=True)]
 
     def _shared(self, parts: Sequence[Mapping[str, Tensor]], began: float) -> dict[str, float]:

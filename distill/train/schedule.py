@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+
+from pocketfocus.distill.train.muon import Muon
+
+LAST_RATE = 0.01  # of the learning rate, at the end
+BETAS = (0.9, 0.99)
+VALUES = {"outputs", "dioptres", "position"}  # layers that end a network, for AdamW
 
 # What may differ between the sittings of one training: how long it is, how often it saves, and
 # the precision, since a checkpoint holds fp32.
@@ -23,6 +29,9 @@ BUDGET = (
 class Schedule:
     """How long and how fast to train; the budget ends at `steps` or `minutes`, whichever first.
 
+    After a linear warm-up the rate falls as a cosine to one hundredth; with `decay` it stays, and
+    falls linearly over that last share of the budget.
+
     With `steps` alone nothing depends on the clock, so an interrupted training ends bit for bit
     where an uninterrupted one does. diffusers' `get_scheduler` counts steps and knows no end in
     minutes, so warm-up and decay are our own.
@@ -33,6 +42,7 @@ class Schedule:
     optimizer: str = "adamw"  # of OPTIMIZERS
     learning_rate: float = 3e-4
     warmup_steps: int = 50
+    decay: float | None = None
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.999
@@ -53,16 +63,32 @@ class Schedule:
         return min(1.0, max(done / budget if budget else 1.0 for done, budget in spent))
 
     def rate(self, step: int, progress: float) -> float:
-        """Return the learning rate: a linear warm-up, then a cosine to one hundredth."""
-        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        """Return the learning rate of a step, when this share of the budget is spent."""
         warmup = min(1.0, (step + 1) / self.warmup_steps)
-        return self.learning_rate * warmup * (0.01 + 0.99 * cosine)
+        if self.decay is None:
+            left = LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
+        else:
+            left = max(LAST_RATE, min(1.0, (1 - progress) / self.decay))
+        return self.learning_rate * warmup * left
 
 
-def adamw(parameters: Iterable[nn.Parameter], schedule: Schedule) -> Optimizer:
+def adamw(named: Mapping[str, nn.Parameter], schedule: Schedule) -> Optimizer:
     """Make AdamW (arXiv 1711.05101)."""
     rate, decay = schedule.learning_rate, schedule.weight_decay
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, betas=(0.9, 0.99))
+    return torch.optim.AdamW(named.values(), lr=rate, weight_decay=decay, betas=BETAS)
 
 
-OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], Schedule], Optimizer]] = {"adamw": adamw}
+def muon(named: Mapping[str, nn.Parameter], schedule: Schedule) -> Optimizer:
+    """Make Muon for the kernels of convolutions, and AdamW for what else there is."""
+    kernels = {n: p for n, p in named.items() if p.ndim == 4 and not VALUES & set(n.split("."))}
+    rest = [p for n, p in named.items() if n not in kernels]
+    others = torch.optim.AdamW(
+        rest, schedule.learning_rate, betas=BETAS, weight_decay=schedule.weight_decay
+    )
+    return Muon(kernels.values(), lr=schedule.learning_rate, others=others)
+
+
+OPTIMIZERS: dict[str, Callable[[Mapping[str, nn.Parameter], Schedule], Optimizer]] = {
+    "adamw": adamw,
+    "muon": muon,
+}

@@ -164,11 +164,10 @@ def distill(
     from pocketfocus.distill.student.methods import get_method
     from pocketfocus.distill.student.options import Distillation
     from pocketfocus.distill.student.stage import distill_run
-    from pocketfocus.distill.train.crops import Crops
     from pocketfocus.quantize.recipes import get_recipe
 
-    makes_student = get_method(method).student
-    if not makes_student and (student is not None or from_scratch or preset is not None):
+    chosen = get_method(method)
+    if not chosen.student and (student is not None or from_scratch or preset is not None):
         raise UserError(
             f"{method} distils the reference's own UNet: leave out --student, --from-scratch and "
             "--preset"
@@ -184,7 +183,7 @@ def distill(
         from_scratch=from_scratch,
         preset=preset,
         method=method,
-        crops=None if crop is None else (Crops(1.0, 1, crop),),
+        crops=None if crop is None else (chosen.crops[0].resized(crop),),
         max_teacher_stacks=targets or teacher_stacks,
         learning_rate=rate,
         qat=qat,
@@ -194,7 +193,7 @@ def distill(
         seed=seed,
     )
     distill_run(out, options)
-    made = "student" if makes_student else "reference"
+    made = "student" if chosen.student else "reference"
     typer.echo(f"{made}: {out / made}")
 
 

@@ -13,32 +13,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from pocketfocus.data.rgbd import RGBD, motorcycle, read_rgbd, rgbd_layers, rgbd_pairs
+from pocketfocus.data.photo_scenes import PhotoScenes
 from pocketfocus.data.scenes import (
     VALIDATION_SEED,
     Photos,
     held_out_photos,
-    photograph,
     train_photos,
 )
 from pocketfocus.data.stacks import (
-    CACHE_VERSION,
-    FocalStack,
     RenderedScenes,
     Source,
     StackFolder,
     read_photos,
-    say_skipped,
 )
 from pocketfocus.photos.images import load_photo
-from pocketfocus.run.constants import POSITIONS, Size
+from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import key_of
 
 SYNTHETIC, PHOTOS, RGBD_PAIRS = "synthetic", "photos", "rgbd"
 TRAIN, TEST = "train", "test"
@@ -53,6 +47,7 @@ class Request:
 
     size: (height, width); None is 256 by 256 for rendered scenes and a folder's own otherwise.
     crop: keep the proportions of a folder's images.
+    phone_width: of `PhotoScenes`.
     """
 
     scenes: int
@@ -60,6 +55,7 @@ class Request:
     split: str = TRAIN
     photos: tuple[Path, ...] = ()
     crop: bool = True
+    phone_width: int | None = None
 
     @property
     def rendered(self) -> Size:
@@ -71,49 +67,6 @@ class Request:
         """The seeds of rendered scenes."""
         first = 0 if self.split == TRAIN else VALIDATION_SEED
         return range(first, first + self.scenes)
-
-
-class RGBDScenes(Source):
-    """Scenes rendered from RGB-D pairs in turn: each time another crop, scale and camera."""
-
-    rendered = True
-
-    def __init__(self, folder: Path | None, request: Request) -> None:
-        self.folder, self.size, self.seeds = folder, request.rendered, list(request.seeds)
-        self.pairs = None if folder is None else rgbd_pairs(folder)
-        self.names = tuple(f"{RGBD_PAIRS}-{seed}" for seed in self.seeds)
-        self._broken: set[str] = set()
-
-    @cached_property
-    def _motorcycle(self) -> RGBD:
-        return motorcycle()
-
-    @property
-    def key(self) -> str:
-        """A hash of the renderer's version, seeds, size, and the files' names and sizes."""
-        files = [[path.name, path.stat().st_size] for pair in self.pairs or () for path in pair]
-        return key_of(version=CACHE_VERSION, seeds=self.seeds, size=list(self.size), files=files)
-
-    def load(self, index: int) -> FocalStack | None:
-        """Render one; None, said once a pair, when its files are broken or do not fit."""
-        pair = self._pair(index)
-        if pair is None:
-            return None
-        seed = self.seeds[index]
-        frames = photograph(rgbd_layers(pair, seed, self.size), seed)
-        return FocalStack(self.names[index], frames, POSITIONS)
-
-    def _pair(self, index: int) -> RGBD | None:
-        if self.pairs is None:
-            return self._motorcycle
-        photo, depth = self.pairs[index % len(self.pairs)]
-        try:
-            return read_rgbd(photo, depth)
-        except (UserError, OSError, ValueError, SyntaxError) as error:
-            if photo.stem not in self._broken:
-                say_skipped(photo.stem, str(error))
-            self._broken.add(photo.stem)
-            return None
 
 
 def open_source(spec: str, request: Request) -> Source:
@@ -133,6 +86,11 @@ def check_source(spec: str) -> None:
             f"no focal stacks at {spec}: name a folder of them, `{SYNTHETIC}`, `{PHOTOS}:DIR` (a "
             f"folder of photos as textures), or `{RGBD_PAIRS}:DIR` (photos with depth maps)"
         )
+
+
+def is_rgbd(spec: str) -> bool:
+    """Say whether a name is that of scenes of photos with depth."""
+    return not Path(spec).exists() and spec.partition(":")[0] == RGBD_PAIRS
 
 
 def scene_list(folder: Path, split: str) -> set[str] | None:
@@ -179,7 +137,13 @@ def _photos(folder: str, request: Request) -> Source:
 
 
 def _rgbd(folder: str, request: Request) -> Source:
-    return RGBDScenes(Path(folder) if folder else None, request)
+    return PhotoScenes(
+        Path(folder) if folder else None,
+        request.rendered,
+        request.seeds,
+        request.phone_width,
+        request.split == TEST,
+    )
 
 
 KINDS: dict[str, Callable[[str, Request], Source]] = {

@@ -4,7 +4,8 @@ A photo and its depth give the layout; scale, crop, the dioptres, the lens and w
 its pictures afterwards are drawn at random. Depth of most photos is relative, so the nearest and
 the farthest place are put at random distances too. Sources differ in crispness (docs/realism.md):
 each is scaled down until its photos are as crisp as a phone's picture of 12 megapixels that is
-scaled down, for a network that learns from soft truths does not sharpen.
+scaled down, for a network that learns from soft truths does not sharpen. What lies hidden behind an
+edge is filled in from its farther side, so that a blurred foreground lets something through.
 
 Legend: I = 10 images, the nine frames and the picture that is sharp everywhere, H, W.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,98 +36,136 @@ from pocketfocus.data.optics import (
     render_stack,
     srgb_to_linear,
 )
-from pocketfocus.data.rgbd import RGBD, SEAM, hidden_sources, read_rgbd, rgbd_pairs
+from pocketfocus.data.rgbd import RGBD, Array, motorcycle, read_rgbd, rgbd_pairs
 from pocketfocus.data.scenes import through_jpeg
+from pocketfocus.data.stacks import CACHE_VERSION, DEPTH_CELL, FocalStack, Source, say_skipped
 from pocketfocus.photos.focusmap import box
-from pocketfocus.photos.images import light_to_uint8
-from pocketfocus.run.constants import FRAMES, IMAGES, Size
+from pocketfocus.photos.images import from_uint8, light_to_uint8
+from pocketfocus.run.constants import FRAMES, IMAGES, POSITIONS, Size
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import key_of
 
-Array = NDArray[np.float32]
-
-PHONE_WIDTH = 320  # pixels of a phone picture's shorter side at the size of the analysis
+PHONE_WIDTH = 320  # pixels of a phone picture's shorter side, for which `Kind.scales` are
 LAYERS = 6
+EDGE = 2  # pixels
+SEAM = 1.0  # pixels over which the edge of a layer is softened
 HELD_OUT = 20  # one scene in so many is for validation
 SHRUNK = "shrunk.txt"
-DEPTH_CELL = 4  # pixels a side of one value of the map of dioptres
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A source of photos: how often it is drawn, and the scales at which it is crisp."""
+    """A source of photos: how often it is drawn, the scales at which it is crisp, and how often it
+    is drawn for larger phone pictures than `PHONE_WIDTH`, at nearly its own size."""
 
     share: float
     scales: tuple[float, float]
+    large: float = 0.0
 
 
 KINDS = {
     "bsds": Kind(0.42, (0.5, 0.75)),
     "nyuv2": Kind(0.22, (0.45, 0.65)),
-    "lfsd": Kind(0.13, (0.5, 1.0)),
-    "cave": Kind(0.03, (0.5, 0.9)),
-    "iphone": Kind(0.07, (0.5, 0.9)),
-    "marigold": Kind(0.06, (0.5, 1.0)),
-    "": Kind(0.07, (0.5, 0.9)),
+    "lfsd": Kind(0.13, (0.5, 1.0), 0.35),
+    "cave": Kind(0.03, (0.5, 0.9), 0.1),
+    "iphone": Kind(0.07, (0.5, 0.9), 0.2),
+    "marigold": Kind(0.06, (0.5, 1.0), 0.2),
+    "": Kind(0.07, (0.5, 0.9), 0.15),
 }
 """By the first word of a photo's name; "" for all others."""
+LARGE_SCALES = (0.9, 1.0)
+
+Pair = tuple[Path, Path]
 
 
-@dataclass(frozen=True)
-class Scene:
-    """Images uint8 [I,3,H,W] and the dioptres of its places, float16 [H/4,W/4]."""
-
-    images: NDArray[np.uint8]
-    dioptres: NDArray[np.float16]
-
-
-class PhotoScenes:
-    """Scenes of a folder of photos with depth (see `rgbd.rgbd_pairs`), one a seed.
+class PhotoScenes(Source):
+    """Scenes of a folder of photos with depth (see `rgbd.rgbd_pairs`), one a seed, as windows into
+    phone pictures; they carry the picture that is sharp everywhere, and dioptres.
 
     Args:
-        folder: of the pairs.
-        short, long: sides of the scenes, pixels; portrait or landscape as the photo is.
-        validation: whether the scenes are of the held-out photos, or of all the others.
-        device: that renders.
+        folder: of the pairs; None for the one that comes along.
+        size: (height, width) of the scenes, pixels.
+        seeds: of the scenes.
+        phone_width: the shorter side of these pictures, pixels: blur is in proportion to it. None
+            is that of `size`.
+        validation: whether the scenes are of the held-out photos, or of all the others; of all
+            where there are none such.
 
     A folder whose photos were scaled down already says by how much in shrunk.txt (see
-    `research.gpu_subset`).
+    `research.gpu_subset`). Without a photo that is crisp at `phone_width` there are no scenes.
     """
+
+    rendered = True
 
     def __init__(
         self,
-        folder: Path,
-        short: int = 160,
-        long: int = 240,
+        folder: Path | None,
+        size: Size,
+        seeds: Sequence[int],
+        phone_width: int | None = None,
         validation: bool = False,
-        device: str = "cpu",
     ) -> None:
-        self.short, self.long, self.device = short, long, device
-        self.validation = validation
-        note = Path(folder) / SHRUNK
-        self.shrunk = float(note.read_text(encoding="utf-8")) if note.is_file() else 1.0
-        self.pairs: dict[str, list[tuple[Path, Path]]] = {}
-        for pair in rgbd_pairs(folder):
-            if is_held_out(pair[0].stem) == validation:
-                self.pairs.setdefault(kind_of(pair[0].stem), []).append(pair)
-        self.names = list(self.pairs)
-        shares = np.array([KINDS[name].share for name in self.names])
-        self.shares = shares / shares.sum()
+        self.size, self.phone_width, self.validation = size, phone_width or min(size), validation
+        note = None if folder is None else Path(folder) / SHRUNK
+        self.shrunk = float(note.read_text(encoding="utf-8")) if note and note.is_file() else 1.0
+        self.pairs: dict[str, list[Pair | None]] = {}
+        every: list[Pair | None] = [None] if folder is None else [*rgbd_pairs(folder)]
+        side = [pair for pair in every if pair and is_held_out(pair[0].stem) == validation]
+        for pair in side or every:
+            kind = kind_of(pair[0].stem if pair else "")
+            if self._share(kind):
+                self.pairs.setdefault(kind, []).append(pair)
+        self.seeds = [int(seed) for seed in seeds] if self.pairs else []
+        self.names = tuple(f"rgbd-{seed}" for seed in self.seeds)
+        self._broken: set[str] = set()
 
-    def render(self, seed: int) -> Scene:
-        """The scene of a seed; ValueError or OSError when its files are broken."""
-        rng = np.random.default_rng([seed, int(self.validation)])
-        name = self.names[rng.choice(len(self.names), p=self.shares)]
-        pair = read_rgbd(*self.pairs[name][rng.integers(len(self.pairs[name]))])
-        height, width = pair.dioptres.shape
-        tall = height > width or (height == width and rng.random() < 0.5)
-        size = (self.long, self.short) if tall else (self.short, self.long)
-        low, high = KINDS[name].scales
-        photo, nearness = cut(pair, rng, size, (low / self.shrunk, high / self.shrunk))
+    @property
+    def key(self) -> str:
+        """A hash of the renderer's version, seeds, sizes, and the files' names and sizes."""
+        pairs = [pair for kind in self.pairs.values() for pair in kind if pair]
+        files = [[path.name, path.stat().st_size] for pair in pairs for path in pair]
+        sizes = [*self.size, self.phone_width, self.shrunk]
+        return key_of(version=CACHE_VERSION, seeds=self.seeds, sizes=sizes, files=files)
+
+    def load(self, index: int) -> FocalStack | None:
+        """Render one, on the GPU where there is one; None, said once a pair, when its files are
+        broken or do not fit."""
+        rng = np.random.default_rng([self.seeds[index], int(self.validation)])
+        shares = np.array([self._share(name) for name in self.pairs])
+        name = list(self.pairs)[rng.choice(len(shares), p=shares / shares.sum())]
+        pair = self._read(self.pairs[name][rng.integers(len(self.pairs[name]))])
+        if pair is None:
+            return None
+        scales = LARGE_SCALES if self.phone_width > PHONE_WIDTH else KINDS[name].scales
+        low, high = (scale / self.shrunk for scale in scales)
+        photo, nearness = cut(pair, rng, self.size, (low, high))
         dioptres = placed(nearness, rng)
-        layers = [layer.to(self.device) for layer in layers_of(lit(photo, rng), dioptres)]
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        layers = [layer.to(device) for layer in layers_of(lit(photo, rng), dioptres)]
+        images = from_uint8(photographed(layers, rng, self.phone_width))
         cells = Image.fromarray(dioptres).resize(
-            (size[1] // DEPTH_CELL, size[0] // DEPTH_CELL), Image.Resampling.BOX
+            (self.size[1] // DEPTH_CELL, self.size[0] // DEPTH_CELL), Image.Resampling.BOX
         )
-        return Scene(photographed(layers, rng), np.asarray(cells).astype(np.float16))
+        known = torch.from_numpy(np.array(cells))
+        return FocalStack(self.names[index], images[:FRAMES], POSITIONS, images[FRAMES], known)
+
+    def _share(self, kind: str) -> float:
+        return KINDS[kind].large if self.phone_width > PHONE_WIDTH else KINDS[kind].share
+
+    def _read(self, pair: Pair | None) -> RGBD | None:
+        if pair is None:
+            return self._motorcycle
+        try:
+            return read_rgbd(*pair)
+        except (UserError, OSError, ValueError, SyntaxError) as error:
+            if pair[0].stem not in self._broken:
+                say_skipped(pair[0].stem, str(error))
+            self._broken.add(pair[0].stem)
+            return None
+
+    @cached_property
+    def _motorcycle(self) -> RGBD:
+        return motorcycle()
 
 
 def kind_of(name: str) -> str:
@@ -206,11 +246,23 @@ def layers_of(linear: Array, dioptres: Array) -> list[Layer]:
     return layers
 
 
-def photographed(layers: Sequence[Layer], rng: Generator) -> NDArray[np.uint8]:
-    """The images [I,3,H,W] that some phone makes of layers: its lens, exposure, tone mapping, the
+def hidden_sources(own: NDArray[np.bool_]) -> NDArray[np.int_]:
+    """Row and column [2, H, W] to take each pixel of a layer from: its own, or where it is hidden
+    the nearest one of the layer that is no edge, whose colour is that of both sides."""
+    inner = ndimage.binary_erosion(own, iterations=EDGE, border_value=1)
+    _, nearest = ndimage.distance_transform_edt(
+        ~(inner if inner.any() else own), return_indices=True
+    )
+    return np.where(own, np.indices(own.shape), nearest)
+
+
+def photographed(
+    layers: Sequence[Layer], rng: Generator, phone_width: int = PHONE_WIDTH
+) -> NDArray[np.uint8]:
+    """The images [I,H,W,3] that some phone makes of layers: its lens, exposure, tone mapping, the
     halos of its sharpening, noise in light and colour, and JPEG."""
     height, width = layers[0].alpha.shape
-    aperture = Camera.aperture_mm * rng.uniform(0.8, 1.15) * PHONE_WIDTH / width
+    aperture = Camera.aperture_mm * rng.uniform(0.8, 1.15) * phone_width / width
     blades = int(rng.integers(5, 9)) if rng.random() < 0.2 else 0
     linear = render_stack(layers, Camera(aperture_mm=aperture, blades=blades))
     linear = torch.cat([linear, all_in_focus(layers)[None]])
@@ -225,8 +277,7 @@ def photographed(layers: Sequence[Layer], rng: Generator) -> NDArray[np.uint8]:
     stack = stack.clamp(0, 1) ** float(np.exp(rng.normal(0, 0.1)))
     noisy = stack.cpu() + noise(rng, (height, width))
     quality = int(rng.integers(90, 99))
-    frames = [through_jpeg(frame, quality) for frame in light_to_uint8(noisy)]
-    return np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2))
+    return np.stack([through_jpeg(frame, quality) for frame in light_to_uint8(noisy)])
 
 
 def all_in_focus(layers: Sequence[Layer]) -> Tensor:

@@ -1,39 +1,25 @@
-"""Whole scenes from a photo and its depth: real layouts, refocused by the renderer.
-
-A depth map tells the distance of what is seen; what lies hidden behind an edge is filled in from
-its farther side, so that a blurred foreground lets something through.
-"""
+"""Photos with depth maps, read from a folder, and the one that comes along."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from pocketfocus.data.optics import NEAREST_DIOPTRES, Layer, srgb_to_linear
 from pocketfocus.data.scenes import bundled_file, bundled_photos
 from pocketfocus.data.stacks import IMAGE_SUFFIXES, natural_key
 from pocketfocus.photos.images import load_photo
-from pocketfocus.run.constants import Size, size_text
+from pocketfocus.run.constants import size_text
 from pocketfocus.run.errors import UserError
 
 Array = NDArray[np.float32]
 
 DEPTH_SUFFIXES = (".depth.png", ".depth.npy", ".depth.npz")
 MILLIMETRE = 1e-3  # 16-bit depth maps hold millimetres
-LAYERS = 6
-# Rooms are metres deep, where a phone blurs little: a pair becomes a model of its scene, scaled so
-# that its nearest surface lies where close-ups are.
-NEAREST = (8.0, 20.0)
-SMALLEST_CROP = 0.6  # of the shorter side
-EDGE = 2  # pixels
-SEAM = 1.0  # pixels over which the edge of a layer is softened
 # Middlebury 2014 motorcycle: focal length in px × baseline in m, and the principal points' offset
 MOTORCYCLE_FB, MOTORCYCLE_OFFSET = 994.978 * 0.193001, 31.086
 
@@ -134,57 +120,3 @@ def _complete(values: Array) -> Array:
     """Replace values that are not finite by the nearest that is."""
     _, (rows, columns) = ndimage.distance_transform_edt(~np.isfinite(values), return_indices=True)
     return np.asarray(values[rows, columns], np.float32)
-
-
-def rgbd_layers(pair: RGBD, seed: int, size: Size) -> list[Layer]:
-    """Return a random crop, mirrored or not, as layers far to near of `size` (height, width).
-
-    Layers are cut at even steps of dioptres. Each reaches on behind the nearer ones, with colours
-    and depths from its own nearest visible pixel; the farthest fills the frame.
-    """
-    rng = np.random.default_rng(seed)
-    photo, dioptres = _crop(pair, rng, size)
-    dioptres = dioptres * (rng.uniform(*NEAREST) / dioptres.max())
-    rgb = srgb_to_linear(torch.from_numpy(photo.astype(np.float32) / 255)).numpy()
-    cuts = np.linspace(dioptres.min(), dioptres.max(), LAYERS + 1)
-    layers: list[Layer] = []
-    for low, high in pairwise(cuts):
-        own = (dioptres >= low) & ((dioptres < high) | (high == cuts[-1]))
-        if not own.any():
-            continue
-        rows, columns = hidden_sources(own)
-        alpha = ndimage.gaussian_filter((dioptres >= low).astype(np.float32), SEAM / 2)
-        layers.append(
-            Layer(
-                torch.from_numpy(np.ascontiguousarray(rgb[rows, columns].transpose(2, 0, 1))),
-                torch.from_numpy(alpha if layers else np.ones_like(alpha)),
-                torch.from_numpy(np.clip(dioptres[rows, columns], 0, NEAREST_DIOPTRES)),
-            )
-        )
-    return layers
-
-
-def hidden_sources(own: NDArray[np.bool_]) -> NDArray[np.int_]:
-    """Row and column [2, H, W] to take each pixel of a layer from: its own, or where it is hidden
-    the nearest one of the layer that is no edge, whose colour is that of both sides.
-    """
-    inner = ndimage.binary_erosion(own, iterations=EDGE, border_value=1)
-    _, nearest = ndimage.distance_transform_edt(
-        ~(inner if inner.any() else own), return_indices=True
-    )
-    return np.where(own, np.indices(own.shape), nearest)
-
-
-def _crop(pair: RGBD, rng: np.random.Generator, size: Size) -> tuple[NDArray[np.uint8], Array]:
-    height, width = pair.dioptres.shape
-    share = rng.uniform(SMALLEST_CROP, 1) * min(height / size[0], width / size[1])
-    rows, columns = int(share * size[0]), int(share * size[1])
-    top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
-    window = (slice(top, top + rows), slice(left, left + columns))
-    photo, depth = Image.fromarray(pair.photo[window]), Image.fromarray(pair.dioptres[window])
-    pixels = np.asarray(photo.resize((size[1], size[0]), Image.Resampling.LANCZOS))
-    # nearest: a depth between those of two sides of an edge is nowhere in the scene
-    dioptres = np.asarray(depth.resize((size[1], size[0]), Image.Resampling.NEAREST), np.float32)
-    if rng.random() < 0.5:
-        pixels, dioptres = pixels[:, ::-1], dioptres[:, ::-1]
-    return pixels, np.ascontiguousarray(dioptres)

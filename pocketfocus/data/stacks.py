@@ -28,7 +28,7 @@ from torch import Tensor
 from pocketfocus.data.scenes import FULL, Photos, Realism, render_scene
 from pocketfocus.photos.images import from_uint8, load_photo, size_of, to_uint8
 from pocketfocus.run.cache import Kept
-from pocketfocus.run.constants import FRAMES, POSITIONS, Size, size_text
+from pocketfocus.run.constants import FRAMES, IMAGES, POSITIONS, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, read_json, write_atomic, writing_failed
 from pocketfocus.run.progress import say, track
@@ -40,18 +40,25 @@ LAYOUT = (
     f"expected a folder per scene with {FRAMES} images named in order near to far, or 2 or more "
     f"and a {POSITIONS_FILE} with a number 0..{FRAMES - 1} a line, or SCENE/{RIG_PATTERN}/"
 )
-CACHE_VERSION = 3  # to be raised when rendering changes: older caches are then rendered anew
+CACHE_VERSION = 4  # to be raised when rendering changes: older caches are then rendered anew
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF, and its values that swap the sides
+DEPTH_CELL = 4  # pixels a side of one value of a map of dioptres
 WORTH_SHARING = 24  # rendered stacks: fewer are made before other processes have started
 
 
 @dataclass(frozen=True)
 class FocalStack:
-    """One scene: frames [N, 3, H, W] sRGB in [-1, 1] at ascending focal positions in [0, 8]."""
+    """One scene: frames [N, 3, H, W] sRGB in [-1, 1] at ascending focal positions in [0, 8].
+
+    Where they are known, `sharp` [3, H, W] is the picture that is sharp everywhere, and `dioptres`
+    [H/4, W/4] those of its places.
+    """
 
     name: str
     frames: Tensor
     positions: tuple[float, ...]
+    sharp: Tensor | None = None
+    dioptres: Tensor | None = None
 
 
 class Source(ABC):
@@ -293,10 +300,23 @@ class RenderedScenes(Source):
 
 
 class StackCache(Sequence[FocalStack]):
-    """Stacks on disk: `pixels` is a read-only memory map, uint8 [S, 9, 3, H, W]."""
+    """Stacks on disk: read-only memory maps, `images` uint8 [S, 10, 3, H, W], the frames and the
+    picture that is sharp everywhere, and `dioptres` float16 [S, H/4, W/4], which are NaN where that
+    picture and they are unknown."""
 
-    def __init__(self, pixels: NDArray[np.uint8], names: Sequence[str]) -> None:
-        self.pixels, self.names = pixels, tuple(names)
+    def __init__(
+        self, images: NDArray[np.uint8], dioptres: NDArray[np.float16], names: Sequence[str]
+    ) -> None:
+        self.images, self.dioptres, self.names = images, dioptres, tuple(names)
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The frames alone, uint8 [S, 9, 3, H, W]."""
+        return self.images[:, :FRAMES]
+
+    def part(self, which: slice) -> StackCache:
+        """Some of them."""
+        return StackCache(self.images[which], self.dioptres[which], self.names[which])
 
     def __len__(self) -> int:
         return len(self.names)
@@ -309,26 +329,28 @@ class StackCache(Sequence[FocalStack]):
         """Return one stack as float frames, or a list of them for a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        frames = from_uint8(self.pixels[index], planar=True)
-        return FocalStack(self.names[index], frames, POSITIONS)
+        images = from_uint8(self.images[index], planar=True)
+        dioptres = torch.from_numpy(np.array(self.dioptres[index], np.float32))
+        known = (images[FRAMES], dioptres) if dioptres.isfinite().all() else (None, None)
+        return FocalStack(self.names[index], images[:FRAMES], POSITIONS, *known)
 
 
 def cache_sources(folder: Path, sources: Sequence[Source], size: Size) -> StackCache:
     """Gather the stacks of all sources in a folder, or reuse what is already there.
 
-    Writes stacks.npy, uint8 [S, 9, 3, H, W], and stacks.json with size, the sources' key, and how
-    many of their stacks were taken; of those that are broken or lack a position there is none. An
-    interrupted run goes on where it stopped; another key starts anew. UserError when the folder
-    cannot be written, or nothing is usable.
+    Writes stacks.npy and dioptres.npy, as of `StackCache`, and stacks.json with size, the sources'
+    key, and how many of their stacks were taken; of those that are broken or lack a position there
+    is none. An interrupted run goes on where it stopped; another key starts anew. UserError when
+    the folder cannot be written, or nothing is usable.
     """
     folder, total = Path(folder), sum(len(source.names) for source in sources)
     kept = Kept(folder / "stacks.json", key_of(sources=[source.key for source in sources]))
-    shape = (total, FRAMES, 3, *size)
-    if "taken" not in kept.fields or not _has_shape(folder / "stacks.npy", shape):
+    shapes = _shapes(total, size)
+    if "taken" not in kept.fields or _misfit(folder, shapes):
         kept.fields = {"size": list(size), "total": total, "taken": 0, "names": []}
     if kept.fields["taken"] < total:
         try:
-            _gather(folder, sources, kept, shape)
+            _gather(folder, sources, kept, shapes)
         except OSError as error:
             raise writing_failed(folder, error) from error
     return load_cache(folder)
@@ -343,48 +365,67 @@ def load_cache(folder: Path) -> StackCache:
         raise UserError(f"{folder} holds {done} of {total} stacks: run the caching to its end")
     if not names:
         raise UserError(f"{folder} holds no usable focal stack: {LAYOUT}")
-    wanted = (total, FRAMES, 3, *about.get("size", ()))
-    try:
-        pixels = np.load(folder / "stacks.npy", mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/stacks.npy cannot be read ({error}): delete {folder}") from error
-    if pixels.shape != wanted or pixels.dtype != np.uint8:
-        raise UserError(
-            f"{folder}/stacks.npy is {pixels.dtype} {pixels.shape}, its stacks.json says uint8 "
-            f"{wanted}: delete {folder}"
-        )
-    return StackCache(pixels[: len(names)], names)
+    wanted = _shapes(int(total or 0), tuple(about.get("size", ())))
+    wrong = _misfit(folder, wanted)
+    if wrong:
+        raise UserError(f"{folder} and its stacks.json do not fit ({wrong}): delete {folder}")
+    images, dioptres = (np.load(folder / name, mmap_mode="r")[: len(names)] for name in wanted)
+    return StackCache(images, dioptres, names)
 
 
-def _has_shape(path: Path, shape: tuple[int, ...]) -> bool:
-    try:
-        return bool(np.load(path, mmap_mode="r").shape == shape)
-    except (OSError, ValueError):
-        return False
+Shapes = dict[str, tuple[type, tuple[int, ...]]]
 
 
-def _gather(folder: Path, sources: Sequence[Source], kept: Kept, shape: tuple[int, ...]) -> None:
+def _shapes(total: int, size: tuple[int, ...]) -> Shapes:
+    """What the files of a cache hold: numbers of a type, in a shape."""
+    cells = (side // DEPTH_CELL for side in size)
+    return {
+        "stacks.npy": (np.uint8, (total, IMAGES, 3, *size)),
+        "dioptres.npy": (np.float16, (total, *cells)),
+    }
+
+
+def _misfit(folder: Path, shapes: Shapes) -> str:
+    """Say what is wrong with the files of a cache; empty when nothing is."""
+    for name, (kind, shape) in shapes.items():
+        try:
+            found = np.load(folder / name, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            return f"{name} cannot be read: {error}"
+        if found.shape != shape or found.dtype != kind:
+            return f"{name} is {found.dtype} {found.shape}, not {np.dtype(kind)} {shape}"
+    return ""
+
+
+def _gather(folder: Path, sources: Sequence[Source], kept: Kept, shapes: Shapes) -> None:
     about = kept.fields
+    total = about["total"]
     if about["taken"] == 0:
-        with write_atomic(folder / "stacks.npy") as scratch:
-            np.lib.format.open_memmap(scratch, mode="w+", dtype=np.uint8, shape=shape).flush()
+        for name, (kind, shape) in shapes.items():
+            with write_atomic(folder / name) as scratch:
+                np.lib.format.open_memmap(scratch, "w+", kind, shape).flush()
         kept.save()
-    pixels = np.lib.format.open_memmap(folder / "stacks.npy", mode="r+")
+    images, dioptres = (np.lib.format.open_memmap(folder / name, "r+") for name in shapes)
     places = [(source, n) for source in sources for n in range(len(source.names))]
     left = places[about["taken"] :]
     for stack in track(_loaded(left), "gathering stacks", len(left)):
         if stack is not None and stack.positions != POSITIONS:
             _warn(f"scene {stack.name} skipped: training needs frames at 0 to {FRAMES - 1}")
         elif stack is not None:
-            pixels[len(about["names"])] = to_uint8(stack.frames, planar=True)
+            at = len(about["names"])
+            images[at, :FRAMES] = to_uint8(stack.frames, planar=True)
+            if stack.sharp is not None:
+                images[at, FRAMES] = to_uint8(stack.sharp, planar=True)
+            dioptres[at] = np.nan if stack.dioptres is None else stack.dioptres.numpy()
             about["names"].append(stack.name)
         about["taken"] += 1
-        if about["taken"] % 32 == 0 or about["taken"] == shape[0]:
-            pixels.flush()
+        if about["taken"] % 32 == 0 or about["taken"] == total:
+            images.flush()
+            dioptres.flush()
             kept.save()
-    skipped = shape[0] - len(about["names"])
+    skipped = total - len(about["names"])
     if skipped:
-        _warn(f"{skipped} of {shape[0]} scenes skipped")
+        _warn(f"{skipped} of {total} scenes skipped")
 
 
 def cores() -> int:

@@ -201,7 +201,8 @@ def test_photos_alone_are_enough(words: Words, tmp_path: Path) -> None:
     assert main([*asked, "--photos", str(folder), "--scenes", "1"]) == 0
     out = tmp_path / "out"
     assert load_student(out / "student").photo_size == (SIDE, SIDE)
-    assert read_json(out / "targets" / "true" / "stacks.json")["names"] == ["synthetic-0"]
+    kept = read_json(out / "targets" / f"true-{SIDE}x{SIDE}" / "stacks.json")
+    assert kept["names"] == ["synthetic-0"]
     for path in (out / "targets").glob("*/*.safetensors"):
         photo = load_file(path)["photo"].flatten(0, -2)
         assert torch.equal(photo, torch.tensor([[255, 0, 0]], dtype=torch.uint8).expand_as(photo))

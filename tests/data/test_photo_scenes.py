@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pocketfocus.data.photo_scenes import (
@@ -31,19 +32,56 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_seed_is_one_scene(folder: Path) -> None:
-    scenes = PhotoScenes(folder, 48, 64)
-    scene, again, other = scenes.render(3), scenes.render(3), scenes.render(4)
-    assert scene.images.shape == (FRAMES + 1, 3, 48, 64)
-    assert scene.dioptres.shape == (12, 16)
-    assert (scene.images == again.images).all()
-    assert (scene.images != other.images).any()
+    scenes = PhotoScenes(folder, (48, 64), (3, 3, 4))
+    scene, again, other = scenes
+    assert scene.frames.shape == (FRAMES, 3, 48, 64)
+    assert scene.sharp is not None and scene.sharp.shape == (3, 48, 64)
+    assert scene.dioptres is not None and scene.dioptres.shape == (12, 16)
+    assert torch.equal(scene.frames, again.frames)
+    assert not torch.equal(scene.frames, other.frames)
 
 
 def test_held_out_photos_are_never_trained_on(folder: Path) -> None:
-    trained, held = (PhotoScenes(folder, 48, 64, validation=v) for v in (False, True))
-    names = [{p.stem for pairs in s.pairs.values() for p, _ in pairs} for s in (trained, held)]
+    trained, held = (PhotoScenes(folder, (48, 64), (0,), validation=v) for v in (False, True))
+    names = [
+        {pair[0].stem for pairs in scenes.pairs.values() for pair in pairs if pair}
+        for scenes in (trained, held)
+    ]
     assert names[0] and names[1] and not names[0] & names[1]
-    assert (trained.render(0).images != held.render(0).images).any()
+    assert trained.key != held.key
+
+
+def test_blur_is_in_proportion_to_the_phone_picture(tmp_path: Path) -> None:
+    """The same scene, seen in a picture twice as large: defocus takes more away."""
+    rng = np.random.default_rng(0)
+    for name, size in (("a.jpg", (96, 96, 3)), ("bsds-1.jpg", (96, 96, 3))):
+        Image.fromarray(rng.integers(0, 255, size, np.uint8)).save(tmp_path / name)
+        depth = tmp_path / name.replace(".jpg", ".depth.png")
+        Image.fromarray(np.full((96, 96), 500, np.uint16)).save(depth)
+    small, large = (PhotoScenes(tmp_path, (96, 96), range(8), width) for width in (320, 640))
+    assert set(small.pairs) == {"bsds", ""} and set(large.pairs) == {""}  # as crisp as that
+    left = []
+    for scenes in (small, large):
+        shown = [(s.frames.var(-1).mean(), s.sharp) for s in scenes]
+        left.append(np.mean([float(v / p.var(-1).mean()) for v, p in shown if p is not None]))
+    assert left[1] < 0.8 * left[0]
+    for pair in tmp_path.glob("a.*"):
+        pair.unlink()
+    assert not PhotoScenes(tmp_path, (96, 96), range(8), 640).names
+
+
+def test_what_is_hidden_behind_an_edge_goes_on() -> None:
+    """A red plate before a green wall: the wall is green behind it, and has no hole."""
+    photo = np.full((64, 64, 3), (20, 200, 20), np.uint8)
+    photo[16:48, 16:48] = 200, 20, 20
+    dioptres = np.ones((64, 64), np.float32)
+    dioptres[16:48, 16:48] = 2
+    linear = lit(photo, np.random.default_rng(2))
+    wall, front = layers_of(linear, dioptres)
+    assert wall.alpha.min() == 1 and 0.1 < front.alpha.mean() < 0.9
+    hidden = wall.rgb[:, front.alpha > 0.99]
+    assert hidden.shape[1] > 100
+    assert torch.allclose(hidden, wall.rgb[:, 0, :1].expand_as(hidden), atol=0.01)
 
 
 def test_pairs_of_one_scene_are_on_one_side() -> None:
@@ -57,7 +95,8 @@ def test_each_plane_is_sharpest_where_the_lens_focuses() -> None:
     photo = rng.integers(0, 255, (64, 64, 3), np.uint8)
     dioptres = np.full((64, 64), 2.5, np.float32)  # position 7
     dioptres[:, 32:] = 17.5  # position 1
-    images = photographed(layers_of(lit(photo, np.random.default_rng(2)), dioptres), rng) / 255
+    layers = layers_of(lit(photo, np.random.default_rng(2)), dioptres)
+    images = photographed(layers, rng).transpose(0, 3, 1, 2) / 255
     far, near = (images[:, :, 8:-8, s].var((1, 2, 3)) for s in (slice(4, 20), slice(44, 60)))
     assert far[:FRAMES].argmax() == 7
     assert near[:FRAMES].argmax() == 1
@@ -77,5 +116,5 @@ def test_a_folder_that_shrank_is_taken_at_larger_scales(folder: Path, tmp_path: 
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "shrunk.txt").write_text("0.75\n", encoding="utf-8")
-    assert PhotoScenes(folder, 48, 64).shrunk == 1
-    assert PhotoScenes(tmp_path, 48, 64).shrunk == 0.75
+    assert PhotoScenes(folder, (48, 64), ()).shrunk == 1
+    assert PhotoScenes(tmp_path, (48, 64), ()).shrunk == 0.75

@@ -1,28 +1,13 @@
-"""Scenes from a photo and its depth, on a plate in front of a wall."""
+"""Photos with depth maps in folders."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from pocketfocus.data.optics import Camera, dioptres, render_stack
-from pocketfocus.data.rgbd import RGBD, motorcycle, read_rgbd, rgbd_layers, rgbd_pairs
-from pocketfocus.data.scenes import photograph
+from pocketfocus.data.rgbd import motorcycle, read_rgbd, rgbd_pairs
 from pocketfocus.run.errors import UserError
-
-SIZE = (48, 48)
-RED, GREEN = (200, 20, 20), (20, 200, 20)
-
-
-def plate(size: int = 64) -> RGBD:
-    """A red plate in the middle at 2 D before a green wall at 1 D."""
-    photo = np.full((size, size, 3), GREEN, np.uint8)
-    depth = np.ones((size, size), np.float32)
-    photo[size // 4 : -size // 4, size // 4 : -size // 4] = RED
-    depth[size // 4 : -size // 4, size // 4 : -size // 4] = 2
-    return RGBD("plate", photo, depth)
 
 
 def save_pair(folder: Path, name: str, metres: np.ndarray, suffix: str) -> Path:
@@ -37,32 +22,6 @@ def save_pair(folder: Path, name: str, metres: np.ndarray, suffix: str) -> Path:
     else:
         np.savez(depth, metres)
     return depth
-
-
-def test_the_wall_goes_on_behind_the_plate() -> None:
-    wall, front = rgbd_layers(plate(), 0, SIZE)
-    assert wall.alpha.min() == 1
-    hidden = wall.rgb[:, front.alpha > 0.99]
-    assert hidden.shape[1] > 100
-    assert torch.allclose(hidden, wall.rgb[:, 0, :1].expand_as(hidden), atol=0.01)
-    assert 0.1 < front.alpha.mean() < 0.9
-    assert torch.allclose(front.dioptres / wall.dioptres, torch.tensor(2.0), rtol=1e-3)
-
-
-def test_a_pair_is_scaled_to_a_close_up_and_keeps_its_proportions() -> None:
-    nearest = [float(rgbd_layers(plate(), seed, SIZE)[-1].dioptres.max()) for seed in range(6)]
-    assert all(8 <= value <= 20 for value in nearest)
-    assert len(set(nearest)) == 6
-
-
-def test_the_plate_is_sharp_where_it_lies() -> None:
-    layers = rgbd_layers(plate(256), 3, (160, 160))
-    at = float(layers[-1].dioptres.max())
-    position = next(p for p in range(9) if abs(dioptres(p) - at) <= 1.25)
-    stack = render_stack(layers, Camera())
-    edges = stack.diff(dim=-1).abs().amax(dim=(1, 2, 3))
-    assert int(edges.argmax()) in (position - 1, position, position + 1)
-    assert edges.max() > 1.3 * edges.min()
 
 
 @pytest.mark.parametrize("suffix", [".png", ".npy", ".npz"])
@@ -139,6 +98,3 @@ def test_the_motorcycle_is_metres_away() -> None:
     assert scene.photo.shape == (*scene.dioptres.shape, 3)
     assert np.isfinite(scene.dioptres).all()
     assert 0.1 < scene.dioptres.min() < scene.dioptres.max() < 1  # Middlebury: 2 to 5 m
-    stack = photograph(rgbd_layers(scene, 1, (64, 64)), 1)
-    assert stack.shape == (9, 3, 64, 64)
-    assert float((stack[0] - stack[8]).abs().mean()) > 0.02

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pocketfocus.data.stacks import DEPTH_CELL, StackCache
+
 WriteStacks = Callable[[Path, np.ndarray], Path]
 
 
@@ -16,6 +18,17 @@ WriteStacks = Callable[[Path, np.ndarray], Path]
 def noise() -> np.ndarray:
     """Two stacks in which nothing is alike: uint8 [2, 9, 3, 64, 64]."""
     return np.random.default_rng(0).integers(0, 255, (2, 9, 3, 64, 64), np.uint8)
+
+
+def cached(frames: np.ndarray, dioptres: float = np.nan) -> StackCache:
+    """Stacks uint8 [N, 9, 3, H, W] as a cache has them, their mean in the place of what is sharp
+    everywhere; all at one distance, if it is known."""
+    sharp = frames.mean(1, keepdims=True).astype(np.uint8)
+    cells = [side // DEPTH_CELL for side in frames.shape[-2:]]
+    everywhere = np.full((len(frames), *cells), dioptres, np.float16)
+    return StackCache(
+        np.concatenate([frames, sharp], 1), everywhere, [str(n) for n in range(len(frames))]
+    )
 
 
 @pytest.fixture(scope="session")

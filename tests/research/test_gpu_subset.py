@@ -34,9 +34,10 @@ def test_the_largest_source_is_thinned_until_all_fit(folder: Path, tmp_path: Pat
 
 def test_scenes_are_made_of_it_as_of_the_whole(folder: Path, tmp_path: Path) -> None:
     subset(folder, tmp_path / "half", 0.5, 10**9)
-    scenes = PhotoScenes(tmp_path / "half", 32, 48)
+    scenes = PhotoScenes(tmp_path / "half", (32, 48), (0,))
     assert scenes.shrunk == 0.5
-    assert scenes.render(0).images.shape == (10, 3, 32, 48)
+    scene = scenes.load(0)
+    assert scene is not None and scene.frames.shape == (9, 3, 32, 48)
 
 
 def test_a_limit_that_holds_nothing_is_one_line(folder: Path, tmp_path: Path) -> None:

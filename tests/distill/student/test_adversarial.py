@@ -12,15 +12,17 @@ from pocketfocus.distill.student.adversarial import Adversarial, pseudo_huber
 from pocketfocus.distill.student.samples import true_batch
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.student import load_student
+from pocketfocus.run.constants import FRAMES
+from tests.distill.conftest import cached
 
 
 def test_each_term_of_the_gan_trains_its_own_side(
     either: ReferencePipeline, small_student: Path, noise: np.ndarray
 ) -> None:
     trained = Adversarial(either, load_student(small_student))
-    photos, positions, true = true_batch(noise, 2, 64, torch.Generator().manual_seed(0))
-    made = trained.made(photos, positions, true)
-    fool, judge = trained.judged(made, photos, positions, true)
+    batch = true_batch([cached(noise)], 2, 64, torch.Generator().manual_seed(0)).floats()
+    made = trained.made(batch.photos, batch.places).images[:, :FRAMES]
+    fool, judge = trained.judged(made, batch)
     student, heads = (list(part.parameters()) for part in (trained.student, trained.heads))
     for term, other in ((fool, heads), (judge, student)):
         found = torch.autograd.grad(term, other, retain_graph=True, allow_unused=True)
@@ -36,9 +38,22 @@ def test_hinge_of_equal_stacks_is_at_least_two(
 ) -> None:
     """relu(1 - x) + relu(1 + x) >= 2: nothing tells one from the other."""
     trained = Adversarial(either, load_student(small_student))
-    photos, positions, true = true_batch(noise, 1, 64, torch.Generator().manual_seed(0))
-    _, judge = trained.judged(true, photos, positions, true)
+    batch = true_batch([cached(noise)], 1, 64, torch.Generator().manual_seed(0)).floats()
+    _, judge = trained.judged(batch.stacks, batch)
     assert float(judge.detach()) >= 2 - 1e-5
+
+
+def test_every_layer_of_the_student_is_in_the_graph(
+    either: ReferencePipeline, small_student: Path, noise: np.ndarray
+) -> None:
+    """Several processes would wait for the gradient of one that is not."""
+    trained = Adversarial(either, load_student(small_student))
+    batch = true_batch([cached(noise)], 1, 64, torch.Generator().manual_seed(0)).floats()
+    for pool in (1, 4):
+        trained.zero_grad(set_to_none=True)
+        trained.losses(batch, pool=pool)["loss"].backward()
+        missing = [n for n, p in trained.student.named_parameters() if p.grad is None]
+        assert missing == []
 
 
 def test_pseudo_huber_is_square_near_zero_and_size_far_off() -> None:

@@ -18,6 +18,7 @@ from pocketfocus.models.loading import load_reference
 from pocketfocus.models.reference import PUBLISHED, ReferencePipeline, Sampling, karras_sigmas
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json
+from tests.distill.conftest import cached
 
 
 def test_the_levels_of_few_steps_are_levels_of_training(
@@ -58,13 +59,13 @@ def test_the_loss_is_between_neighbouring_levels_and_only_the_upper_learns(
         n: p.detach().clone() for n, p in trained.named_parameters() if p.requires_grad
     }
     generator = torch.Generator().manual_seed(0)
-    photos, positions, true = true_batch(noise, 1, 64, generator)
-    level, unit = trained.noise(true, generator)
-    found = trained.losses(photos, positions, true, level, unit)
+    batch = true_batch([cached(noise)], 1, 64, generator).floats()
+    level, unit = trained.noise(batch.images, generator)
+    found = trained.losses(batch, level, unit)
     found["loss"].backward()
     learning = [n for n, p in trained.named_parameters() if p.grad is not None]
     assert learning and all(n.startswith("unet.") for n in learning)
-    given, clean = trained.encoded(photos, positions, true)
+    given, clean = trained.encoded(batch.photos, batch.positions, batch.stacks)
     high, low = trained.sigmas[level], trained.sigmas[level + 1]
     noisy = clean + high * unit
     nearer = trained.guided_step(noisy, high, low, given)

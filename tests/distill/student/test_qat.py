@@ -95,8 +95,9 @@ def test_learning_through_the_rounding_recovers_what_it_costs(
 def test_each_photo_of_a_batch_goes_through_its_own_file() -> None:
     """A file marks its nine frames by adding its number; the photo's level is its place."""
 
-    def numbered(number: int) -> Callable[[Tensor, Tensor], tuple[Tensor]]:
-        return lambda photo, _: (photo.repeat_interleave(FRAMES, 0) + 100 * number,)
+    def numbered(number: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        marked = 100 * number
+        return lambda photo, _: (photo.repeat_interleave(FRAMES, 0) + marked, photo + marked)
 
     files = Files((numbered(0), numbered(1), numbered(2)))
     photos = torch.arange(5.0)[:, None, None, None].expand(5, 3, 4, 4)
@@ -104,7 +105,8 @@ def test_each_photo_of_a_batch_goes_through_its_own_file() -> None:
         chosen = torch.tensor(turn)
         made = files(photos, torch.eye(FRAMES)[:5], chosen)
         wanted = photos + 100 * chosen[:, None, None, None]
-        assert torch.equal(made, wanted.repeat_interleave(FRAMES, 0))
+        assert torch.equal(made[0], wanted.repeat_interleave(FRAMES, 0))
+        assert torch.equal(made[1], wanted)
 
 
 def test_samples_are_shared_out_among_the_files(
@@ -112,10 +114,10 @@ def test_samples_are_shared_out_among_the_files(
 ) -> None:
     """By chance in training, by the seed where scored; none for a student that is not rounded."""
     trained = Regression(load_reference(str(small_reference)), student)
-    stack, generator = torch.zeros(1, FRAMES, 3, 64, 64), torch.Generator().manual_seed(0)
-    assert trained.noise(stack, generator) == ()
+    images, generator = torch.zeros(1, FRAMES + 1, 3, 64, 64), torch.Generator().manual_seed(0)
+    assert len(trained.noise(images, generator)) == 1  # whether the position is given
     trained.rounded = rounded(student, RECIPES["int4"], calibration((64, 64), inputs=1))
-    drawn = torch.cat([trained.noise(stack, generator)[0] for _ in range(200)])
+    drawn = torch.cat([trained.noise(images, generator)[1] for _ in range(200)])
     assert 70 < int((drawn == 0).sum()) < 130 and set(drawn.tolist()) == {0, 1}
     photo, _ = inputs(1, seed=0)
     with torch.no_grad():
@@ -145,7 +147,8 @@ def test_fixed_ranges_come_from_real_photos(student: RefocusStudent) -> None:
         assert isinstance(file, Rounded) and set(file.ranges) == set(layers_of(student))
     with torch.no_grad():
         photo, place = inputs(2, seed=0)
-        error = (network(photo, place, torch.arange(2)) - student.stack(photo, place)).abs().mean()
+        stack = network(photo, place, torch.arange(2))[0]
+        error = (stack - student.stack(photo, place)).abs().mean()
     assert 0 < error < 0.1
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def test_zero_minutes_copy_the_start(
         (lambda f: [p.rename(p.with_suffix(".bin")) for p in f.glob("*.safetensors")], "pickled"),
         (
             lambda f: (f / "config.json").write_text(
-                (f / "config.json").read_text().replace('"head": 32', '"head": 16')
+                (f / "config.json").read_text().replace('"head": 32', '"head": 24')
             ),
             "do not fit",
         ),
@@ -97,7 +98,7 @@ def test_a_broken_student_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("method", ["regression", "adversarial", "consistency"])
+@pytest.mark.parametrize("method", ["regression", "adversarial", "consistency", "scratch"])
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     options: Callable[..., Distillation],
     tmp_path: Path,
@@ -105,6 +106,8 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     method: str,
 ) -> None:
     how = options(method=method, steps=4, max_teacher_stacks=2)
+    if method == "scratch":
+        how = replace(how, method="regression", from_scratch=True, preset="micro")
     distill_run(tmp_path / "whole", how)
     drawn, draw = 0, true_batch
 
@@ -138,7 +141,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
     def broken(*_: Any, **__: Any) -> dict[str, torch.Tensor]:
         return {"loss": torch.tensor(float("nan"), requires_grad=True), "psnr_db": torch.zeros(())}
 
-    monkeypatch.setattr(regression, "stack_losses", broken)
+    monkeypatch.setattr(regression, "compared", broken)
     with pytest.raises(UserError, match=r"loss is nan at step 2.*checkpoint, of step 2, stays"):
         distill_run(tmp_path, options(steps=4))
     assert (tmp_path / "training/checkpoint.safetensors").read_bytes() == good

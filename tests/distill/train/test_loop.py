@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,8 @@ def stopping(net: nn.Module, at: int, how: Any) -> Task:
     return Task(draw, whole.losses, whole.crops)
 
 
-def momentum(parameters: Iterable[nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, schedule.learning_rate, momentum=0.9)
+def momentum(named: Mapping[str, nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
+    return torch.optim.SGD(named.values(), schedule.learning_rate, momentum=0.9)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "momentum"])

@@ -1,6 +1,11 @@
+import re
+
 import torch
+from torch import nn
 
 from pocketfocus.distill.train.muon import Muon, orthogonal
+from pocketfocus.distill.train.schedule import OPTIMIZERS, Schedule
+from pocketfocus.models.student import build_student
 
 
 def test_singular_values_come_near_one() -> None:
@@ -52,3 +57,37 @@ def test_parameters_of_one_shape_are_updated_as_if_alone() -> None:
     Muon(together, lr=0.1).step()
     Muon([alone], lr=0.1).step()
     torch.testing.assert_close(together[1], alone, atol=1e-3, rtol=0)
+
+
+def test_layers_that_end_a_network_and_vectors_are_adamws() -> None:
+    """Each parameter moves as its own optimizer alone would move it."""
+    torch.manual_seed(0)
+    student = build_student("micro")
+    named = dict(student.named_parameters())
+    alone = {n: nn.Parameter(p.detach().clone()) for n, p in named.items()}
+    together = OPTIMIZERS["muon"](named, Schedule(learning_rate=1e-3))
+    own = [p for n, p in alone.items() if p.ndim == 4 and not re.search("outputs|diop|posi", n)]
+    rest = [p for p in alone.values() if all(p is not q for q in own)]
+    assert len(own) > 5 < len(rest)
+    optimizers = (Muon(own, 1e-3), torch.optim.AdamW(rest, 1e-3, (0.9, 0.99), weight_decay=0.01))
+    for _ in range(3):
+        for name, parameter in named.items():
+            parameter.grad = torch.randn_like(parameter)
+            alone[name].grad = parameter.grad.clone()
+        for optimizer in (together, *optimizers):
+            optimizer.step()
+    assert len(together.state) == len(named)
+    for name, parameter in named.items():
+        assert torch.equal(parameter, alone[name]), name
+
+
+def test_one_rate_is_for_all_its_groups() -> None:
+    named = dict(build_student("micro").named_parameters())
+    optimizer = OPTIMIZERS["muon"](named, Schedule())
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    before = {n: p.detach().clone() for n, p in named.items()}
+    for parameter in named.values():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert all(torch.equal(p, before[n]) for n, p in named.items())

@@ -120,7 +120,7 @@ def test_a_distillation_in_two_processes_is_one_with_twice_the_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The command under `accelerate launch`, interrupted in its second step and gone on with: the
-    same teacher stacks, losses, weights and scores as one process with batches of two."""
+    same teacher stacks, losses, weights and scores as one process with twice the batch."""
     reference, alone, shared = (tmp_path / name for name in ("reference", "alone", "shared"))
     scenes = write_stacks(tmp_path / "scenes", ramps)
     torch.manual_seed(0)
@@ -133,7 +133,7 @@ def test_a_distillation_in_two_processes_is_one_with_twice_the_batch(
         reference=str(reference),
         start=small_student,
         sources=(str(scenes),),
-        crops=(Crops(1.0, 2, 64),),
+        crops=(Crops(1.0, 32, 64),),
         max_teacher_stacks=count,
         learning_rate=rate,
     )
