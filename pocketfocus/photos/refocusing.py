@@ -76,8 +76,10 @@ class Rendered:
         return made
 
     def focus_map(self) -> Tensor:
-        """Where every place of the analysis is sharpest, by how far away the student sees it: on
-        real stacks half as far from the truth as where its own frames are sharpest."""
+        """Where every place of the analysis is sharpest, by how far away the student sees it.
+
+        On real stacks that is nearer to the truth than where its own frames are sharpest.
+        """
         height, width = self.analysed.size
         near = enlarged(self.analysed.analysis.dioptres, float(CELL))[0, 0, :height, :width]
         return (1 - near).clamp(0, 1) * (FRAMES - 1)
