@@ -110,6 +110,8 @@ def test_dioptres_are_those_of_a_phone() -> None:
     flat = [d for d in found if np.ptp(d) < 2]
     assert 5 < len(flat) < 50
     assert max(d.max() for d in found) > 18
+    in_front = float(np.mean([(d > 10).mean() for d in found]))  # of position 4
+    assert 0.25 < in_front < 0.5
 
 
 def test_a_folder_that_shrank_is_taken_at_larger_scales(folder: Path, tmp_path: Path) -> None:
