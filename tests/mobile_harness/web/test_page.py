@@ -16,7 +16,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from pocketfocus.data.scenes import bundled_photos
-from pocketfocus.photos.focusmap import best_focus, sharpness
 from pocketfocus.photos.images import to_tensor, to_uint8
 from pocketfocus.run.files import read_rows
 from tests.conftest import chromium_path
@@ -89,26 +88,6 @@ def seen(page: Page) -> Image.Image:
 def test_the_browser_gives_threads(page: Page) -> None:
     assert page.evaluate("crossOriginIsolated")
     assert page.evaluate("typeof SharedArrayBuffer") == "function"
-
-
-def test_a_tap_makes_the_tapped_region_sharper(refocused: Page, stack: torch.Tensor) -> None:
-    best, measure = best_focus(stack), sharpness(stack)
-    gain = measure.max(0).values / (measure[4] + 1e-9)
-    gain[:12], gain[-12:], gain[:, :12], gain[:, -12:] = 0, 0, 0, 0
-    y, x = divmod(int(gain.argmax()), SIDE)  # where focusing elsewhere changes most
-    slider = refocused.get_by_role("slider", name="Focus")
-    slider.fill("4")
-    before = seen(refocused)
-    area = refocused.locator("#view").bounding_box()
-    assert area
-    across, down = (x + 0.5) / SIDE, (y + 0.5) / SIDE
-    refocused.touchscreen.tap(area["x"] + across * area["width"], area["y"] + down * area["height"])
-    after = seen(refocused)
-    assert abs(int(slider.input_value()) - float(best[y, x])) <= 1.0
-    sharp_before, sharp_after = (
-        float(sharpness(to_tensor(picture))[0, y, x]) for picture in (before, after)
-    )
-    assert sharp_after > 1.05 * sharp_before
 
 
 def test_drag_racks_and_hold_shows_the_original(refocused: Page) -> None:

@@ -19,7 +19,7 @@ from pocketfocus.models.analyse import Analyser, likely_position
 from pocketfocus.models.render import Analysed, aperture_of, focus_weights
 from pocketfocus.models.student import PRESETS, RefocusStudent
 from pocketfocus.photos.images import to_tensor, to_uint8
-from pocketfocus.photos.refocusing import analysed
+from pocketfocus.photos.refocusing import Rendered, analysed, focus_at
 from tests.conftest import stir
 from tests.mobile_harness.web.conftest import Serving, start
 from tests.mobile_harness.web.touching import (
@@ -171,4 +171,28 @@ def test_the_position_is_found(browser: Browser, wide: Serving, tmp_path: Path) 
     assert page.locator("#at").input_value() == str(expected)
     assert f"by the picture, {100 * sure:.0f} % sure" in page.locator("#taken-words").inner_text()
     assert float(page.get_by_role("slider", name="Focus").input_value()) == expected
+    page.context.close()
+
+
+@pytest.mark.parametrize("shape", ["landscape", "portrait"])
+def test_a_tap_focuses_as_focus_at_does(
+    browser: Browser, wide: Serving, tmp_path: Path, shape: str
+) -> None:
+    photo = picture(shape)
+    photo.save(tmp_path / "photo.png")
+    analysis = known(wide, photo, TAKEN)
+    sharp = Rendered(analysis, np.asarray(photo)).focus_map()
+    height, width = sharp.shape
+    inner = ((sharp > 0.5) & (sharp < 7.5)).nonzero()
+    row, column = map(int, inner[len(inner) // 2])
+    x, y = (column + 0.5) / width, (row + 0.5) / height
+    page = opened(browser, wide)
+    refocus(page, tmp_path / "photo.png")
+    page.evaluate("document.getElementById('view').scrollIntoView()")
+    area = page.locator("#view").bounding_box()
+    assert area
+    page.touchscreen.tap(area["x"] + x * area["width"], area["y"] + y * area["height"])
+    focus = float(page.get_by_role("slider", name="Focus").input_value())
+    assert focus == pytest.approx(focus_at(sharp, x, y), abs=0.01)
+    assert difference(saved(page), rendered(analysis, photo, focus, 1)) <= 2
     page.context.close()

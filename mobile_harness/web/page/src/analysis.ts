@@ -1,5 +1,5 @@
 // Between an upright photo and what a file takes and gives.
-import { Analysis, Fit, FRAMES, IMAGES } from "./protocol";
+import { Analysis, CELL, Fit, FRAMES, IMAGES } from "./protocol";
 
 export interface Outputs { stack: Float32Array; sharp: Float32Array; detail: Float32Array }
 
@@ -18,29 +18,43 @@ export function inputOf(photo: Float32Array, { taken: [height, width], size: [h,
   return out;
 }
 
-// Of the part that is the photo: what images are made of, and the frames' luma in [0,1], [h,w] each.
-export function analysisOf(photo: Float32Array, made: Outputs, fit: Fit): { analysis: Analysis; lumas: Float32Array[] } {
+// Of the part that is the photo: what images are made of.
+export function analysisOf(photo: Float32Array, made: Outputs, fit: Fit): Analysis {
   const { taken: [height, width], size: [h, w], transposed } = fit, pixels = height * width, own = h * w;
   const lengths = [made.stack.length, made.sharp.length, made.detail.length];
   const due = [FRAMES * 3 * pixels, 3 * pixels, IMAGES * pixels];
   if (lengths.some((length, i) => length !== due[i])) throw new Error(`the file made ${lengths} values, due are ${due}`);
-  const layers = new Float32Array(IMAGES * 4 * own), lumas: Float32Array[] = [];
+  const layers = new Float32Array(IMAGES * 4 * own);
   for (let image = 0, to = 0; image < IMAGES; image++) {
     const [values, start] = image < FRAMES ? [made.stack, 3 * pixels * image] : [made.sharp, 0];
-    const luma = new Float32Array(own);
     for (let i = 0; i < own; i++) {
       const y = Math.floor(i / w), x = i % w, at = transposed ? x * width + y : y * width + x;
       const gain = made.detail[image * pixels + at];
-      const r = values[start + at], g = values[start + pixels + at], b = values[start + 2 * pixels + at];
-      layers[to++] = r - (1 + gain) * photo[i];
-      layers[to++] = g - (1 + gain) * photo[own + i];
-      layers[to++] = b - (1 + gain) * photo[2 * own + i];
+      for (let c = 0; c < 3; c++) {
+        layers[to++] = values[start + c * pixels + at] - (1 + gain) * photo[c * own + i];
+      }
       layers[to++] = gain;
-      luma[i] = (0.299 * r + 0.587 * g + 0.114 * b + 1) / 2;
     }
-    if (image < FRAMES) lumas.push(luma);
   }
-  return { analysis: { layers, size: fit.size }, lumas };
+  return { layers, size: fit.size };
+}
+
+// The focus 0..8 at which each place is sharp, [h,w], by how far away the student sees it: its map of
+// dioptres, a value for CELL x CELL pixels, enlarged bilinearly.
+export function focusMap(dioptres: Float32Array, { taken: [height, width], size: [h, w], transposed }: Fit): Float32Array {
+  const [rows, columns] = [height / CELL, width / CELL], out = new Float32Array(h * w);
+  const tap = (pixel: number, count: number) => {
+    const place = Math.min(count - 1, Math.max(0, (pixel + 0.5) / CELL - 0.5)), low = Math.floor(place);
+    return { low, high: Math.min(count - 1, low + 1), part: place - low };
+  };
+  for (let i = 0; i < h * w; i++) {
+    const [y, x] = transposed ? [i % w, Math.floor(i / w)] : [Math.floor(i / w), i % w];
+    const row = tap(y, rows), column = tap(x, columns);
+    const along = (from: number) => dioptres[from + column.low] * (1 - column.part) + dioptres[from + column.high] * column.part;
+    const near = along(row.low * columns) * (1 - row.part) + along(row.high * columns) * row.part;
+    out[i] = (FRAMES - 1) * Math.min(1, Math.max(0, 1 - near));
+  }
+  return out;
 }
 
 // The focal position of a photo that was analysed without one, and how likely it is to be that or one

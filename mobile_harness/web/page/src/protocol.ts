@@ -1,6 +1,7 @@
 // What the page and its worker tell each other, and what the host tells the page.
 
 export const FRAMES = 9, IMAGES = 10;  // the frames, and the picture that is sharp everywhere
+export const CELL = 4;  // pixels a side of what has one distance
 export const KEPT = "files";  // the cache of what the host serves, for when the network is gone
 
 export type Backend = "wasm" | "webgpu";
@@ -50,12 +51,13 @@ export type Request =
   | { id: number; kind: "call"; photo: Float32Array; position: number; size: Size }
   | { id: number; kind: "analyse"; photo: Float32Array; fit: Fit; position: number | null };
 
-// sure: how likely the position that was found is, or one beside it; best: the frame in which each pixel is sharpest, [h,w]
+// sure: how likely the position that was found is, or one beside it; focus: at which each place is
+// sharp, [h,w]
 export type Reply =
   | { id: number; kind: "progress"; done: number; total: number; what: string }
   | { id: number; kind: "opened"; loadMs: number; threads: number }
   | { id: number; kind: "stack"; stack: Float32Array; ms: number; heapBytes: number }
-  | { id: number; kind: "analysed"; analysis: Analysis; best: Uint8Array; position: number; sure: number | null; ms: number }
+  | { id: number; kind: "analysed"; analysis: Analysis; focus: Float32Array; position: number; sure: number | null; ms: number }
   | { id: number; kind: "failed"; why: string };
 
 // 0 is 5 cm (20 dioptres), 8 is infinity.

@@ -97,7 +97,7 @@ export function refocusTab(run: Run): void {
       taken = found.position;
       describe(choice, found.sure, found.ms);
       go("result");
-      view.start(found.best, found.analysis.size, { focus: taken, aperture: Number(opening.value) });
+      view.start(found.focus, found.analysis.size, { focus: taken, aperture: Number(opening.value) });
       slider.focus({ preventScroll: true });
     } catch (error) {
       engine?.close();

@@ -15,7 +15,7 @@ export class View {
   private readonly ring = find("ring");
   private painter!: Painter;
   private full: Size = [1, 1];
-  private best: { frames: Uint8Array; size: Size } | undefined;
+  private sharp: { focus: Float32Array; size: Size } | undefined;  // where each place is
   private look: Look = { focus: 0, aperture: 1 };
   private original = false;
   private centre: { x: number; y: number } | undefined;  // of the zoomed picture, in the photo's pixels
@@ -38,9 +38,9 @@ export class View {
     this.zoom();
   }
 
-  // `frames`: the sharpest one of each place.
-  start(frames: Uint8Array, size: Size, look: Look): void {
-    this.best = { frames, size };
+  // `sharp`: the focus at which each place is.
+  start(sharp: Float32Array, size: Size, look: Look): void {
+    this.sharp = { focus: sharp, size };
     this.look = { ...look };
     this.focus(look.focus);
   }
@@ -114,7 +114,7 @@ export class View {
   }
 
   private draw(): void {
-    if (!this.best || this.view.clientWidth === 0) return;
+    if (!this.sharp || this.view.clientWidth === 0) return;
     const { part, room: { size, pixel }, painter: { canvas } } = this;
     canvas.style.width = part.width === size[1] ? `${part.width * pixel}px` : "";  // else enlarged
     canvas.style.height = part.height === size[0] ? `${part.height * pixel}px` : "";
@@ -150,11 +150,11 @@ export class View {
     this.ring.classList.remove("seen");
     void this.ring.offsetWidth;  // so that the animation starts anew
     this.ring.classList.add("seen");
-    if (!this.best) return;
-    const [height, width] = this.best.size;
+    if (!this.sharp) return;
+    const [height, width] = this.sharp.size;
     const row = Math.floor(inside((y / this.full[0]) * height, height - 1));
     const column = Math.floor(inside((x / this.full[1]) * width, width - 1));
-    this.rack(this.best.frames[row * width + column]);
+    this.rack(this.sharp.focus[row * width + column]);
   }
 
   // One finger: still and short is a tap, twice zooms, still and long shows the original; across

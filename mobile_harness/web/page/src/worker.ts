@@ -1,7 +1,6 @@
 // ONNX Runtime off the page's own thread, so that the page answers while it computes.
 import type { InferenceSession } from "onnxruntime-web/wasm";
-import { analysisOf, inputOf, likelyPosition } from "./analysis";
-import { bestFocus } from "./focus";
+import { analysisOf, focusMap, inputOf, likelyPosition } from "./analysis";
 import { Choice, FRAMES, Reply, Request, Size } from "./protocol";
 
 type Ort = typeof import("onnxruntime-web/wasm");
@@ -89,20 +88,20 @@ async function call({ id, photo, size, position }: Extract<Request, { kind: "cal
 
 async function analyse({ id, photo, fit, position: known }: Extract<Request, { kind: "analyse" }>): Promise<void> {
   const input = inputOf(photo, fit);
-  const [stackName, sharpName, detailName, , positionsName] = names.outputs;
+  const images = names.outputs.slice(0, -1), [positions] = names.outputs.slice(-1);
   const say = (what: string) => scope.postMessage({ id, kind: "progress", done: 0, total: 0, what });
   let position = known ?? 0, sure: number | null = null;
   if (known === null) {
     say("Finding where it was focused");
-    const [chances] = await made(input, fit.taken, null, [positionsName]);
+    const [chances] = await made(input, fit.taken, null, [positions]);
     ({ position, sure } = likelyPosition(chances));
   }
   say("Analysing the photo");
   const began = performance.now();
-  const [stack, sharp, detail] = await made(input, fit.taken, position, [stackName, sharpName, detailName]);
+  const [stack, sharp, detail, dioptres] = await made(input, fit.taken, position, images);
   const ms = performance.now() - began;
-  const { analysis, lumas } = analysisOf(photo, { stack, sharp, detail }, fit), best = bestFocus(lumas, fit.size);
-  scope.postMessage({ id, kind: "analysed", analysis, best, position, sure, ms }, [analysis.layers.buffer, best.buffer]);
+  const analysis = analysisOf(photo, { stack, sharp, detail }, fit), focus = focusMap(dioptres, fit);
+  scope.postMessage({ id, kind: "analysed", analysis, focus, position, sure, ms }, [analysis.layers.buffer, focus.buffer]);
 }
 
 async function answer(message: Request): Promise<void> {
