@@ -188,7 +188,6 @@ def test_a_tap_focuses_as_focus_at_does(
     x, y = (column + 0.5) / width, (row + 0.5) / height
     page = opened(browser, wide)
     refocus(page, tmp_path / "photo.png")
-    page.evaluate("document.getElementById('view').scrollIntoView()")
     area = page.locator("#view").bounding_box()
     assert area
     page.touchscreen.tap(area["x"] + x * area["width"], area["y"] + y * area["height"])

@@ -62,6 +62,7 @@ def refocus(page: Page, photo: Path, position: int | None = TAKEN, timeout_s: fl
         page.wait_for_selector(done, timeout=1000 * timeout_s)
         assert page.locator("#trouble").inner_text() == ""
         page.locator("#taken-words").click()
+    page.evaluate("document.getElementById('view').scrollIntoView()")
 
 
 def look(page: Page, focus: float, aperture: float) -> None:
