@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import nn
 
 from pocketfocus.data.optics import one_hot
 from pocketfocus.data.scenes import held_out_photos
 from pocketfocus.models.student import load_student
 from pocketfocus.quantize.calibration import calibration, fitted
-from pocketfocus.quantize.recipes import RECIPES
-from pocketfocus.quantize.toolchains.coreml import choices, program
+from pocketfocus.quantize.recipes import RECIPES, Scheme
+from pocketfocus.quantize.toolchains.coreml import choices, choose, program
 from pocketfocus.run.metrics import psnr
 
 
@@ -30,3 +31,8 @@ def test_the_int8_graph_is_the_student(small_student: Path) -> None:
             found, truth = quantized.module()(*inputs)[0], student.stack(*inputs)
             assert RECIPES["int8"].min_psnr_db <= psnr(found, truth) < 80
             assert psnr(found.flip(0), truth) < psnr(found, truth)
+
+
+def test_outputs_that_are_no_whole_groups_stay_float16() -> None:
+    found = choose(Scheme(4, "palette", 8), nn.Conv2d(64, 27, 3), ios=18)
+    assert (found.scheme, found.why) == (Scheme(16), "27 outputs are no whole groups of 8")
