@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pocketfocus.export.coreai import TARGET as CORE_AI
-from pocketfocus.mobile_harness.host import Host
+from pocketfocus.export.targets import Target
+from pocketfocus.mobile_harness.host import Fallback
 from pocketfocus.mobile_harness.options import Options
 from pocketfocus.mobile_harness.worker import Measured, Opener, Tables, measure, read_job
 
 
 @dataclass(frozen=True)
-class CoreAiCheck(Host):
+class CoreAiCheck(Fallback):
     """This host, with coreai-core's interpreter in place of Core AI."""
 
     name: str = CORE_AI.fallback
+    target: ClassVar[Target] = CORE_AI
+    work: ClassVar[str] = f"{__name__}:run_file"
 
     def describe(self) -> dict[str, str]:
         """Return the host's facts; the interpreter executes what Core AI would."""
@@ -29,14 +32,6 @@ class CoreAiCheck(Host):
         if version := about.get(CORE_AI.runtime):
             about[CORE_AI.runtime] = f"{CORE_AI.runtime} {version} (interpreter)"
         return about
-
-    def why_not(self, target: str) -> str | None:
-        """Return why not: coreai-core is missing; other targets are the host's."""
-        return CORE_AI.cannot_write() if target == CORE_AI.name else super().why_not(target)
-
-    def call(self, target: str) -> str:
-        """Take the interpreter for Core AI assets; other targets are the host's."""
-        return f"{__name__}:run_file" if target == CORE_AI.name else super().call(target)
 
 
 def connect(address: str, options: Options) -> tuple[CoreAiCheck, ...]:

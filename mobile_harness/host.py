@@ -6,10 +6,11 @@ import os
 import platform
 from dataclasses import dataclass
 from importlib import metadata
+from typing import ClassVar
 
 import psutil
 
-from pocketfocus.export.targets import TARGETS, get_target
+from pocketfocus.export.targets import TARGETS, Target, get_target
 from pocketfocus.mobile_harness.device import HOST, PYTORCH, Job, JobError, Result
 from pocketfocus.mobile_harness.doctor import processor
 from pocketfocus.mobile_harness.options import Options
@@ -55,6 +56,24 @@ class Host:
     def call(self, target: str) -> str:
         """Return the function that does a job with a file of `target`, in the fresh process."""
         return WORKER
+
+
+@dataclass(frozen=True)
+class Fallback(Host):
+    """This host, with another program in the place of one target's own runtime; other targets are
+    the host's. What it proves is what a file means: its times are no latencies."""
+
+    target: ClassVar[Target]
+    work: ClassVar[str]  # the function that does a job with a file of it, "module:function"
+
+    def why_not(self, target: str) -> str | None:
+        """Return why not: what writes the target's files, and reads them here, is missing."""
+        own = target == self.target.name
+        return self.target.cannot_write() if own else super().why_not(target)
+
+    def call(self, target: str) -> str:
+        """Take that program for files of the target."""
+        return self.work if target == self.target.name else super().call(target)
 
 
 def version_of(package: str) -> str:

@@ -8,33 +8,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pocketfocus.export.coreml import TARGET as CORE_ML
+from pocketfocus.export.targets import Target
 from pocketfocus.mobile_harness.device import MIL_CHECK
-from pocketfocus.mobile_harness.host import Host
+from pocketfocus.mobile_harness.host import Fallback
 from pocketfocus.mobile_harness.options import Options
 from pocketfocus.mobile_harness.worker import Measured, Opener, Runner, Tables, measure, read_job
 
 
 @dataclass(frozen=True)
-class MilCheck(Host):
+class MilCheck(Fallback):
     """This host, with the MIL check in place of Core ML."""
 
     name: str = MIL_CHECK
+    target: ClassVar[Target] = CORE_ML
+    work: ClassVar[str] = f"{__name__}:run_file"
 
     def describe(self) -> dict[str, str]:
         """Return the host's facts; PyTorch executes what coremltools only reads."""
         about = super().describe()
         return {**about, CORE_ML.runtime: f"torch {about['torch']} (MIL check)"}
-
-    def why_not(self, target: str) -> str | None:
-        """Return why not: coremltools is missing; other targets are the host's."""
-        return CORE_ML.cannot_write() if target == CORE_ML.name else super().why_not(target)
-
-    def call(self, target: str) -> str:
-        """Take the MIL check for Core ML files; other targets are the host's."""
-        return f"{__name__}:run_file" if target == CORE_ML.name else super().call(target)
 
 
 def connect(address: str, options: Options) -> tuple[MilCheck, ...]:
