@@ -144,13 +144,13 @@ class Analysed:
             spans = span_of(0, height, height, self.size[0]), span_of(0, width, width, self.size[1])
         rows, columns = spans
         part = (..., slice(rows.low, rows.high), slice(columns.low, columns.high))
-        images = torch.cat([self.analysis.stack, self.analysis.sharp])
+        images = torch.cat([self.analysis.stack[part], self.analysis.sharp[part]])
         kind = torch.float64 if exact else torch.float32
         across = taps(columns, width, self.size[1]).T[None]
         made: Tensor = Render()(
             tile.to(kind),
             self.small[part].to(kind),
-            images[part].to(kind),
+            images.to(kind),
             self.analysis.detail[part].to(kind),
             (focus.to(kind), aperture.to(kind)),
             (taps(rows, height, self.size[0])[None].to(kind), across.to(kind)),
