@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from pocketfocus.benchmarks.baselines import TABLE_FILE, baselines
-from pocketfocus.benchmarks.scores import Call, Ledger, Scores
+from pocketfocus.benchmarks.scores import Call, Ledger, Score, Scores, score_of
 from pocketfocus.data.datasets import SYNTHETIC, TEST, Request, check_source, open_source
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
 from pocketfocus.data.stacks import FocalStack, RenderedScenes, StackCache, cache_sources
 from pocketfocus.export.open import REFERENCE, STUDENT, open_any, open_model
 from pocketfocus.export.targets import get_target
-from pocketfocus.models.model import Model, refocus
+from pocketfocus.models.model import Model, refocus, resized
 from pocketfocus.models.places import DEFAULT_WEIGHTS, find_places
 from pocketfocus.models.student import SHIPPED_WEIGHTS
 from pocketfocus.run.cache import cache_home
@@ -37,7 +37,6 @@ from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, key_of, read_rows, sha256, write_rows
 from pocketfocus.run.manifest import load_manifest
-from pocketfocus.run.metrics import psnr, ssim
 from pocketfocus.run.progress import track
 
 EVALUATE_FILE = "evaluate.json"
@@ -49,7 +48,8 @@ SCENES, RENDERED = 64, (256, 256)
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean PSNR and SSIM of a model from one input position to one output position."""
+    """Mean scores of a model from one input position to one output position; the last two are over
+    the images with places that the truth has sharper (`scores.Score`), None where there is none."""
 
     model: str
     stacks: str
@@ -57,6 +57,8 @@ class Cell:
     output_position: int
     psnr_db: float
     ssim: float
+    sharper_gain_db: float | None = None
+    restored: float | None = None
 
     @property
     def distance(self) -> int:
@@ -73,6 +75,9 @@ class Means:
         scenes: how many were scored.
         gain_db: over `copy`, off the diagonal; None where copy was not scored.
         gain_error_db: its standard error over the scenes; None for one scene.
+        sharper_gain_db: over repeating the photo where the truth is sharper than it, off the
+            diagonal.
+        restored: the share of the missing detail that was restored there.
     """
 
     model: str
@@ -85,6 +90,24 @@ class Means:
     scenes: int
     gain_db: float | None = None
     gain_error_db: float | None = None
+    sharper_gain_db: float | None = None
+    restored: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """From where, and at which size, models are compared.
+
+    Attributes:
+        inputs: the photo's positions.
+        per_scene: how many of them a scene, in turn over the scenes; None for all.
+        size: (height, width) in pixels that made and true images are scaled to before they are
+            compared, which the photo is not; None for its own.
+    """
+
+    inputs: Sequence[int] = range(FRAMES)
+    per_scene: int | None = None
+    size: Size | None = None
 
 
 @dataclass(frozen=True)
@@ -125,13 +148,11 @@ def evaluate_models(
     models: Sequence[Model],
     stacks: Iterable[FocalStack],
     stacks_name: str,
-    inputs: Iterable[int] = range(FRAMES),
-    per_scene: int | None = None,
+    how: Comparison = Comparison(),
     ledger: Ledger | None = None,
 ) -> Evaluation:
     """Score every model on every stack, from the input positions that the stack has a frame for.
 
-    per_scene: how many of `inputs` a scene, in turn over the scenes; None for all.
     ledger: calls found there are not made again; new ones are added.
 
     UserError when two models share a name, when no frame can be scored, or when a model makes a
@@ -140,14 +161,15 @@ def evaluate_models(
     names = [model.name for model in models]
     if len(set(names)) < len(names):
         raise UserError(f"two models share a name in {', '.join(names)}: name each one once")
-    wanted, kept = tuple(inputs), Ledger() if ledger is None else ledger
-    count = len(wanted) if per_scene is None else min(per_scene, len(wanted))
+    wanted, kept = tuple(how.inputs), Ledger() if ledger is None else ledger
+    count = len(wanted) if how.per_scene is None else min(how.per_scene, len(wanted))
     total = len(stacks) * len(models) * count if isinstance(stacks, Sized) else None
     for scene, stack, truth, model, position in track(
         _tasks(models, stacks, wanted, count), f"evaluating on {stacks_name}", total
     ):
         if (scene, model.name, position) not in kept:
-            kept.add(Call(scene, model.name, position, _score(model, stack, truth, position)))
+            scores = _score(model, stack, truth, position, how.size)
+            kept.add(Call(scene, model.name, position, scores))
     calls = list(kept)
     if not calls:
         raise UserError(
@@ -176,32 +198,44 @@ def _tasks(
                 yield index, stack, truth, model, position
 
 
-def _score(model: Model, stack: FocalStack, truth: Mapping[int, Tensor], position: int) -> Scores:
-    """Return PSNR and SSIM by output position."""
+def _score(
+    model: Model, stack: FocalStack, truth: Mapping[int, Tensor], position: int, size: Size | None
+) -> Scores:
+    """Return scores by output position, of images scaled to a size if one is given."""
+    photo = truth[position]
     if isinstance(model, Reconstructor):
         made = model.reconstruct(torch.cat(list(truth.values()))).clamp(-1, 1)
         images = {output: made[n : n + 1] for n, output in enumerate(truth)}
     else:
-        made = refocus(model, truth[position], position, stack.name)
+        made = refocus(model, photo, position, stack.name)
         images = {output: made[output : output + 1] for output in truth}
-    return {
-        output: (min(ROUNDING_DB, psnr(images[output], frame)), ssim(images[output], frame))
-        for output, frame in truth.items()
-    }
+    if size is not None:
+        photo, images = resized(photo, size), {at: resized(x, size) for at, x in images.items()}
+        truth = {at: resized(x, size) for at, x in truth.items()}
+    return {at: score_of(images[at], frame, photo, ROUNDING_DB) for at, frame in truth.items()}
 
 
 def _cells(calls: Sequence[Call], names: Sequence[str], stacks_name: str) -> list[Cell]:
     """Return the cells by model, input and output position, in this order."""
-    scores: dict[tuple[str, int, int], list[tuple[float, float]]] = defaultdict(list)
+    scores: dict[tuple[str, int, int], list[Score]] = defaultdict(list)
     for call in calls:
         for output, score in call.scores.items():
             scores[call.model, call.position, output].append(score)
     ordered = sorted(scores, key=lambda key: (names.index(key[0]), *key[1:]))
     return [
-        Cell(model, stacks_name, position, output, *map(fmean, zip(*found, strict=True)))
+        _cell((model, stacks_name, position, output), scores[model, position, output])
         for model, position, output in ordered
-        for found in [scores[model, position, output]]
     ]
+
+
+def _cell(about: tuple[str, str, int, int], found: Sequence[Score]) -> Cell:
+    return Cell(
+        *about,
+        fmean(score.psnr_db for score in found),
+        fmean(score.ssim for score in found),
+        mean(score.sharper_gain_db for score in found),
+        mean(score.restored for score in found),
+    )
 
 
 def _gains(calls: Sequence[Call]) -> dict[str, list[float]]:
@@ -209,7 +243,7 @@ def _gains(calls: Sequence[Call]) -> dict[str, list[float]]:
     of."""
     scenes: dict[tuple[str, int], list[float]] = defaultdict(list)
     for call in calls:
-        off = [psnr for output, (psnr, _) in call.scores.items() if output != call.position]
+        off = [score.psnr_db for output, score in call.scores.items() if output != call.position]
         scenes[call.model, call.scene] += off
     gains: dict[str, list[float]] = defaultdict(list)
     for (model, scene), values in scenes.items():
@@ -238,12 +272,14 @@ def _means(
         scenes=scenes,
         gain_db=mean(gains),
         gain_error_db=stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None,
+        sharper_gain_db=mean(cell.sharper_gain_db for cell in off),
+        restored=mean(cell.restored for cell in off),
     )
 
 
-def mean(values: Iterable[float]) -> float | None:
-    """Return the mean of the values, None where there is none."""
-    found = list(values)
+def mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that there are, None where there is none."""
+    found = [value for value in values if value is not None]
     return fmean(found) if found else None
 
 
@@ -301,22 +337,22 @@ def source_name(source: str) -> str:
 class Scoring:
     """What is scored on what: models and a source of true stacks, by their names.
 
-    `per_scene` takes so many of `positions` for a scene, in turn over the scenes; None takes all.
+    `size` is that of the stacks, which is what models are given; None leaves a folder its own.
     """
 
     models: Sequence[str]
     source: str = SYNTHETIC
     scenes: int = SCENES
-    positions: Sequence[int] = range(FRAMES)
-    per_scene: int | None = None
     size: Size | None = None
+    how: Comparison = Comparison()
 
     def key(self, stacks: str) -> str:
         """Return the hash of all that scores on stacks of this hash depend on, shipped weights
         included."""
         shipped = list(map(sha256, (DEFAULT_WEIGHTS, SHIPPED_WEIGHTS, TABLE_FILE)))
         models = {spec: content_of(spec) for spec in self.models}
-        return key_of(**(vars(self) | {"models": models, "shipped": shipped, "stacks": stacks}))
+        own = vars(self) | {"how": asdict(self.how)}
+        return key_of(**(own | {"models": models, "shipped": shipped, "stacks": stacks}))
 
 
 def evaluate_scoring(
@@ -337,8 +373,8 @@ def evaluate_scoring(
         ledger = Ledger(out.with_name(f"{out.name}.scores"), scoring.key(known_by))
         if len(ledger):
             say(f"going on after {len(ledger)} calls kept in {out.name}.scores")
-    how = (source_name(scoring.source), scoring.positions, scoring.per_scene, ledger)
-    found = evaluate_models([*opened, *always], stacks, *how)
+    name = source_name(scoring.source)
+    found = evaluate_models([*opened, *always], stacks, name, scoring.how, ledger)
     if out is not None:
         write_rows(out, found.rows())
     ledger.remove()
@@ -365,6 +401,6 @@ def evaluate_run(
     models = [replace(open_model(spec), name=name) for name, spec in specs.items()]
     seeds = range(VALIDATION_SEED, VALIDATION_SEED + scenes)
     stacks = list(RenderedScenes(seeds, size, held_out_photos()))
-    found = evaluate_models([*models, *baselines()], stacks, SYNTHETIC, positions)
+    found = evaluate_models([*models, *baselines()], stacks, SYNTHETIC, Comparison(positions))
     write_rows(folder / EVALUATE_FILE, found.rows())
     return found

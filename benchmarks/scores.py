@@ -9,15 +9,50 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
 
 from pocketfocus.run.files import writing_failed
+from pocketfocus.run.metrics import masked_gain, psnr, restored_detail, sharper_places, ssim
 
-Scores = dict[int, tuple[float, float]]
+
+class Score(NamedTuple):
+    """How near a made image is to the true one.
+
+    The last two are of the places where the truth is sharper than the photo (`sharper_places`):
+    PSNR over repeating the photo there, and the share of the missing detail that was restored. Both
+    are None for an image without such places.
+    """
+
+    psnr_db: float
+    ssim: float
+    sharper_gain_db: float | None = None
+    restored: float | None = None
+
+
+def score_of(made: Tensor, truth: Tensor, photo: Tensor, most_db: float) -> Score:
+    """Score an image [1, 3, H, W] made of a photo against the true one; PSNR is `most_db` at most.
+
+    All are in [-1, 1] and of one size.
+    """
+    figures = (min(most_db, psnr(made, truth)), ssim(made, truth))
+    places = sharper_places(photo, truth)
+    if places is None:
+        return Score(*figures)
+    return Score(
+        *figures,
+        masked_gain(made, truth, photo, places),
+        restored_detail(made, truth, photo, places),
+    )
+
+
+Scores = dict[int, Score]
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a model made of one photo: `scores` are PSNR in dB and SSIM by output position."""
+    """What a model made of one photo: a score by output position."""
 
     scene: int
     model: str
@@ -76,5 +111,5 @@ def _read(path: Path | None, key: str) -> Iterator[Call]:
             row = json.loads(line)
         except ValueError:  # the line that was being written
             return
-        scores = {int(at): (psnr, ssim) for at, (psnr, ssim) in row.pop("scores").items()}
+        scores = {int(at): Score(*found) for at, found in row.pop("scores").items()}
         yield Call(**row, scores=scores)

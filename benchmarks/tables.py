@@ -19,6 +19,8 @@ from pocketfocus.mobile_harness.devices import fallback_of
 from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.files import Row, read_rows
 
+WHERE_SHARPER = ("where sharper", "restored")
+
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table, first column to the left, figures to the right."""
@@ -78,7 +80,7 @@ def files_table(bench: Sequence[Row], verify: Sequence[Row]) -> str:
 def distance_table(means: Sequence[Means]) -> str:
     """Show PSNR off the diagonal, its gain over copy with a standard error, SSIM, and PSNR by d."""
     distances = sorted({d for row in means for d in row.psnr_db_by_distance}, key=int)
-    header = ["model", "stacks", "scenes", "PSNR d>0", "over copy", "SSIM d>0"]
+    header = ["model", "stacks", "scenes", "PSNR d>0", "over copy", "SSIM d>0", *WHERE_SHARPER]
     lines = [
         [
             row.model,
@@ -87,6 +89,7 @@ def distance_table(means: Sequence[Means]) -> str:
             figure(row.mean_psnr_db_off_diagonal, 2),
             gain(row),
             figure(row.mean_ssim_off_diagonal, 3),
+            *where_sharper(row),
             *[figure(row.psnr_db_by_distance.get(d)) for d in distances],
         ]
         for row in means
@@ -100,12 +103,15 @@ def print_table(means: Sequence[Means], console: Console | None = None) -> None:
     table = Table(
         title="PSNR in dB against true focal stacks",
         caption="Δ copy: gain over repeating the photo, off the diagonal, and its standard error. "
+        "sharper: the same where the truth is sharper than the photo. restored: the share of the "
+        "detail missing there. "
         f"d: positions between input and output. Per image at most {ROUNDING_DB:.1f} dB.",
     )
     table.add_column("model", overflow="fold")
     table.add_column("stacks", overflow="fold")
     table.add_column("scenes", justify="right", no_wrap=True)
-    heads = ["off-diag.", "Δ copy", "SSIM", "mean", *(f"d={d}" for d in distances)]
+    heads = ["off-diag.", "Δ copy", "SSIM", "sharper", "restored", "mean"]
+    heads += [f"d={d}" for d in distances]
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for row in means:
@@ -116,6 +122,7 @@ def print_table(means: Sequence[Means], console: Console | None = None) -> None:
             figure(row.mean_psnr_db_off_diagonal, 2),
             gain(row),
             figure(row.mean_ssim_off_diagonal, 3),
+            *where_sharper(row),
             figure(row.mean_psnr_db, 2),
             *(figure(row.psnr_db_by_distance.get(str(d))) for d in distances),
         )
@@ -132,6 +139,13 @@ def gain(row: Means) -> str:
         return figure(None)
     error = row.gain_error_db
     return f"{row.gain_db:+z.2f}" + ("" if error is None else f" ± {error:.2f}")
+
+
+def where_sharper(row: Means) -> list[str]:
+    """Return what `WHERE_SHARPER` heads: gain in dB and restored share."""
+    gained, restored = row.sharper_gain_db, row.restored
+    share = figure(None) if restored is None else f"{100 * restored:z.0f} %"
+    return [figure(None) if gained is None else f"{gained:+z.2f}", share]
 
 
 @reported("tables")

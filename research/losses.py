@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pocketfocus.benchmarks.checks import load_parent
 from pocketfocus.benchmarks.evaluate import (
+    Comparison,
     Means,
     evaluate_models,
     source_name,
@@ -79,7 +80,8 @@ def losses(
     for source in sources:
         stacks, _ = true_stacks(source, scenes, size)
         everything, name = [parent, *models], source_name(source)
-        found = evaluate_models(everything, stacks, name, per_scene=inputs_per_scene)
+        how = Comparison(per_scene=inputs_per_scene)
+        found = evaluate_models(everything, stacks, name, how)
         means = {row.model: row for row in found.means}
         rows += [loss_of(artifact, means) for artifact in artifacts]
     return rows

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pocketfocus.benchmarks.baselines import baselines
-from pocketfocus.benchmarks.evaluate import evaluate_models, source_name, true_stacks
+from pocketfocus.benchmarks.evaluate import Comparison, evaluate_models, source_name, true_stacks
 from pocketfocus.benchmarks.tables import distance_table
 from pocketfocus.data.datasets import SYNTHETIC
 from pocketfocus.export.open import open_model
@@ -66,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = []
     for source in options.stacks or [SYNTHETIC]:
         stacks, _ = true_stacks(source, options.scenes, (options.size, options.size))
-        how = {"per_scene": options.inputs_per_scene}
-        found.append(evaluate_models(models, stacks, source_name(source), **how))
+        how = Comparison(per_scene=options.inputs_per_scene)
+        found.append(evaluate_models(models, stacks, source_name(source), how))
     if options.out is not None:
         write_rows(options.out, [row for each in found for row in each.rows()])
     print(distance_table([row for each in found for row in each.means]))

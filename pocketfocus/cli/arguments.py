@@ -158,18 +158,18 @@ def size_option(what: str) -> Any:
     return typer.Option("--size", metavar="WxH|S", help=f"{what}, in pixels")
 
 
-def size(text: str, smallest: int = 1) -> Size:
+def size(text: str, smallest: int = 1, option: str = "--size") -> Size:
     """Parse WIDTHxHEIGHT in pixels such as 896x640, or one number for a square, as (H, W)."""
     width, x, height = text.partition("x")
     if not x:
         height = width
     if not (width.isdecimal() and height.isdecimal()):
         raise UserError(
-            f"--size {text} is no size: write WIDTHxHEIGHT in pixels, such as 896x640, or one "
+            f"{option} {text} is no size: write WIDTHxHEIGHT in pixels, such as 896x640, or one "
             "number for a square"
         )
     if min(int(width), int(height)) < smallest:
-        raise UserError(f"--size {text} is too small: give at least {smallest} pixels a side")
+        raise UserError(f"{option} {text} is too small: give at least {smallest} pixels a side")
     return int(height), int(width)
 
 

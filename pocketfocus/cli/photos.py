@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pocketfocus.photos.pixels import Photo
 
 commands = typer.Typer()
+SMALLEST_COMPARED = 16  # pixels; SSIM averages over 11
 FRAMES_SIDE = 1280  # pixels of the longer side of nine frames, unless said otherwise
 
 MODEL = (
@@ -207,18 +208,32 @@ def evaluate(
     size: Annotated[
         str | None, arguments.size_option("scale the images to this size; else a folder's own")
     ] = None,
+    compare_at: Annotated[
+        str | None,
+        typer.Option(
+            "--compare-at",
+            metavar="WxH",
+            help="scale what models made, and the truth, to this size before they are compared",
+        ),
+    ] = None,
 ) -> None:
     """Score models against true focal stacks, beside copying and blurring the photo."""
     named = inputs if positions is None else positions
     places = tuple(range(FRAMES)) if named is None else arguments.positions(named)
     height_width = None if size is None else arguments.size(size, MULTIPLE)
+    compared = (
+        None
+        if compare_at is None
+        else arguments.size(compare_at, SMALLEST_COMPARED, "--compare-at")
+    )
     for spec in models:
         arguments.model(spec)
     if out is not None:
         arguments.output_file(out)
 
-    from pocketfocus.benchmarks.evaluate import Scoring, evaluate_scoring
+    from pocketfocus.benchmarks.evaluate import Comparison, Scoring, evaluate_scoring
     from pocketfocus.benchmarks.tables import print_table
 
-    scoring = Scoring(models, stacks, scenes, places, inputs_per_scene, height_width)
+    how = Comparison(places, inputs_per_scene, compared)
+    scoring = Scoring(models, stacks, scenes, height_width, how)
     print_table(evaluate_scoring(scoring, out, say).means)

@@ -74,8 +74,8 @@ def refocus(model: Model, photo: Tensor, position: int, scene: str = "the photo"
         return torch.cat([analysed.render(photo, focus, aperture_of(1.0)) for focus in weights])
     height, width = photo.shape[-2:]
     if model.size is not None:
-        stack = _run(model, _resized(photo, model.size), position, scene)
-        return _resized(stack, (height, width)).clamp(-1, 1)
+        stack = _run(model, resized(photo, model.size), position, scene)
+        return resized(stack, (height, width)).clamp(-1, 1)
     multiple = int(getattr(model, "multiple", MULTIPLE))
     padding = (0, -width % multiple, 0, -height % multiple)
     given = F.pad(photo, padding, mode="replicate") if any(padding) else photo
@@ -127,7 +127,8 @@ def _run(model: Model, photo: Tensor, position: int, scene: str) -> Tensor:
     return stack
 
 
-def _resized(images: Tensor, size: Size) -> Tensor:
+def resized(images: Tensor, size: Size) -> Tensor:
+    """Scale images [B, 3, H, W] in [-1, 1] to (height, width), bicubic and antialiased."""
     if tuple(images.shape[-2:]) == size:
         return images
     resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True)

@@ -19,6 +19,7 @@ from pocketfocus.benchmarks.baselines import Copy
 from pocketfocus.benchmarks.charts import grids_chart
 from pocketfocus.benchmarks.evaluate import (
     ROUNDING_DB,
+    Comparison,
     evaluate_models,
     frames_by_position,
     read_evaluation,
@@ -28,10 +29,11 @@ from pocketfocus.benchmarks.scores import Ledger
 from pocketfocus.benchmarks.tables import print_table
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos, render_scene
 from pocketfocus.data.stacks import FocalStack, StackFolder
-from pocketfocus.models.model import refocus
+from pocketfocus.models.model import Model, refocus, resized
+from pocketfocus.photos.focusmap import box
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import Row, read_rows, write_rows
-from pocketfocus.run.metrics import ssim
+from pocketfocus.run.metrics import psnr, ssim
 
 WHOLE = tuple(map(float, range(9)))
 
@@ -102,7 +104,8 @@ def test_copy_on_a_ramp_of_greys_depends_on_the_distance_alone() -> None:
     found = cells(rows)
     assert len(found) == 81
     assert set(found["copy", 2, 5]) == {
-        "model", "stacks", "input_position", "output_position", "psnr_db", "ssim"
+        "model", "stacks", "input_position", "output_position", "psnr_db", "ssim",
+        "sharper_gain_db", "restored",
     }  # fmt: skip
     assert found["copy", 2, 5]["psnr_db"] == pytest.approx(decibels(0.3), abs=1e-4)
     assert found["copy", 7, 7]["psnr_db"] == ROUNDING_DB
@@ -126,7 +129,7 @@ def test_cells_are_means_of_images_not_of_pooled_errors() -> None:
 
 def test_ssim_is_per_image() -> None:
     stacks = [textured(0), textured(1)]
-    rows = evaluated([Copy()], stacks, "noise", [3])
+    rows = evaluated([Copy()], stacks, "noise", Comparison([3]))
     both = [ssim(stack.frames[3:4], stack.frames[6:7]) for stack in stacks]
     assert cells(rows)["copy", 3, 6]["ssim"] == pytest.approx(sum(both) / 2)
     ssims = [row["ssim"] for (_, i, o), row in cells(rows).items() if i != o]
@@ -135,7 +138,7 @@ def test_ssim_is_per_image() -> None:
 
 def test_inputs_limit_the_rows_and_the_calls() -> None:
     model = Constant()
-    rows = evaluated([model], [textured(0)], "noise", (0, 8))
+    rows = evaluated([model], [textured(0)], "noise", Comparison((0, 8)))
     assert {key[1] for key in cells(rows)} == {0, 8}
     assert len(model.seen) == 2
 
@@ -192,7 +195,7 @@ def test_no_truth_at_all_is_said() -> None:
     with pytest.raises(UserError, match=r"between has no frame within 0\.25"):
         evaluated([Copy()], [greys([0, 1], [0.5, 1.5])], "between")
     with pytest.raises(UserError, match="input position in 5"):
-        evaluated([Copy()], [greys([0, 1], [0, 8])], "ends", [5])
+        evaluated([Copy()], [greys([0, 1], [0, 8])], "ends", Comparison([5]))
 
 
 def test_outputs_are_clamped_before_they_are_scored() -> None:
@@ -248,7 +251,7 @@ def test_models_that_break_are_named() -> None:
 
 
 def test_rows_are_json_and_order_follows_the_models(tmp_path: Path) -> None:
-    rows = evaluated([Constant(), Copy()], iter([textured(0)]), "noise", [0, 4])
+    rows = evaluated([Constant(), Copy()], iter([textured(0)]), "noise", Comparison([0, 4]))
     write_rows(tmp_path / "evaluate.json", rows)
     assert read_rows(tmp_path / "evaluate.json") == json.loads(json.dumps(rows))
     assert read_evaluation(tmp_path / "evaluate.json").rows() == rows
@@ -292,7 +295,7 @@ class Truth:
 
 
 def test_a_reconstructor_is_given_the_true_stack() -> None:
-    rows = evaluated([Truth(), Copy()], [textured(0)], "noise", [0, 4])
+    rows = evaluated([Truth(), Copy()], [textured(0)], "noise", Comparison([0, 4]))
     found = cells(rows)
     for output in range(9):
         assert found["truth", 4, output]["psnr_db"] == pytest.approx(decibels(0.02), abs=1e-3)
@@ -301,7 +304,7 @@ def test_a_reconstructor_is_given_the_true_stack() -> None:
 def test_inputs_take_turns_over_the_scenes() -> None:
     stacks = [textured(seed) for seed in range(3)]
     model = Constant()
-    rows = evaluated([model], stacks, "noise", per_scene=3)
+    rows = evaluated([model], stacks, "noise", Comparison(per_scene=3))
     assert len(model.seen) == 9
     assert {(row["input_position"]) for row in rows if "input_position" in row} == set(range(9))
     assert means(rows)["constant"]["scenes"] == 3
@@ -321,7 +324,7 @@ def test_the_gain_has_the_standard_error_over_scenes() -> None:
 
 def test_an_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
     stacks, path = [textured(seed) for seed in range(2)], tmp_path / "new" / "scores.jsonl"
-    whole = evaluated([Constant(), Copy()], stacks, "noise", [0, 4])
+    whole = evaluated([Constant(), Copy()], stacks, "noise", Comparison([0, 4]))
 
     class Killed(Constant):
         def __call__(self, photo: Tensor, position: int) -> Tensor:
@@ -330,13 +333,15 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
             return super().__call__(photo, position)
 
     with pytest.raises(KeyboardInterrupt):
-        evaluated([Killed(), Copy()], stacks, "noise", [0, 4], ledger=Ledger(path, "key"))
+        evaluated(
+            [Killed(), Copy()], stacks, "noise", Comparison([0, 4]), ledger=Ledger(path, "key")
+        )
     with path.open("a") as file:
         file.write('{"scene": 1, "model": "cons')  # a line that was being written
     model = Constant()
     ledger = Ledger(path, "key")
     assert len(ledger) == 5
-    assert evaluated([model, Copy()], stacks, "noise", [0, 4], ledger=ledger) == whole
+    assert evaluated([model, Copy()], stacks, "noise", Comparison([0, 4]), ledger=ledger) == whole
     assert len(model.seen) == 1
     assert len(Ledger(path, "key")) == 8
     ledger.remove()
@@ -345,13 +350,13 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
 
 def test_scores_of_another_evaluation_are_not_taken(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
-    evaluated([Copy()], [textured(0)], "noise", [0], ledger=Ledger(path, "key"))
+    evaluated([Copy()], [textured(0)], "noise", Comparison([0]), ledger=Ledger(path, "key"))
     assert len(Ledger(path, "key")) == 1
     assert len(Ledger(path, "other")) == 0
 
 
 def test_grids_are_drawn_beside_each_other() -> None:
-    found = evaluate_models([Copy(), Constant()], [textured(0)], "noise", [0, 4]).cells
+    found = evaluate_models([Copy(), Constant()], [textured(0)], "noise", Comparison([0, 4])).cells
     two = Image.open(BytesIO(grids_chart(found)))
     one = Image.open(BytesIO(grids_chart([cell for cell in found if cell.model == "copy"])))
     assert two.width == pytest.approx(2 * one.width, abs=2)
@@ -385,3 +390,55 @@ def test_a_cache_that_cannot_be_written_names_the_way_out(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"set XDG_CACHE_HOME.*0 MB free"):
         validation_stacks(1, (16, 16))
+
+
+@dataclass
+class Halfway:
+    """Adds a share of what the photo lacks of the true stack."""
+
+    stack: Tensor
+    share: float
+    name: str = "halfway"
+    size: tuple[int, int] | None = None
+
+    def __call__(self, photo: Tensor, position: int) -> Tensor:
+        return photo + self.share * (self.stack - photo)
+
+
+def racked(side: int = 128) -> FocalStack:
+    """Noise whose left half is sharp near and whose right half is sharp far."""
+    generator = torch.Generator().manual_seed(3)
+    sharp = torch.rand(1, 3, side, side, generator=generator) * 1.2 - 0.6
+    left = (torch.arange(side) < side // 2).float()
+    frames = [
+        left * box(sharp, position // 2) + (1 - left) * box(sharp, 4 - position // 2)
+        for position in range(9)
+    ]
+    return FocalStack("racked", torch.cat(frames), WHOLE)
+
+
+def test_what_is_restored_where_the_truth_is_sharper() -> None:
+    stack = racked()
+    models: list[Model] = [Copy(), Halfway(stack.frames, 0.5), Halfway(stack.frames, 1.0, "all")]
+    found = {row.model: row for row in evaluate_models(models, [stack], "racked").means}
+    assert found["copy"].restored == found["copy"].sharper_gain_db == 0
+    assert found["halfway"].restored == pytest.approx(0.5, abs=1e-5)
+    assert found["halfway"].sharper_gain_db == pytest.approx(decibels(0.5) - decibels(1), abs=1e-4)
+    assert found["all"].restored == pytest.approx(1, abs=1e-5)
+
+
+def test_what_is_plain_everywhere_lacks_nothing() -> None:
+    row = evaluate_models([Copy()], [greys([0.1 * n - 0.4 for n in range(9)])], "ramp").means[0]
+    assert row.restored is row.sharper_gain_db is None
+
+
+def test_images_are_compared_at_a_size_that_the_photo_does_not_have() -> None:
+    stack, model = racked(), Constant()
+    how = Comparison([2], size=(32, 48))
+    found = {
+        cell.output_position: cell
+        for cell in evaluate_models([model], [stack], "racked", how).cells
+    }
+    assert model.seen == [(1, 3, 128, 128)]
+    truth = resized(stack.frames[5:6], (32, 48))
+    assert found[5].psnr_db == pytest.approx(psnr(torch.zeros_like(truth), truth))

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from pocketfocus.benchmarks.baselines import Copy, Filter
-from pocketfocus.benchmarks.evaluate import Means, evaluate_models
+from pocketfocus.benchmarks.evaluate import Comparison, Means, evaluate_models
 from pocketfocus.benchmarks.tables import distance_table
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.research import card
@@ -72,7 +72,7 @@ def test_the_table_has_gains_and_distances() -> None:
         gain_error_db=0.111,
     )
     line = distance_table([row]).splitlines()[2]
-    assert line == "| student | synthetic | 3 | 30.12 | +0.50 ± 0.11 | 0.876 | 33.3 | – |"
+    assert line == "| student | synthetic | 3 | 30.12 | +0.50 ± 0.11 | 0.876 | – | – | 33.3 | – |"
 
 
 def test_the_card_names_its_pictures_and_figures(
@@ -82,7 +82,7 @@ def test_the_card_names_its_pictures_and_figures(
     model = Halfway(scenes[0])
     monkeypatch.setattr(card, "validation_stacks", lambda: scenes)
     monkeypatch.setattr(card, "open_model", lambda name: model)
-    rows = evaluate_models([model, Copy()], scenes[:1], "synthetic", inputs=(0, 8)).rows()
+    rows = evaluate_models([model, Copy()], scenes[:1], "synthetic", Comparison((0, 8))).rows()
     write_rows(tmp_path / "synthetic.json", rows)
     main([str(tmp_path / "synthetic.json"), "--out", str(tmp_path)])
     text = (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8")
