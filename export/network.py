@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from pocketfocus.quantize.layers import Weighted, capture, execution_order
-from pocketfocus.run.manifest import Manifest, TensorSpec
+from pocketfocus.run.constants import Size, size_text
+from pocketfocus.run.manifest import Function, Manifest, TensorSpec
 
 Calls = list[tuple[Tensor, ...]]
 """What a network is called with, each time."""
@@ -27,6 +28,9 @@ class Network:
         inputs: what it takes, in order.
         outputs: what it gives, in order.
         calibration: real calls.
+        variants: the same network for photos of other sizes, which goes into the same files; its
+            calibration is an example alone.
+        multiple: what both sides of a photo are multiples of; 0 where its inputs have one shape.
         check: a call that is none of these, for files that are held against the network in fp32.
         origin: what a process of its own makes the network of, the arguments of
             `reference.reference_network`; None for a network so small that it needs no process.
@@ -37,8 +41,30 @@ class Network:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     calibration: Callable[[], Calls]
+    variants: tuple[Network, ...] = ()
+    multiple: int = 0
     check: Callable[[], tuple[Tensor, ...]] | None = None
     origin: Mapping[str, Any] | None = None
+
+    @property
+    def every(self) -> tuple[Network, ...]:
+        """The network for photos of every size, the usual one first."""
+        return (self, *self.variants)
+
+    @property
+    def size(self) -> Size:
+        """(H, W) of its first input, the photo or a tensor like one."""
+        return self.inputs[0].shape[-2], self.inputs[0].shape[-1]
+
+    @property
+    def free_sides(self) -> int:
+        """What sides are multiples of in a graph for all sizes; 0 where there is but one."""
+        return self.multiple if self.variants else 0
+
+    def function(self, main: str) -> str:
+        """What the function of a file for photos of this size is called, where the usual one is
+        `main`: the same name, and the size as width by height."""
+        return f"{main}_{size_text(self.size)}"
 
     @property
     def isolated(self) -> bool:
@@ -70,3 +96,11 @@ class Source:
     names: Sequence[str]
     key: Any
     manifest: Manifest
+
+
+def functions_of(network: Network, main: str) -> tuple[Function, ...]:
+    """What to call in a file for photos of each size, where it has a function for each."""
+    if not network.variants:
+        return ()
+    others = [Function(variant.function(main), variant.size) for variant in network.variants]
+    return (Function(main, network.size), *others)

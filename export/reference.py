@@ -223,8 +223,8 @@ def _network(reference: ReferencePipeline, name: str, size: tuple[int, int]) -> 
         (TensorSpec(part.input, given, "float32", UNMEASURED),),
         (TensorSpec(part.output, made, "float32", UNMEASURED),),
         lambda: calls()[1:],
-        lambda: calls()[0],
-        {"spec": spec, "name": name, "size": size},
+        check=lambda: calls()[0],
+        origin={"spec": spec, "name": name, "size": size},
     )
 
 

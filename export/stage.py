@@ -19,7 +19,7 @@ from pocketfocus.export.network import Network, Source
 from pocketfocus.export.phases import Phases
 from pocketfocus.export.quiet import quiet
 from pocketfocus.export.reference import PARTS, SMALLEST, reference_source
-from pocketfocus.export.student import STUDENT, Log, student_source
+from pocketfocus.export.student import STUDENT, Log, Wanted, student_source
 from pocketfocus.export.targets import TARGETS, Target, Written, get_target, get_targets
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.plan import statement, summary
@@ -27,6 +27,7 @@ from pocketfocus.quantize.recipes import NAME, RECIPES, Recipe, fields_of, get_r
 from pocketfocus.quantize.toolchains import TOOLCHAINS
 from pocketfocus.quantize.toolchains.coreml import for_ios
 from pocketfocus.run.cache import source_hash
+from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, sha256, size_bytes, write_atomic
 from pocketfocus.run.manifest import MANIFEST_FILE, Artifact, Manifest, load_manifest
@@ -50,6 +51,7 @@ class Export:
         ios: the oldest one that has to read Core ML files; None as the recipe says.
         form: of 4-bit weights in these, see `toolchains.coreml.FORMS`; None as the recipe says.
         threads: of PyTorch in a process that writes one file.
+        sizes: of the photos that a student's files take beside its own, see `student.Wanted`.
     """
 
     out: Path
@@ -58,6 +60,7 @@ class Export:
     ios: int | None = None
     form: str | None = None
     threads: int = THREADS
+    sizes: Sequence[Size] | None = ()
 
     def files(self) -> Files:
         """Targets and recipes; UserError for unknown names, a recipe that cannot be read, a form
@@ -101,7 +104,8 @@ def export_run(
     cannot be written.
     """
     files = request.files()
-    source = student_source(student_dir, Path(request.out), photos, log)
+    wanted = Wanted(photos, request.sizes)
+    source = student_source(student_dir, Path(request.out), wanted, log)
     layers = layers_of(source.networks[0].make())
     for target, recipe in files:
         recipe.requested(target.toolchain, layers)  # UserError before anything is written
@@ -207,6 +211,8 @@ def make(
         recipe=fields_of(recipe),
         applied=written.applied,
         delegation=written.delegation,
+        functions=written.functions,
+        multiple=written.multiple,
     )
 
 
@@ -278,6 +284,7 @@ def file_key(run: Run, network: Network, target: Target, recipe: Recipe) -> str:
         recipe=fields_of(recipe),
         source=run.source.key,
         calibration=run.source.manifest.calibration.get("sha256") if recipe.calibrated else "",
+        sizes=[one.size for one in network.every],
         code=code_hash(),
         tools=tools(),
     )

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from pocketfocus.export.network import Network, Source
-from pocketfocus.models.student import CELL, SHIPPED_WEIGHTS, Analysis, load_student
+from pocketfocus.models.model import resized
+from pocketfocus.models.student import (
+    CELL,
+    SHIPPED_WEIGHTS,
+    Analysis,
+    RefocusStudent,
+    load_student,
+)
 from pocketfocus.quantize.calibration import Calibration, calibration
-from pocketfocus.run.constants import FRAMES, IMAGES, Size
+from pocketfocus.run.constants import FRAMES, IMAGES, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256, write_atomic
 from pocketfocus.run.manifest import Manifest, TensorSpec
@@ -19,18 +28,32 @@ from pocketfocus.run.manifest import Manifest, TensorSpec
 STUDENT = "student"
 INPUT_NAMES = ("photo", "position")
 DISTILLED = "distill.json"
+SHAPES = (1.0, 16 / 9, 9 / 16)  # widths over heights
+MOST_PIXELS = 2  # times those of the student's own photo
 STUDENT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 
 Log = Callable[[str], object]
 
 
-def student_source(
-    student_dir: Path | None, out: Path, photos: Sequence[Path] | None, log: Log
-) -> Source:
+@dataclass(frozen=True)
+class Wanted:
+    """What a student's files are to be made of.
+
+    Attributes:
+        photos: which calibrate integer files; None for the bundled ones.
+        sizes: (H, W) of the photos that files take beside the student's own; None for `shapes`.
+    """
+
+    photos: Sequence[Path] | None = None
+    sizes: Sequence[Size] | None = ()
+
+
+def student_source(student_dir: Path | None, out: Path, wanted: Wanted, log: Log) -> Source:
     """A student, brought into `out` and calibrated with photos; see `stage.export_run`."""
     folder = adopt(student_dir, out, log)
     student = load_student(folder)
-    inputs = calibration(student.photo_size, photos)
+    others = other_sizes(student, wanted.sizes)
+    inputs = calibration(student.photo_size, wanted.photos)
     manifest = Manifest(
         size=student.photo_size,
         artifacts=[],
@@ -38,9 +61,51 @@ def student_source(
         student_config={k: v for k, v in student.config.items() if not k.startswith("_")},
         reference=reference_of(out),
         calibration=inputs.describe(),
+        sizes=(student.photo_size, *others),
     )
     network = student_network(folder, student.photo_size, inputs)
+    variants = tuple(student_network(folder, size, at_size(inputs, size)) for size in others)
+    network = replace(network, variants=variants, multiple=student.multiple)
     return Source([network], [STUDENT], manifest.student_sha256, manifest)
+
+
+def other_sizes(student: RefocusStudent, sizes: Sequence[Size] | None) -> list[Size]:
+    """The sizes of photos beside the student's own, each once; None for `shapes`.
+
+    UserError for one that the network cannot take, or that is larger than `MOST_PIXELS` of it.
+    """
+    own, multiple = student.photo_size, student.multiple
+    found = shapes(own, multiple) if sizes is None else list(dict.fromkeys(sizes))
+    for size in found:
+        if any(side % multiple or side < 2 * multiple for side in size):
+            raise UserError(
+                f"--sizes {size_text(size)}: this student takes sides that are multiples of "
+                f"{multiple}, {2 * multiple} at least: round them"
+            )
+        if math.prod(size) > MOST_PIXELS * math.prod(own):
+            raise UserError(
+                f"--sizes {size_text(size)} has more than {MOST_PIXELS} times the pixels of this "
+                f"student's {size_text(own)}, and would need as much more memory and time: name a "
+                "smaller one, or a student of a larger --preset"
+            )
+    return [size for size in found if size != own]
+
+
+def shapes(own: Size, multiple: int) -> list[Size]:
+    """The sizes that files take unless others are named: of photos on their side, square, and 16:9
+    both ways, each of about as many pixels as the student's own."""
+    found = []
+    for ratio in SHAPES:
+        height = math.sqrt(math.prod(own) / ratio)
+        sides = (max(2, round(side / multiple)) * multiple for side in (height, height * ratio))
+        found.append((*sides,))
+    return [own[::-1], *((height, width) for height, width in found)]
+
+
+def at_size(inputs: Calibration, size: Size) -> Calibration:
+    """An example for photos of another size: what calibrates is the usual size."""
+    photo = resized(inputs.photos[0], size).contiguous()
+    return Calibration(inputs.names[:1], (photo,), ((0, inputs.calls[0][1]),))
 
 
 def student_network(folder: Path, size: Size, inputs: Calibration) -> Network:

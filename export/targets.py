@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from torch import Tensor
 
+from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.manifest import Delegation, TensorSpec
+from pocketfocus.run.manifest import Delegation, Function, TensorSpec
 
 if TYPE_CHECKING:  # what executes a file needs none of these and their many imports
     from pocketfocus.export.network import Network
@@ -48,6 +49,18 @@ class Layer(NamedTuple):
     channels_last: bool = False
 
 
+class Sizes(NamedTuple):
+    """The photos that a file takes.
+
+    Attributes:
+        listed: (H, W) in pixels, the usual one first.
+        multiple: photos of any other size too, whose sides are multiples of it; 0 for none.
+    """
+
+    listed: tuple[Size, ...]
+    multiple: int = 0
+
+
 @dataclass(frozen=True)
 class Written:
     """What came of writing a file.
@@ -57,12 +70,16 @@ class Written:
         delegation: see `Artifact.delegation`.
         inputs: with their ranges, where these were measured; else those of the network.
         outputs: the same.
+        functions: what to call for photos of each size, where the file has such.
+        multiple: see `Sizes`.
     """
 
     applied: dict[str, Any]
     delegation: Delegation | None = None
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    functions: tuple[Function, ...] = ()
+    multiple: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,7 +98,8 @@ class Target:
         write: writes one file or folder.
         open: (path, threads) gives what calls it; None threads for the runtime's own default.
             UserError when the file cannot be opened here.
-        input_shapes: of a file, in order.
+        input_shapes: of a file, in order, for photos of the usual size.
+        sizes: of the photos that a student's file takes.
         read: the schemes of a file's layers, by their paths in the network; RuntimeError for
             weights of a type that is not known.
         layers: (path, inputs by name) executes a file with its layers laid open: what each gives,
@@ -104,6 +122,7 @@ class Target:
     write: Callable[[Network, Recipe, Path, Phases], Written]
     open: Callable[[Path, int | None], Runner]
     input_shapes: Callable[[Path], list[tuple[int, ...]]]
+    sizes: Callable[[Path], Sizes]
     read: Callable[[Path, Network], dict[str, Scheme]]
     layers: Callable[[Path, Mapping[str, Tensor]], tuple[list[Layer], Tensor]]
     cannot_run: Callable[[], str | None]

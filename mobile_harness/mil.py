@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from pocketfocus.export.coreml import TARGET as CORE_ML
 from pocketfocus.export.targets import Target
 from pocketfocus.mobile_harness.device import MIL_CHECK
@@ -44,11 +46,15 @@ def run_file(arguments: Mapping[str, Any], tables: Tables, say: Callable[[str], 
 
 def program_opener() -> Opener:
     """Import the MIL check, so that the clock does not see it."""
-    from pocketfocus.export.coreml.mil.program import load_program
+    from pocketfocus.export.coreml.mil.program import load_functions, usual
 
     def open_program(artifact: str, threads: int) -> Runner:
-        program = load_program(Path(artifact))
-        names = tuple(program.inputs)
-        return lambda *inputs: tuple(program(dict(zip(names, inputs, strict=True))).values())
+        programs = load_functions(Path(artifact))
+
+        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+            program = programs.get(tuple(inputs[0].shape)) or usual(programs)
+            return tuple(program(dict(zip(program.inputs, inputs, strict=True))).values())
+
+        return run
 
     return open_program

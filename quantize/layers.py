@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 LAYER_TYPES = tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in LAYERS)
+MOST_MULTIPLES = 4096  # of a side
 WEIGHTED_ATEN = ("conv1d", "conv2d", "conv_transpose2d", "convolution", "linear")
 
 Calls = Iterable[tuple[Tensor, ...]]
@@ -25,10 +26,20 @@ Weighted = tuple[str, int]
 """Path of the layer of a convolution or product ("" for none), and its count of weights."""
 
 
-def capture(network: nn.Module, calls: Calls) -> ExportedProgram:
-    """The torch.export program of a network at the static shapes of its calls."""
+def capture(network: nn.Module, calls: Calls, multiple: int = 0) -> ExportedProgram:
+    """The torch.export program of a network at the static shapes of its calls; or, with
+    `multiple`, for any height and width of the first input that are multiples of so many pixels."""
+    first = next(iter(calls))
     with torch.no_grad():
-        return torch.export.export(network, next(iter(calls)))
+        return torch.export.export(network, first, dynamic_shapes=sides(first, multiple))
+
+
+def sides(call: tuple[Tensor, ...], multiple: int) -> tuple[dict[int, Any] | None, ...] | None:
+    """What torch.export is told of a call's shapes, see `capture`; None where all are static."""
+    if not multiple:
+        return None
+    height, width = (multiple * Dim(name, min=2, max=MOST_MULTIPLES) for name in ("h", "w"))
+    return ({2: height, 3: width}, *[None] * (len(call) - 1))
 
 
 def layers_of(network: nn.Module) -> dict[str, nn.Module]:

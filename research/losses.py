@@ -29,6 +29,7 @@ from pocketfocus.data.datasets import check_source
 from pocketfocus.data.optics import one_hot
 from pocketfocus.export.open import open_model
 from pocketfocus.export.targets import get_target
+from pocketfocus.models.analyse import Analyser
 from pocketfocus.models.model import Model, NamedModel
 from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError, reported
@@ -114,10 +115,9 @@ def opened(folder: Path, artifact: Artifact, size: Size) -> Model:
     program = load_program(path)
 
     def call(photo: Tensor, position: int) -> Tensor:
-        (stack,) = program({"photo": photo, "position": one_hot(position)}).values()
-        return stack
+        return program.run(photo, one_hot(position))[0]
 
-    return NamedModel(artifact.name, size, call)
+    return NamedModel(artifact.name, size, call, Analyser(artifact.name, program.run, (size,)))
 
 
 @reported("losses")

@@ -23,6 +23,7 @@ TARGET = Target(
     write=write.write,
     open=write.open_file,
     input_shapes=later("pocketfocus.export.coreai.read", "input_shapes"),
+    sizes=later("pocketfocus.export.coreai.read", "sizes"),
     read=later("pocketfocus.export.coreai.read", "layer_schemes"),
     layers=later("pocketfocus.export.coreai.layers", "layers"),
     cannot_run=write.cannot_run,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pocketfocus.export.quiet import quiet
+from pocketfocus.export.targets import Sizes
 from pocketfocus.quantize.plan import by_layer
 from pocketfocus.quantize.recipes import Granularity, Scheme
 
@@ -65,6 +66,12 @@ def names(path: Path) -> tuple[list[str], list[str]]:
         [str(name) for name, _ in summary.function_inputs(MAIN)],
         [str(name) for name, _ in summary.function_outputs(MAIN)],
     )
+
+
+def sizes(path: Path) -> Sizes:
+    """See `Target.sizes`."""
+    photo, *_ = input_shapes(path)
+    return Sizes(((photo[-2], photo[-1]),))
 
 
 def input_shapes(path: Path) -> list[tuple[int, ...]]:

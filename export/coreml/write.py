@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pocketfocus.export.network import functions_of
 from pocketfocus.export.phases import MAKE, Phases
 from pocketfocus.export.quiet import missing, quiet
-from pocketfocus.export.targets import Runner, Written
+from pocketfocus.export.targets import Runner, Sizes, Written
 from pocketfocus.run.errors import UserError
 
 if TYPE_CHECKING:  # what executes a file needs none of these
@@ -26,6 +28,8 @@ if TYPE_CHECKING:  # what executes a file needs none of these
     from pocketfocus.quantize.toolchains.coreml import Compression
 
 DEBUG_TABLE = "executorch_debug_handle_mapping.json"
+MAIN = "main"
+FUNCTIONS_IOS = 18  # the first that has several functions in a package
 WRITER_FAILED = "[MIL FileWriter]"  # how its RuntimeError begins when the disk is full
 
 
@@ -41,7 +45,7 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
         choices,
         compressed,
         kernel_area,
-        program,
+        programs,
     )
 
     with quiet():
@@ -51,18 +55,27 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
             kernels = {name: kernel_area(layer) for name, layer in layers_of(held[0]).items()}
         with phases("capture"):
             wanted = {name: choice.scheme for name, choice in chosen.items()}
-            held.append(program(held.pop(), wanted, network.calibration()))
+            networks = network.every if recipe.ios >= FUNCTIONS_IOS else (network,)
+            held += reversed(programs(held.pop(), wanted, networks))
+        models = {}
         with phases("convert"):
-            model = converted(held.pop(), recipe, network)
+            for one in networks:
+                models[name_of(one, network)] = converted(held.pop(), recipe, one)
         with phases("compress"):
-            if network.isolated:
-                how = by_operator(recipe)
-            else:
-                how = by_name(model, network, wanted, kernels)
-            model = compressed(model, how)
-            save(model, path)
+            how = by_operator(recipe)
+            for name, model in models.items():
+                if not network.isolated:
+                    how = by_name(model, network, wanted, kernels)
+                models[name] = compressed(model, how)
+            save_all(models, path)
             found = [scheme for scheme, _ in schemes(path)]
-    return Written(facts(model.get_spec(), found, recipe))
+    functions = functions_of(network, MAIN) if networks[1:] else ()
+    return Written(facts(models[MAIN].get_spec(), found, recipe), functions=functions)
+
+
+def name_of(network: Network, usual: Network) -> str:
+    """The function of a package for photos of a network's size."""
+    return MAIN if network is usual else network.function(MAIN)
 
 
 def by_name(
@@ -89,6 +102,23 @@ def label(scheme: Scheme) -> str:
     return (
         f"{scheme.bits}-bit palettes" if scheme.form == "palette" else f"int{scheme.bits} weights"
     )
+
+
+def save_all(models: Mapping[str, Any], path: Path) -> None:
+    """Write models as the functions of one package, which share weights; one alone as it is."""
+    import coremltools as ct
+
+    if len(models) == 1:
+        save(models[MAIN], path)
+        return
+    together = ct.utils.MultiFunctionDescriptor()
+    with tempfile.TemporaryDirectory(prefix="pocketfocus-coreml-") as scratch:
+        for name, model in models.items():
+            part = Path(scratch) / f"{name}.mlpackage"
+            save(model, part)
+            together.add_function(str(part), MAIN, name)
+        together.default_function_name = MAIN
+        ct.utils.save_multifunction(together, str(path))
 
 
 def save(model: Any, path: Path) -> None:
@@ -157,31 +187,57 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
         raise UserError(f"{path} cannot be executed here: {reason}")
     import coremltools as ct
 
-    try:
-        with quiet():
-            model = ct.models.MLModel(str(path), compute_units=ct.ComputeUnit.ALL)
-    except Exception as error:  # its exception types share no public base
-        line = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} is no Core ML package that loads ({line})") from error
+    def loaded(name: str | None) -> Any:
+        try:
+            with quiet():
+                units = ct.ComputeUnit.ALL
+                return ct.models.MLModel(str(path), compute_units=units, function_name=name)
+        except Exception as error:  # its exception types share no public base
+            line = str(error).strip().splitlines()[0]
+            raise UserError(f"{path} is no Core ML package that loads ({line})") from error
 
-    description = model.get_spec().description
-    given, made = (
-        [value.name for value in found] for found in (description.input, description.output)
-    )
+    names = {shapes[0]: name for name, shapes in functions(path).items()}
+    models = {MAIN: loaded(MAIN if len(names) > 1 else None)}
+    given, made = tensors(models[MAIN].get_spec().description)
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        found = model.predict(dict(zip(given, map(Tensor.numpy, inputs), strict=True)))
+        name = names.get(tuple(inputs[0].shape), MAIN)  # which says what it takes
+        if name not in models:
+            models[name] = loaded(name)
+        found = models[name].predict(dict(zip(given, map(Tensor.numpy, inputs), strict=True)))
         return tuple(torch.from_numpy(np.asarray(found[name], np.float32)) for name in made)
 
     return run
 
 
 def input_shapes(path: Path) -> list[tuple[int, ...]]:
-    """The shapes of a file's inputs, in order."""
+    """The shapes of the inputs of a file's usual function, in order."""
+    return functions(path)[MAIN]
+
+
+def sizes(path: Path) -> Sizes:
+    """See `Target.sizes`."""
+    photos = [photo for photo, *_ in functions(path).values()]
+    return Sizes(tuple((photo[-2], photo[-1]) for photo in photos))
+
+
+def functions(path: Path) -> dict[str, list[tuple[int, ...]]]:
+    """The functions of a package, the usual one first: the shapes of the inputs of each."""
     from coremltools.models.utils import load_spec
 
-    values = load_spec(str(path)).description.input
-    return [tuple(value.type.multiArrayType.shape) for value in values]
+    about = load_spec(str(path)).description
+    found = {each.name: each.input for each in about.functions} or {MAIN: about.input}
+    names = sorted(found, key=lambda name: (name != MAIN, name))
+    return {
+        name: [tuple(value.type.multiArrayType.shape) for value in found[name]] for name in names
+    }
+
+
+def tensors(description: Any) -> tuple[list[str], list[str]]:
+    """The names of the inputs and outputs of a package's usual function."""
+    about = next((each for each in description.functions if each.name == MAIN), description)
+    given, made = ([value.name for value in found] for found in (about.input, about.output))
+    return given, made
 
 
 def cannot_run() -> str | None:

@@ -21,6 +21,7 @@ TARGET = Target(
     write=write.write,
     open=write.open_file,
     input_shapes=write.input_shapes,
+    sizes=write.sizes,
     read=later("pocketfocus.export.executorch.read", "layer_schemes"),
     layers=later("pocketfocus.export.executorch.layers", "layers"),
     cannot_run=write.cannot_run,

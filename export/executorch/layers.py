@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pocketfocus.export.executorch.read import BACKEND, SCHEMA, WEIGHTED, schema_of
+from pocketfocus.export.executorch.read import BACKEND, SCHEMA, WEIGHTED, schema_of, usual
 from pocketfocus.export.executorch.write import load
 from pocketfocus.export.quiet import quiet, quiet_native
 from pocketfocus.export.targets import Layer
@@ -76,7 +76,7 @@ def opened_up(content: bytes) -> tuple[bytes, list[Shown]]:
     from executorch.exir._serialize._program import deserialize_pte_binary, serialize_pte_binary
 
     file = deserialize_pte_binary(content)
-    (plan,) = file.program.execution_plan
+    plan = usual(file.program)
     shown: list[Shown] = []
     for instruction in plan.chains[0].instructions:
         index = getattr(instruction.instr_args, "delegate_index", None)

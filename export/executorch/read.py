@@ -17,7 +17,7 @@ from pocketfocus.quantize.recipes import Granularity, Scheme
 if TYPE_CHECKING:
     from pocketfocus.export.network import Network
 
-BACKEND = "XnnpackBackend"
+BACKEND, METHOD = "XnnpackBackend", "forward"
 SCHEMA = "schema.fbs"
 WEIGHTED = ("XNNConv2d", "XNNDepthwiseConv2d", "XNNConvTranspose2d", "XNNFullyConnected")
 NOT_JSON = re.compile(r":\s*(-?(?:inf|nan))\b")  # as flatc writes such floats
@@ -53,16 +53,21 @@ def schemes(path: Path) -> list[tuple[Scheme, int]]:
 
 
 def graphs(path: Path) -> Iterator[dict[str, Any]]:
-    """XNNPACK's graphs in a file, as JSON, in the order in which they are called."""
+    """XNNPACK's graphs in a file's usual method, as JSON, in the order in which they are called."""
     from executorch.exir._serialize._program import deserialize_pte_binary
 
     program = deserialize_pte_binary(path.read_bytes()).program
-    (plan,) = program.execution_plan
+    plan = usual(program)
     for instruction in plan.chains[0].instructions:
         index = getattr(instruction.instr_args, "delegate_index", None)
         if index is not None and plan.delegates[index].id == BACKEND:
             blob = program.backend_delegate_data[plan.delegates[index].processed.index].data
             yield decoded(bytes(blob))
+
+
+def usual(program: Any) -> Any:
+    """The plan of the method for photos of the usual size: others have the same weights."""
+    return next(plan for plan in program.execution_plan if plan.name == METHOD)
 
 
 def decoded(blob: bytes) -> dict[str, Any]:

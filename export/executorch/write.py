@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pocketfocus.export.network import functions_of
 from pocketfocus.export.phases import MAKE, Phases
 from pocketfocus.export.quiet import missing, quiet, quiet_native
-from pocketfocus.export.targets import Runner, Written
+from pocketfocus.export.targets import Runner, Sizes, Written
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Delegation
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from pocketfocus.export.network import Network
+    from pocketfocus.quantize.layers import Calls
     from pocketfocus.quantize.recipes import Recipe
 
 METHOD = "forward"
@@ -43,28 +45,41 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
             held: list[Any] = [network.make()]  # taken out by who needs it, who alone holds it
             calls = network.calibration()
         with phases("quantize"):
-            model, four_bit = quantized(held.pop(), recipe, calls)
+            model, four_bit = quantized(held.pop(), recipe, calls, network.free_sides)
         with phases("capture"):
-            held.append(capture(model, calls))
+            held.append({name: capture(model, of) for name, of in methods(network, calls)})
         del model
         with phases("lower"):
             delegation = lower(held.pop(), path)
         if not network.isolated:
             four_bit = sum(scheme.bits == 4 for scheme, _ in schemes(path))
-    return Written({"backend": "XNNPACK", "linear_layers_at_4_bits": four_bit}, delegation)
+    applied = {"backend": "XNNPACK", "linear_layers_at_4_bits": four_bit}
+    return Written(applied, delegation, functions=functions_of(network, METHOD))
 
 
-def lower(captured: ExportedProgram, path: Path) -> Delegation:
-    """Write what XNNPACK makes of a captured graph."""
+def methods(network: Network, calls: Calls) -> Iterator[tuple[str, Calls]]:
+    """Yield the method of a file for each size of photo, and an example call; they share weights.
+
+    XNNPACK takes no graph whose sizes are free (executorch 1.4.1: dependency cycles).
+    """
+    yield METHOD, calls
+    for variant in network.variants:
+        yield variant.function(METHOD), variant.calibration()
+
+
+def lower(captured: dict[str, ExportedProgram], path: Path) -> Delegation:
+    """Write what XNNPACK makes of captured graphs, a method each; of which it took least."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    edge = to_edge_transform_and_lower(captured, partitioner=[XnnpackPartitioner()])
+    names = list(captured)
+    partitioner = {name: [XnnpackPartitioner()] for name in names}
+    edge = to_edge_transform_and_lower(captured, partitioner=partitioner)
     del captured  # its weights are in `edge`
-    delegation = delegated(edge.exported_program().graph_module)
+    found = [delegated(edge.exported_program(name).graph_module) for name in names]
     with path.open("wb") as handle:
         edge.to_executorch().write_to_file(handle)
-    return delegation
+    return min(found, key=lambda delegation: delegation.share)
 
 
 def delegated(graph: torch.fx.GraphModule) -> Delegation:
@@ -94,12 +109,14 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
     if reason is not None:
         raise UserError(f"{path} cannot be executed here: {reason}")
     module = load(path, threads)
+    names = methods_of(module)
     mute: Iterator[Any] = chain([quiet_native()], repeat(nullcontext()))  # XNNPACK's first words
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        name = names.get(tuple(inputs[0].shape), METHOD)  # which says what it takes
         with next(mute):
             given = [tensor.contiguous() for tensor in inputs]
-            outputs: Any = module.forward(given, clone_outputs=False)
+            outputs: Any = module.run_method(name, given, clone_outputs=False)
         return tuple(tensor.clone() for tensor in outputs)  # the next ones take their memory
 
     return run
@@ -127,8 +144,25 @@ def load(path: Path, threads: int | None = None) -> Any:
         ) from error
 
 
+def methods_of(module: Any) -> dict[tuple[int, ...], str]:
+    """The methods of a file by the shape of the first input that they take."""
+    found = {}
+    for name in sorted(module.method_names()):
+        about = module.method_meta(name)
+        if about.num_inputs():
+            found[tuple(about.input_tensor_meta(0).sizes())] = name
+    return found
+
+
+def sizes(path: Path) -> Sizes:
+    """See `Target.sizes`."""
+    found = {name: shape for shape, name in methods_of(load(path)).items()}
+    main = found.pop(METHOD)
+    return Sizes(tuple((shape[-2], shape[-1]) for shape in (main, *found.values())))
+
+
 def input_shapes(path: Path) -> list[tuple[int, ...]]:
-    """The shapes of a file's inputs, in order."""
+    """The shapes of the inputs of a file's usual method, in order."""
     about = load(path).method_meta(METHOD)
     return [tuple(about.input_tensor_meta(n).sizes()) for n in range(about.num_inputs())]
 

@@ -23,6 +23,7 @@ TARGET = Target(
     write=write.write,
     open=write.open_file,
     input_shapes=write.input_shapes,
+    sizes=write.sizes,
     read=later("pocketfocus.export.onnx.read", "layer_schemes"),
     layers=later("pocketfocus.export.onnx.layers", "layers"),
     cannot_run=write.cannot_run,

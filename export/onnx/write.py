@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pocketfocus.export.phases import MAKE, Phases
 from pocketfocus.export.quiet import missing, quiet
-from pocketfocus.export.targets import Runner, Written
+from pocketfocus.export.targets import Runner, Sizes, Written
+from pocketfocus.run.constants import size_text
 from pocketfocus.run.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pocketfocus.quantize.recipes import Recipe
 
 FOUR_BIT = "MatMulNBits"
+MULTIPLE, SIZE = "pocketfocus.multiple", "pocketfocus.size"  # properties of a model of free sizes
 
 
 def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Written:
@@ -36,19 +38,27 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
         with phases("quantize"):
             model = quantized(model, schemes, network.calibration())
             strip(model)
+            describe(model, network)
             onnx.checker.check_model(model, full_check=False)
             onnx.save(model, path)
-    return Written(facts(onnx.load(path)))
+    return Written(facts(onnx.load(path)), multiple=network.free_sides)
 
 
 def converted(module: nn.Module, network: Network) -> onnx.ModelProto:
-    """The float32 model, by PyTorch's exporter from its own captured graph; its layers named."""
+    """The float32 model, by PyTorch's exporter from its own captured graph; its layers named.
+
+    Where the network is for photos of several sizes, the model takes all whose sides are multiples:
+    onnxruntime computes it as fast as one of a single size.
+    """
+    from pocketfocus.quantize.layers import sides
     from pocketfocus.quantize.toolchains.onnx import name_layers
 
+    example = network.calibration()[0]
     with torch.no_grad():
         program = torch.onnx.export(
             module,
-            network.calibration()[0],
+            example,
+            dynamic_shapes=sides(example, network.free_sides),
             input_names=[spec.name for spec in network.inputs],
             output_names=[spec.name for spec in network.outputs],
             dynamo=True,
@@ -70,6 +80,13 @@ def strip(model: onnx.ModelProto) -> None:
         entry.doc_string = ""
     for value in (*graph.input, *graph.output):
         del value.metadata_props[:]
+
+
+def describe(model: onnx.ModelProto, network: Network) -> None:
+    """Write into a model of free sizes what photos it takes: the file is then enough by itself."""
+    if network.free_sides:
+        about = {MULTIPLE: network.multiple, SIZE: size_text(network.size)}
+        onnx.helper.set_model_props(model, {name: str(value) for name, value in about.items()})
 
 
 def facts(model: onnx.ModelProto) -> dict[str, Any]:
@@ -119,10 +136,25 @@ def session_of(model: str | bytes, name: str, threads: int | None = None) -> Any
         raise UserError(f"{name} is no ONNX file that loads ({line}): export it again") from error
 
 
+def sizes(path: Path) -> Sizes:
+    """See `Target.sizes`."""
+    (shape, *_), about = input_shapes(path), properties(onnx.load(path, load_external_data=False))
+    return Sizes(((shape[-2], shape[-1]),), int(about.get(MULTIPLE, 0)))
+
+
 def input_shapes(path: Path) -> list[tuple[int, ...]]:
-    """The shapes of a file's inputs, in order."""
-    values = onnx.load(path, load_external_data=False).graph.input
-    return [tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values]
+    """The shapes of a file's inputs, in order; free sides are the usual ones."""
+    model = onnx.load(path, load_external_data=False)
+    shapes = [tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.input]
+    width, _, height = properties(model).get(SIZE, "").partition("x")
+    if height:
+        shapes[0] = (*shapes[0][:-2], int(height), int(width))
+    return shapes
+
+
+def properties(model: onnx.ModelProto) -> dict[str, str]:
+    """What a model says of itself."""
+    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 cannot_run = partial(missing, "onnxruntime")

@@ -51,7 +51,7 @@ class Served:
                 "sha256": artifact.sha256,
                 "inputs": [spec.name for spec in artifact.inputs],
                 "outputs": [spec.name for spec in artifact.outputs],
-                "sizes": [list(artifact.inputs[0].shape[-2:])],
+                "sizes": None if artifact.multiple else [list(artifact.inputs[0].shape[-2:])],
             }
             for artifact in self.artifacts.values()
         ]

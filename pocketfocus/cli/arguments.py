@@ -72,6 +72,15 @@ Stacks = Annotated[
 SCENES = "how many focal stacks to render of each source"
 Seed = Annotated[int, typer.Option("--seed", min=0, help="of every random number")]
 
+Sizes = Annotated[
+    str | None,
+    typer.Option(
+        "--sizes",
+        metavar="own|WxH,WxH",
+        help="of the photos that files take beside the student's own, in pixels; else upright and "
+        "on their side, square, and 16:9 both ways",
+    ),
+]
 Ios = Annotated[
     int | None,
     typer.Option(
@@ -87,7 +96,7 @@ FourBit = Annotated[
     ),
 ]
 
-ALL, AUTO = "all", "auto"
+ALL, AUTO, OWN = "all", "auto", "own"
 SMALLEST_SIDE = 16  # pixels of a photo
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")  # suffixes of what `refocus` writes
 
@@ -171,6 +180,14 @@ def size(text: str, smallest: int = 1, option: str = "--size") -> Size:
     if min(int(width), int(height)) < smallest:
         raise UserError(f"{option} {text} is too small: give at least {smallest} pixels a side")
     return int(height), int(width)
+
+
+def sizes(text: str | None) -> tuple[Size, ...] | None:
+    """Parse sizes as of `size`, with commas between; None where nothing is said, none for `own`."""
+    if text is None:
+        return None
+    parts = () if text == OWN else text.split(",")
+    return tuple(size(part.strip(), option="--sizes") for part in parts)
 
 
 def square(text: str, smallest: int = 1) -> int:

@@ -84,6 +84,7 @@ def export(
     precisions: arguments.Precisions = arguments.ALL,
     ios: arguments.Ios = None,
     four_bit: arguments.FourBit = None,
+    sizes: arguments.Sizes = None,
     full: Annotated[
         bool, typer.Option("--full", help="the networks of --reference itself, no student")
     ] = False,
@@ -106,11 +107,13 @@ def export(
         return
     start = arguments.student_folder(student)
     chosen = arguments.targets_and_precisions(targets, precisions)
+    others = arguments.sizes(sizes)
     files = arguments.photo_files(photos)
 
     from pocketfocus.export.stage import Export, export_run
 
-    manifest = export_run(start, Export(out, *chosen, ios, four_bit), files, say)
+    request = Export(out, *chosen, ios, four_bit, sizes=others)
+    manifest = export_run(start, request, files, say)
     for artifact in manifest.artifacts:
         typer.echo(f"{artifact.status:8} {artifact.name}  {artifact.why or ''}".rstrip())
 

@@ -14,6 +14,7 @@ from pocketfocus.cli import arguments
 from pocketfocus.models.places import find_places
 from pocketfocus.quantize.recipes import is_recipe_file
 from pocketfocus.run.cache import PACKAGE
+from pocketfocus.run.constants import Size
 from pocketfocus.run.progress import say
 from pocketfocus.run.stages import Stage, hashes, run_stages
 
@@ -52,6 +53,7 @@ class Settings:
     targets: tuple[str, ...]
     precisions: tuple[str, ...]
     seed: int
+    sizes: tuple[Size, ...] | None = None
 
 
 Inputs = Callable[[], dict[str, Any]]
@@ -68,6 +70,7 @@ def build(
     from_scratch: arguments.FromScratch = False,
     targets: arguments.Targets = arguments.ALL,
     precisions: arguments.Precisions = arguments.ALL,
+    sizes: arguments.Sizes = None,
     seed: arguments.Seed = 0,
 ) -> None:
     """Run every stage, from distilling to the report; stages that are up to date are skipped."""
@@ -77,7 +80,8 @@ def build(
     arguments.student_folder(student)
     files = arguments.photo_files(photos)
     chosen = arguments.targets_and_precisions(targets, precisions)
-    settings = Settings(out, reference, student, files, length, from_scratch, *chosen, seed)
+    others = arguments.sizes(sizes)
+    settings = Settings(out, reference, student, files, length, from_scratch, *chosen, seed, others)
     run_stages(settings.out, stages(settings))
     typer.echo(f"report: {settings.out / 'report.html'}")
 
@@ -107,6 +111,7 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
             "photos": photos,
             "targets": settings.targets,
             "precisions": settings.precisions,
+            "sizes": settings.sizes,
             "recipes": [hashes(Path(p)) for p in settings.precisions if is_recipe_file(p)],
         }
 
@@ -160,7 +165,8 @@ def _distill(settings: Settings) -> None:
 def _export(settings: Settings) -> None:
     from pocketfocus.export.stage import Export, export_run
 
-    request = Export(settings.out, settings.targets, settings.precisions)
+    chosen = (settings.targets, settings.precisions)
+    request = Export(settings.out, *chosen, sizes=settings.sizes)
     export_run(settings.out / "student", request, settings.photos, say)
 
 

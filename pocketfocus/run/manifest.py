@@ -51,6 +51,17 @@ class Delegation:
 
 
 @dataclass(frozen=True)
+class Function:
+    """What of a file to call for photos of one `size`, (H, W) in pixels: a method of a `.pte`, a
+    function of a Core ML package. All share the file's weights."""
+
+    __pydantic_config__ = EXACT
+
+    name: str
+    size: Size
+
+
+@dataclass(frozen=True)
 class Artifact:
     """One file that was requested: `written`, or `refused` with the reason in `why`.
 
@@ -68,6 +79,9 @@ class Artifact:
         recipe: the fields of the recipe: what was asked for.
         applied: what the backend took instead, from the file itself: counts and plain sentences.
         delegation: of ExecuTorch files; None elsewhere.
+        functions: for photos of each size, the usual one first; `inputs` and `outputs` are those
+            of that one. None where the file has a single function.
+        multiple: where not 0, the file takes photos of any size whose sides are multiples of it.
     """
 
     __pydantic_config__ = EXACT
@@ -85,6 +99,8 @@ class Artifact:
     recipe: dict[str, Any] = field(default_factory=dict)
     applied: dict[str, Any] = field(default_factory=dict)
     delegation: Delegation | None = None
+    functions: tuple[Function, ...] = ()
+    multiple: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,6 +118,8 @@ class Manifest:
         calibration: `photos` and `positions` of every calibration input, how many there are at
             each position, the hash of every photo, and of all inputs.
         tools: version of every package that shaped the files.
+        sizes: (H, W) of all the photos that the files take, `size` first. Of Core ML files for iOS
+            17 and Core AI files it is the only one.
     """
 
     __pydantic_config__ = EXACT
@@ -114,6 +132,7 @@ class Manifest:
     reference: str = ""
     calibration: dict[str, Any] = field(default_factory=dict)
     tools: dict[str, str] = field(default_factory=dict)
+    sizes: tuple[Size, ...] = ()
 
     def save(self, folder: Path) -> None:
         """Write folder/manifest.json, atomically."""

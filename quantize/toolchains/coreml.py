@@ -8,20 +8,23 @@ works anywhere: `ct.convert` of a graph quantized by torchao's PT2E becomes Core
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from pocketfocus.quantize.fake import symmetric
-from pocketfocus.quantize.layers import Calls, capture
+from pocketfocus.quantize.layers import capture
 from pocketfocus.quantize.plan import Choice, plan
 from pocketfocus.quantize.recipes import GROUP, Recipe, Rule, Scheme, check_ios
 from pocketfocus.quantize.toolchains.executorch import LEAST_SCALE, int8
 from pocketfocus.run.errors import UserError
+
+if TYPE_CHECKING:
+    from pocketfocus.export.network import Network
 
 TARGET = "coreml"
 FLOAT_BYTES = 2  # of a weight that is not quantized
@@ -140,15 +143,18 @@ def grid(rows: Tensor, scheme: Scheme) -> Tensor:
     return symmetric(rows, scheme, LEAST_SCALE if scheme.activations == "static" else 0.0)
 
 
-def program(network: nn.Module, schemes: Mapping[str, Scheme], calls: Calls) -> ExportedProgram:
-    """What ct.convert takes: the captured graph, with int8 activations already in it."""
-    captured = capture(network, calls)
+def programs(
+    module: nn.Module, schemes: Mapping[str, Scheme], networks: Sequence[Network]
+) -> list[ExportedProgram]:
+    """What ct.convert takes for photos of each size: the captured graph, with int8 activations
+    already in it, of the first one's calls."""
     static = {name: scheme for name, scheme in schemes.items() if scheme.activations == "static"}
+    calls = networks[0].calibration()
     if static:
-        between = len(static) == len(schemes)
-        captured = capture(int8(captured, calls, static, between), calls)
-    decomposed: ExportedProgram = captured.run_decompositions({})
-    return decomposed
+        captured = capture(module, calls, networks[0].multiple if networks[1:] else 0)
+        module = int8(captured, calls, static, between=len(static) == len(schemes))
+    examples = (calls, *(network.calibration() for network in networks[1:]))
+    return [capture(module, example).run_decompositions({}) for example in examples]
 
 
 @dataclass(frozen=True)

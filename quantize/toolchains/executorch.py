@@ -145,9 +145,10 @@ def grid(rows: Tensor, scheme: Scheme) -> Tensor:
     return found
 
 
-def quantized(model: nn.Module, recipe: Recipe, calls: Calls) -> tuple[Any, int]:
+def quantized(model: nn.Module, recipe: Recipe, calls: Calls, multiple: int = 0) -> tuple[Any, int]:
     """A module that torch.export and XNNPACK take, and its number of layers at 4 bits.
 
+    With `multiple` it takes photos of other sizes too, see `capture`: rounded once for all.
     Nobody needs the model afterwards, so that its weights are in memory once.
     """
     schemes = {name: choice.scheme for name, choice in choices(recipe, model).items()}
@@ -157,7 +158,8 @@ def quantized(model: nn.Module, recipe: Recipe, calls: Calls) -> tuple[Any, int]
     group_linears(model, four_bit)
     if any(scheme.bits == 8 for scheme in schemes.values()):
         eight_bit = {name: s for name, s in schemes.items() if s.bits == 8}
-        return int8(capture(model, calls), calls, eight_bit, not four_bit), len(four_bit)
+        captured = capture(model, calls, multiple)
+        return int8(captured, calls, eight_bit, not four_bit), len(four_bit)
     return model, len(four_bit)
 
 

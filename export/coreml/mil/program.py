@@ -38,17 +38,19 @@ Watch = Callable[[str, str, Tensor], None]
 
 @dataclass(frozen=True)
 class Program:
-    """The main function of a program.
+    """A function of a program.
 
     Attributes:
         path: of the file, for messages.
         function: coremltools' pymil function.
         constants: by name, every weight as it is after decompression; floats as float32.
+        name: of the function.
     """
 
     path: str
     function: Any
     constants: Mapping[str, Any]
+    name: str = MAIN
 
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
@@ -115,8 +117,21 @@ class Program:
 
 
 def load_program(path: Path) -> Program:
-    """Load a .mlpackage; UserError when it is none, or names the operators that are not known."""
+    """Load the usual function of a .mlpackage; UserError when it is none, or names the operators
+    that are not known."""
     return from_pymil(load_pymil(path), str(path))
+
+
+def load_functions(path: Path) -> dict[tuple[int, ...], Program]:
+    """Load every function of a .mlpackage, by the shape of its first input."""
+    whole = load_pymil(path)
+    programs = [from_pymil(whole, str(path), name) for name in whole.functions]
+    return {next(iter(program.inputs.values())): program for program in programs}
+
+
+def usual(programs: Mapping[tuple[int, ...], Program]) -> Program:
+    """The usual one of several functions, which says what it takes where a photo fits none."""
+    return next(program for program in programs.values() if program.name == MAIN)
 
 
 def load_pymil(path: Path) -> Any:
@@ -139,12 +154,12 @@ def pymil_of(model: Any) -> Any:
     return load(spec, spec.specificationVersion, model.weights_dir)
 
 
-def from_pymil(program: Any, path: str = "the program") -> Program:
-    """Coremltools' own program object, ready to be executed."""
-    if list(program.functions) != [MAIN]:
+def from_pymil(program: Any, path: str = "the program", name: str = MAIN) -> Program:
+    """A function of coremltools' own program object, ready to be executed."""
+    if name not in program.functions:
         names = ", ".join(program.functions)
-        raise UserError(f"{path} holds the functions {names}: the MIL check takes one, {MAIN}")
-    function = program.functions[MAIN]
+        raise UserError(f"{path} holds the functions {names}: the MIL check takes {name}")
+    function = program.functions[name]
     unknown = sorted(
         {op.op_type for op in function.operations if not is_constant(op)} - OPERATORS.keys()
     )
@@ -159,7 +174,7 @@ def from_pymil(program: Any, path: str = "the program") -> Program:
         if is_constant(op)
         for var in op.outputs
     }
-    return Program(path, function, constants)
+    return Program(path, function, constants, name)
 
 
 def is_constant(op: Any) -> bool:

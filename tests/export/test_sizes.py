@@ -1,0 +1,143 @@
+"""Files for photos of several sizes: one set of weights, a function a size, the same pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pocketfocus.data.optics import one_hot
+from pocketfocus.data.scenes import held_out_photos
+from pocketfocus.export.open import open_model
+from pocketfocus.export.stage import Export, export_run
+from pocketfocus.export.student import other_sizes, shapes
+from pocketfocus.export.targets import Sizes, get_target
+from pocketfocus.models.student import build_student, load_student
+from pocketfocus.quantize.calibration import fitted
+from pocketfocus.quantize.recipes import RECIPES
+from pocketfocus.run.constants import Size
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.manifest import Artifact, Function, load_manifest
+from pocketfocus.run.metrics import psnr
+
+OWN: Size = (64, 64)
+OTHERS: tuple[Size, ...] = ((48, 80), (80, 48))
+FILES = {
+    "executorch": ("fp32", "int8", "int4"),
+    "coreml": ("fp32", "int8"),
+    "onnx": ("fp32", "int8"),
+}
+
+Call = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+
+
+@pytest.fixture(scope="module")
+def run(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of all these files for photos of three sizes."""
+    out = tmp_path_factory.mktemp("sizes")
+    for target, precisions in FILES.items():
+        request = Export(out, [target], precisions, sizes=OTHERS)
+        export_run(small_student, request, log=lambda line: None)
+    return out
+
+
+@pytest.fixture(scope="module")
+def artifacts(run: Path) -> dict[str, Artifact]:
+    return {artifact.name: artifact for artifact in load_manifest(run).artifacts}
+
+
+def opened(path: Path, target: str) -> Call:
+    """The file by its runtime, or by the MIL check."""
+    if target == "coreml":
+        from pocketfocus.mobile_harness.mil import program_opener
+
+        return program_opener()(str(path), 1)
+    return get_target(target).open(path, 1)
+
+
+def name_of(target: str, precision: str) -> str:
+    return f"{target}/student-{precision}{get_target(target).suffix}"
+
+
+@pytest.mark.parametrize(
+    ("target", "precision"), [(t, p) for t, names in FILES.items() for p in names]
+)
+def test_every_size_is_the_student(
+    run: Path, small_student: Path, target: str, precision: str
+) -> None:
+    student, call = load_student(small_student), opened(run / name_of(target, precision), target)
+    photo = Image.fromarray(held_out_photos()[0])
+    for size in (OWN, *OTHERS):
+        for position in (1, 6):
+            inputs = fitted(photo, size), one_hot(position)
+            with torch.no_grad():
+                expected = student(*inputs)
+            found = call(*inputs)
+            assert [x.shape for x in found] == [x.shape for x in expected]
+            for one, other in zip(found[:3], expected[:3], strict=True):
+                assert psnr(one, other) >= RECIPES[precision].min_psnr_db
+            assert psnr(found[0].flip(0), expected[0]) < RECIPES[precision].min_psnr_db
+
+
+def test_what_a_file_takes_is_in_it_and_in_the_manifest(
+    run: Path, artifacts: dict[str, Artifact]
+) -> None:
+    assert load_manifest(run).sizes == (OWN, *OTHERS)
+    for name in ("executorch/student-int8.pte", "coreml/student-int8.mlpackage"):
+        found = get_target(artifacts[name].target).sizes(run / name)
+        assert set(found.listed) == {OWN, *OTHERS}
+        assert (found.listed[0], found.multiple) == (OWN, 0)
+        main = artifacts[name].functions[0].name
+        assert artifacts[name].functions == (
+            Function(main, OWN), Function(f"{main}_80x48", (48, 80)),
+            Function(f"{main}_48x80", (80, 48)),
+        )  # fmt: skip
+    name = "onnx/student-int8.onnx"
+    assert get_target("onnx").sizes(run / name) == Sizes((OWN,), 8)
+    assert (artifacts[name].functions, artifacts[name].multiple) == ((), 8)
+
+
+def test_a_delegate_takes_every_size_whole(artifacts: dict[str, Artifact]) -> None:
+    delegation = artifacts["executorch/student-int8.pte"].delegation
+    assert delegation is not None
+    assert (delegation.calls, delegation.share) == (1, 1.0)
+
+
+def test_sizes_share_weights(small_student: Path, run: Path, tmp_path: Path) -> None:
+    alone = export_run(
+        small_student, Export(tmp_path, ["executorch"], ["fp32"]), log=lambda _: None
+    )
+    weights = sum(p.numel() for p in load_student(small_student).parameters()) * 4
+    several = (run / "executorch/student-fp32.pte").stat().st_size
+    assert several - alone.artifacts[0].bytes < weights
+
+
+def test_a_photo_on_its_side_is_not_turned_nor_squashed(run: Path) -> None:
+    for name in ("executorch/student-fp32.pte", "onnx/student-fp32.onnx"):
+        analyser = open_model(str(run / name)).analyser
+        assert analyser is not None
+        fit = analyser.fit((1000, 600))
+        assert not fit.transposed
+        assert fit.size[0] / fit.size[1] == pytest.approx(10 / 6, rel=0.03)
+
+
+def test_the_usual_shapes() -> None:
+    assert shapes((320, 448), 16) == [(448, 320), (384, 384), (288, 512), (512, 288)]
+    assert other_sizes(build_student("micro"), None) == [(48, 88), (88, 48)]
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((60, 64), "--sizes 64x60: this student takes sides that are multiples of 8"),
+        ((8, 64), "16 at least"),
+        ((96, 96), "more than 2 times the pixels of this student's 64x64"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(size: Size, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        other_sizes(build_student("micro"), [size])
