@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -26,8 +25,9 @@ from pocketfocus.mobile_harness.web.files import Served
 from pocketfocus.mobile_harness.web.measurement import Measurement, Sustained
 from pocketfocus.mobile_harness.web.server import await_visit
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row, merge_rows
 from pocketfocus.run.manifest import MANIFEST_FILE, Artifact
+from pocketfocus.run.results import BenchRow, Origin, Trend, VerifyRow
+from pocketfocus.run.rows import F, merge_rows
 
 STRETCHES = 60
 TREND_SHARE = 5  # a sustained run is slower at its end than in its first fifth, or not
@@ -59,21 +59,24 @@ class BrowserJudge:
         with self._lock:
             return self.inputs[0][0].astype("<f4").tobytes()
 
-    def take(self, measured: Measurement) -> Row:
+    def take(self, measured: Measurement) -> BenchRow:
         """Merge a measurement into bench.json; UserError when it tells of another file."""
         artifact = self.artifact(measured)
         entry = Entry(artifact.name, "", artifact.target, artifact.precision, artifact.bytes)
         times = (measured.load_ms, measured.first_ms, tuple(measured.times_ms))
         result = Result(None, *times, None, measured.threads)  # no browser tells a peak
-        row = row_of(entry, measured.device, [result])
-        row |= {"status": "measured", "why": "", **origin_of(measured)}
-        row |= {"heap_mib": measured.heap_mib, "browser_memory_mib": measured.memory_mib}
-        row |= {"sustained": asdict(trend(measured.sustained)) if measured.sustained else None}
+        row = BenchRow(
+            **row_of(entry, measured.device, [result]).given(),
+            **origin_of(measured).given(),
+            heap_mib=measured.heap_mib,
+            browser_memory_mib=measured.memory_mib,
+            sustained=trend(measured.sustained) if measured.sustained else None,
+        )
         with self._lock:
-            self.keep(BENCH_FILE, row)
+            self.keep(BENCH_FILE, BenchRow, row)
         return row
 
-    def judge(self, measured: Measurement, outputs: bytes) -> Row:
+    def judge(self, measured: Measurement, outputs: bytes) -> VerifyRow:
         """Hold a browser's stacks (raw float32 [N,9,3,H,W]) against their parent's and merge the
         row into verify.json."""
         artifact = self.artifact(measured)
@@ -82,13 +85,15 @@ class BrowserJudge:
             parent, *_ = self.parents[gate.parent]
             stacks = np.frombuffer(outputs, "<f4").reshape(parent.shape).astype(np.float32)
             verdict = judge((stacks,), (parent,), gate.threshold_db)
-            row = asdict(gate_row(artifact, measured.device, gate, verdict)) | origin_of(measured)
-            self.keep(VERIFY_FILE, row)
+            found = gate_row(artifact, measured.device, gate, verdict)
+            row = VerifyRow(**found.given(), **origin_of(measured).given())
+            self.keep(VERIFY_FILE, VerifyRow, row)
         return row
 
-    def keep(self, name: str, row: Row) -> None:
+    def keep(self, name: str, kind: type[F], row: F) -> None:
         """Put a row in place of an older one of the same file, device and gate."""
-        merge_rows(self.served.folder / name, [row], [], self.served.folder / MANIFEST_FILE)
+        folder = self.served.folder
+        merge_rows(folder / name, kind, [row], [], folder / MANIFEST_FILE)
 
     def artifact(self, measured: Measurement) -> Artifact:
         """Return the file that was measured; UserError when it is not the one that was served."""
@@ -103,30 +108,17 @@ class BrowserJudge:
         return found
 
 
-def origin_of(measured: Measurement) -> Row:
-    """Return the fields of a row that say where it comes from."""
-    return {
-        "model": measured.phone.name,
-        "chip": measured.phone.chip or "",
-        "os": measured.phone.os,
-        "cores": measured.phone.cores,
-        "memory_gib": measured.phone.memory_gib,
-        "runtime": f"{measured.runtime} in {measured.phone.browser}",
-        "sha256": measured.sha256,
-    }
-
-
-@dataclass(frozen=True)
-class Trend:
-    """How a sustained run went: the medians of its first and last fifth, how many times slower it
-    got, and its course, `[seconds, ms]`, the medians of at most 60 equal stretches."""
-
-    seconds: float
-    runs: int
-    first_p50_ms: float
-    last_p50_ms: float
-    slower: float | None
-    course: list[list[float]]
+def origin_of(measured: Measurement) -> Origin:
+    """Return where a browser's row comes from."""
+    return Origin(
+        model=measured.phone.name,
+        chip=measured.phone.chip or "",
+        os=measured.phone.os,
+        cores=measured.phone.cores,
+        memory_gib=measured.phone.memory_gib,
+        runtime=f"{measured.runtime} in {measured.phone.browser}",
+        sha256=measured.sha256,
+    )
 
 
 def trend(sustained: Sustained) -> Trend:
@@ -142,19 +134,18 @@ def trend(sustained: Sustained) -> Trend:
         first_p50_ms=round(first, 3),
         last_p50_ms=round(last, 3),
         slower=round(last / first, 3) if first > 0 else None,
-        course=[
-            [round(float(ends[part[-1]]), 2), round(float(np.median(times[part])), 3)]
+        course=tuple(
+            (round(float(ends[part[-1]]), 2), round(float(np.median(times[part])), 3))
             for part in parts
-        ],
+        ),
     )
 
 
 def visited(
-    device: str, folder: Path, results: str, options: Options, say: Callable[[str], None]
-) -> list[Row]:
-    """Return what a device that comes by itself sent for the file `results`; [] for others."""
+    device: str, folder: Path, options: Options, say: Callable[[str], None]
+) -> list[tuple[BenchRow, VerifyRow]]:
+    """Return what a device that comes by itself sent of every file; [] for others."""
     if not kind_of(device).visits_itself:
         return []
     address = device.partition(":")[2]
-    number = (BENCH_FILE, VERIFY_FILE).index(results)
-    return [rows[number] for rows in await_visit(folder, address, options, say, BrowserJudge)]
+    return await_visit(folder, address, options, say, BrowserJudge)

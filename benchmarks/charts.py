@@ -14,8 +14,8 @@ from pocketfocus.benchmarks.evaluate import Cell
 from pocketfocus.export.targets import TARGETS, get_target
 from pocketfocus.mobile_harness.device import HOST, PYTORCH
 from pocketfocus.run.constants import FRAMES
-from pocketfocus.run.files import Row
 from pocketfocus.run.manifest import Manifest
+from pocketfocus.run.results import BenchRow
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -31,36 +31,38 @@ def colour_of(target: str) -> str:
     return EAGER if target == PYTORCH else OTHER
 
 
-def latency_chart(bench: Sequence[Row]) -> bytes:
+def latency_chart(bench: Sequence[BenchRow]) -> bytes:
     """Draw p50 (bar) to p99 (whisker) of everything that was measured, on a log axis in ms."""
-    rows = [row for row in bench if row["p50_ms"] is not None]
+    rows = [
+        (row, row.p50_ms, row.p99_ms)
+        for row in bench
+        if row.p50_ms is not None and row.p99_ms is not None
+    ]
     figure, axis = plt.subplots(figsize=(7, 0.6 + 0.32 * max(1, len(rows))))
-    for y, row in enumerate(rows):
-        colour = colour_of(row["target"])
-        axis.barh(y, row["p50_ms"], color=colour)
-        axis.plot([row["p50_ms"], row["p99_ms"]], [y, y], color="black", linewidth=1.2)
-        axis.text(row["p99_ms"] * 1.08, y, f"{row['p50_ms']:,.1f}", va="center", fontsize=8)
-    axis.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
+    for y, (row, p50, p99) in enumerate(rows):
+        axis.barh(y, p50, color=colour_of(row.target))
+        axis.plot([p50, p99], [y, y], color="black", linewidth=1.2)
+        axis.text(p99 * 1.08, y, f"{p50:,.1f}", va="center", fontsize=8)
+    axis.set_yticks(range(len(rows)), [_label(row) for row, *_ in rows], fontsize=8)
     axis.set(xscale="log", xlabel="ms a stack, p50 (line: to p99), log scale")
     axis.margins(x=0.25)
     axis.invert_yaxis()
     return _png(figure)
 
 
-def _label(row: Row) -> str:
+def _label(row: BenchRow) -> str:
     """Return the artifact, and whose figure it is where another device measured it."""
-    other = row["device"] != HOST
-    return f"{row['artifact']}\n{row['device']}" if other else str(row["artifact"])
+    return row.artifact if row.device == HOST else f"{row.artifact}\n{row.device}"
 
 
-def sustained_chart(rows: Sequence[Row]) -> bytes | None:
+def sustained_chart(rows: Sequence[BenchRow]) -> bytes | None:
     """Draw a line a run without a pause: ms a call over its seconds; None when there is none."""
-    runs = [row for row in rows if row["sustained"] and row["sustained"].get("course")]
+    runs = [(row, row.sustained.course) for row in rows if row.sustained and row.sustained.course]
     if not runs:
         return None
     figure, axis = plt.subplots(figsize=(7, 3))
-    for row in runs:
-        seconds, ms = zip(*row["sustained"]["course"], strict=True)
+    for row, course in runs:
+        seconds, ms = zip(*course, strict=True)
         axis.plot(seconds, ms, marker=".", markersize=3, linewidth=1.2, label=_label(row))
     axis.set(xlabel="seconds without a pause", ylabel="ms a stack")
     axis.set_ylim(bottom=0)

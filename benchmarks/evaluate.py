@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean, stdev
@@ -35,9 +35,10 @@ from pocketfocus.models.student import SHIPPED_WEIGHTS
 from pocketfocus.run.cache import cache_home
 from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row, key_of, read_rows, sha256, write_rows
+from pocketfocus.run.files import key_of, sha256
 from pocketfocus.run.manifest import load_manifest
 from pocketfocus.run.progress import track
+from pocketfocus.run.rows import Row, contents, row_of, write_rows
 
 EVALUATE_FILE = "evaluate.json"
 TOLERANCE = 0.25  # a frame this far from a whole position still is the truth for it
@@ -46,8 +47,7 @@ COPY = "copy"
 SCENES, RENDERED = 64, (256, 256)
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(Row):
     """Mean scores of a model from one input position to one output position; the last two are over
     the images with places that the truth has sharper (`scores.Score`), None where there is none."""
 
@@ -66,8 +66,7 @@ class Cell:
         return abs(self.input_position - self.output_position)
 
 
-@dataclass(frozen=True)
-class Means:
+class Means(Row):
     """Means over one model's cells; a mean over no cell is None.
 
     Attributes:
@@ -86,7 +85,7 @@ class Means:
     mean_ssim: float | None
     mean_psnr_db_off_diagonal: float | None
     mean_ssim_off_diagonal: float | None
-    psnr_db_by_distance: Mapping[str, float | None]
+    psnr_db_by_distance: dict[str, float | None]
     scenes: int
     gain_db: float | None = None
     gain_error_db: float | None = None
@@ -119,21 +118,19 @@ class Evaluation:
 
     def rows(self) -> list[Row]:
         """Return the rows of evaluate.json: the cells, then the means."""
-        return [asdict(cell) for cell in self.cells] + [asdict(means) for means in self.means]
+        return [*self.cells, *self.means]
 
 
 def read_evaluation(path: Path) -> Evaluation:
     """Return what `Evaluation.rows` wrote; UserError for a file that holds no evaluation."""
-    rows = read_rows(path)
-    try:
-        return Evaluation(
-            [Cell(**row) for row in rows if "input_position" in row],
-            [Means(**row) for row in rows if "input_position" not in row],
-        )
-    except TypeError as error:
-        raise UserError(
-            f"{path} holds no evaluation ({error}): write it with `pocketfocus evaluate --out`"
-        ) from error
+    cells: list[Cell] = []
+    means: list[Means] = []
+    for index, row in enumerate(contents(path)):
+        if isinstance(row, dict) and "input_position" in row:
+            cells.append(row_of(path, Cell, index, row))
+        else:
+            means.append(row_of(path, Means, index, row))
+    return Evaluation(cells, means)
 
 
 @runtime_checkable
@@ -229,12 +226,16 @@ def _cells(calls: Sequence[Call], names: Sequence[str], stacks_name: str) -> lis
 
 
 def _cell(about: tuple[str, str, int, int], found: Sequence[Score]) -> Cell:
+    model, stacks_name, position, output = about
     return Cell(
-        *about,
-        fmean(score.psnr_db for score in found),
-        fmean(score.ssim for score in found),
-        mean(score.sharper_gain_db for score in found),
-        mean(score.restored for score in found),
+        model=model,
+        stacks=stacks_name,
+        input_position=position,
+        output_position=output,
+        psnr_db=fmean(score.psnr_db for score in found),
+        ssim=fmean(score.ssim for score in found),
+        sharper_gain_db=mean(score.sharper_gain_db for score in found),
+        restored=mean(score.restored for score in found),
     )
 
 
@@ -351,7 +352,7 @@ class Scoring:
         included."""
         shipped = list(map(sha256, (DEFAULT_WEIGHTS, SHIPPED_WEIGHTS, TABLE_FILE)))
         models = {spec: content_of(spec) for spec in self.models}
-        own = vars(self) | {"how": asdict(self.how)}
+        own = vars(self) | {"how": [*self.how.inputs, self.how.per_scene, self.how.size]}
         return key_of(**(own | {"models": models, "shipped": shipped, "stacks": stacks}))
 
 

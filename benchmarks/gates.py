@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 
 from pocketfocus.mobile_harness.device import HOST, MIL_CHECK, Arrays
 from pocketfocus.quantize.recipes import RECIPES, Recipe, get_recipe, recipe_from
-from pocketfocus.run.files import Row
 from pocketfocus.run.manifest import Artifact
 from pocketfocus.run.metrics import PEAK, psnr
+from pocketfocus.run.results import GateRow, GateStatus
 
 SAME_FILE = "same file on"  # the host, say
 SAME_FILE_DB = 45.0  # the same file on another processor
 COVERAGE = "delegate coverage"
 
-Status = Literal["pass", "fail", "not-run"]
+G = TypeVar("G", bound=GateRow)
 
 
 @dataclass(frozen=True)
@@ -48,30 +48,23 @@ class Verdict:
     """How a gate ended: `psnr_db` of the worst output, None when there is none to score."""
 
     psnr_db: float | None
-    status: Status
+    status: GateStatus
     why: str = ""
-
-
-@dataclass(frozen=True)
-class GateRow:
-    """A row of verify.json; `threshold_db` is None where the gate has no figure in dB."""
-
-    artifact: str
-    target: str
-    precision: str
-    device: str
-    gate: str
-    psnr_db: float | None
-    threshold_db: float | None
-    status: Status
-    why: str
 
 
 def gate_row(artifact: Artifact, device: str, gate: Gate, verdict: Verdict) -> GateRow:
     """Return the row of a file on a device."""
-    about = (artifact.name, artifact.target, artifact.precision, device)
-    figures = (verdict.psnr_db, gate.threshold_db, verdict.status, verdict.why)
-    return GateRow(*about, gate.name, *figures)
+    return GateRow(
+        artifact=artifact.name,
+        target=artifact.target,
+        precision=artifact.precision,
+        device=device,
+        gate=gate.name,
+        psnr_db=verdict.psnr_db,
+        threshold_db=gate.threshold_db,
+        status=verdict.status,
+        why=verdict.why,
+    )
 
 
 def gate_of(precision: str, device: str = HOST, recipe: Mapping[str, Any] | None = None) -> Gate:
@@ -149,7 +142,7 @@ def coverage_rows(artifact: Artifact, device: str) -> list[GateRow]:
         why += "; not delegated: " + ", ".join(f"{count} {name}" for name, count in counts)
     verdict = Verdict(None, "pass" if found.share >= floor else "fail", why)
     row = gate_row(artifact, device, Gate(COVERAGE, "", floor), verdict)
-    return [replace(row, threshold_db=None)]
+    return [row.model_copy(update={"threshold_db": None})]
 
 
 def is_written(artifact: Artifact) -> bool:
@@ -157,11 +150,11 @@ def is_written(artifact: Artifact) -> bool:
     return artifact.status == "written"
 
 
-def parity_rows(rows: Sequence[Row]) -> list[Row]:
+def parity_rows(rows: Sequence[G]) -> list[G]:
     """Return the rows that compare outputs: all but those of delegate coverage."""
-    return [row for row in rows if row["gate"] != COVERAGE]
+    return [row for row in rows if row.gate != COVERAGE]
 
 
-def failed(rows: Sequence[Row]) -> list[Row]:
+def failed(rows: Sequence[G]) -> list[G]:
     """Return the rows whose gate failed; any makes the exit code 1."""
-    return [row for row in rows if row["status"] == "fail"]
+    return [row for row in rows if row.status == "fail"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from pocketfocus.benchmarks.gates import (
     SAME_FILE_DB,
     STUDENT,
     Gate,
-    GateRow,
     Verdict,
     gate_name,
     gate_of,
@@ -38,9 +37,11 @@ from pocketfocus.benchmarks.gates import (
 from pocketfocus.benchmarks.verify import able_device, execute
 from pocketfocus.mobile_harness.device import Arrays, Call, Device, Job
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row, read_json, sha256, write_atomic, write_json, write_rows
+from pocketfocus.run.files import read_json, sha256, write_atomic, write_json
 from pocketfocus.run.manifest import Artifact, check_artifact, load_manifest
 from pocketfocus.run.progress import track
+from pocketfocus.run.results import GateRow
+from pocketfocus.run.rows import write_rows
 
 GOLDEN_FILE = "golden.json"
 REPLAY_FILE = "replay.json"
@@ -135,7 +136,7 @@ def described(artifact: Artifact) -> Described:
     }
 
 
-def replay(bundle: Path, devices: Sequence[Device]) -> list[Row]:
+def replay(bundle: Path, devices: Sequence[Device]) -> list[GateRow]:
     """Execute a bundle's files here and hold them against what it expects; writes replay.json.
 
     Two rows a file: against the student's stacks, and against the same file's own on the machine
@@ -147,7 +148,7 @@ def replay(bundle: Path, devices: Sequence[Device]) -> list[Row]:
         calls = [(0, int(load(bundle, pair["position"]).argmax())) for pair in golden["inputs"]]
         expected = Expected(inputs, calls, {STUDENT: (load(bundle, golden["student"]),)})
         rows = [
-            asdict(row)
+            row
             for entry in golden["artifacts"]
             for row in replayed(bundle, entry, expected, devices)
         ]

@@ -11,7 +11,7 @@ maximum.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +29,11 @@ from pocketfocus.mobile_harness.devices import origin
 from pocketfocus.models.places import find_places
 from pocketfocus.models.reference import PUBLISHED
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row, merge_rows, size_bytes
+from pocketfocus.run.files import size_bytes
 from pocketfocus.run.manifest import MANIFEST_FILE, Manifest, check_artifact, load_manifest
 from pocketfocus.run.progress import console, track
+from pocketfocus.run.results import BenchRow, Figures, Measured
+from pocketfocus.run.rows import merge_rows
 
 BENCH_FILE = "bench.json"
 REFERENCE_STACK_FILE = "reference.npz"
@@ -41,23 +43,6 @@ REFERENCE, SAMPLED_AS_PUBLISHED = "reference", f"reference@{PUBLISHED.steps}"
 POSITION = SHOWN[1]  # the network does the same work at any position
 BUDGET_S = 15.0  # of timed calls a visit: a slow machine makes fewer runs, never fewer than one
 TIMEOUT_S = 3600.0  # the published reference takes many minutes a stack on a CPU
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What was measured of an entry: the fields of its row, all None where it was not."""
-
-    threads: int | None = None
-    load_ms: float | None = None
-    first_ms: float | None = None
-    p50_ms: float | None = None
-    p90_ms: float | None = None
-    p99_ms: float | None = None
-    runs: int | None = None
-    peak_rss_mib: float | None = None
-
-
-MEASURED = tuple(field.name for field in fields(Figures))
 
 
 @dataclass(frozen=True)
@@ -86,9 +71,9 @@ class Ratio:
 
     artifact: str
     device: str
-    to_reference: float | None
-    to_published: float | None
-    to_student: float | None
+    to_reference: float | None = None
+    to_published: float | None = None
+    to_student: float | None = None
 
 
 @dataclass(frozen=True)
@@ -124,14 +109,12 @@ class Bench:
 DEFAULT = Bench()
 
 
-def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[Row]:
+def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchRow]:
     """Measure every artifact of a run, the eager student and the reference; write bench.json.
 
-    Rows are `{artifact, target, precision, device, threads, load_ms, first_ms, p50_ms, p90_ms,
-    p99_ms, runs, peak_rss_mib, bytes, status, why, model, chip, os, runtime}`, and `notes` where
-    the device told more; rows of other devices stay in the file. What the device cannot execute
-    keeps its `bytes` and has null for the rest. After 15 s of timed calls a visit ends, and `runs`
-    tells how many there were. Raises UserError for a missing or damaged file.
+    Rows of other devices stay in the file. What the device cannot execute keeps its `bytes` and has
+    null for the rest. After 15 s of timed calls a visit ends, and `runs` tells how many there were.
+    Raises UserError for a missing or damaged file.
     """
     how.check()
     shown = None if how.photos is None else [how.photos[SHOWN[0]]]
@@ -147,22 +130,18 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[Row]:
     plan[middle:middle] = visits
     measured = measure(device, plan, inputs, how.threads)
     rows = [
-        row_of(entry, device.name, measured.get(entry, [])) | status_of(entry, device, measured)
+        BenchRow(
+            **row_of(
+                entry, device.name, measured.get(entry, []), device.why_not(entry.target)
+            ).given(),
+            **origin(device, entry.target).given(),
+        )
         for entry in [*baselines, *entries]
     ]
     if eager:
         keep_reference_stack(folder, baselines[0] if baselines else None, measured)
-    merge_rows(folder / BENCH_FILE, rows, [device.name], folder / MANIFEST_FILE)
+    merge_rows(folder / BENCH_FILE, BenchRow, rows, [device.name], folder / MANIFEST_FILE)
     return rows
-
-
-def status_of(
-    entry: Entry, device: Device, measured: Mapping[Entry, Sequence[Result]]
-) -> dict[str, str]:
-    """Return whether an entry was measured, why it was not, and where its row comes from."""
-    why = device.why_not(entry.target)
-    status = "measured" if measured.get(entry) else "not-run" if why else "failed"
-    return {"status": status, "why": why or "", **asdict(origin(device, entry.target))}
 
 
 def keep_reference_stack(
@@ -239,18 +218,22 @@ def measure(
     return measured
 
 
-def row_of(entry: Entry, device: str, results: Sequence[Result]) -> Row:
-    """Return one row from the pooled rounds of an entry; nulls when there is none."""
-    row: Row = {
-        "artifact": entry.artifact,
-        "target": entry.target,
-        "precision": entry.precision,
-        "device": device,
-        **asdict(pooled(results)),
-        "bytes": entry.bytes,
-    }
-    notes = results[-1].notes if results else {}
-    return row | ({"notes": notes} if notes else {})
+def row_of(
+    entry: Entry, device: str, results: Sequence[Result], why_not: str | None = None
+) -> Measured:
+    """Return what the pooled rounds of an entry say; nulls when there is none."""
+    row = Measured(
+        artifact=entry.artifact,
+        target=entry.target,
+        precision=entry.precision,
+        device=device,
+        **dict(pooled(results)),
+        bytes=entry.bytes,
+        status="measured" if results else "not-run" if why_not else "failed",
+        why=why_not or "",
+    )
+    notes = results[-1].notes if results else None
+    return row.model_copy(update={"notes": notes}) if notes else row
 
 
 def pooled(results: Sequence[Result]) -> Figures:
@@ -272,24 +255,24 @@ def pooled(results: Sequence[Result]) -> Figures:
     )
 
 
-def ratios(rows: Sequence[Row]) -> list[Ratio]:
+def ratios(rows: Sequence[BenchRow]) -> list[Ratio]:
     """Return how much faster (p50, same device) every measured artifact is than the models."""
-    p50 = {(row["device"], row["artifact"]): row["p50_ms"] for row in rows}
+    p50 = {(row.device, row.artifact): row.p50_ms for row in rows}
 
-    def against(row: Row, other: str) -> float | None:
-        slow = p50.get((row["device"], other))
-        return None if slow is None else slow / row["p50_ms"]
+    def against(device: str, other: str, fast: float) -> float | None:
+        slow = p50.get((device, other))
+        return None if slow is None else slow / fast
 
     return [
         Ratio(
-            row["artifact"],
-            row["device"],
-            against(row, REFERENCE),
-            against(row, SAMPLED_AS_PUBLISHED),
-            against(row, "student"),
+            row.artifact,
+            row.device,
+            against(row.device, REFERENCE, row.p50_ms),
+            against(row.device, SAMPLED_AS_PUBLISHED, row.p50_ms),
+            against(row.device, "student", row.p50_ms),
         )
         for row in rows
-        if row["p50_ms"] is not None and row["artifact"] not in (REFERENCE, SAMPLED_AS_PUBLISHED)
+        if row.p50_ms is not None and row.artifact not in (REFERENCE, SAMPLED_AS_PUBLISHED)
     ]
 
 

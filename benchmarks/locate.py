@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,6 @@ from pocketfocus.data.optics import one_hot
 from pocketfocus.export.targets import Layer, get_target
 from pocketfocus.quantize.layers import layer_of
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row
 from pocketfocus.run.manifest import check_artifact, load_manifest
 from pocketfocus.run.metrics import psnr
 
@@ -36,9 +35,9 @@ RECTIFIERS = {"relu": (0.0, math.inf), "relu_": (0.0, math.inf), "relu6": (0.0, 
 
 @dataclass(frozen=True)
 class Located:
-    """A row for every layer, the fields of `LayerRow`, and what they say in a line."""
+    """A row for every layer, and what they say in a line."""
 
-    rows: list[Row]
+    rows: list[LayerRow]
     summary: str
 
 
@@ -196,7 +195,7 @@ def compare(
             f"first to leave its tolerance: {bad.operator}, the student's {bad.layer}, with "
             f"{bad.psnr_db:.1f} dB of {bad.tolerance_db:g} dB"
         )
-    return Located([asdict(row) for row in rows], summary)
+    return Located(rows, summary)
 
 
 def layer_row(layer: str, operator: str, psnr_db: float, tolerance_db: float) -> LayerRow:

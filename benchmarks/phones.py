@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pocketfocus.benchmarks.tables import markdown
 from pocketfocus.mobile_harness.device import PYTORCH
-from pocketfocus.run.files import Row
+from pocketfocus.run.results import BenchRow
 
 TABLE = Path(__file__).parent / "phones.json"
 TIGHT = 0.7  # of the limit: the rest is left to the app's own pictures and views
@@ -82,17 +82,17 @@ class Fit:
     verdicts: dict[str, str]
 
 
-def fits(bench: Sequence[Row]) -> list[Fit]:
+def fits(bench: Sequence[BenchRow]) -> list[Fit]:
     """Judge every file; of several devices the one with the largest measured peak counts."""
     table = phones()
     files: dict[str, Fit] = {}
     for row in bench:
-        name, size, peak = row["artifact"], row["bytes"], row["peak_rss_mib"]
-        if row["target"] == PYTORCH or size is None:
+        name, size, peak = row.artifact, row.bytes, row.peak_rss_mib
+        if row.target == PYTORCH or size is None:
             continue
         if name not in files or (peak or 0) > (files[name].peak_mib or 0):
             found = {phone.name: verdict(phone, size, peak) for phone in table}
-            files[name] = Fit(name, row["precision"], peak, row["device"], found)
+            files[name] = Fit(name, row.precision, peak, row.device, found)
     return list(files.values())
 
 

@@ -6,7 +6,7 @@ Everything on it is read from the run's own files; nothing is measured here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,16 @@ from pocketfocus.benchmarks.checks import SHOWN, STACKS_FILE
 from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, Evaluation, read_evaluation
 from pocketfocus.benchmarks.gates import parity_rows
 from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, Ratio, ratios
-from pocketfocus.benchmarks.notes import browser_rows, notes_rows
+from pocketfocus.benchmarks.notes import notes_rows, throttles
 from pocketfocus.benchmarks.phones import fits, kinds, phones
 from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.data.optics import distance
 from pocketfocus.photos.images import data_uri, encoded
 from pocketfocus.run.constants import FRAMES
-from pocketfocus.run.files import Row, read_json, read_rows, write_atomic
+from pocketfocus.run.files import read_json, write_atomic
 from pocketfocus.run.manifest import load_manifest
+from pocketfocus.run.results import BenchRow, VerifyRow
+from pocketfocus.run.rows import read_rows
 
 REPORT_FILE = "report.html"
 TEMPLATE = Path(__file__).parent / "templates" / "report.html"
@@ -65,11 +67,11 @@ def write_report(folder: Path) -> Path:
 def render(folder: Path) -> str:
     """Return the page as one string."""
     manifest = load_manifest(folder)
-    verify, bench = read_rows(folder / VERIFY_FILE), read_rows(folder / BENCH_FILE)
+    verify = read_rows(folder / VERIFY_FILE, VerifyRow)
+    bench = read_rows(folder / BENCH_FILE, BenchRow)
     path = folder / EVALUATE_FILE
     scores = read_evaluation(path) if path.exists() else Evaluation((), ())
-    browsers = browser_rows(bench)
-    sustained = sustained_chart(browsers)
+    sustained = sustained_chart(bench)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["number"] = number
     environment.filters["mib"] = lambda value: number(value / 2**20, 2) if value else "–"
@@ -77,16 +79,16 @@ def render(folder: Path) -> str:
         version=pocketfocus.__version__,
         manifest=manifest,
         gates=verify,
-        counts={s: sum(r["status"] == s for r in verify) for s in ("pass", "fail", "not-run")},
+        counts={s: sum(r.status == s for r in verify) for s in ("pass", "fail", "not-run")},
         headline=headline(bench, verify),
         latency=latency_rows(bench),
-        browsers=browsers,
+        browsers=[(row, throttles(row.sustained)) for row in bench if row.is_of_browser],
         sustained=data_uri(sustained) if sustained else None,
         notes=notes_rows(bench),
         phones=phones(),
         kinds=kinds(),
         fits=fits(bench),
-        fp32_bytes={r["target"]: r["bytes"] for r in bench if r["precision"] == "fp32"},
+        fp32_bytes={r.target: r.bytes for r in bench if r.precision == "fp32"},
         means=scores.means,
         strips=strips(folder),
         photo=photo_uri(folder),
@@ -105,20 +107,21 @@ def number(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:,.{digits}f}".replace(",", "\u202f")
 
 
-def headline(bench: Sequence[Row], verify: Sequence[Row]) -> list[tuple[str, str]]:
+def headline(bench: Sequence[BenchRow], verify: Sequence[VerifyRow]) -> list[tuple[str, str]]:
     """Return the few figures a reader wants first, as (figure, what it is)."""
-    passed = {(r["artifact"], r["device"]) for r in parity_rows(verify) if r["status"] == "pass"}
+    passed = {(r.artifact, r.device) for r in parity_rows(verify) if r.status == "pass"}
     timed = [
         r for r in ratios(bench) if (r.artifact, r.device) in passed and r.artifact != "student"
     ]
     if not timed:
         return []
     fastest = max(timed, key=lambda r: r.to_student or 0.0)
-    row = next(
-        r for r in bench if (r["artifact"], r["device"]) == (fastest.artifact, fastest.device)
-    )
+    p50 = {(row.artifact, row.device): row.p50_ms for row in bench}
     facts = [
-        (f"{row['p50_ms']:.1f} ms", f"a stack with {fastest.artifact}, p50 on {row['device']}")
+        (
+            f"{p50[fastest.artifact, fastest.device]:.1f} ms",
+            f"a stack with {fastest.artifact}, p50 on {fastest.device}",
+        )
     ]
     if fastest.to_reference:
         facts.append((f"{fastest.to_reference:,.0f}×", "faster than the reference pipeline"))
@@ -129,11 +132,13 @@ def headline(bench: Sequence[Row], verify: Sequence[Row]) -> list[tuple[str, str
     return facts
 
 
-def latency_rows(bench: Sequence[Row]) -> list[Row]:
+def latency_rows(bench: Sequence[BenchRow]) -> list[tuple[BenchRow, Ratio]]:
     """Return rows of bench.json with their speed-ups."""
-    unknown = dict.fromkeys(field.name for field in fields(Ratio))
-    found = {(r.artifact, r.device): asdict(r) for r in ratios(bench)}
-    return [{**unknown, **found.get((row["artifact"], row["device"]), {}), **row} for row in bench]
+    found = {(r.artifact, r.device): r for r in ratios(bench)}
+    return [
+        (row, found.get((row.artifact, row.device), Ratio(row.artifact, row.device)))
+        for row in bench
+    ]
 
 
 def strips(folder: Path) -> list[Strip]:

@@ -17,7 +17,8 @@ from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.mobile_harness.device import HOST
 from pocketfocus.mobile_harness.devices import fallback_of
 from pocketfocus.run.errors import UserError, reported
-from pocketfocus.run.files import Row, read_rows
+from pocketfocus.run.results import BenchRow, VerifyRow
+from pocketfocus.run.rows import read_rows
 
 WHERE_SHARPER = ("where sharper", "restored")
 
@@ -39,29 +40,29 @@ def figure(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def files_table(bench: Sequence[Row], verify: Sequence[Row]) -> str:
+def files_table(bench: Sequence[BenchRow], verify: Sequence[VerifyRow]) -> str:
     """Show size, latency, speed-ups and parity, one line an artifact."""
     faster = {(r.artifact, r.device): r for r in ratios(bench)}
-    gates = {(r["artifact"], r["device"]): r for r in parity_rows(verify)}
+    gates = {(r.artifact, r.device): r for r in parity_rows(verify)}
 
-    def line(row: Row) -> list[str]:
-        name, device = row["artifact"], row["device"]
+    def line(row: BenchRow) -> list[str]:
+        name, device = row.artifact, row.device
         ratio, gate = faster.get((name, device)), gates.get((name, device))
         if gate is None and device == HOST:
-            gate = gates.get((name, fallback_of(row["target"])))
+            gate = gates.get((name, fallback_of(row.target)))
         if name == "student":
             gate = None
-        mib = None if row["bytes"] is None else row["bytes"] / 2**20
+        mib = None if row.bytes is None else row.bytes / 2**20
         return [
             f"`{name}`" + (f" on {device}" if device != HOST else ""),
             figure(mib, 2),
-            figure(row["p50_ms"]),
-            figure(row["p99_ms"]),
-            figure(row["peak_rss_mib"], 0),
+            figure(row.p50_ms),
+            figure(row.p99_ms),
+            figure(row.peak_rss_mib, 0),
             figure(ratio.to_reference if ratio else None, 0),
             figure(ratio.to_published if ratio else None, 0),
             figure(ratio.to_student if ratio else None, 2),
-            "–" if gate is None else f"{figure(gate['psnr_db'])} {gate['status']}",
+            "–" if gate is None else f"{figure(gate.psnr_db)} {gate.status}",
         ]
 
     header = [
@@ -160,7 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "and `bench`, or `evaluate`, first"
         )
     if (folder / BENCH_FILE).exists():
-        print(files_table(read_rows(folder / BENCH_FILE), read_rows(folder / VERIFY_FILE)))
+        bench = read_rows(folder / BENCH_FILE, BenchRow)
+        print(files_table(bench, read_rows(folder / VERIFY_FILE, VerifyRow)))
     if (folder / EVALUATE_FILE).exists():
         print("\n" + distance_table(read_evaluation(folder / EVALUATE_FILE).means))
 

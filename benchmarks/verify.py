@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pocketfocus.benchmarks.checks import (
@@ -21,7 +21,6 @@ from pocketfocus.benchmarks.gates import (
     SAME_FILE,
     SAME_FILE_DB,
     Gate,
-    GateRow,
     Verdict,
     coverage_rows,
     gate_of,
@@ -33,7 +32,6 @@ from pocketfocus.mobile_harness.device import HOST, PYTORCH, Arrays, Device, Job
 from pocketfocus.mobile_harness.devices import is_timed, origin
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row, merge_rows
 from pocketfocus.run.manifest import (
     MANIFEST_FILE,
     Artifact,
@@ -42,8 +40,11 @@ from pocketfocus.run.manifest import (
 )
 from pocketfocus.run.metrics import PEAK
 from pocketfocus.run.progress import console, track
+from pocketfocus.run.results import CallFigures, GateRow, VerifyRow
+from pocketfocus.run.rows import merge_rows
 
 VERIFY_FILE = "verify.json"
+UNKNOWN = CallFigures()
 
 
 @dataclass(frozen=True)
@@ -67,23 +68,20 @@ class Verification:
 DEFAULT = Verification()
 
 
-def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> list[Row]:
+def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> list[VerifyRow]:
     """Execute every artifact of a run on `device`, and write the rows to verify.json.
 
-    Rows are `{artifact, target, precision, device, gate, psnr_db, threshold_db, status, why, model,
-    chip, os, runtime}`; `psnr_db` is at most 200 (equal to the bit). Those of a reference's own
-    networks also have `load_ms`, `run_ms` and `peak_rss_mib` where the file ran. Rows of other
-    devices stay in the file. For a student, stacks.npz keeps what the report shows (see
-    `save_shown`). Raises UserError for a missing or damaged file.
+    Rows of other devices stay in the file. For a student, stacks.npz keeps what the report shows
+    (see `save_shown`). Raises UserError for a missing or damaged file.
     """
     manifest = load_manifest(folder)
     files = {a.name: check_artifact(folder, a) for a in manifest.artifacts if is_written(a)}
     student = None
-    rows: list[Row] = []
+    rows: list[VerifyRow] = []
+    devices = {each.name: each for each in (device, *how.fallbacks)}
     if not is_of_networks(manifest):
         student = student_check(folder, manifest, how.photos, how.positions)
-        rows.append(asdict(capture_row(student)))
-    devices = {each.name: each for each in (device, *how.fallbacks)}
+        rows.append(row_on(capture_row(student), devices.get(HOST)))
     kept: dict[str, Pixels] = {}
     for artifact in track(manifest.artifacts, "verifying", len(manifest.artifacts)):
         chosen = able_device([*devices.values()], artifact.target)
@@ -98,14 +96,13 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
         else:
             gate = gate_of(artifact.precision, chosen.name, artifact.recipe)
             verdict = Verdict(None, "not-run", why)
-            rows.append(asdict(gate_row(artifact, chosen.name, gate, verdict)))
-        rows += [asdict(row) for row in coverage_rows(artifact, chosen.name)]
+            rows.append(row_on(gate_row(artifact, chosen.name, gate, verdict), chosen))
+        rows += [row_on(row, chosen) for row in coverage_rows(artifact, chosen.name)]
     if student:
         save_shown(folder, student, kept)
         if how.positions is not None and len(how.positions) < FRAMES:
             rows = [partial_row(row, how.positions) for row in rows]
-    rows = [row | asdict(origin(devices.get(row["device"]), row["target"])) for row in rows]
-    merge_rows(folder / VERIFY_FILE, rows, list(devices), folder / MANIFEST_FILE)
+    merge_rows(folder / VERIFY_FILE, VerifyRow, rows, list(devices), folder / MANIFEST_FILE)
     return rows
 
 
@@ -125,7 +122,7 @@ def why_not(artifact: Artifact, device: Device) -> str | None:
 
 def execute_artifact(
     artifact: Artifact, path: Path, device: Device, check: Check, reference: Device | None
-) -> tuple[list[Row], Arrays | None]:
+) -> tuple[list[VerifyRow], Arrays | None]:
     """Execute an artifact and judge it by its own gate and, of a `reference` device, against the
     same file there; the rows, and the outputs where they have the shapes of the parent's."""
     gate = gate_of(artifact.precision, device.name, artifact.recipe)
@@ -134,8 +131,8 @@ def execute_artifact(
         console.print(f"{artifact.name}: {gate.name}")
         job = replace(job, runs=int(is_timed(device)), timeout_s=None)
     result, verdict = execute(device, job, check.parents[gate.parent], gate, check.peak)
-    row = asdict(gate_row(artifact, device.name, gate, verdict))
-    rows: list[Row] = [row | (figures_of(result) if result and check.whole else {})]
+    figures = figures_of(result) if result and check.whole else UNKNOWN
+    rows = [row_on(gate_row(artifact, device.name, gate, verdict), device, figures)]
     outputs = result.outputs if result else None
     if reference is not None:
         same = Gate(f"{SAME_FILE} {reference.name}", reference.name, SAME_FILE_DB)
@@ -144,7 +141,7 @@ def execute_artifact(
             verdict = Verdict(None, "not-run", why or "")
         else:
             _, verdict = execute(reference, job, outputs, same, check.peak)
-        rows.append(asdict(gate_row(artifact, device.name, same, verdict)))
+        rows.append(row_on(gate_row(artifact, device.name, same, verdict), device))
     return rows, outputs
 
 
@@ -164,23 +161,28 @@ def execute(
     return (result if fits else None), verdict
 
 
-def figures_of(result: Result) -> dict[str, float]:
-    """Return what one call takes; a first one counts as loading, since runtimes pack weights."""
+def row_on(row: GateRow, device: Device | None, figures: CallFigures = UNKNOWN) -> VerifyRow:
+    """Return a row that says what the device is that it comes from, and what one call takes."""
+    return VerifyRow(**row.given(), **origin(device, row.target).given(), **figures.given())
+
+
+def figures_of(result: Result) -> CallFigures:
+    """Return what one call took."""
     loading = result.load_ms + (result.first_ms if result.times_ms else 0.0)
     run_ms = result.times_ms[0] if result.times_ms else result.first_ms
-    return {
-        "load_ms": round(loading),
-        "run_ms": round(run_ms),
-        "peak_rss_mib": round(result.peak_rss_mib or 0.0),
-    }
+    return CallFigures(
+        load_ms=round(loading),
+        run_ms=round(run_ms),
+        peak_rss_mib=round(result.peak_rss_mib or 0.0),
+    )
 
 
-def partial_row(row: Row, positions: Sequence[int]) -> Row:
+def partial_row(row: VerifyRow, positions: Sequence[int]) -> VerifyRow:
     """Return a row that says which positions its figure is of, if it has one."""
-    if row["psnr_db"] is None:
+    if row.psnr_db is None:
         return row
     only = f"at positions {', '.join(map(str, positions))} only"
-    return {**row, "why": f"{row['why']}; {only}" if row["why"] else only}
+    return row.model_copy(update={"why": f"{row.why}; {only}" if row.why else only})
 
 
 def able_device(devices: Sequence[Device], target: str) -> Device:

@@ -7,13 +7,16 @@ its own order, R_k the rows of the k-th table of inputs, N the calls of a job.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pocketfocus.run.errors import UserError
+
+if TYPE_CHECKING:  # what executes a file needs no pydantic
+    from pocketfocus.run.results import Notes
 
 PYTORCH = "pytorch"
 """The target of models that are not exported: the eager student and the reference pipeline."""
@@ -84,7 +87,7 @@ class Result:
         peak_rss_mib: peak resident memory (MiB) of the process, its runtime and inputs included;
             None where the device does not tell.
         threads: CPU threads that the calls were allowed; None for the device's own choice.
-        notes: what else the device told: battery, profile, compute plan.
+        notes: what else the device told, if anything: battery, profile, compute plan.
     """
 
     outputs: Arrays | None
@@ -93,7 +96,7 @@ class Result:
     times_ms: tuple[float, ...]
     peak_rss_mib: float | None
     threads: int | None
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: Notes | None = None
 
 
 class Device(Protocol):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
-from typing import cast
+from typing import TypeVar, cast
 
 from pocketfocus.export.targets import TARGETS, get_target
 from pocketfocus.mobile_harness.device import HOST, MIL_CHECK, PYTORCH, Device
 from pocketfocus.mobile_harness.options import Options
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row
+from pocketfocus.run.results import Origin
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,16 @@ DEVICES = {
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where a row comes from; "" for what the device does not tell."""
+class Found:
+    """A device, as `pocketfocus devices` lists it; `why` it does not execute its target's files."""
 
-    model: str = ""
-    chip: str = ""
-    os: str = ""
-    runtime: str = ""
+    device: str
+    reachable: bool
+    model: str
+    chip: str
+    os: str
+    runtime: str
+    why: str
 
 
 def kind_of(name: str) -> DeviceKind:
@@ -137,7 +142,7 @@ def install(name: str, say: Callable[[str], None]) -> None:
     import_module(installers[name]).install(say)
 
 
-def on_each(devices: tuple[Device, ...], work: Callable[[Device], list[Row]]) -> list[Row]:
+def on_each(devices: tuple[Device, ...], work: Callable[[Device], list[T]]) -> list[T]:
     """Return the rows of `work` on every device, all at once: phones do not share a processor."""
     if len(devices) == 1:
         return work(devices[0])
@@ -165,13 +170,14 @@ def favourite_target(device: Device) -> str:
     return next(iter([*checked, *able]), next(iter(TARGETS)))
 
 
-def list_devices(options: Options | None = None) -> list[Row]:
-    """List every kind: rows `{device, reachable, model, chip, os, runtime, why}`."""
-    rows: list[Row] = []
+def list_devices(options: Options | None = None) -> list[Found]:
+    """List every device that is there, and of every kind that has none, why."""
+    rows: list[Found] = []
     for kind in DEVICES.values():
         for device in get_devices(f"{kind.name}:{kind.every}".rstrip(":"), options):
             target = favourite_target(device)
             about = origin(device, target)
-            row: Row = {"device": device.name, "reachable": bool(about.os), **asdict(about)}
-            rows.append({**row, "why": device.why_not(target) or ""})
+            why = device.why_not(target) or ""
+            found = (about.model, about.chip, about.os, about.runtime)
+            rows.append(Found(device.name, bool(about.os), *found, why))
     return rows

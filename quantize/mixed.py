@@ -21,14 +21,16 @@ from pocketfocus.quantize.recipes import Recipe, Rule, Scheme
 from pocketfocus.quantize.sensitivity import (
     CANDIDATES,
     INT8,
+    Sensitivity,
     applied_by,
     psnr_of,
-    scheme_in,
 )
 from pocketfocus.quantize.toolchains import TOOLCHAINS
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row, read_rows, write_atomic
+from pocketfocus.run.files import write_atomic
 from pocketfocus.run.manifest import load_manifest
+from pocketfocus.run.results import VerifyRow
+from pocketfocus.run.rows import read_rows
 
 PARETO_FILE = "pareto.png"
 SCALE_BYTES = 4  # at most; XNNPACK and Core ML keep two of them
@@ -70,14 +72,14 @@ def weight_bytes(scheme: Scheme, layer: nn.Module, float_bytes: int) -> float:
     return count * scheme.bits / 8 + scales * SCALE_BYTES
 
 
-def path(target: str, network: nn.Module, rows: Sequence[Row]) -> list[Point]:
+def path(target: str, network: nn.Module, rows: Sequence[Sensitivity]) -> list[Point]:
     """The points from all float down to the fewest bits, each one move further.
 
     `rows` are those of `sensitivity.measure`. UserError when a layer was not measured.
     """
     tables = {requested: applied_by(target, requested, network) for requested in CANDIDATES}
     layers, float_bytes = layers_of(network), TOOLCHAINS[target].FLOAT_BYTES
-    errors = {(row["layer"], scheme_in(row)): float(row["mse"]) for row in rows}
+    errors = {(row.layer, row.scheme): row.mse for row in rows}
     sizes: dict[tuple[str, Scheme], float] = {}
     for name, layer in layers.items():
         for scheme in (START, *(table[name] for table in tables.values())):
@@ -170,9 +172,9 @@ def measured_points(folder: Path) -> list[tuple[str, str, float, float]]:
         return []
     sizes = {artifact.name: artifact for artifact in load_manifest(folder).artifacts}
     return [
-        (row["target"], row["precision"], sizes[row["artifact"]].bytes, row["psnr_db"])
-        for row in read_rows(folder / "verify.json")
-        if row["psnr_db"] is not None and row["artifact"] in sizes
+        (row.target, row.precision, sizes[row.artifact].bytes, row.psnr_db)
+        for row in read_rows(folder / "verify.json", VerifyRow)
+        if row.psnr_db is not None and row.artifact in sizes
     ]
 
 

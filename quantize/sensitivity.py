@@ -11,10 +11,8 @@ weights to the coarsest of the targets' grids; the schemes are those that the ta
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -28,9 +26,10 @@ from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.recipes import GROUP, IOS_VERSIONS, Recipe, Rule, Scheme
 from pocketfocus.quantize.toolchains import TOOLCHAINS
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row, key_of, read_json, sha256, write_atomic, write_json
+from pocketfocus.run.files import read_json, sha256, write_atomic, write_json
 from pocketfocus.run.metrics import CAP_DB, PEAK, psnr
 from pocketfocus.run.progress import track
+from pocketfocus.run.rows import Row, read_rows
 
 SENSITIVITY_FILE, PLOT_FILE = "sensitivity.json", "sensitivity.png"
 POSITIONS = (1, 4, 7)
@@ -38,6 +37,18 @@ PHOTOS = 8
 INT8 = Scheme(8, "affine", "channel", "static")
 INT4 = Scheme(4, "affine", GROUP, "dynamic")
 CANDIDATES = (INT8, INT4)
+
+
+class Sensitivity(Row):
+    """What one layer with one scheme does to the stack: mean square error and its PSNR over all
+    stacks, and the worst stack's."""
+
+    layer: str
+    scheme: Scheme
+    weights: int
+    mse: float
+    psnr_db: float
+    worst_db: float
 
 
 def applied_by(target: str, requested: Scheme, network: nn.Module) -> dict[str, Scheme]:
@@ -60,12 +71,11 @@ def schemes_to_try(network: nn.Module) -> list[tuple[str, Scheme]]:
     ]
 
 
-def measure(folder: Path, photos: Sequence[Path] | None = None) -> list[Row]:
+def measure(folder: Path, photos: Sequence[Path] | None = None) -> list[Sensitivity]:
     """The rows of every layer and scheme for the student of a run, from its file or measured now.
 
-    A row is `{layer, scheme, weights, mse, psnr_db, worst_db}`: mean square error and its PSNR over
-    all stacks, and the worst stack's. `photos` default to the bundled ones that training may use.
-    UserError when the folder holds no student, or photos cannot be read.
+    `photos` default to the bundled ones that training may use. UserError when the folder holds no
+    student, or photos cannot be read.
     """
     student = load_student(folder / "student")
     inputs = calibration(student.photo_size, photos)
@@ -78,28 +88,23 @@ def measure(folder: Path, photos: Sequence[Path] | None = None) -> list[Row]:
         "positions": list(POSITIONS),
     }
     rows = previous(path, about)
-    known = {(row["layer"], key_of(**row["scheme"])) for row in rows}
-    todo = [
-        pair
-        for pair in schemes_to_try(student)
-        if (pair[0], key_of(**asdict(pair[1]))) not in known
-    ]
+    known = {(row.layer, row.scheme) for row in rows}
+    todo = [pair for pair in schemes_to_try(student) if pair not in known]
     if todo:
         for row in measured(student, inputs, calls, todo):
             rows.append(row)
-            write_json(path, {**about, "rows": rows})
+            write_json(path, {**about, "rows": [each.as_json() for each in rows]})
     return rows
 
 
-def previous(path: Path, about: dict[str, Any]) -> list[Row]:
+def previous(path: Path, about: Mapping[str, object]) -> list[Sensitivity]:
     """The rows of an earlier run about the same student and inputs; none otherwise."""
     if not path.exists():
         return []
     content = read_json(path)
     if any(content.get(key) != value for key, value in about.items()):
         return []
-    rows: list[Row] = content["rows"]
-    return rows
+    return read_rows(path, Sensitivity)
 
 
 @torch.inference_mode()
@@ -108,7 +113,7 @@ def measured(
     inputs: Calibration,
     calls: Sequence[tuple[Tensor, int]],
     todo: Sequence[tuple[str, Scheme]],
-) -> Any:
+) -> Iterator[Sensitivity]:
     """Yield a row for every layer and scheme."""
     ranges = observe(student, inputs)
     pairs = [(photo, one_hot(position)) for photo, position in calls]
@@ -119,14 +124,14 @@ def measured(
         figures = [psnr(a, b) for a, b in zip(stacks, truth, strict=True)]
         errors = [float(((a - b) ** 2).mean()) for a, b in zip(stacks, truth, strict=True)]
         mse = sum(errors) / len(errors)
-        yield {
-            "layer": name,
-            "scheme": asdict(scheme),
-            "weights": student.get_submodule(name).get_parameter("weight").numel(),
-            "mse": mse,
-            "psnr_db": psnr_of(mse),
-            "worst_db": round(min(figures), 2),
-        }
+        yield Sensitivity(
+            layer=name,
+            scheme=scheme,
+            weights=student.get_submodule(name).get_parameter("weight").numel(),
+            mse=mse,
+            psnr_db=psnr_of(mse),
+            worst_db=round(min(figures), 2),
+        )
 
 
 def psnr_of(mse: float) -> float:
@@ -134,23 +139,18 @@ def psnr_of(mse: float) -> float:
     return CAP_DB if mse <= 0 else round(min(CAP_DB, 10 * math.log10(PEAK**2 / mse)), 2)
 
 
-def scheme_in(row: Row) -> Scheme:
-    """The scheme of a row."""
-    return Scheme(**row["scheme"])
-
-
-def plot(rows: Sequence[Row], path: Path) -> None:
+def plot(rows: Sequence[Sensitivity], path: Path) -> None:
     """Draw the PSNR of every layer, a mark for each scheme; UserError when there is no row."""
     if not rows:
         raise UserError("there is no sensitivity to draw: the student has no layer to quantize")
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    layers = list(dict.fromkeys(row.layer for row in rows))
     figure = Figure(figsize=(8, 1 + 0.19 * len(layers)))
     axis = figure.subplots()
-    for scheme in dict.fromkeys(map(scheme_in, rows)):
-        chosen = [row for row in rows if scheme_in(row) == scheme]
+    for scheme in dict.fromkeys(row.scheme for row in rows):
+        chosen = [row for row in rows if row.scheme == scheme]
         axis.plot(
-            [row["psnr_db"] for row in chosen],
-            [layers.index(row["layer"]) for row in chosen],
+            [row.psnr_db for row in chosen],
+            [layers.index(row.layer) for row in chosen],
             "o",
             markersize=4,
             label=str(scheme),

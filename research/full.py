@@ -19,9 +19,10 @@ from pocketfocus.benchmarks.tables import figure, markdown
 from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.export.stage import CHECKS
 from pocketfocus.run.errors import reported
-from pocketfocus.run.files import Row, read_rows
 from pocketfocus.run.manifest import Artifact, Manifest, load_manifest
 from pocketfocus.run.metrics import psnr
+from pocketfocus.run.results import VerifyRow
+from pocketfocus.run.rows import read_rows
 
 REWRITTEN_DB = 90.0
 
@@ -52,18 +53,17 @@ def ranged(found: Tensor, expected: Tensor) -> float:
     return psnr(found, expected, float(expected.max() - expected.min()))
 
 
-def table(manifest: Manifest, rows: Sequence[Row]) -> str:
+def table(manifest: Manifest, rows: Sequence[VerifyRow]) -> str:
     """Return a line for each file: what it took to write, what is in it, and how it runs."""
-    gates = {row["artifact"]: row for row in parity_rows(rows)}
+    gates = {row.artifact: row for row in parity_rows(rows)}
     header = ["file", "M parameters", "MB", "min to write", "GiB to write", "delegated", "calls"]
     header += ["s a call", "GiB to run", "parity, dB"]
     return markdown(header, [line(each, gates[each.name]) for each in manifest.artifacts])
 
 
-def line(artifact: Artifact, row: Row) -> list[str]:
+def line(artifact: Artifact, row: VerifyRow) -> list[str]:
     """Return the cells of one file."""
     applied, found = artifact.applied, artifact.delegation
-    ran = row["psnr_db"] is not None
     return [
         f"`{artifact.name}`",
         figure(applied["parameters"] / 1e6),
@@ -72,9 +72,9 @@ def line(artifact: Artifact, row: Row) -> list[str]:
         figure(applied["peak_mib"] / 1024),
         "–" if found is None else f"{100 * found.share:.1f} % of {found.total_ops}",
         "–" if found is None else str(found.calls),
-        figure(row["run_ms"] / 1000, 2) if ran else "–",
-        figure(row["peak_rss_mib"] / 1024) if ran else "–",
-        f"{row['psnr_db']:.1f} {row['status']}" if ran else row["status"],
+        "–" if row.run_ms is None else figure(row.run_ms / 1000, 2),
+        "–" if row.peak_rss_mib is None else figure(row.peak_rss_mib / 1024),
+        row.status if row.psnr_db is None else f"{row.psnr_db:.1f} {row.status}",
     ]
 
 
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rewritten", action="store_true")
     options = parser.parse_args(arguments)
     manifest = load_manifest(options.folder)
-    print(table(manifest, read_rows(options.folder / VERIFY_FILE)))
+    print(table(manifest, read_rows(options.folder / VERIFY_FILE, VerifyRow)))
     if options.rewritten:
         for name, db in rewritten_db(manifest.reference, options.folder).items():
             print(f"{name}, rewritten against diffusers: {db:.1f} dB, {REWRITTEN_DB:g} are needed")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,8 +33,8 @@ from pocketfocus.models.analyse import Analyser
 from pocketfocus.models.model import Model, NamedModel
 from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError, reported
-from pocketfocus.run.files import write_rows
 from pocketfocus.run.manifest import Artifact, check_artifact, load_manifest
+from pocketfocus.run.rows import Row, write_rows
 
 LOSSES_FILE = "losses.json"
 STUDENT = "student"
@@ -42,8 +42,7 @@ MOST_DB = {8: 0.1, 4: 0.3}
 """What a file may lose against true stacks, by the fewest bits of its layers."""
 
 
-@dataclass(frozen=True)
-class Loss:
+class Loss(Row):
     """A row of losses.json: PSNR off the diagonal of a file and of its student on the same stacks.
 
     `most_db` is None, and the status `pass`, where no limit is set.
@@ -96,8 +95,16 @@ def loss_of(artifact: Artifact, means: Mapping[str, Means]) -> Loss:
         raise UserError(f"{about.stacks} has no two positions to compare: name other stacks")
     loss, most = parent - own, MOST_DB.get(fewest_bits(artifact))
     status = "pass" if most is None or loss <= most else "fail"
-    figures = (round(own, 4), round(parent, 4), round(loss, 4))
-    return Loss(artifact.name, about.stacks, about.scenes, *figures, most, status)
+    return Loss(
+        artifact=artifact.name,
+        stacks=about.stacks,
+        scenes=about.scenes,
+        psnr_db=round(own, 4),
+        student_db=round(parent, 4),
+        loss_db=round(loss, 4),
+        most_db=most,
+        status=status,
+    )
 
 
 def fewest_bits(artifact: Artifact) -> int:
@@ -133,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with torch.inference_mode():
         size = (given.size, given.size) if given.size else None
         rows = losses(given.run, given.sources, given.scenes, given.inputs_per_scene, size)
-        write_rows(given.run / LOSSES_FILE, [asdict(row) for row in rows])
+        write_rows(given.run / LOSSES_FILE, rows)
     for row in rows:
         most = "" if row.most_db is None else f" of {row.most_db:g} dB: {row.status}"
         print(f"{row.artifact} on {row.stacks}: loses {row.loss_db:.3f} dB{most}")

@@ -22,7 +22,7 @@ from pocketfocus.models.loading import load_reference
 from pocketfocus.models.model import Model, NamedModel
 from pocketfocus.models.reference import PUBLISHED, ReferencePipeline, Sampling
 from pocketfocus.run.errors import reported
-from pocketfocus.run.files import write_rows
+from pocketfocus.run.rows import write_rows
 
 STEPS = (1, 2, 4, 25)
 

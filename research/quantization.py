@@ -19,14 +19,15 @@ from pocketfocus.mobile_harness.device import HOST
 from pocketfocus.mobile_harness.devices import fallback_of
 from pocketfocus.research.losses import LOSSES_FILE, Loss
 from pocketfocus.run.errors import reported
-from pocketfocus.run.files import Row, read_rows
 from pocketfocus.run.manifest import Artifact, load_manifest
+from pocketfocus.run.results import VerifyRow
+from pocketfocus.run.rows import read_rows
 
 FLOAT = "fp32"
 
 
 def files_table(
-    artifacts: Sequence[Artifact], verify: Sequence[Row], losses: Sequence[Loss] = ()
+    artifacts: Sequence[Artifact], verify: Sequence[VerifyRow], losses: Sequence[Loss] = ()
 ) -> str:
     """Show the bytes of every file, its share of the target's fp32 file, parity here and of every
     other device with this host, what it loses against true stacks of every source, and bits of its
@@ -34,10 +35,8 @@ def files_table(
     sources = list(dict.fromkeys(row.stacks for row in losses))
     lost = {(row.artifact, row.stacks): row for row in losses}
     rows = parity_rows(verify)
-    gates = {r["artifact"]: r for r in rows if r["device"] in (HOST, fallback_of(r["target"]))}
-    elsewhere = {
-        (row["artifact"], row["device"]): row for row in rows if row["gate"].startswith(SAME_FILE)
-    }
+    gates = {r.artifact: r for r in rows if r.device in (HOST, fallback_of(r.target))}
+    elsewhere = {(row.artifact, row.device): row for row in rows if row.gate.startswith(SAME_FILE)}
     others = sorted({device for _, device in elsewhere})
     whole = {a.target: a.bytes for a in artifacts if a.precision == FLOAT}
     lines = []
@@ -61,9 +60,9 @@ def files_table(
     return markdown([*heads, "layers × bits"], lines)
 
 
-def gate_cell(row: Row | None) -> str:
+def gate_cell(row: VerifyRow | None) -> str:
     """Show parity, and whether it passed; a file that could not be executed has none."""
-    return "–" if row is None else f"{figure(row['psnr_db'])} {row['status']}"
+    return "–" if row is None else f"{figure(row.psnr_db)} {row.status}"
 
 
 def loss_cell(row: Loss | None) -> str:
@@ -91,9 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="after export and verify")
     folder: Path = parser.parse_args(arguments).run
     artifacts = [a for a in load_manifest(folder).artifacts if is_written(a)]
-    verify = read_rows(folder / VERIFY_FILE)
+    verify = read_rows(folder / VERIFY_FILE, VerifyRow)
     losses = folder / LOSSES_FILE
-    lost = [Loss(**row) for row in read_rows(losses)] if losses.exists() else []
+    lost = read_rows(losses, Loss) if losses.exists() else []
     print(files_table(artifacts, verify, lost), "", differences_table(artifacts), sep="\n")
 
 

@@ -10,19 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from pocketfocus.mobile_harness.device import JobError
+from pocketfocus.run.results import Operator
 
 EXECUTE = "Method::execute"
 LOAD = ("Program::load_method", "Method::init")
 WHOLE = (EXECUTE, *LOAD)
-
-
-@dataclass(frozen=True)
-class Operator:
-    """An operator of the graph, or a call of a delegate, with the median of its times."""
-
-    operator: str
-    delegated: bool
-    p50_ms: float
 
 
 @dataclass(frozen=True)
@@ -61,7 +53,7 @@ def read_profile(path: Path) -> Profile:
         )
     load = max((float(raw[0]) for name, raw, _ in events if name in LOAD), default=0.0)
     operators = tuple(
-        Operator(name, delegated, round(float(np.median(raw)), 4))
+        Operator(operator=name, delegated=delegated, p50_ms=round(float(np.median(raw)), 4))
         for name, raw, delegated in events
         if name not in WHOLE
     )

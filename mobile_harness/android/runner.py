@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from pocketfocus.mobile_harness.device import Arrays, Call, Device, Job, JobErro
 from pocketfocus.mobile_harness.options import Absent, Options
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
+from pocketfocus.run.results import Notes
 
 KIND = "android"
 REMOTE = "/data/local/tmp"
@@ -206,11 +207,11 @@ class Android:
             times_ms=measured.times_ms[1 + job.warmup :],
             peak_rss_mib=phone.peak_mib,
             threads=job.threads,
-            notes={
-                "battery_percent": [before.level, after.level],
-                "battery_celsius": [before.celsius, after.celsius],
-                "operators": [asdict(operator) for operator in measured.operators],
-            },
+            notes=Notes(
+                battery_percent=(before.level, after.level),
+                battery_celsius=(before.celsius, after.celsius),
+                operators=measured.operators,
+            ),
         )
 
 

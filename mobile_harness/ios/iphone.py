@@ -16,6 +16,7 @@ from pocketfocus.export.coreml import TARGET as CORE_ML
 from pocketfocus.mobile_harness.device import Arrays, Call, Device, Job, JobError, Result
 from pocketfocus.mobile_harness.ios.mac import units
 from pocketfocus.mobile_harness.options import Absent, Options
+from pocketfocus.run.results import Notes
 
 KIND = "iphone"
 
@@ -126,7 +127,8 @@ async def measure(model: Any, job: Job, names: tuple[list[str], list[str]]) -> R
     if job.want_outputs:
         made = [first, *[(await predict(call))[0] for call in job.calls[1:]]]
         outputs = tuple(np.stack(rows) for rows in zip(*made, strict=True))
-    notes = {"compute_plan": units(await model.retrieve_compute_plan())} if job.runs else {}
+    plan = units(await model.retrieve_compute_plan()) if job.runs else None
+    notes = None if plan is None else Notes(compute_plan=plan)
     load_ms = milliseconds(model.load_duration_in_nano_seconds)
     return Result(outputs, load_ms, first_ms, tuple(times), None, None, notes)
 

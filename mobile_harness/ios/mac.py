@@ -12,6 +12,7 @@ from pocketfocus.export.coreml import TARGET as CORE_ML
 from pocketfocus.mobile_harness.device import Device, Job, Result
 from pocketfocus.mobile_harness.host import Host
 from pocketfocus.mobile_harness.options import Absent, Options
+from pocketfocus.run.results import Notes
 
 UNITS = {
     "MLNeuralEngineComputeDevice": "Neural Engine",
@@ -35,7 +36,7 @@ class Mac(Host):
         result = super().run(job)
         if job.target != CORE_ML.name or not job.runs:
             return result
-        return replace(result, notes={**result.notes, "compute_plan": compute_plan(job.artifact)})
+        return replace(result, notes=Notes(compute_plan=compute_plan(job.artifact)))
 
 
 def connect(address: str, options: Options) -> tuple[Device, ...]:

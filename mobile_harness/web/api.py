@@ -22,7 +22,7 @@ from pocketfocus.mobile_harness.web.files import Served, plain_file
 from pocketfocus.mobile_harness.web.guard import body_of, new_token, refusal
 from pocketfocus.mobile_harness.web.measurement import Judge, Measurement
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row
+from pocketfocus.run.results import BenchRow, VerifyRow
 
 JSON_BYTES = 2 * 2**20  # 50,000 times at most
 WAITING = 64  # measurements whose outputs have not come yet
@@ -46,12 +46,12 @@ class Api:
         served: Served,
         page: Mapping[str, Path],
         make_judge: MakeJudge,
-        judged: Callable[[Row, Row], None] = lambda bench, verify: None,
+        judged: Callable[[BenchRow, VerifyRow], None] = lambda bench, verify: None,
     ) -> None:
         self.served = served
         self.page = page
         self.judged = judged
-        self.waiting: OrderedDict[str, tuple[Measurement, Row]] = OrderedDict()
+        self.waiting: OrderedDict[str, tuple[Measurement, BenchRow]] = OrderedDict()
         self.one_upload = asyncio.Semaphore(2)  # stacks are megabytes each
         self._make_judge = make_judge
         self._judge: Judge | None = None
@@ -116,7 +116,7 @@ class Api:
         self.waiting[key] = measured, row
         while len(self.waiting) > WAITING:
             self.waiting.popitem(last=False)
-        return JSONResponse({"id": key, "row": row}, 201)
+        return JSONResponse({"id": key, "row": row.as_json()}, 201)
 
     async def outputs(self, request: Request) -> Response:
         """Take the golden outputs of a measurement, answer with the verdict."""
@@ -141,7 +141,7 @@ class Api:
             except UserError as error:
                 return refusal(409, str(error))
         self.judged(times, row)
-        return JSONResponse({"row": row}, 201)
+        return JSONResponse({"row": row.as_json()}, 201)
 
     def judge(self) -> Judge:
         """Return what judges; it is made once."""

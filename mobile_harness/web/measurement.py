@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from pocketfocus.run.files import Row
+from pocketfocus.run.results import BenchRow, VerifyRow
 
 MAX_CALLS = 50_000
 
@@ -83,6 +83,6 @@ class Judge(Protocol):
 
     def photo(self) -> bytes: ...
 
-    def take(self, measured: Measurement) -> Row: ...
+    def take(self, measured: Measurement) -> BenchRow: ...
 
-    def judge(self, measured: Measurement, outputs: bytes) -> Row: ...
+    def judge(self, measured: Measurement, outputs: bytes) -> VerifyRow: ...

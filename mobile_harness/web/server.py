@@ -30,7 +30,7 @@ from pocketfocus.mobile_harness.web.guard import (
 from pocketfocus.mobile_harness.web.lan import check_certificate, lan_address, write_certificate
 from pocketfocus.mobile_harness.web.visit import LAN, Visit, check_address
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row
+from pocketfocus.run.results import BenchRow, VerifyRow
 
 LOOPBACK = "127.0.0.1"
 PORT = 8765
@@ -70,7 +70,7 @@ class Network:
 
 def await_visit(
     folder: Path, address: str, options: Options, say: Say, make_judge: MakeJudge
-) -> list[tuple[Row, Row]]:
+) -> list[tuple[BenchRow, VerifyRow]]:
     """Serve `folder` until a browser has measured its ONNX files, and return what it sent.
 
     After Ctrl-C, or when none comes: what came until then (see `Visit.rows`), maybe nothing.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pocketfocus.mobile_harness.options import Absent, Options
 from pocketfocus.mobile_harness.web.files import page_files
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row
+from pocketfocus.run.results import BenchRow, VerifyRow
 
 if TYPE_CHECKING:
     import uvicorn
@@ -52,14 +52,14 @@ class Visit:
 
     files: frozenset[str]
     wait_s: float
-    rows: dict[tuple[str, str], tuple[Row, Row]] = field(default_factory=dict)
+    rows: dict[tuple[str, str], tuple[BenchRow, VerifyRow]] = field(default_factory=dict)
     _came: threading.Event = field(default_factory=threading.Event)
     _over: threading.Event = field(default_factory=threading.Event)
 
-    def take(self, bench: Row, verify: Row) -> None:
+    def take(self, bench: BenchRow, verify: VerifyRow) -> None:
         """Take both rows of a file that a browser measured."""
-        self.rows[verify["artifact"], verify["device"]] = bench, verify
-        if self.files <= {name for name, device in self.rows if device == verify["device"]}:
+        self.rows[verify.artifact, verify.device] = bench, verify
+        if self.files <= {name for name, device in self.rows if device == verify.device}:
             self._over.set()
         self._came.set()
 

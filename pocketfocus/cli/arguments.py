@@ -14,8 +14,9 @@ from pocketfocus.models.places import find_places
 from pocketfocus.quantize.recipes import TOOLCHAIN_NAMES
 from pocketfocus.run.constants import FRAMES, Size, check_position, size_text
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row, writing_failed
+from pocketfocus.run.files import writing_failed
 from pocketfocus.run.progress import console, say
+from pocketfocus.run.results import GateRow
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder of the run")]
 Run = Annotated[
@@ -347,12 +348,12 @@ def model(spec: str | None) -> None:
         reference(named)
 
 
-def exit_by_gates(rows: Sequence[Row]) -> None:
+def exit_by_gates(rows: Sequence[GateRow]) -> None:
     """Leave with exit code 1 when a gate failed, after one line for each."""
     from pocketfocus.benchmarks.gates import failed
 
     for row in failed(rows):
-        line = f"gate failed: {row['artifact']}, {row['gate']}: {row['why']}"
+        line = f"gate failed: {row.artifact}, {row.gate}: {row.why}"
         console.print(line, markup=False, soft_wrap=True)
     if failed(rows):
         raise typer.Exit(1)

@@ -11,11 +11,11 @@ import typer
 
 from pocketfocus.cli import arguments
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row
 from pocketfocus.run.progress import say
 
 if TYPE_CHECKING:
     from pocketfocus.mobile_harness.options import Options
+    from pocketfocus.run.results import GateRow, VerifyRow
 
 commands = typer.Typer()
 
@@ -186,7 +186,7 @@ def verify(
     if folder is None:
         from pocketfocus.benchmarks.golden import replay as replay_bundle
 
-        rows = replay_bundle(replay or Path(), devices)
+        rows: Sequence[GateRow] = replay_bundle(replay or Path(), devices)
     elif golden is not None:
         from pocketfocus.benchmarks.golden import write_golden
 
@@ -211,10 +211,10 @@ def verified(
     options: Options,
     files: Sequence[Path] | None,
     places: Sequence[int] | None,
-) -> list[Row]:
+) -> list[VerifyRow]:
     """The rows of verify.json of a run on the devices of that name."""
     from pocketfocus.benchmarks.browser import visited
-    from pocketfocus.benchmarks.verify import VERIFY_FILE, Verification, verify_run
+    from pocketfocus.benchmarks.verify import Verification, verify_run
     from pocketfocus.mobile_harness.devices import (
         fallbacks,
         get_devices,
@@ -223,9 +223,8 @@ def verified(
     )
 
     how = Verification(files, places, fallbacks(device), reference_device(device))
-    return visited(device, folder, VERIFY_FILE, options, say) or on_each(
-        get_devices(device, options), lambda one: verify_run(folder, one, how)
-    )
+    sent = [verify for _, verify in visited(device, folder, options, say)]
+    return sent or on_each(get_devices(device, options), lambda one: verify_run(folder, one, how))
 
 
 @commands.command(epilog="Example: pocketfocus bench build/mine --threads 2")
@@ -249,15 +248,15 @@ def bench(
     files = arguments.photo_files(photos)
 
     from pocketfocus.benchmarks.browser import visited
-    from pocketfocus.benchmarks.latency import BENCH_FILE, MEASURED, Bench, bench_run
+    from pocketfocus.benchmarks.latency import Bench, bench_run
     from pocketfocus.mobile_harness.devices import on_each, timed_devices
     from pocketfocus.mobile_harness.options import Options
+    from pocketfocus.run.results import MEASURED
 
     options = Options(runner=runner, cool_c=cool_below, team=team, visit_s=wait)
     how = Bench(spec, runs, threads=threads, photos=files)
-    rows = visited(device, folder, BENCH_FILE, options, say) or on_each(
-        timed_devices(device, options), lambda one: bench_run(folder, one, how)
-    )
+    sent = [bench for bench, _ in visited(device, folder, options, say)]
+    rows = sent or on_each(timed_devices(device, options), lambda one: bench_run(folder, one, how))
     columns = ("artifact", *MEASURED, "bytes")
     print_rows(rows, columns if device == "host" else ("device", *columns, "status", "why"))
 
@@ -282,17 +281,17 @@ def report(run: arguments.Run) -> None:
     typer.echo(f"report: {write_report(folder)}")
 
 
-def print_rows(rows: Sequence[Row], columns: Sequence[str]) -> None:
+def print_rows(rows: Sequence[object], columns: Sequence[str]) -> None:
     """Print these columns of a stage's rows as a table on standard output."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None)
     for column in columns:
-        figures = all(isinstance(row[column], int | float | None) for row in rows)
+        figures = all(isinstance(getattr(row, column), int | float | None) for row in rows)
         table.add_column(column, justify="right" if figures else "left", overflow="fold")
     for row in rows:
-        cells = (row[column] for column in columns)
+        cells = (getattr(row, column) for column in columns)
         table.add_row(*(f"{c:.1f}" if isinstance(c, float) else str(c or "–") for c in cells))
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:

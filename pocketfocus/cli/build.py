@@ -85,9 +85,10 @@ def build(
     run_stages(settings.out, stages(settings))
     typer.echo(f"report: {settings.out / 'report.html'}")
 
-    from pocketfocus.run.files import read_rows
+    from pocketfocus.run.results import VerifyRow
+    from pocketfocus.run.rows import read_rows
 
-    arguments.exit_by_gates(read_rows(settings.out / "verify.json"))
+    arguments.exit_by_gates(read_rows(settings.out / "verify.json", VerifyRow))
 
 
 def stages(settings: Settings) -> tuple[Stage, ...]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pocketfocus.cli import arguments
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row
+
+if TYPE_CHECKING:
+    from pocketfocus.quantize.sensitivity import Sensitivity
 
 commands = typer.Typer()
 
@@ -18,8 +20,8 @@ commands = typer.Typer()
 def sensitivity(run: arguments.Run, photos: arguments.Photos = None) -> None:
     """Quantize every layer of a run's student alone and measure its stack: sensitivity.json."""
     rows = measured(run, photos)
-    for row in sorted(rows, key=lambda row: float(row["psnr_db"]))[:10]:
-        typer.echo(f"{row['psnr_db']:6.1f} dB  {row['layer']}  {row['scheme']['bits']} bits")
+    for row in sorted(rows, key=lambda row: row.psnr_db)[:10]:
+        typer.echo(f"{row.psnr_db:6.1f} dB  {row.layer}  {row.scheme.bits} bits")
 
 
 @commands.command(
@@ -75,7 +77,7 @@ def mixed(
     typer.echo(f"recipe: {recipe}; plot: {run / search.PARETO_FILE}")
 
 
-def measured(run: Path, photos: Path | None) -> list[Row]:
+def measured(run: Path, photos: Path | None) -> list[Sensitivity]:
     """Return the rows of a run's sensitivity, and its plot."""
     folder = arguments.run_folder(run)
     arguments.student_folder(folder / "student")

@@ -7,9 +7,8 @@ import json
 import os
 import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,9 +18,7 @@ from pocketfocus.run.errors import UserError
 SCHEMA_VERSION = 1
 READABLE = 0o044  # by group and others
 SETTLED_NS = 100_000_000
-Row = dict[str, Any]
 T = TypeVar("T")
-_MERGING = threading.Lock()  # several phones finish at once
 
 
 @contextmanager
@@ -140,33 +137,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if found != SCHEMA_VERSION:
         raise UserError(f"{path} has schema_version {found}, this version reads {SCHEMA_VERSION}")
     return content
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write `{"schema_version": 1, "rows": [...]}`."""
-    write_json(path, {"rows": list(rows)})
-
-
-def merge_rows(path: Path, rows: Sequence[Row], devices: Sequence[str], since: Path) -> None:
-    """Write `rows` in place of older ones of these `devices`; those of other devices stay.
-
-    Older rows all go when the file `since`, of which they speak, was written after them.
-    """
-    with _MERGING:
-        newer = path.exists() and path.stat().st_mtime_ns >= since.stat().st_mtime_ns
-        ours = {(row["artifact"], row["device"], row.get("gate")) for row in rows}
-        kept = [
-            row
-            for row in (read_rows(path) if newer else ())
-            if row["device"] not in devices
-            and (row["artifact"], row["device"], row.get("gate")) not in ours
-        ]
-        write_rows(path, [*kept, *rows])
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a file written by `write_rows`."""
-    rows = read_json(path).get("rows")
-    if not isinstance(rows, list):
-        raise UserError(f"{path} holds no rows: delete it and run the stage that writes it")
-    return rows

@@ -32,8 +32,9 @@ from pocketfocus.data.stacks import FocalStack, StackFolder
 from pocketfocus.models.model import Model, refocus, resized
 from pocketfocus.photos.focusmap import box
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row, read_rows, write_rows
+from pocketfocus.run.files import read_json, write_json
 from pocketfocus.run.metrics import psnr, ssim
+from pocketfocus.run.rows import write_rows
 
 WHOLE = tuple(map(float, range(9)))
 
@@ -81,9 +82,12 @@ def decibels(error: float) -> float:
     return 20 * math.log10(2 / error)
 
 
+Row = dict[str, Any]
+
+
 def evaluated(*arguments: Any, **options: Any) -> list[Row]:
-    """The rows of an evaluation."""
-    return evaluate_models(*arguments, **options).rows()
+    """The rows of an evaluation, as its file has them."""
+    return [row.as_json() for row in evaluate_models(*arguments, **options).rows()]
 
 
 def cells(rows: Sequence[Row]) -> dict[tuple[str, int, int], Row]:
@@ -182,11 +186,10 @@ def test_scenes_with_other_truth_fill_other_cells() -> None:
 
 def test_one_frame_with_truth_leaves_no_mean_off_the_diagonal(tmp_path: Path) -> None:
     found = evaluate_models([Copy()], [greys([0.1, 0.5], [3, 4.5])], "lone")
-    rows = found.rows()
-    summary = means(rows)["copy"]
-    assert summary["mean_psnr_db_off_diagonal"] is None
-    assert summary["psnr_db_by_distance"] == {}
-    write_rows(tmp_path / "rows.json", rows)
+    (summary,) = found.means
+    assert summary.mean_psnr_db_off_diagonal is None
+    assert summary.psnr_db_by_distance == {}
+    write_rows(tmp_path / "rows.json", found.rows())
     print_table(found.means, Console(file=(tmp_path / "table.txt").open("w")))
     assert grids_chart(found.cells)
 
@@ -251,13 +254,15 @@ def test_models_that_break_are_named() -> None:
 
 
 def test_rows_are_json_and_order_follows_the_models(tmp_path: Path) -> None:
-    rows = evaluated([Constant(), Copy()], iter([textured(0)]), "noise", Comparison([0, 4]))
-    write_rows(tmp_path / "evaluate.json", rows)
-    assert read_rows(tmp_path / "evaluate.json") == json.loads(json.dumps(rows))
-    assert read_evaluation(tmp_path / "evaluate.json").rows() == rows
-    write_rows(tmp_path / "evaluate.json", [{"artifact": "a"}])
-    with pytest.raises(UserError, match=r"holds no evaluation.*evaluate --out"):
-        read_evaluation(tmp_path / "evaluate.json")
+    found = evaluate_models([Constant(), Copy()], iter([textured(0)]), "noise", Comparison([0, 4]))
+    write_rows(tmp_path / "evaluate.json", found.rows())
+    rows = read_json(tmp_path / "evaluate.json")["rows"]
+    assert rows == json.loads(json.dumps([row.as_json() for row in found.rows()]))
+    assert read_evaluation(tmp_path / "evaluate.json") == found
+    for wrong in ({"artifact": "a"}, "a row"):
+        write_json(tmp_path / "evaluate.json", {"rows": [*rows[:2], wrong]})
+        with pytest.raises(UserError, match=r"evaluate\.json, row 3, .*: delete the file"):
+            read_evaluation(tmp_path / "evaluate.json")
     assert list(means(rows)) == ["constant", "copy"]
     assert [row["model"] for row in rows[:18]] == ["constant"] * 18
 
@@ -265,18 +270,15 @@ def test_rows_are_json_and_order_follows_the_models(tmp_path: Path) -> None:
 def test_the_table_shows_the_gain_over_copy(tmp_path: Path) -> None:
     stack = greys([0.1 * n - 0.4 for n in range(9)])
     found = evaluate_models([Copy(), Constant()], [stack], "ramp")
-    rows = found.rows()
     with (tmp_path / "table.txt").open("w") as file:
         print_table(found.means, Console(file=file, width=160))
     lines = (tmp_path / "table.txt").read_text().splitlines()
-    summary = means(rows)
-    gain = (
-        summary["constant"]["mean_psnr_db_off_diagonal"]
-        - summary["copy"]["mean_psnr_db_off_diagonal"]
-    )
+    copied, constant = found.means
+    assert copied.mean_psnr_db_off_diagonal and constant.mean_psnr_db_off_diagonal
+    gain = constant.mean_psnr_db_off_diagonal - copied.mean_psnr_db_off_diagonal
     (line,) = [line for line in lines if "constant" in line]
     assert f"{gain:+.2f}" in line
-    assert f"{summary['constant']['psnr_db_by_distance']['8']:.1f}" in line
+    assert f"{constant.psnr_db_by_distance['8']:.1f}" in line
     assert "+0.00" not in next(line for line in lines if " copy " in line and "ramp" in line)
 
 

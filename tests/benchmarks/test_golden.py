@@ -16,7 +16,8 @@ from pocketfocus.data.optics import one_hot
 from pocketfocus.mobile_harness.device import Job, Result
 from pocketfocus.models.student import load_student
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import read_rows
+from pocketfocus.run.results import GateRow
+from pocketfocus.run.rows import read_rows
 
 PTE, PACKAGE = "executorch/student-int8.pte", "coreml/student-fp16.mlpackage"
 
@@ -55,14 +56,14 @@ def bundle(small_student: Path, tmp_path: Path, make_run: object) -> Path:
 
 def test_a_replay_where_all_is_well(bundle: Path, small_student: Path) -> None:
     rows = replay(bundle, [Runs(small_student)])
-    assert read_rows(bundle / "replay.json") == rows
-    found = [(r["artifact"], r["gate"], r["threshold_db"], r["status"]) for r in rows]
+    assert read_rows(bundle / "replay.json", GateRow) == rows
+    found = [(r.artifact, r.gate, r.threshold_db, r.status) for r in rows]
     assert found == [
         (PTE, "int8 file, executed", 40.0, "pass"),
         (PTE, "same file, replayed", 45.0, "pass"),
         (PACKAGE, "fp16 file, executed", 50.0, "not-run"),
     ]
-    assert 65 < rows[1]["psnr_db"] < 200  # float16 keeps this much
+    assert 65 < (rows[1].psnr_db or 0) < 200  # float16 keeps this much
 
 
 @pytest.mark.parametrize(("db", "statuses"), [(44.0, ["pass", "fail"]), (39.0, ["fail", "fail"])])
@@ -70,7 +71,7 @@ def test_a_replay_that_differs(
     db: float, statuses: list[str], bundle: Path, small_student: Path
 ) -> None:
     rows = replay(bundle, [Runs(small_student, off=2 / 10 ** (db / 20))])
-    assert [row["status"] for row in rows[:2]] == statuses
+    assert [row.status for row in rows[:2]] == statuses
 
 
 def test_tensors_are_raw_and_described(bundle: Path, small_student: Path) -> None:

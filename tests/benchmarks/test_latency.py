@@ -10,7 +10,9 @@ from pocketfocus.benchmarks import checks, latency
 from pocketfocus.benchmarks.latency import Bench
 from pocketfocus.mobile_harness.device import PYTORCH, Job, JobError, Result
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import read_rows
+from pocketfocus.run.results import MEASURED, BenchRow
+from pocketfocus.run.rows import read_rows
+from tests.benchmarks.rows import bench_row
 
 MakeRun = Callable[..., None]
 COLUMNS = [
@@ -85,24 +87,24 @@ def run_folder(small_student: Path, tmp_path: Path, make_run: MakeRun) -> Path:
 def test_rows_hold_the_statistics_of_all_rounds(run_folder: Path) -> None:
     device = Scripted()
     rows = latency.bench_run(run_folder, device, Bench(runs=51, warmup=4, threads=3))
-    assert read_rows(run_folder / "bench.json") == rows
-    assert all(list(row) == COLUMNS for row in rows)
-    found = {row["artifact"]: row for row in rows}
+    assert read_rows(run_folder / "bench.json", BenchRow) == rows
+    assert all(list(row.as_json()) == COLUMNS for row in rows)
+    found = {row.artifact: row for row in rows}
     assert list(found) == ["reference", "reference@25", "student", *ONNX, CORE_ML]
     runs = {"reference": 2, "reference@25": 1}
     for name, times in device.times.items():
-        assert found[name]["runs"] == len(times) == runs.get(name, 51)
+        assert found[name].runs == len(times) == runs.get(name, 51)
         for percent in (50, 90, 99):
             expected = np.percentile(times, percent)
-            assert found[name][f"p{percent}_ms"] == pytest.approx(expected, abs=1e-3)
+            assert getattr(found[name], f"p{percent}_ms") == pytest.approx(expected, abs=1e-3)
         visits = [i for i, job in enumerate(device.jobs, start=1) if label(job) == name]
-        assert found[name]["load_ms"] == pytest.approx(10 * np.mean(visits))
-        assert found[name]["first_ms"] == pytest.approx(20 * np.mean(visits))
-        assert found[name]["peak_rss_mib"] == 300 + max(visits)
-        assert found[name]["threads"] == 3
-    assert found[ONNX[0]]["bytes"] == (run_folder / ONNX[0]).stat().st_size
+        assert found[name].load_ms == pytest.approx(10 * np.mean(visits))
+        assert found[name].first_ms == pytest.approx(20 * np.mean(visits))
+        assert found[name].peak_rss_mib == 300 + max(visits)
+        assert found[name].threads == 3
+    assert found[ONNX[0]].bytes == (run_folder / ONNX[0]).stat().st_size
     weights = run_folder / "student" / "diffusion_pytorch_model.safetensors"
-    assert found["student"]["bytes"] == weights.stat().st_size
+    assert found["student"].bytes == weights.stat().st_size
 
 
 def test_rounds_go_forth_and_back_around_the_reference(run_folder: Path) -> None:
@@ -133,9 +135,9 @@ def test_keeps_the_stack_of_the_reference_that_was_timed(run_folder: Path) -> No
 
 def test_what_cannot_run_keeps_its_size_and_nothing_else(run_folder: Path) -> None:
     row = latency.bench_run(run_folder, Scripted(), Bench(reference=None))[-1]
-    assert row["artifact"] == CORE_ML
-    assert row["bytes"] == (run_folder / CORE_ML).stat().st_size
-    assert all(row[name] is None for name in latency.MEASURED)
+    assert row.artifact == CORE_ML
+    assert row.bytes == (run_folder / CORE_ML).stat().st_size
+    assert all(getattr(row, name) is None for name in MEASURED)
 
 
 def test_a_crash_costs_one_row_and_is_said(
@@ -143,10 +145,10 @@ def test_a_crash_costs_one_row_and_is_said(
 ) -> None:
     device = Scripted({ONNX[0]: JobError("died of SIGKILL"), "reference": JobError("too slow")})
     rows = latency.bench_run(run_folder, device, Bench(runs=4))
-    found = {row["artifact"]: row for row in rows}
-    assert found[ONNX[0]]["p50_ms"] is None
-    assert found["reference"]["p50_ms"] is None
-    assert found[ONNX[1]]["runs"] == found["student"]["runs"] == 4
+    found = {row.artifact: row for row in rows}
+    assert found[ONNX[0]].p50_ms is None
+    assert found["reference"].p50_ms is None
+    assert found[ONNX[1]].runs == found["student"].runs == 4
     assert "died of SIGKILL" in capsys.readouterr().err
 
 
@@ -186,7 +188,7 @@ def test_the_rounds_share_out_all_runs(entries: list[latency.Entry], runs: int) 
 
 def test_ratios_are_speed_ups_on_the_same_device() -> None:
     rows = [
-        {"artifact": name, "device": device, "p50_ms": p50}
+        bench_row(artifact=name, device=device, p50_ms=p50)
         for name, device, p50 in [
             ("reference", "host", 9000.0),
             ("reference@25", "host", 270_000.0),

@@ -32,7 +32,7 @@ def run(exported: Exported) -> Path:
 @pytest.mark.parametrize("name", FILES)
 def test_a_good_file_stays_within_every_tolerance(name: str, run: Path) -> None:
     found = locate_fault(run, name)
-    named = [row["layer"] for row in found.rows]
+    named = [row.layer for row in found.rows]
     layers = list(layers_of(load_student(run / "student")))
     assert sorted(set(named) & set(layers)) == sorted(layers)
     assert named[-1] == "stack"

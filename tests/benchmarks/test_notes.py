@@ -11,37 +11,35 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pocketfocus.benchmarks.charts import sustained_chart
-from pocketfocus.benchmarks.notes import browser_rows, notes_rows
+from pocketfocus.benchmarks.notes import notes_rows, throttles
+from pocketfocus.run.results import Notes, Operator, Trend
+from tests.benchmarks.rows import bench_row
 
 
-def row(slower: float | None, runs: int = 100, **more: Any) -> dict[str, Any]:
-    sustained = {
-        "seconds": 60.0,
-        "runs": runs,
-        "slower": slower,
-        "course": [[1.0, 5.0], [2.0, 9.0]],
-    }
-    about = {"artifact": "a.onnx", "target": "onnx", "device": "phone"}
-    return {**about, "sustained": sustained, **more}
+def sustained(slower: float | None, runs: int = 100, **more: Any) -> Trend:
+    course = ((1.0, 5.0), (2.0, 9.0))
+    about = {"seconds": 60.0, "first_p50_ms": 5.0, "last_p50_ms": 9.0, "course": course, **more}
+    return Trend(runs=runs, slower=slower, **about)
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (row(1.1), "steady"),
-        (row(0.8), "steady"),
-        (row(1.11), "slows down"),
-        (row(2.0, runs=9), "too few calls (9)"),
-        (row(None), "not run"),
-        ({**row(1.0), "sustained": None}, "not run"),
+        (sustained(1.1), "steady"),
+        (sustained(0.8), "steady"),
+        (sustained(1.11), "slows down"),
+        (sustained(2.0, runs=9), "too few calls (9)"),
+        (sustained(None), "not run"),
+        (None, "not run"),
     ],
 )
-def test_throttling_is_said_only_where_calls_tell(given: dict[str, Any], words: str) -> None:
-    assert browser_rows([given])[0]["throttles"] == words
+def test_throttling_is_said_only_where_calls_tell(given: Trend | None, words: str) -> None:
+    assert throttles(given) == words
 
 
 def test_rows_of_other_devices_are_no_browsers() -> None:
-    assert browser_rows([{"artifact": "a.pte", "device": "host"}]) == []
+    assert not bench_row().is_of_browser
+    assert bench_row(sustained=None).is_of_browser and bench_row(sustained=sustained(1.0))
 
 
 @pytest.fixture
@@ -61,14 +59,15 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 def test_the_plot_has_a_line_a_sustained_run(drawn: list[Figure]) -> None:
     """Its own: seconds and ms of every device and file, in view, in a colour of its own."""
     courses = {
-        ("a.onnx", "phone"): [[1.0, 5.0], [2.0, 9.0]],
-        ("b.onnx", "phone"): [[1.0, 6.0], [3.0, 6.5], [9.0, 7.0]],
-        ("a.onnx", "tablet"): [[0.5, 30.0], [8.0, 31.0]],
+        ("a.onnx", "phone"): ((1.0, 5.0), (2.0, 9.0)),
+        ("b.onnx", "phone"): ((1.0, 6.0), (3.0, 6.5), (9.0, 7.0)),
+        ("a.onnx", "tablet"): ((0.5, 30.0), (8.0, 31.0)),
     }
-    rows = [row(1.0, artifact=file, device=device) for file, device in courses]
-    for given, course in zip(rows, courses.values(), strict=True):
-        given["sustained"]["course"] = course
-    png = sustained_chart([*rows, {**row(1.0), "sustained": None}])
+    rows = [
+        bench_row(artifact=file, device=device, sustained=sustained(1.0, course=course))
+        for (file, device), course in courses.items()
+    ]
+    png = sustained_chart([*rows, bench_row(sustained=None), bench_row()])
     assert png and Image.open(io.BytesIO(png)).width > 400
     ((axes,),) = [figure.axes for figure in drawn]
     lines = {str(line.get_label()): line for line in axes.get_lines()}
@@ -76,7 +75,7 @@ def test_the_plot_has_a_line_a_sustained_run(drawn: list[Figure]) -> None:
     for (file, device), course in courses.items():
         (line,) = [lines[label] for label in lines if file in label and device in label]
         points = np.asarray(line.get_xydata())
-        assert points.tolist() == course
+        assert points.tolist() == [list(point) for point in course]
         assert line.get_visible() and line.get_linewidth() > 0
         (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
         assert (points >= (left, low)).all() and (points <= (right, high)).all()
@@ -85,24 +84,18 @@ def test_the_plot_has_a_line_a_sustained_run(drawn: list[Figure]) -> None:
 
 
 def test_there_is_no_plot_without_a_sustained_run(drawn: list[Figure]) -> None:
-    assert sustained_chart([{**row(1.0), "sustained": None}]) is None
+    assert sustained_chart([bench_row(sustained=None)]) is None
     assert drawn == []
 
 
 def test_notes_in_words() -> None:
-    operators = [
-        {"operator": name, "delegated": False, "p50_ms": ms}
+    operators = tuple(
+        Operator(operator=name, delegated=False, p50_ms=ms)
         for name, ms in (("add", 0.5), ("DELEGATE_CALL", 9.25), ("mul", 1.0), ("cat", 2.0))
-    ]
-    battery = {"battery_percent": [80, 79], "battery_celsius": [30.0, 34.5]}
-    plan = {"compute_plan": {"Neural Engine": 40, "CPU": 2}}
-    phone, iphone = notes_rows(
-        [
-            {"artifact": "a", "device": "p", "notes": {**battery, "operators": operators}},
-            {"artifact": "b", "device": "i", "notes": plan},
-            {"artifact": "c", "device": "host"},
-        ]
     )
+    battery = Notes(battery_percent=(80, 79), battery_celsius=(30.0, 34.5), operators=operators)
+    plan = Notes(compute_plan={"Neural Engine": 40, "CPU": 2})
+    phone, iphone = notes_rows([bench_row(notes=battery), bench_row(notes=plan), bench_row()])
     assert phone.battery == "80 → 79 %, 30 → 34.5 °C"
     assert phone.operators == "DELEGATE_CALL 9.25 ms, cat 2 ms, mul 1 ms"
     assert (iphone.battery, iphone.plan) == ("", "Neural Engine: 40, CPU: 2")

@@ -16,6 +16,8 @@ from pocketfocus.benchmarks.phones import (
     phones,
     verdict,
 )
+from pocketfocus.run.results import BenchRow
+from tests.benchmarks.rows import bench_row
 
 SOURCES = ("available", "https://example.org", "press", "https://example.org")
 IPHONE = Phone("an iPhone", "A0", 4000, 2000, 2400, *SOURCES)
@@ -61,9 +63,8 @@ def test_the_documents_show_the_table(root: Path) -> None:
 
 
 def test_the_largest_measured_peak_of_a_file_decides() -> None:
-    def row(device: str, peak: float | None, target: str = "executorch") -> dict[str, object]:
-        about = {"artifact": "a.pte", "precision": "int8", "bytes": MIB, "target": target}
-        return {**about, "device": device, "peak_rss_mib": peak}
+    def row(device: str, peak: float | None, target: str = "executorch") -> BenchRow:
+        return bench_row(target=target, bytes=MIB, device=device, peak_rss_mib=peak)
 
     (found,) = fits([row("host", None), row("phone", 5000.0), row("mac", 9.0)])
     assert (found.device, found.peak_mib) == ("phone", 5000.0)

@@ -16,8 +16,10 @@ from pocketfocus.benchmarks.report import headline, render, write_report
 from pocketfocus.benchmarks.tables import files_table
 from pocketfocus.data.optics import distance
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import write_rows
 from pocketfocus.run.manifest import Artifact, Delegation, Manifest
+from pocketfocus.run.results import BenchRow, VerifyRow
+from pocketfocus.run.rows import write_rows
+from tests.benchmarks.rows import bench_row, verify_row
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -26,36 +28,34 @@ PTE, MLPACKAGE = "executorch/student-int8.pte", "coreml/student-int8.mlpackage"
 WHY = "Core ML predicts on macOS only"
 
 
-def bench_row(artifact: str, target: str, p50: float | None) -> dict[str, object]:
-    return {
-        "artifact": artifact,
-        "target": target,
-        "precision": "int8" if "int8" in artifact else "fp32",
-        "device": "host",
-        "threads": 2,
-        "load_ms": 1.0,
-        "first_ms": p50,
-        "p50_ms": p50,
-        "p90_ms": p50,
-        "p99_ms": p50,
-        "runs": 5,
-        "peak_rss_mib": 300.0,
-        "bytes": 2**20,
-    }
+def timed(artifact: str, target: str, p50: float | None) -> BenchRow:
+    return bench_row(
+        artifact=artifact,
+        target=target,
+        precision="int8" if "int8" in artifact else "fp32",
+        threads=2,
+        load_ms=1.0,
+        first_ms=p50,
+        p50_ms=p50,
+        p90_ms=p50,
+        p99_ms=p50,
+        runs=5,
+        peak_rss_mib=300.0,
+        bytes=2**20,
+    )
 
 
 BENCH = [
-    bench_row("reference", "pytorch", 20_000.0),
-    bench_row("student", "pytorch", 50.0),
-    bench_row(PTE, "executorch", 12.5),
-    bench_row(MLPACKAGE, "coreml", None),
+    timed("reference", "pytorch", 20_000.0),
+    timed("student", "pytorch", 50.0),
+    timed(PTE, "executorch", 12.5),
+    timed(MLPACKAGE, "coreml", None),
 ]
 
 
-def gate_row(artifact: str, status: str, psnr: float | None, why: str = "") -> dict[str, object]:
-    gate = {"gate": "int8 file, executed", "threshold_db": 40.0, "device": "host"}
-    kind = {"target": artifact.split("/")[0], "precision": "int8"}
-    return {"artifact": artifact, **kind, **gate, "psnr_db": psnr, "status": status, "why": why}
+def gate_row(artifact: str, status: str, psnr: float | None, why: str = "") -> VerifyRow:
+    target = artifact.split("/")[0]
+    return verify_row(artifact=artifact, target=target, psnr_db=psnr, status=status, why=why)
 
 
 VERIFY = [gate_row(PTE, "pass", 49.0), gate_row(MLPACKAGE, "not-run", None, WHY)]

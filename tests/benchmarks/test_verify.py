@@ -22,8 +22,10 @@ from pocketfocus.mobile_harness.devices import get_device
 from pocketfocus.mobile_harness.options import Absent
 from pocketfocus.models.student import Analysis, RefocusStudent, build_student, load_student
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import read_rows, sha256
+from pocketfocus.run.files import sha256
 from pocketfocus.run.manifest import Artifact, Manifest
+from pocketfocus.run.results import VerifyRow
+from pocketfocus.run.rows import read_rows
 
 MakeRun = Callable[..., None]
 Outputs = tuple[Tensor, ...]
@@ -75,8 +77,8 @@ def student(small_student: Path) -> RefocusStudent:
     return load_student(small_student)
 
 
-def by_artifact(rows: list[dict[str, object]]) -> dict[object, dict[str, object]]:
-    return {row["artifact"]: row for row in rows}
+def by_artifact(rows: list[VerifyRow]) -> dict[str, VerifyRow]:
+    return {row.artifact: row for row in rows}
 
 
 def changed(
@@ -108,20 +110,20 @@ def test_each_precision_is_held_to_its_own_threshold(
     }
     make_run(tmp_path, small_student, [*models, "coreml/student-int8.mlpackage"])
     rows = verify.verify_run(tmp_path, InProcess(models))
-    assert read_rows(tmp_path / "verify.json") == rows
-    assert all(list(row) == COLUMNS for row in rows)
+    assert read_rows(tmp_path / "verify.json", VerifyRow) == rows
+    assert all(list(row.as_json()) == COLUMNS for row in rows)
     found = by_artifact(rows)
-    assert found["student"]["gate"] == "captured graph"
-    assert found["student"]["status"] == "pass"
-    assert found["student"]["threshold_db"] == 90.0
-    statuses = [found[name]["status"] for name in models]
+    assert found["student"].gate == "captured graph"
+    assert found["student"].status == "pass"
+    assert found["student"].threshold_db == 90.0
+    statuses = [found[name].status for name in models]
     assert statuses == ["pass", "pass", "fail", "pass"]
-    assert [found[name]["threshold_db"] for name in models] == [80.0, 50.0, 40.0, 35.0]
-    assert found["onnx/student-int8.onnx"]["psnr_db"] == pytest.approx(39.9, abs=0.02)
+    assert [found[name].threshold_db for name in models] == [80.0, 50.0, 40.0, 35.0]
+    assert found["onnx/student-int8.onnx"].psnr_db == pytest.approx(39.9, abs=0.02)
     assert gates.failed(rows) == [found["onnx/student-int8.onnx"]]
     core_ml = found["coreml/student-int8.mlpackage"]
-    assert (core_ml["status"], core_ml["psnr_db"]) == ("not-run", None)
-    assert core_ml["why"] == "Core ML needs macOS"
+    assert (core_ml.status, core_ml.psnr_db) == ("not-run", None)
+    assert core_ml.why == "Core ML needs macOS"
 
 
 def swapped(student: RefocusStudent) -> Model:
@@ -172,8 +174,8 @@ def test_a_wrong_file_fails(
     name = "onnx/student-int4.onnx"
     make_run(tmp_path, small_student, [name])
     row = verify.verify_run(tmp_path, InProcess({name: broken(student)}))[-1]
-    assert row["status"] == "fail"
-    assert re.search(why, row["why"])
+    assert row.status == "fail"
+    assert re.search(why, row.why)
 
 
 @pytest.mark.parametrize(
@@ -191,8 +193,8 @@ def test_what_pictures_are_made_of_is_judged(
     name = "onnx/student-fp32.onnx"
     make_run(tmp_path, small_student, [name])
     row = verify.verify_run(tmp_path, InProcess({name: with_noise(student, 30, output)}))[-1]
-    assert row["status"] == status
-    assert row["psnr_db"] == (pytest.approx(30, abs=0.02) if status == "fail" else 200)
+    assert row.status == status
+    assert row.psnr_db == (pytest.approx(30, abs=0.02) if status == "fail" else 200)
 
 
 @pytest.mark.parametrize("error", [JobError("it died of SIGSEGV"), UserError("cannot open it")])
@@ -202,7 +204,7 @@ def test_a_file_that_cannot_be_executed_fails(
     name = "onnx/student-fp32.onnx"
     make_run(tmp_path, small_student, [name])
     row = verify.verify_run(tmp_path, InProcess({name: error}))[-1]
-    assert (row["status"], row["psnr_db"], row["why"]) == ("fail", None, str(error))
+    assert (row.status, row.psnr_db, row.why) == ("fail", None, str(error))
 
 
 def test_a_damaged_file_is_reported_and_never_used(
@@ -231,8 +233,8 @@ def test_a_refused_artifact_is_not_run(
 ) -> None:
     make_run(tmp_path, small_student, [], refused={"onnx/student-int4.onnx": "no 4-bit kernels"})
     row = verify.verify_run(tmp_path, InProcess({}))[-1]
-    assert (row["status"], row["why"]) == ("not-run", "not written: no 4-bit kernels")
-    assert row["psnr_db"] is None
+    assert (row.status, row.why) == ("not-run", "not written: no 4-bit kernels")
+    assert row.psnr_db is None
 
 
 def test_keeps_stacks_of_what_ran(
@@ -259,8 +261,8 @@ def test_fewer_positions_are_told_and_leave_the_shown_stacks(
     make_run(tmp_path, small_student, [name])
     device = InProcess({name: with_noise(student, 30)})
     rows = verify.verify_run(tmp_path, device, Verification(positions=(2, 8)))
-    assert [row["why"].endswith("at positions 2, 8 only") for row in rows] == [True, True]
-    assert "worst output has" in rows[-1]["why"] and rows[-1]["status"] == "fail"
+    assert [row.why.endswith("at positions 2, 8 only") for row in rows] == [True, True]
+    assert "worst output has" in rows[-1].why and rows[-1].status == "fail"
     assert not (tmp_path / "stacks.npz").exists()
     verify.verify_run(tmp_path, device, Verification(positions=(4,)))
     assert (tmp_path / "stacks.npz").exists()
@@ -325,8 +327,8 @@ def test_real_onnx_files_on_the_host(
     )
     make_run(tmp_path, small_student, [name])
     row = verify.verify_run(tmp_path, get_device("host"))[-1]
-    assert row["device"] == "host"
-    assert row["status"] == ("pass" if fault == "none" else "fail"), row
+    assert row.device == "host"
+    assert row.status == ("pass" if fault == "none" else "fail"), row
 
 
 def test_a_file_must_agree_with_itself_on_the_reference_device(
@@ -337,15 +339,15 @@ def test_a_file_must_agree_with_itself_on_the_reference_device(
     device = InProcess({name: with_noise(student, 60) for name in names})
     host = InProcess({names[0]: with_noise(student, 50), names[1]: with_noise(student, 42)})
     rows = verify.verify_run(tmp_path, device, Verification(reference_device=host))
-    same = {r["artifact"]: r for r in rows if str(r["gate"]).startswith(gates.SAME_FILE)}
-    assert {name: row["status"] for name, row in same.items()} == {
+    same = {r.artifact: r for r in rows if r.gate.startswith(gates.SAME_FILE)}
+    assert {name: row.status for name, row in same.items()} == {
         names[0]: "pass",
         names[1]: "fail",
     }
     for name, db in ((names[0], 50), (names[1], 42)):
         apart = 20 * math.log10(1 / (10 ** (-db / 20) - 10 ** (-60 / 20)))
-        assert same[name]["psnr_db"] == pytest.approx(apart, abs=0.02)
-        assert same[name]["threshold_db"] == gates.SAME_FILE_DB
+        assert same[name].psnr_db == pytest.approx(apart, abs=0.02)
+        assert same[name].threshold_db == gates.SAME_FILE_DB
 
 
 class OneNetwork(InProcess):
@@ -394,10 +396,10 @@ def test_a_network_is_held_against_its_saved_check(db: float, status: str, netwo
 
     device = OneNetwork("phone", network)
     (row,) = verify.verify_run(networks, device)
-    assert read_rows(networks / "verify.json") == [row]
-    assert (row["status"], row["threshold_db"]) == (status, 35.0)
-    assert row["psnr_db"] == pytest.approx(db, abs=0.02)
-    assert (row["load_ms"], row["run_ms"], row["peak_rss_mib"]) == (120, 9, 512)
+    assert read_rows(networks / "verify.json", VerifyRow) == [row]
+    assert (row.status, row.threshold_db) == (status, 35.0)
+    assert row.psnr_db == pytest.approx(db, abs=0.02)
+    assert (row.load_ms, row.run_ms, row.peak_rss_mib) == (120, 9, 512)
     (job,) = device.jobs
     assert (job.calls, job.runs, job.timeout_s) == ([(0,)], 1, None)
     assert not (networks / "stacks.npz").exists()
@@ -407,17 +409,17 @@ def test_a_device_without_latencies_calls_a_network_once(networks: Path) -> None
     device = OneNetwork("mil-check", lambda given: np.zeros((2, 5), np.float32))
     (row,) = verify.verify_run(networks, device)
     assert device.jobs[0].runs == 0
-    assert (row["load_ms"], row["run_ms"]) == (100, 20)
+    assert (row.load_ms, row.run_ms) == (100, 20)
 
 
 def test_an_absent_fallback_and_a_missing_check_are_told(networks: Path) -> None:
     able = OneNetwork("able", lambda given: np.zeros((2, 5), np.float32))
     absent = Absent("absent", "it is not plugged in")
     (row,) = verify.verify_run(networks, absent)
-    assert (row["status"], row["why"]) == ("not-run", "it is not plugged in")
-    assert "run_ms" not in row
+    assert (row.status, row.why) == ("not-run", "it is not plugged in")
+    assert "run_ms" not in row.as_json()
     (row,) = verify.verify_run(networks, absent, Verification(fallbacks=(able,)))
-    assert (row["device"], row["status"]) == ("able", "fail")
+    assert (row.device, row.status) == ("able", "fail")
     (networks / "checks/unet.safetensors").unlink()
     with pytest.raises(UserError, match=r"unet\.safetensors is missing: run export --full again"):
         verify.verify_run(networks, able)

@@ -10,7 +10,7 @@ import pytest
 
 from pocketfocus.cli import build, main
 from pocketfocus.quantize.recipes import RECIPES
-from pocketfocus.run.files import read_rows
+from pocketfocus.run.files import read_json
 from pocketfocus.run.manifest import load_manifest
 
 ARTIFACT = "onnx/student-fp32.onnx"
@@ -46,12 +46,14 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
 def test_every_stage_wrote_its_file(run: Path) -> None:
     (artifact,) = load_manifest(run).artifacts
     assert (artifact.name, artifact.status) == (ARTIFACT, "written")
-    passed = {row["artifact"]: row["status"] for row in read_rows(run / "verify.json")}
+    passed = {row["artifact"]: row["status"] for row in read_json(run / "verify.json")["rows"]}
     assert passed == {"student": "pass", ARTIFACT: "pass"}
-    timed = {row["artifact"]: row["p50_ms"] for row in read_rows(run / "bench.json")}
+    timed = {row["artifact"]: row["p50_ms"] for row in read_json(run / "bench.json")["rows"]}
     assert timed.keys() - {"reference@25"} == {"reference", "student", ARTIFACT}
     assert all(ms > 0 for ms in timed.values())
-    scored = {row["model"] for row in read_rows(run / "evaluate.json") if "mean_psnr_db" in row}
+    scored = {
+        row["model"] for row in read_json(run / "evaluate.json")["rows"] if "mean_psnr_db" in row
+    }
     assert scored == {"reference", "student", ARTIFACT, "copy", "blur"}
     page = (run / "report.html").read_text(encoding="utf-8")
     assert ARTIFACT in page

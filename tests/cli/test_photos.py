@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.ExifTags import IFD, Base
 
 from pocketfocus.cli import main
-from pocketfocus.run.files import read_rows
+from pocketfocus.run.files import read_json
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_evaluate_scores_a_folder_beside_the_baselines(
     out = tmp_path / "scores.json"
     words = ["--stacks", str(stacks), "--inputs", "8,0", "--scenes", "1", "--out", str(out)]
     assert main(["evaluate", str(small_student), *words]) == 0
-    rows = read_rows(out)
+    rows = read_json(out)["rows"]
     cells = [row for row in rows if "input_position" in row]
     assert {row["input_position"] for row in cells} == {0, 8}
     assert len(cells) == 3 * 2 * 9
@@ -185,7 +185,7 @@ def test_evaluate_takes_baselines_by_name_and_inputs_in_turn(
     out = tmp_path / "scores.json"
     words = ["--stacks", str(stacks), "--inputs-per-scene", "2", "--out", str(out)]
     assert main(["evaluate", str(small_student), "copy", "blur", *words]) == 0
-    rows = read_rows(out)
+    rows = read_json(out)["rows"]
     means = [row["model"] for row in rows if "mean_psnr_db" in row]
     assert means == [str(small_student), "copy", "blur"]
 

@@ -34,8 +34,9 @@ from pocketfocus.quantize.toolchains.executorch import linear_inputs
 from pocketfocus.research.full import table
 from pocketfocus.research.random_svd import write_random
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row, read_rows
 from pocketfocus.run.manifest import Artifact, load_manifest
+from pocketfocus.run.results import VerifyRow
+from pocketfocus.run.rows import read_rows
 
 pytestmark = pytest.mark.timeout(1200)  # lowering the UNet takes minutes on a busy machine
 
@@ -86,9 +87,9 @@ def artifact(run: Path, name: str) -> Artifact:
     return next(a for a in load_manifest(run).artifacts if a.name == name)
 
 
-def row(run: Path, name: str, coverage: bool = False) -> Row:
-    rows = read_rows(run / "verify.json")
-    return next(r for r in rows if r["artifact"] == name and (r["gate"] == COVERAGE) == coverage)
+def row(run: Path, name: str, coverage: bool = False) -> VerifyRow:
+    rows = read_rows(run / "verify.json", VerifyRow)
+    return next(r for r in rows if r.artifact == name and (r.gate == COVERAGE) == coverage)
 
 
 def test_the_random_reference_has_the_layout_of_the_hub(reference: Path) -> None:
@@ -104,16 +105,16 @@ def test_every_file_runs_within_its_gate(run: Path) -> None:
     """Core ML's by the MIL check, off macOS."""
     for name in (UNET, UNET_ML, DECODER_ML):
         found = row(run, name)
-        assert (found["status"], found["threshold_db"]) == ("pass", 35.0), found
-        assert found["run_ms"] > 0 < found["peak_rss_mib"]
+        assert (found.status, found.threshold_db) == ("pass", 35.0), found
+        assert (found.run_ms or 0) > 0 < (found.peak_rss_mib or 0)
         if sys.platform != "darwin" and name != UNET:
-            assert found["device"] == MIL_CHECK
+            assert found.device == MIL_CHECK
 
 
 def test_the_manifest_has_the_coverage_and_what_it_took(run: Path, unet: nn.Module) -> None:
     delegation = artifact(run, UNET).delegation
     assert delegation is not None
-    assert row(run, UNET, coverage=True)["status"] == "pass", delegation
+    assert row(run, UNET, coverage=True).status == "pass", delegation
     assert delegation.total_ops > 100
     taken = artifact(run, UNET).applied
     inputs = [linear_inputs(layer) for layer in unet.modules()]
@@ -154,7 +155,7 @@ def test_another_input_is_another_output(run: Path, tmp_path: Path) -> None:
     tensors = load_file(check)
     save_file({**tensors, "input": tensors["input"].flip(0).contiguous()}, check)
     verify_run(copied, get_device("host"))
-    assert row(copied, UNET)["status"] == "fail"
+    assert row(copied, UNET).status == "fail"
 
 
 def test_the_command_line_verifies_and_prints(
@@ -164,7 +165,7 @@ def test_the_command_line_verifies_and_prints(
     shutil.rmtree(copied / "checks")
     assert main(["verify", str(copied)]) == 2
     assert "run export --full again" in capsys.readouterr().err
-    print(table(load_manifest(run), read_rows(run / "verify.json")))
+    print(table(load_manifest(run), read_rows(run / "verify.json", VerifyRow)))
     assert f"`{UNET}`" in capsys.readouterr().out
 
 

@@ -155,11 +155,11 @@ def test_every_registered_device_keeps_the_interface() -> None:
 
 def test_every_kind_of_device_is_listed_with_what_it_is_or_why_it_is_not_there() -> None:
     rows = list_devices()
-    assert {str(row["device"]).partition(":")[0] for row in rows} == set(DEVICES)
-    assert all(row["why"] for row in rows if not row["reachable"])
+    assert {str(row.device).partition(":")[0] for row in rows} == set(DEVICES)
+    assert all(row.why for row in rows if not row.reachable)
     host = rows[0]
-    assert (host["device"], host["reachable"], host["why"]) == ("host", True, "")
-    assert host["runtime"].startswith("executorch ")
+    assert (host.device, host.reachable, host.why) == ("host", True, "")
+    assert host.runtime.startswith("executorch ")
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="here they are reachable")

@@ -14,10 +14,10 @@ from pocketfocus.quantize import sensitivity
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.mixed import Point, choose_point, path, recipe_of
 from pocketfocus.quantize.recipes import TOOLCHAIN_NAMES, Recipe, get_recipe
-from pocketfocus.quantize.sensitivity import CANDIDATES, INT8, applied_by, measure, scheme_in
+from pocketfocus.quantize.sensitivity import CANDIDATES, INT8, Sensitivity, applied_by, measure
 from pocketfocus.quantize.toolchains.executorch import linear_inputs
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row, read_json
+from pocketfocus.run.rows import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +33,8 @@ def run(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rows(run: Path) -> list[Row]:
-    found: list[Row] = read_json(run / "sensitivity.json")["rows"]
-    return found
+def rows(run: Path) -> list[Sensitivity]:
+    return read_rows(run / "sensitivity.json", Sensitivity)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +46,10 @@ UNSEEN = {"network.dioptres", "network.position"}  # they tell of the photo; no 
 
 
 def test_every_layer_has_its_figure_and_fewer_bits_cost_more(
-    rows: list[Row], student: RefocusStudent
+    rows: list[Sensitivity], student: RefocusStudent
 ) -> None:
-    assert {row["layer"] for row in rows} == set(layers_of(student))
-    by = {(row["layer"], scheme_in(row)): row["mse"] for row in rows}
+    assert {row.layer for row in rows} == set(layers_of(student))
+    by = {(row.layer, row.scheme): row.mse for row in rows}
     for layer in layers_of(student):
         for target in TOOLCHAIN_NAMES:
             tables = [applied_by(target, requested, student)[layer] for requested in CANDIDATES]
@@ -72,17 +71,17 @@ def test_an_interrupted_measurement_goes_on(
     content["rows"] = [{**row, "mse": 7.0} for row in whole[:-1]]
     (copied / "sensitivity.json").write_text(json.dumps(content))
     found = measure(copied)
-    assert [row["mse"] for row in found[:-1]] == [7.0] * (len(whole) - 1)  # kept, not redone
-    assert found[-1] == whole[-1]
+    assert [row.mse for row in found[:-1]] == [7.0] * (len(whole) - 1)  # kept, not redone
+    assert found[-1].as_json() == whole[-1]
     monkeypatch.setattr(sensitivity, "POSITIONS", (5,))  # another question: all anew
     layer = whole[0]["layer"]
     monkeypatch.setattr(sensitivity, "schemes_to_try", lambda _: [(layer, INT8)])
-    assert [row["layer"] for row in measure(copied)] == [layer]
+    assert [row.layer for row in measure(copied)] == [layer]
 
 
 @pytest.mark.parametrize("target", TOOLCHAIN_NAMES)
 def test_a_path_shrinks_and_ends_where_the_target_does(
-    target: str, rows: list[Row], student: RefocusStudent
+    target: str, rows: list[Sensitivity], student: RefocusStudent
 ) -> None:
     points = path(target, student, rows)
     sizes = [point.bytes for point in points]

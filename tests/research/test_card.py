@@ -14,7 +14,7 @@ from pocketfocus.benchmarks.tables import distance_table
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.research import card
 from pocketfocus.research.card import CROP, Shot, corners, farthest, main, shots
-from pocketfocus.run.files import write_rows
+from pocketfocus.run.rows import write_rows
 
 POSITIONS = tuple(map(float, range(9)))
 SIDE = 192

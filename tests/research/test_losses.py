@@ -19,6 +19,7 @@ from pocketfocus.research.losses import fewest_bits, losses
 from pocketfocus.research.quantization import files_table
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.manifest import Artifact, load_manifest
+from tests.benchmarks.rows import verify_row
 
 FILES = ("onnx/student-fp32.onnx", "onnx/student-int8.onnx", "onnx/student-int4.onnx")
 
@@ -77,11 +78,11 @@ def test_losses_are_columns_of_the_table(run: Path) -> None:
 def test_other_devices_are_columns_beside_this_hosts_parity(run: Path) -> None:
     artifacts = load_manifest(run).artifacts[:1]
     about = {"artifact": artifacts[0].name, "target": artifacts[0].target}
-    row = {**about, "gate": "student", "status": "pass"}
+    same = {"gate": f"{SAME_FILE} host", "psnr_db": 44.0, "status": "fail"}
     verify = [
-        row | {"device": "host", "psnr_db": 60.0},
-        row | {"device": "arm64", "psnr_db": 50.0},
-        row | {"device": "arm64", "gate": f"{SAME_FILE} host", "psnr_db": 44.0, "status": "fail"},
+        verify_row(**about, psnr_db=60.0),
+        verify_row(**about, device="arm64", psnr_db=50.0),
+        verify_row(**about, device="arm64", **same),
     ]
     head, _, line = files_table(artifacts, verify).splitlines()
     assert "| worst output, dB | arm64 against host, dB |" in head

@@ -159,13 +159,13 @@ def test_verify_gates_assets_and_bench_does_not_time_them(
 
     folder = shutil.copytree(run, tmp_path / "run")
     how = Verification(positions=(4,), fallbacks=fallbacks("host"))
-    rows = [r for r in verify_run(folder, get_device("host"), how) if r["target"] == "coreai"]
-    assert {row["device"] for row in rows} == {"coreai-check"}
-    assert [row["status"] for row in rows if row["psnr_db"]] == ["pass"] * len(FILES)
+    rows = [r for r in verify_run(folder, get_device("host"), how) if r.target == "coreai"]
+    assert {row.device for row in rows} == {"coreai-check"}
+    assert [row.status for row in rows if row.psnr_db] == ["pass"] * len(FILES)
     timed = bench_run(folder, get_device("host"), Bench(None, runs=1, warmup=0))
-    found = [row for row in timed if row["target"] == "coreai"]
+    found = [row for row in timed if row.target == "coreai"]
     assert len(found) == len(FILES)
-    assert all(row["status"] == "not-run" and row["p50_ms"] is None for row in found)
-    assert all("macOS 27" in row["why"] for row in found)
+    assert all(row.status == "not-run" and row.p50_ms is None for row in found)
+    assert all("macOS 27" in row.why for row in found)
     assert main(["bench", str(folder), "--device", "coreai-check"]) == 2
     assert "its times are no latencies" in capsys.readouterr().err

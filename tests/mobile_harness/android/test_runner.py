@@ -22,7 +22,8 @@ from pocketfocus.mobile_harness.device import Device, Job, JobError
 from pocketfocus.mobile_harness.devices import get_device, get_devices, on_each
 from pocketfocus.mobile_harness.options import Absent, Options
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import Row, read_rows
+from pocketfocus.run.results import BenchRow
+from pocketfocus.run.rows import read_rows
 from tests.conftest import Exported
 from tests.mobile_harness.android import scripted_adb
 
@@ -80,9 +81,10 @@ def test_a_phone_runs_the_file_and_leaves_nothing_behind(
     assert result.load_ms > 0
     assert result.first_ms > 0
     assert (result.peak_rss_mib or 0) > 10
-    assert result.notes["battery_percent"] == [80, 80]
-    assert result.notes["battery_celsius"] == [30.1, 35.2]
-    assert result.notes["operators"][0]["operator"] == "DELEGATE_CALL"
+    assert result.notes is not None
+    assert result.notes.battery_percent == (80, 80)
+    assert result.notes.battery_celsius == (30.1, 35.2)
+    assert result.notes.operators[0].operator == "DELEGATE_CALL"
     assert list((phone / "tmp").iterdir()) == []
 
 
@@ -119,14 +121,14 @@ def test_phones_are_measured_at_once_each_with_its_rows(
     runner = scripted_adb.elf(tmp_path / "executor_runner")
     both = threading.Barrier(2, timeout=60)  # neither phone begins before the other is there
 
-    def bench(device: Device) -> list[Row]:
+    def bench(device: Device) -> list[BenchRow]:
         if isinstance(device, android.Android):
             both.wait()
         return bench_run(run, device, Bench(None, runs=2, warmup=0))
 
     on_each(get_devices("android:all", Options(runner=runner)), bench)
-    rows = read_rows(run / "bench.json")
-    status = {(row["artifact"].rsplit("/")[-1], row["device"]): row["status"] for row in rows}
+    rows = read_rows(run / "bench.json", BenchRow)
+    status = {(row.artifact.rsplit("/")[-1], row.device): row.status for row in rows}
     assert status == {
         ("student-fp32.pte", "android:ONE"): "measured",
         ("student-fp32.pte", "android:TWO"): "measured",
@@ -135,15 +137,15 @@ def test_phones_are_measured_at_once_each_with_its_rows(
         ("student", "android:TWO"): "not-run",
         ("student", "android:OFF"): "not-run",
     }
-    measured = [row for row in rows if row["status"] == "measured"]
+    measured = [row for row in rows if row.status == "measured"]
     for row in measured:
-        assert (row["model"], row["chip"], row["os"]) == (
+        assert (row.model, row.chip, row.os) == (
             "Scripted Phone 1",
             "SCRIPT1",
             "Android 15",
         )
-        assert row["runtime"].startswith("executor_runner ")
-        assert row["notes"]["battery_celsius"] == [30.0, 30.0]
+        assert row.runtime.startswith("executor_runner ")
+        assert row.notes and row.notes.battery_celsius == (30.0, 30.0)
     shown = notes_rows(measured)
     assert shown[0].battery == "80 → 80 %, 30 → 30 °C"
     assert shown[0].operators.startswith("DELEGATE_CALL ")

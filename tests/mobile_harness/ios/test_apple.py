@@ -13,6 +13,7 @@ import pytest
 from pocketfocus.mobile_harness.device import Job, JobError
 from pocketfocus.mobile_harness.ios import iphone, mac
 from pocketfocus.mobile_harness.options import Options
+from pocketfocus.run.results import Notes
 
 TABLES = (np.zeros((1, 1, 3, 8, 8), np.float32), np.eye(9, dtype=np.float32)[:, None])
 NAMES = (["photo", "position"], ["stack"])
@@ -105,7 +106,7 @@ def test_an_iphones_own_durations_are_the_times() -> None:
     assert stacks.dtype == np.float32
     assert [stack[0, 0, 0, 0] for stack in stacks] == [2, 7]
     assert result.peak_rss_mib is None
-    assert result.notes == {"compute_plan": {"Neural Engine": 2, "CPU": 1}}
+    assert result.notes == Notes(compute_plan={"Neural Engine": 2, "CPU": 1})
 
 
 def test_an_iphone_without_durations_or_app_is_one_line() -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pocketfocus.data.scenes import bundled_photos
 from pocketfocus.photos.images import to_tensor, to_uint8
-from pocketfocus.run.files import read_rows
+from pocketfocus.run.files import read_json
 from tests.conftest import chromium_path
 from tests.mobile_harness.web.conftest import Serving, started
 from tests.mobile_harness.web.touching import difference, look, opened, refocus, saved
@@ -192,7 +192,7 @@ def test_measuring_sends_rows_that_pass(refocused: Page, serving: Serving) -> No
     )
     assert refocused.locator("#trouble").inner_text() == ""
     bench, verify = (
-        [r for r in read_rows(serving.run / file) if r["device"].startswith("Test phone,")]
+        [r for r in read_json(serving.run / file)["rows"] if r["device"].startswith("Test phone,")]
         for file in ("bench.json", "verify.json")
     )
     names = {"onnx/student-fp32.onnx", "onnx/student-int8.onnx"}
@@ -237,7 +237,9 @@ def test_a_browser_comes_for_bench_and_verify(browser: Browser, web_run: Path) -
     assert "onnx/student-fp32.onnx" in said and "onnx/student-int8.onnx" in said
     assert said.count(" pass ") >= 2
     assert "not-run" not in said
-    rows = [r for r in read_rows(web_run / "bench.json") if r["device"].startswith("Visitor, ")]
+    rows = [
+        r for r in read_json(web_run / "bench.json")["rows"] if r["device"].startswith("Visitor, ")
+    ]
     assert {row["model"] for row in rows} == {"Visitor"}
     assert all(row["os"] and row["runtime"] and row["status"] == "measured" for row in rows)
 

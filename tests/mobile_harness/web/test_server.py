@@ -29,7 +29,7 @@ from pocketfocus.mobile_harness.web.lan import lan_address, write_certificate
 from pocketfocus.mobile_harness.web.measurement import Sustained
 from pocketfocus.models.student import load_student
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import read_rows
+from pocketfocus.run.files import read_json
 from tests.mobile_harness.web.conftest import Serving, start
 
 ONNX = "/api/files/onnx/student-int8.onnx"
@@ -205,7 +205,7 @@ def test_the_host_judges_outputs_and_keeps_the_rows(
         assert status == 201
         assert json.loads(content)["row"]["status"] == verdict
         bench, verify = (
-            [r for r in read_rows(serving.run / file) if r["device"].startswith(name)]
+            [r for r in read_json(serving.run / file)["rows"] if r["device"].startswith(name)]
             for file in ("bench.json", "verify.json")
         )
         assert [row["status"] for row in verify] == [verdict]
@@ -340,7 +340,7 @@ def test_bad_input_is_one_line(web_run: Path, tmp_path: Path, small_student: Pat
 def test_trend_compares_the_ends_of_a_sustained_run() -> None:
     found = trend(Sustained(seconds=1.0, times_ms=[10.0, 10.0, 99.0, 15.0, 15.0]))
     assert (found.first_p50_ms, found.last_p50_ms, found.slower) == (10.0, 15.0, 1.5)
-    assert found.course == [[0.01, 10], [0.02, 10], [0.12, 99], [0.13, 15], [0.15, 15]]
+    assert [*found.course] == [(0.01, 10), (0.02, 10), (0.12, 99), (0.13, 15), (0.15, 15)]
     long = trend(Sustained(seconds=9.0, times_ms=[1.0] * 3000 + [2.0] * 3000))
     assert len(long.course) == 60
-    assert (long.course[0], long.course[-1]) == ([0.1, 1.0], [9.0, 2.0])
+    assert (long.course[0], long.course[-1]) == ((0.1, 1.0), (9.0, 2.0))

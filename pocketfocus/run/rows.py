@@ -1,0 +1,100 @@
+"""Rows of the JSON files that stages write: each a model of its kind, checked as it is read."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import read_json, write_json
+
+_MERGING = threading.Lock()  # several phones finish at once
+
+
+class Row(BaseModel):
+    """A row; an optional field that was not given is not written."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields that were given, in order, to make a row with more of them."""
+        return {name: value for name, value in self if name in self.model_fields_set}
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields that the file gets, in order."""
+        return self.model_dump(exclude_unset=True)
+
+
+class FileRow(Row):
+    """A row of what a device made of one file."""
+
+    artifact: str
+    target: str
+    precision: str
+    device: str
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Return what a file of rows has one row of."""
+        return self.artifact, self.device
+
+
+R = TypeVar("R", bound=Row)
+F = TypeVar("F", bound=FileRow)
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write `{"schema_version": 1, "rows": [...]}`."""
+    write_json(path, {"rows": [row.as_json() for row in rows]})
+
+
+def read_rows(path: Path, kind: type[R]) -> list[R]:
+    """Return the rows of a file written by `write_rows`.
+
+    UserError when it is missing, or names the first field of a row that is not as `kind` has it.
+    """
+    return [row_of(path, kind, *each) for each in enumerate(contents(path))]
+
+
+def contents(path: Path) -> list[Any]:
+    """Return what a file has for rows, unchecked."""
+    rows = read_json(path).get("rows")
+    if not isinstance(rows, list):
+        raise UserError(f"{path} holds no rows: delete it and run the stage that writes it")
+    return rows
+
+
+def row_of(path: Path, kind: type[R], index: int, content: Any) -> R:
+    """Return one row of a file; UserError names file, row and field."""
+    try:
+        return kind.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "all of it"
+        raise UserError(
+            f"{path}, row {index + 1}, {field}: {first['msg']}: delete the file and run the stage "
+            "that writes it"
+        ) from None
+
+
+def merge_rows(
+    path: Path, kind: type[F], rows: Sequence[F], devices: Sequence[str], since: Path
+) -> None:
+    """Write `rows` in place of older ones of these `devices`; those of other devices stay.
+
+    Older rows all go when the file `since`, of which they speak, was written after them.
+    """
+    with _MERGING:
+        newer = path.exists() and path.stat().st_mtime_ns >= since.stat().st_mtime_ns
+        ours = {row.place for row in rows}
+        kept = [
+            row
+            for row in (read_rows(path, kind) if newer else ())
+            if row.device not in devices and row.place not in ours
+        ]
+        write_rows(path, [*kept, *rows])
