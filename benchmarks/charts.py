@@ -21,7 +21,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-ACCENT, EAGER, OTHER = "#d1603d", "#888888", "#555555"
+EAGER, OTHER = "#888888", "#555555"
 
 
 def colour_of(target: str) -> str:

@@ -1,20 +1,19 @@
-"""Scores of single images, kept in a file while an evaluation runs, so that it can go on.
-
-The file holds JSON lines: the key of what is evaluated, then one line a call of a model.
-"""
+"""Scores of single images, kept in a file while an evaluation runs, so that it can go on."""
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
-from pocketfocus.run.files import writing_failed
+from pocketfocus.run.cache import Kept
 from pocketfocus.run.metrics import masked_gain, psnr, restored_detail, sharper_places, ssim
+from pocketfocus.run.rows import Row, part_of
+
+EVERY_S = 2.0  # what a kill may cost; the whole file is written each time
 
 
 class Score(NamedTuple):
@@ -50,8 +49,7 @@ def score_of(made: Tensor, truth: Tensor, photo: Tensor, most_db: float) -> Scor
 Scores = dict[int, Score]
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(Row):
     """What a model made of one photo: a score by output position."""
 
     scene: int
@@ -64,10 +62,11 @@ class Ledger:
     """The calls made so far; with a path also those of an interrupted evaluation of that key."""
 
     def __init__(self, path: Path | None = None, key: str = "") -> None:
-        self._path = path
-        self._calls = {(c.scene, c.model, c.position): c for c in _read(path, key)}
-        if path is not None:
-            self._write("w", {"key": key}, *(asdict(call) for call in self))
+        self._kept = None if path is None else Kept(path, key)
+        found = self._kept.fields.get("calls", []) if self._kept else []
+        calls = (part_of(f"{path}, call {n + 1}", Call, each) for n, each in enumerate(found))
+        self._calls = {(each.scene, each.model, each.position): each for each in calls}
+        self.save()
 
     def __iter__(self) -> Iterator[Call]:
         return iter(self._calls.values())
@@ -81,35 +80,16 @@ class Ledger:
     def add(self, call: Call) -> None:
         """Keep a call; UserError when the file cannot be written."""
         self._calls[call.scene, call.model, call.position] = call
-        if self._path is not None:
-            self._write("a", asdict(call))
+        if time.monotonic() - self._saved >= EVERY_S:
+            self.save()
+
+    def save(self) -> None:
+        """Write the file, if there is one; UserError when it cannot be written."""
+        if self._kept is not None:
+            self._kept.save(calls=[call.as_json() for call in self])
+        self._saved = time.monotonic()
 
     def remove(self) -> None:
         """Delete the file: the evaluation is finished."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-
-    def _write(self, mode: str, *lines: object) -> None:
-        assert self._path is not None
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open(mode, encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-        except OSError as error:
-            raise writing_failed(self._path, error) from error
-
-
-def _read(path: Path | None, key: str) -> Iterator[Call]:
-    """Return the whole lines of a file of this key; nothing when it is absent or of another one."""
-    if path is None or not path.is_file():
-        return
-    first, *lines = path.read_text(encoding="utf-8").splitlines() or ["{}"]
-    if first != json.dumps({"key": key}):
-        return
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:  # the line that was being written
-            return
-        scores = {int(at): Score(*found) for at, found in row.pop("scores").items()}
-        yield Call(**row, scores=scores)
+        if self._kept is not None:
+            self._kept.path.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 
 from rich.console import Console
 from rich.table import Table
@@ -27,12 +26,6 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table, first column to the left, figures to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def difference(values: Sequence[float]) -> str:
-    """Return the mean of paired differences and, of more than one, its standard error."""
-    error = f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
-    return f"{fmean(values):+z.2f}{error}"
 
 
 def figure(value: float | None, digits: int = 1) -> str:

@@ -19,7 +19,7 @@ from pocketfocus.cli import artifacts, build, machine, photos, quiet, recipes, t
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.memory import keep_freed_memory
 
-GATE_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+BAD_INPUT, INTERRUPTED = 2, 130
 DEBUG = "--debug"
 
 app = typer.Typer(

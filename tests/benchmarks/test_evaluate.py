@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from pocketfocus.benchmarks import scores
 from pocketfocus.benchmarks.baselines import Copy
 from pocketfocus.benchmarks.charts import grids_chart
 from pocketfocus.benchmarks.evaluate import (
@@ -25,7 +26,7 @@ from pocketfocus.benchmarks.evaluate import (
     read_evaluation,
     validation_stacks,
 )
-from pocketfocus.benchmarks.scores import Ledger
+from pocketfocus.benchmarks.scores import Call, Ledger, Score
 from pocketfocus.benchmarks.tables import print_table
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos, render_scene
 from pocketfocus.data.stacks import FocalStack, StackFolder
@@ -325,7 +326,7 @@ def test_the_gain_has_the_standard_error_over_scenes() -> None:
 
 
 def test_an_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
-    stacks, path = [textured(seed) for seed in range(2)], tmp_path / "new" / "scores.jsonl"
+    stacks, path = [textured(seed) for seed in range(2)], tmp_path / "new" / "new.scores"
     whole = evaluated([Constant(), Copy()], stacks, "noise", Comparison([0, 4]))
 
     class Killed(Constant):
@@ -338,8 +339,6 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
         evaluated(
             [Killed(), Copy()], stacks, "noise", Comparison([0, 4]), ledger=Ledger(path, "key")
         )
-    with path.open("a") as file:
-        file.write('{"scene": 1, "model": "cons')  # a line that was being written
     model = Constant()
     ledger = Ledger(path, "key")
     assert len(ledger) == 5
@@ -351,10 +350,28 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
 
 
 def test_scores_of_another_evaluation_are_not_taken(tmp_path: Path) -> None:
-    path = tmp_path / "scores.jsonl"
+    path = tmp_path / "new.scores"
     evaluated([Copy()], [textured(0)], "noise", Comparison([0]), ledger=Ledger(path, "key"))
     assert len(Ledger(path, "key")) == 1
     assert len(Ledger(path, "other")) == 0
+    path.write_text('{"schema_version": 1, "key": "key", "calls"')
+    assert len(Ledger(path, "key")) == 0
+
+
+def test_scores_are_saved_while_an_evaluation_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill leaves the calls that were made until shortly before."""
+    monkeypatch.setattr(scores, "EVERY_S", 0.0)
+    path = tmp_path / "new.scores"
+    ledger = Ledger(path, "key")
+    for position in range(3):
+        found = {0: Score(30.0, 0.5), 8: Score(20.0, 0.25, 1.5, 0.75)}
+        ledger.add(Call(scene=0, model="copy", position=position, scores=found))
+        assert list(Ledger(path, "key")) == list(ledger)
+    path.write_text(path.read_text().replace("0.25", '"none"'))
+    with pytest.raises(UserError, match=r"new\.scores, call 1, scores\.8\.1: .*: delete the file"):
+        Ledger(path, "key")
 
 
 def test_grids_are_drawn_beside_each_other() -> None:
