@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +31,6 @@ from pocketfocus.models.reference import ReferencePipeline, added_time_ids
 from pocketfocus.quantize.calibration import fitted
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import key_of
 from pocketfocus.run.manifest import Manifest, TensorSpec
 
 SMALLEST = 64  # side of a photo that the published model takes, in pixels
@@ -175,15 +173,7 @@ def reference_source(spec: str, parts: Sequence[str], size: tuple[int, int]) -> 
         calibration={"photos": list(TRAIN_PHOTOS), "positions": list(range(FRAMES))},
     )
     networks = reference_networks(reference, parts, size)
-    return Source(networks, list(PARTS), (weights_key(spec), size), manifest)
-
-
-def weights_key(spec: str) -> str:
-    """What tells one reference from another without reading gigabytes: places, sizes, times."""
-    places = find_places(spec)
-    files = [p for root in {places.base, places.unet[0]} for p in sorted(Path(root).rglob("*.*"))]
-    stats = {str(path): [s.st_size, s.st_mtime_ns] for path in files for s in [path.stat()]}
-    return key_of(places=asdict(places), files=stats)
+    return Source(networks, list(PARTS), (find_places(spec).key, size), manifest)
 
 
 def reference_networks(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pocketfocus.data.datasets import Request, is_rgbd, open_source
 from pocketfocus.data.stacks import Source, StackFolder
@@ -15,7 +14,7 @@ from pocketfocus.distill.train.checkpoint import Config
 from pocketfocus.models.places import LEARN2REFOCUS, find_places
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.student import RefocusStudent, build_student, load_student
-from pocketfocus.quantize.recipes import fields_of, get_recipe
+from pocketfocus.quantize.recipes import get_recipe
 from pocketfocus.run.constants import FRAMES, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, sha256
@@ -57,10 +56,7 @@ def make_plan(options: Distillation) -> Plan:
     if method.student:
         _check_crops(student.photo_size, largest)
     sources, large = _sources(options, student, largest)
-    places = find_places(options.reference)
-    roots = dict.fromkeys((places.unet[0], places.base))
-    hashes = [sha256(Path(root)) if Path(root).is_dir() else root for root in roots]
-    reference = "+".join(hashes) if places.folders else options.reference
+    reference = find_places(options.reference).key
     photos = None if options.photos is None else [sha256(path) for path in options.photos]
     key = key_of(
         reference=reference,
@@ -113,15 +109,15 @@ def _start(options: Distillation) -> RefocusStudent:
     return student
 
 
-def _config(options: Distillation, student: RefocusStudent) -> dict[str, Any]:
+def _config(options: Distillation, student: RefocusStudent) -> dict[str, object]:
     """Say what a checkpoint has to agree with of the options and the start."""
-    config: dict[str, Any] = {
+    config: dict[str, object] = {
         "method": options.method,
         "crops": [asdict(part) for part in options.parts],
         "rate": options.schedule.learning_rate,
         "seed": options.seed,
         "learn from": options.learn_from,
-        "qat": None if options.qat is None else fields_of(get_recipe(options.qat)),
+        "qat": None if options.qat is None else get_recipe(options.qat).model_dump(mode="json"),
         "stacks": list(options.sources),
         "scenes": options.scenes,
     }

@@ -29,19 +29,25 @@ class Places:
     name: str
 
     @property
+    def roots(self) -> tuple[str, ...]:
+        """The places, each once."""
+        return tuple(dict.fromkeys((self.unet[0], self.base)))
+
+    @property
     def folders(self) -> list[Path]:
         """The local ones; fewer than there are places where the rest is on the Hub."""
-        return [Path(root) for root in dict.fromkeys((self.unet[0], self.base)) if _is_local(root)]
+        return [Path(root) for root in self.roots if _is_local(root)]
 
     @property
     def on_hub(self) -> bool:
         """Whether something has to be fetched."""
-        return not (_is_local(self.unet[0]) and _is_local(self.base))
+        return len(self.folders) < len(self.roots)
 
     @property
-    def key(self) -> list[str]:
-        """What tells this reference from another: its name, and hashes of its local folders."""
-        return [self.name, *map(sha256, self.folders)]
+    def key(self) -> str:
+        """What tells this reference from another: hashes of what is in its local folders, wherever
+        they lie, and the names of what is on the Hub."""
+        return "+".join(sha256(Path(root)) if _is_local(root) else root for root in self.roots)
 
 
 def find_places(spec: str) -> Places:

@@ -21,6 +21,7 @@ from pocketfocus.models.places import BASE, LEARN2REFOCUS, find_places
 from pocketfocus.photos import gallery, refocusing
 from pocketfocus.photos.images import Pixels, prepare
 from pocketfocus.photos.refocusing import Refocused
+from pocketfocus.run.files import sha256
 
 FORMS = {
     "the shipped one": "default",
@@ -165,8 +166,17 @@ def test_what_names_none_is_refused_alike(
     assert "no reference" in line and ": name " in line
 
 
-def test_the_key_of_a_reference_holds_all_its_folders(folders: dict[str, Path]) -> None:
+def test_the_key_of_a_reference_is_what_is_in_all_its_folders(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Wherever they lie, and whatever they are called; on the Hub it is the name."""
     whole, tuned = str(folders["WHOLE"]), str(folders["TUNED"])
-    assert len(find_places(whole).key) == 2
-    assert len(find_places(f"{tuned}+{whole}").key) == 3
-    assert find_places("owner/model").key == ["owner/model"]
+    copied = shutil.copytree(whole, tmp_path / "copied")
+    assert find_places(whole).key == find_places(str(copied)).key == sha256(copied)
+    both = find_places(f"{tuned}+{copied}").key
+    assert both == f"{sha256(Path(tuned))}+{sha256(copied)}"
+    (copied / "unet" / "config.json").write_text("{}")
+    assert find_places(whole).key != find_places(str(copied)).key
+    assert find_places(f"{tuned}+{copied}").key != both
+    assert find_places("owner/model").key == "owner/model"
+    assert find_places("learn2refocus").key == find_places(LEARN2REFOCUS).key
