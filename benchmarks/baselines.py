@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -157,7 +157,7 @@ def _errors(frames: Tensor, position: int, candidates: Sequence[Filter]) -> NDAr
     return np.asarray(torch.stack(columns, dim=-1).numpy())
 
 
-def save_table(path: Path, table: Table, made: Mapping[str, Any]) -> None:
+def save_table(path: Path, table: Table, made: Mapping[str, object]) -> None:
     """Write a table, with what it was made from, as JSON."""
     rows = [
         {"input_position": i, "output_position": o, **asdict(found)}

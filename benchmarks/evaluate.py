@@ -161,12 +161,14 @@ def evaluate_models(
     wanted, kept = tuple(how.inputs), Ledger() if ledger is None else ledger
     count = len(wanted) if how.per_scene is None else min(how.per_scene, len(wanted))
     total = len(stacks) * len(models) * count if isinstance(stacks, Sized) else None
-    for scene, stack, truth, model, position in track(
-        _tasks(models, stacks, wanted, count), f"evaluating on {stacks_name}", total
-    ):
-        if (scene, model.name, position) not in kept:
-            scores = _score(model, stack, truth, position, how.size)
-            kept.add(Call(scene, model.name, position, scores))
+    tasks = track(_tasks(models, stacks, wanted, count), f"evaluating on {stacks_name}", total)
+    try:
+        for scene, stack, truth, model, position in tasks:
+            if (scene, model.name, position) not in kept:
+                scores = _score(model, stack, truth, position, how.size)
+                kept.add(Call(scene=scene, model=model.name, position=position, scores=scores))
+    finally:
+        kept.save()
     calls = list(kept)
     if not calls:
         raise UserError(
@@ -382,12 +384,12 @@ def evaluate_scoring(
     return found
 
 
-def content_of(spec: str) -> list[str]:
-    """Return hashes of what a model's name stands for on this disk."""
+def content_of(spec: str) -> str:
+    """Return a hash of what a model's name stands for on this disk."""
     if Path(spec).exists():
-        return [sha256(Path(spec))]
+        return sha256(Path(spec))
     kind, _, named = spec.partition("@")[0].partition(":")
-    return find_places(named).key if named else [kind]
+    return find_places(named).key if named else kind
 
 
 def evaluate_run(
@@ -397,7 +399,7 @@ def evaluate_run(
     synthetic scenes, and write the run's evaluate.json."""
     specs = {REFERENCE: f"{REFERENCE}:{reference}", STUDENT: str(folder / STUDENT)}
     for artifact in load_manifest(folder).artifacts:
-        if artifact.status == "written" and get_target(artifact.target).cannot_run() is None:
+        if get_target(artifact.target).cannot_run() is None:
             specs[artifact.name] = str(folder / artifact.name)
     models = [replace(open_model(spec), name=name) for name, spec in specs.items()]
     seeds = range(VALIDATION_SEED, VALIDATION_SEED + scenes)

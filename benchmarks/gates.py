@@ -8,16 +8,17 @@ figure is that of the *worst* output of all calls.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pocketfocus.mobile_harness.device import HOST, MIL_CHECK, Arrays
+from pocketfocus.export.targets import get_target
+from pocketfocus.mobile_harness.device import HOST, Arrays
+from pocketfocus.mobile_harness.devices import gate_word
 from pocketfocus.quantize.recipes import RECIPES, Recipe, get_recipe, recipe_from
 from pocketfocus.run.manifest import Artifact
 from pocketfocus.run.metrics import PEAK, psnr
@@ -25,7 +26,6 @@ from pocketfocus.run.results import GateRow, GateStatus
 
 SAME_FILE = "same file on"  # the host, say
 SAME_FILE_DB = 45.0  # the same file on another processor
-COVERAGE = "delegate coverage"
 
 G = TypeVar("G", bound=GateRow)
 
@@ -67,7 +67,7 @@ def gate_row(artifact: Artifact, device: str, gate: Gate, verdict: Verdict) -> G
     )
 
 
-def gate_of(precision: str, device: str = HOST, recipe: Mapping[str, Any] | None = None) -> Gate:
+def gate_of(precision: str, device: str = HOST, recipe: Mapping[str, object] | None = None) -> Gate:
     """Return the gate of a file: fp32 shows the runtime's error alone, the others the whole loss.
 
     `recipe` as the manifest has it; None for the shipped one of that name.
@@ -79,10 +79,10 @@ def gate_of(precision: str, device: str = HOST, recipe: Mapping[str, Any] | None
 
 def gate_name(precision: str, device: str) -> str:
     """Return how a file's gate is called in tables."""
-    return f"{precision} file, {'MIL check' if device == MIL_CHECK else 'executed'}"
+    return f"{precision} file, {gate_word(device)}"
 
 
-def requested(precision: str, recipe: Mapping[str, Any] | None) -> Recipe:
+def requested(precision: str, recipe: Mapping[str, object] | None) -> Recipe:
     """Return the shipped recipe of that name, else the one of the artifact's own fields."""
     if precision in RECIPES or not recipe:
         return get_recipe(precision)
@@ -124,35 +124,20 @@ def output_psnr(
     return math.floor(100 * psnr(torch.from_numpy(found), torch.from_numpy(expected), peak)) / 100
 
 
-def coverage_rows(artifact: Artifact, device: str) -> list[GateRow]:
-    """Return the gate of what runs inside the backend, for files whose manifest says how much does.
-
-    Its floor is the recipe's `min_delegated`; `why` says what was found, and what runs outside.
-    """
-    found = artifact.delegation
-    if found is None or not is_written(artifact):
+def own_rows(artifact: Artifact, device: str) -> list[GateRow]:
+    """Return the row of the gate that a file's target has beside parity, if it has one."""
+    recipe = requested(artifact.precision, artifact.recipe)
+    found = get_target(artifact.target).own_gate(artifact, recipe)
+    if found is None:
         return []
-    floor = requested(artifact.precision, artifact.recipe).min_delegated
-    why = (
-        f"{100 * found.share:.1f} % of {found.total_ops} operators are delegated in {found.calls} "
-        f"call{'s' * (found.calls != 1)}, {100 * floor:g} % are needed"
-    )
-    if found.not_delegated:
-        counts = Counter(found.not_delegated).most_common()
-        why += "; not delegated: " + ", ".join(f"{count} {name}" for name, count in counts)
-    verdict = Verdict(None, "pass" if found.share >= floor else "fail", why)
-    row = gate_row(artifact, device, Gate(COVERAGE, "", floor), verdict)
+    verdict = Verdict(None, "pass" if found.passed else "fail", found.why)
+    row = gate_row(artifact, device, Gate(found.gate, "", 0.0), verdict)
     return [row.model_copy(update={"threshold_db": None})]
 
 
-def is_written(artifact: Artifact) -> bool:
-    """Return whether the artifact has a file; a refused one has only a reason."""
-    return artifact.status == "written"
-
-
 def parity_rows(rows: Sequence[G]) -> list[G]:
-    """Return the rows that compare outputs: all but those of delegate coverage."""
-    return [row for row in rows if row.gate != COVERAGE]
+    """Return the rows that compare outputs: all but those of targets' own gates."""
+    return [row for row in rows if row.threshold_db is not None]
 
 
 def failed(rows: Sequence[G]) -> list[G]:

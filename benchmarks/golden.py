@@ -11,10 +11,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from pocketfocus.benchmarks.checks import (
     Stacks,
@@ -31,7 +32,6 @@ from pocketfocus.benchmarks.gates import (
     gate_name,
     gate_of,
     gate_row,
-    is_written,
     judge,
 )
 from pocketfocus.benchmarks.verify import able_device, execute
@@ -41,17 +41,56 @@ from pocketfocus.run.files import read_json, sha256, write_atomic, write_json
 from pocketfocus.run.manifest import Artifact, check_artifact, load_manifest
 from pocketfocus.run.progress import track
 from pocketfocus.run.results import GateRow
-from pocketfocus.run.rows import write_rows
+from pocketfocus.run.rows import Row, part_of, write_rows
 
 GOLDEN_FILE = "golden.json"
 REPLAY_FILE = "replay.json"
 POSITIONS = (0, 4, 8)  # of the first photo: every stack is 7.7 MB at 320x448
 SAME_FILE = "same file, replayed"
 HALF_DB = 65.0  # the most that stacks kept in float16 can prove (rounding alone is about 77 dB)
-KINDS: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+Kind = Literal["float32", "float16"]
+KINDS: dict[Kind, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 
-Described = dict[str, Any]
-"""A part of golden.json."""
+
+class Saved(Row):
+    """A tensor of a bundle: its file of raw values, and what they are."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: Kind
+    sha256: str
+
+
+class Input(Row):
+    """What every file is called with, once for each."""
+
+    photo: Saved
+    position: Saved
+
+
+class File(Row):
+    """A file of a bundle and both its tolerances.
+
+    `expected` are its own stacks on the device `made_by`, where one executed it.
+    """
+
+    name: str
+    target: str
+    precision: str
+    sha256: str
+    student_db: float
+    same_file_db: float
+    made_by: str | None = None
+    expected: Saved | None = None
+
+
+class Golden(Row):
+    """golden.json; `student` are the stacks of the student itself."""
+
+    size: tuple[int, int]
+    inputs: tuple[Input, ...] = Field(min_length=1)
+    student: Saved
+    artifacts: tuple[File, ...]
 
 
 @dataclass(frozen=True)
@@ -81,28 +120,28 @@ def write_golden(
     inputs = student_inputs(fitted_photos(photos, manifest.size)[:1])
     calls = [(0, position) for position in POSITIONS]
     expected = Expected(inputs, calls, parent_stacks(student, inputs, calls))
-    files = [(a, check_artifact(folder, a)) for a in manifest.artifacts if is_written(a)]
+    files = [(a, check_artifact(folder, a)) for a in manifest.artifacts]
     with write_atomic(out) as scratch:
         scratch.mkdir()
         photo = save(scratch, "photo.f32", inputs[0][0], "float32")
         positions = [save(scratch, f"position-{p}.f32", inputs[1][p], "float32") for _, p in calls]
         stacks = save(scratch, "student.f16", expected.parents[STUDENT][0], "float16")
-        content = {
-            "size": manifest.size,
-            "inputs": [{"photo": photo, "position": position} for position in positions],
-            "student": stacks,
-            "artifacts": [
+        golden = Golden(
+            size=manifest.size,
+            inputs=tuple(Input(photo=photo, position=position) for position in positions),
+            student=stacks,
+            artifacts=tuple(
                 add_file(scratch, artifact, path, expected, devices)
                 for artifact, path in track(files, "writing golden outputs", len(files))
-            ],
-        }
-        write_json(scratch / GOLDEN_FILE, content)
+            ),
+        )
+        write_json(scratch / GOLDEN_FILE, golden.as_json())
     return out / GOLDEN_FILE
 
 
 def add_file(
     bundle: Path, artifact: Artifact, path: Path, expected: Expected, devices: Sequence[Device]
-) -> Described:
+) -> File:
     """Copy a file into a bundle, execute it, and return its entry, with its stacks if it ran."""
     copy = bundle / artifact.name
     copy.parent.mkdir(exist_ok=True)
@@ -120,20 +159,20 @@ def add_file(
         )
     name = f"{artifact.name.replace('/', '-')}.f16"
     own = save(bundle, name, result.outputs[0], "float16")
-    return entry | {"made_by": device.name, "expected": own}
+    return entry.model_copy(update={"made_by": device.name, "expected": own})
 
 
-def described(artifact: Artifact) -> Described:
+def described(artifact: Artifact) -> File:
     """Describe a file with its hash and both tolerances."""
     gate = gate_of(artifact.precision, recipe=artifact.recipe)
-    return {
-        "name": artifact.name,
-        "target": artifact.target,
-        "precision": artifact.precision,
-        "sha256": artifact.sha256,
-        "student_db": min(gate.threshold_db, HALF_DB),
-        "same_file_db": SAME_FILE_DB,
-    }
+    return File(
+        name=artifact.name,
+        target=artifact.target,
+        precision=artifact.precision,
+        sha256=artifact.sha256,
+        student_db=min(gate.threshold_db, HALF_DB),
+        same_file_db=SAME_FILE_DB,
+    )
 
 
 def replay(bundle: Path, devices: Sequence[Device]) -> list[GateRow]:
@@ -142,31 +181,31 @@ def replay(bundle: Path, devices: Sequence[Device]) -> list[GateRow]:
     Two rows a file: against the student's stacks, and against the same file's own on the machine
     that wrote the bundle. UserError for a missing or damaged bundle.
     """
-    golden = read_json(bundle / GOLDEN_FILE)
-    try:
-        inputs = student_inputs(load(bundle, golden["inputs"][0]["photo"]))
-        calls = [(0, int(load(bundle, pair["position"]).argmax())) for pair in golden["inputs"]]
-        expected = Expected(inputs, calls, {STUDENT: (load(bundle, golden["student"]),)})
-        rows = [
-            row
-            for entry in golden["artifacts"]
-            for row in replayed(bundle, entry, expected, devices)
-        ]
-    except (KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{bundle / GOLDEN_FILE} lacks {error}: write the bundle again") from error
+    golden = read_golden(bundle / GOLDEN_FILE)
+    inputs = student_inputs(load(bundle, golden.inputs[0].photo))
+    calls = [(0, int(load(bundle, pair.position).argmax())) for pair in golden.inputs]
+    expected = Expected(inputs, calls, {STUDENT: (load(bundle, golden.student),)})
+    rows = [row for file in golden.artifacts for row in replayed(bundle, file, expected, devices)]
     write_rows(bundle / REPLAY_FILE, rows)
     return rows
 
 
+def read_golden(path: Path) -> Golden:
+    """Return golden.json; UserError for a field that is not as `write_golden` writes it."""
+    content = read_json(path)
+    del content["schema_version"]
+    return part_of(str(path), Golden, content, "write the bundle again")
+
+
 def replayed(
-    bundle: Path, entry: Described, expected: Expected, devices: Sequence[Device]
+    bundle: Path, entry: File, expected: Expected, devices: Sequence[Device]
 ) -> list[GateRow]:
     """Execute one file and return its rows."""
-    path, target = bundle / entry["name"], entry["target"]
-    check_hash(path, entry["sha256"])
+    path, target = bundle / entry.name, entry.target
+    check_hash(path, entry.sha256)
     device = able_device(devices, target)
-    artifact = Artifact(entry["name"], target, entry["precision"], entry["sha256"], 0)
-    gate = Gate(gate_name(entry["precision"], device.name), STUDENT, entry["student_db"])
+    artifact = Artifact(entry.name, target, entry.precision, entry.sha256, 0)
+    gate = Gate(gate_name(entry.precision, device.name), STUDENT, entry.student_db)
     why = device.why_not(target)
     if why is not None:
         result, verdict = None, Verdict(None, "not-run", why)
@@ -174,10 +213,10 @@ def replayed(
         job = expected.job(path, target)
         result, verdict = execute(device, job, expected.parents[STUDENT], gate)
     rows = [gate_row(artifact, device.name, gate, verdict)]
-    if "expected" in entry:
-        same = Gate(SAME_FILE, f"on {entry['made_by']}", entry["same_file_db"])
+    if entry.expected is not None:
+        same = Gate(SAME_FILE, f"on {entry.made_by}", entry.same_file_db)
         if result is not None and result.outputs is not None:
-            own = load(bundle, entry["expected"])
+            own = load(bundle, entry.expected)
             verdict = judge(result.outputs, (own,), same.threshold_db)
         rows.append(gate_row(artifact, device.name, same, verdict))
     return rows
@@ -189,16 +228,16 @@ def check_hash(path: Path, expected: str) -> None:
         raise UserError(f"{path} is not the file that {GOLDEN_FILE} lists: write the bundle again")
 
 
-def save(folder: Path, name: str, values: NDArray[Any], kind: str) -> Described:
+def save(folder: Path, name: str, values: NDArray[Any], kind: Kind) -> Saved:
     """Write a tensor's raw values, and return its file, shape, dtype and hash."""
     path = folder / name
     path.write_bytes(np.ascontiguousarray(values.astype(KINDS[kind])).tobytes())
-    return {"file": name, "shape": list(values.shape), "dtype": kind, "sha256": sha256(path)}
+    return Saved(file=name, shape=values.shape, dtype=kind, sha256=sha256(path))
 
 
-def load(folder: Path, entry: Described) -> Stacks:
+def load(folder: Path, entry: Saved) -> Stacks:
     """Read a tensor that `save` wrote, as float32; UserError when its hash is another."""
-    path = folder / entry["file"]
-    check_hash(path, entry["sha256"])
-    values = np.frombuffer(path.read_bytes(), KINDS[entry["dtype"]])
-    return values.reshape(entry["shape"]).astype(np.float32)
+    path = folder / entry.file
+    check_hash(path, entry.sha256)
+    values = np.frombuffer(path.read_bytes(), KINDS[entry.dtype])
+    return values.reshape(entry.shape).astype(np.float32)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from pocketfocus.benchmarks.checks import SHOWN, fitted_photos, load_parent
-from pocketfocus.benchmarks.gates import gate_of, is_written
+from pocketfocus.benchmarks.gates import gate_of
 from pocketfocus.data.optics import one_hot
 from pocketfocus.export.targets import Layer, get_target
 from pocketfocus.quantize.layers import layer_of
@@ -119,7 +119,7 @@ def locate_fault(folder: Path, name: str, photos: Sequence[Path] | None = None) 
     UserError for a file that is not of the run, is damaged, or cannot be executed here.
     """
     manifest = load_manifest(folder)
-    known = {a.name: a for a in manifest.artifacts if is_written(a)}
+    known = {a.name: a for a in manifest.artifacts}
     if name not in known:
         raise UserError(f"{folder} holds no {name}: choose from {', '.join(known)}")
     artifact = known[name]

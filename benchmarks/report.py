@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -173,7 +172,7 @@ def file_uri(path: Path) -> str | None:
     return data_uri(path.read_bytes()) if path.exists() else None
 
 
-def distillation(folder: Path) -> dict[str, Any]:
+def distillation(folder: Path) -> dict[str, object]:
     """Return what the distill stage said of itself, empty when it did not run here."""
     path = folder / "distill.json"
     return read_json(path) if path.exists() else {}

@@ -22,11 +22,10 @@ from pocketfocus.benchmarks.gates import (
     SAME_FILE_DB,
     Gate,
     Verdict,
-    coverage_rows,
     gate_of,
     gate_row,
-    is_written,
     judge,
+    own_rows,
 )
 from pocketfocus.mobile_harness.device import HOST, PYTORCH, Arrays, Device, Job, Result
 from pocketfocus.mobile_harness.devices import is_timed, origin
@@ -71,21 +70,24 @@ DEFAULT = Verification()
 def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> list[VerifyRow]:
     """Execute every artifact of a run on `device`, and write the rows to verify.json.
 
-    Rows of other devices stay in the file. For a student, stacks.npz keeps what the report shows
+    Rows of other devices stay in the file, those of fallbacks too that had nothing to execute here.
+    For a student, stacks.npz keeps what the report shows
     (see `save_shown`). Raises UserError for a missing or damaged file.
     """
     manifest = load_manifest(folder)
-    files = {a.name: check_artifact(folder, a) for a in manifest.artifacts if is_written(a)}
+    files = {a.name: check_artifact(folder, a) for a in manifest.artifacts}
     student = None
     rows: list[VerifyRow] = []
     devices = {each.name: each for each in (device, *how.fallbacks)}
+    used = [device.name]
     if not is_of_networks(manifest):
         student = student_check(folder, manifest, how.photos, how.positions)
         rows.append(row_on(capture_row(student), devices.get(HOST)))
     kept: dict[str, Pixels] = {}
     for artifact in track(manifest.artifacts, "verifying", len(manifest.artifacts)):
         chosen = able_device([*devices.values()], artifact.target)
-        why = why_not(artifact, chosen)
+        used.append(chosen.name)
+        why = chosen.why_not(artifact.target)
         if why is None:
             check = student or saved_check(folder, artifact)
             path, reference = files[artifact.name], how.reference_device
@@ -97,12 +99,12 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
             gate = gate_of(artifact.precision, chosen.name, artifact.recipe)
             verdict = Verdict(None, "not-run", why)
             rows.append(row_on(gate_row(artifact, chosen.name, gate, verdict), chosen))
-        rows += [row_on(row, chosen) for row in coverage_rows(artifact, chosen.name)]
+        rows += [row_on(row, chosen) for row in own_rows(artifact, chosen.name)]
     if student:
         save_shown(folder, student, kept)
         if how.positions is not None and len(how.positions) < FRAMES:
             rows = [partial_row(row, how.positions) for row in rows]
-    merge_rows(folder / VERIFY_FILE, VerifyRow, rows, list(devices), folder / MANIFEST_FILE)
+    merge_rows(folder / VERIFY_FILE, VerifyRow, rows, used, folder / MANIFEST_FILE)
     return rows
 
 
@@ -111,13 +113,6 @@ def capture_row(check: Check) -> GateRow:
     parents, gate = check.parents, CAPTURE_GATE
     verdict = judge(parents[CAPTURED_GRAPH], parents[gate.parent], gate.threshold_db)
     return gate_row(Artifact("student", PYTORCH, "fp32", "", 0), HOST, gate, verdict)
-
-
-def why_not(artifact: Artifact, device: Device) -> str | None:
-    """Return why an artifact cannot be executed: it was refused, or its target cannot run."""
-    if not is_written(artifact):
-        return f"not written: {artifact.why}"
-    return device.why_not(artifact.target)
 
 
 def execute_artifact(

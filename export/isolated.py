@@ -18,7 +18,7 @@ from pocketfocus.export.network import Network
 from pocketfocus.export.phases import Phases
 from pocketfocus.export.quiet import quiet
 from pocketfocus.export.targets import Target, Written, get_target
-from pocketfocus.quantize.recipes import Recipe, fields_of, recipe_from
+from pocketfocus.quantize.recipes import Recipe, recipe_from
 from pocketfocus.run.child import Say
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import TensorSpec
@@ -41,7 +41,7 @@ def write_isolated(
         "name": name,
         "network": network.origin,
         "target": target.name,
-        "recipe": fields_of(recipe),
+        "recipe": recipe.model_dump(mode="json"),
         "path": str(path),
         "check": str(check),
         "threads": threads,

@@ -44,7 +44,7 @@ class Network:
     variants: tuple[Network, ...] = ()
     multiple: int = 0
     check: Callable[[], tuple[Tensor, ...]] | None = None
-    origin: Mapping[str, Any] | None = None
+    origin: Mapping[str, object] | None = None
 
     @property
     def every(self) -> tuple[Network, ...]:

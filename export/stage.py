@@ -10,8 +10,9 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata, util
+from itertools import product
 from pathlib import Path
 
 from pocketfocus.export.isolated import write_isolated
@@ -20,22 +21,20 @@ from pocketfocus.export.phases import Phases
 from pocketfocus.export.quiet import quiet
 from pocketfocus.export.reference import PARTS, SMALLEST, reference_source
 from pocketfocus.export.student import STUDENT, Log, Wanted, student_source
-from pocketfocus.export.targets import TARGETS, Target, Written, get_target, get_targets
+from pocketfocus.export.targets import TARGETS, Options, Target, Written, get_target, get_targets
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.plan import statement, summary
-from pocketfocus.quantize.recipes import NAME, RECIPES, Recipe, fields_of, get_recipe
+from pocketfocus.quantize.recipes import NAME, RECIPES, Recipe, get_recipe
 from pocketfocus.quantize.toolchains import TOOLCHAINS
-from pocketfocus.quantize.toolchains.coreml import for_ios
 from pocketfocus.run.cache import source_hash
 from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import key_of, sha256, size_bytes, write_atomic
+from pocketfocus.run.files import alone_in, key_of, sha256, size_bytes, write_atomic
 from pocketfocus.run.manifest import MANIFEST_FILE, Artifact, Manifest, load_manifest
 
 CHECKS = "checks"
 THREADS = 2
 FULL_PRECISIONS = ("int4",)
-FULL_IOS, FULL_FORM = 18, "blocks"  # palettes by k-means take hours at full size
 
 Files = list[tuple[Target, Recipe]]
 
@@ -48,8 +47,7 @@ class Export:
         out: their folder.
         targets: names of `TARGETS`.
         precisions: names of shipped recipes, or YAML files.
-        ios: the oldest one that has to read Core ML files; None as the recipe says.
-        form: of 4-bit weights in these, see `toolchains.coreml.FORMS`; None as the recipe says.
+        options: of targets, for those that have them; else the recipes say.
         threads: of PyTorch in a process that writes one file.
         sizes: of the photos that a student's files take beside its own, see `student.Wanted`.
     """
@@ -57,21 +55,27 @@ class Export:
     out: Path
     targets: Sequence[str]
     precisions: Sequence[str]
-    ios: int | None = None
-    form: str | None = None
+    options: Options = field(default_factory=dict)
     threads: int = THREADS
     sizes: Sequence[Size] | None = ()
 
-    def files(self) -> Files:
-        """Targets and recipes; UserError for unknown names, a recipe that cannot be read, a form
-        that the iOS does not read, or a target whose files cannot be written on this machine."""
-        recipes = [for_ios(get_recipe(name), self.ios, self.form) for name in self.precisions]
+    def files(self, of_reference: bool = False) -> Files:
+        """Targets and recipes; UserError for unknown names, a recipe that cannot be read, an option
+        that cannot be, or a target whose files cannot be written on this machine."""
+        recipes = [get_recipe(name) for name in self.precisions]
         targets = [get_target(name) for name in self.targets]
+        for target, recipe in product(get_targets(), recipes):
+            target.adapted(recipe, self.options)  # an option that cannot be, of whatever target
         for target in targets:
             reason = target.cannot_write()
             if reason is not None:
                 raise UserError(f"{target.name} files cannot be written here: {reason}")
-        return [(target, recipe) for target in targets for recipe in recipes]
+        return [
+            (target, target.adapted(recipe, {**usual, **self.options}))
+            for target in targets
+            for usual in [target.reference_options if of_reference else {}]
+            for recipe in recipes
+        ]
 
 
 @dataclass(frozen=True)
@@ -101,15 +105,16 @@ def export_run(
     `photos` calibrate the integer files; None for the bundled ones. Files of the same student that
     this call does not ask for stay, those of another student go. UserError as of `Export.files`,
     for a recipe that fits no layer, a student or photos that cannot be read, or a folder that
-    cannot be written.
+    cannot be written or that another export writes to.
     """
     files = request.files()
     wanted = Wanted(photos, request.sizes)
-    source = student_source(student_dir, Path(request.out), wanted, log)
-    layers = layers_of(source.networks[0].make())
-    for target, recipe in files:
-        recipe.requested(target.toolchain, layers)  # UserError before anything is written
-    return write_files(Run(request, files, source, log))
+    with alone_in(Path(request.out), "export"):
+        source = student_source(student_dir, Path(request.out), wanted, log)
+        layers = layers_of(source.networks[0].make())
+        for target, recipe in files:
+            recipe.requested(target.toolchain, layers)  # UserError before anything is written
+        return write_files(Run(request, files, source, log))
 
 
 def export_full(
@@ -130,8 +135,9 @@ def export_full(
             raise UserError(
                 f"--full writes no {name} files: choose from {', '.join(able)} with --targets"
             )
-    request = replace(request, ios=request.ios or FULL_IOS, form=request.form or FULL_FORM)
-    return write_files(Run(request, request.files(), reference_source(spec, parts, size), log))
+    files = request.files(of_reference=True)
+    with alone_in(Path(request.out), "export"):
+        return write_files(Run(request, files, reference_source(spec, parts, size), log))
 
 
 def full_targets() -> tuple[str, ...]:
@@ -208,7 +214,7 @@ def make(
         key=key,
         inputs=written.inputs or network.inputs,
         outputs=written.outputs or network.outputs,
-        recipe=fields_of(recipe),
+        recipe=recipe.model_dump(mode="json"),
         applied=written.applied,
         delegation=written.delegation,
         functions=written.functions,
@@ -281,7 +287,7 @@ def file_key(run: Run, network: Network, target: Target, recipe: Recipe) -> str:
     return key_of(
         network=network.name,
         target=target.name,
-        recipe=fields_of(recipe),
+        recipe=recipe.model_dump(mode="json"),
         source=run.source.key,
         calibration=run.source.manifest.calibration.get("sha256") if recipe.calibrated else "",
         sizes=[one.size for one in network.every],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.manifest import Delegation, Function, TensorSpec
+from pocketfocus.run.manifest import Artifact, Delegation, Function, TensorSpec
 
 if TYPE_CHECKING:  # what executes a file needs none of these and their many imports
     from pocketfocus.export.network import Network
@@ -83,6 +83,29 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """How a file did at a gate that its target has beside parity, and what was found."""
+
+    gate: str
+    passed: bool
+    why: str
+
+
+Options = Mapping[str, str | int]
+"""What is asked of targets beyond recipes, by the names that the targets gave it."""
+
+
+def no_gate(artifact: Artifact, recipe: Recipe) -> Finding | None:
+    """Nothing: most targets have no gate of their own."""
+    return None
+
+
+def unchanged(recipe: Recipe, options: Options) -> Recipe:
+    """The recipe: most targets have no options."""
+    return recipe
+
+
+@dataclass(frozen=True)
 class Target:
     """A runtime that files are written for.
 
@@ -109,6 +132,10 @@ class Target:
         extra: of pocketfocus, which installs its packages; "" where every installation has them.
         fallback: the device that verifies its files where a device cannot execute them.
         writes_references: whether it takes the networks of a whole reference.
+        reference_options: of those, unless others are asked for.
+        adapted: the recipe that an option asks for; UserError for one that cannot be.
+        own_gate: how a file did at the target's own gate, of its artifact and recipe; None where
+            there is none.
     """
 
     name: str
@@ -130,6 +157,9 @@ class Target:
     extra: str = ""
     fallback: str = ""
     writes_references: bool = True
+    reference_options: Options = field(default_factory=dict)
+    adapted: Callable[[Recipe, Options], Recipe] = unchanged
+    own_gate: Callable[[Artifact, Recipe], Finding | None] = no_gate
 
 
 def get_target(name: str) -> Target:

@@ -26,6 +26,7 @@ class DeviceKind:
         module: has `connect(address, options)`, which gives its devices.
         every: the address that stands for all of them, where there may be several.
         timed: whether the times that it measures are latencies.
+        gate_word: how the name of a gate says that a file ran there.
         falls_back: whether files that it cannot execute go to their target's own fallback device.
         reference_device: name of the device that executes each file too: both must agree.
         visits_itself: whether it comes to this host, which serves a run and waits for it.
@@ -36,6 +37,7 @@ class DeviceKind:
     module: str
     every: str = ""
     timed: bool = True
+    gate_word: str = "executed"
     falls_back: bool = False
     reference_device: str = ""
     visits_itself: bool = False
@@ -46,7 +48,7 @@ DEVICES = {
     kind.name: kind
     for kind in (
         DeviceKind(HOST, "pocketfocus.mobile_harness.host", falls_back=True),
-        DeviceKind(MIL_CHECK, "pocketfocus.mobile_harness.mil", timed=False),
+        DeviceKind(MIL_CHECK, "pocketfocus.mobile_harness.mil", timed=False, gate_word="MIL check"),
         DeviceKind("coreai-check", "pocketfocus.mobile_harness.coreai", timed=False),
         DeviceKind(
             "arm64",
@@ -161,6 +163,11 @@ def origin(device: Device | None, target: str) -> Origin:
         os=about.get("os", ""),
         runtime=version if " " in version or not version else f"{runtime} {version}",
     )
+
+
+def gate_word(device: str) -> str:
+    """Return how the name of a gate says that a file ran on a device, of any name."""
+    return DEVICES.get(device.partition(":")[0], DEVICES[HOST]).gate_word
 
 
 def favourite_target(device: Device) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from pocketfocus.data.scenes import TRAIN_PHOTOS, train_photos
 from pocketfocus.photos.images import load_photo, prepare
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.manifest import CalibrationInputs
 
 INPUTS = 2 * FRAMES  # every position twice, each time with another photo
 
@@ -50,7 +50,7 @@ class Calibration:
             digest.update(photo.numpy().tobytes())
         return digest.hexdigest()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> CalibrationInputs:
         """For the manifest: photo and position of every input, what they cover, and hashes.
 
         The hash of a photo is that of its pixels as the student sees them.

@@ -146,7 +146,7 @@ def choose_point(
 
 def recipe_of(name: str, chosen: Mapping[str, Point]) -> Recipe:
     """One recipe for all targets: int8, and a rule for every layer and targets that differ."""
-    rules = [Rule("*", INT8)]
+    rules = [Rule.of("*", INT8)]
     layers = next(iter(chosen.values())).requested
     for layer in layers:
         by_scheme: dict[Scheme, list[str]] = {}
@@ -155,7 +155,7 @@ def recipe_of(name: str, chosen: Mapping[str, Point]) -> Recipe:
         for scheme, targets in by_scheme.items():
             if scheme != INT8:
                 everywhere = len(targets) == len(chosen)
-                rules.append(Rule(layer, scheme, () if everywhere else tuple(targets)))
+                rules.append(Rule.of(layer, scheme, () if everywhere else targets))
     estimates = ", ".join(
         f"{target} {point.bytes / 1e6:.2f} MB at {point.psnr_db:.1f} dB"
         for target, point in chosen.items()
@@ -163,7 +163,7 @@ def recipe_of(name: str, chosen: Mapping[str, Point]) -> Recipe:
     lowest = min(point.psnr_db for point in chosen.values())
     about = f"found by sensitivity, estimated: {estimates}"
     gate = round(min(max(lowest - MARGIN_DB, 0.0), HIGHEST_GATE_DB), 1)
-    return Recipe(name, about, gate, 0.99, tuple(rules))
+    return Recipe(name=name, about=about, min_psnr_db=gate, rules=tuple(rules))
 
 
 def measured_points(folder: Path) -> list[tuple[str, str, float, float]]:

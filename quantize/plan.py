@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from torch import nn
 
@@ -51,7 +50,7 @@ def one_float(requested: Mapping[str, Scheme]) -> dict[str, Scheme]:
 
 def statement(
     requested: Mapping[str, Scheme], choices: Mapping[str, Choice], found: Mapping[str, Scheme]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, object]]:
     """For the manifest, of every layer: what is in the file, and what was requested if not that."""
     rows = {}
     for name, scheme in found.items():

@@ -30,6 +30,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -80,13 +81,46 @@ class Scheme:
         return f"{self.bits} bits, {shared}, {self.activations} activations"
 
 
-@dataclass(frozen=True)
-class Rule:
+class _Fields(BaseModel):
+    """A mapping of a YAML or JSON file; descriptions of its fields are what to choose from."""
+
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True, frozen=True)
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text.removeprefix(REGEX) if text.startswith(REGEX) else "")
+    except re.error as error:
+        raise ValueError(f"'{text}' is no regular expression ({error}): mend it") from error
+    return text
+
+
+class Rule(_Fields):
     """A scheme for the layers whose path fits `layers`, on `targets` (empty for all)."""
 
-    layers: str
-    scheme: Scheme
-    targets: tuple[str, ...] = ()
+    layers: Annotated[str, AfterValidator(_pattern)] = Field(default="*", description="a pattern")
+    targets: Annotated[
+        tuple[Annotated[str, Field(pattern=f"^({'|'.join(TOOLCHAIN_NAMES)})$")], ...],
+        BeforeValidator(lambda found: found if isinstance(found, list | tuple) else (found,)),
+    ] = Field(default=(), description=" or ".join(TOOLCHAIN_NAMES))
+    bits: Bits = Field(description="32, 16, 8 or 4")
+    form: Form = Field(default="affine", description="affine or palette")
+    granularity: Literal["tensor", "channel"] | Annotated[int, Field(strict=True, gt=0)] = Field(
+        default="channel", description="tensor, channel, or a whole number from 1 up"
+    )
+    activations: Activations = Field(default="float", description="float, static or dynamic")
+
+    @classmethod
+    def of(cls, layers: str, scheme: Scheme, targets: Iterable[str] = ()) -> Rule:
+        """The rule that gives these layers a scheme."""
+        return cls.model_validate({"layers": layers, "targets": tuple(targets), **stated(scheme)})
+
+    @property
+    def scheme(self) -> Scheme:
+        """What it requests of a layer."""
+        if self.bits >= 16:
+            return Scheme(self.bits)
+        return Scheme(self.bits, self.form, self.granularity, self.activations)
 
     def fits(self, layer: str) -> bool:
         """Whether the pattern, shell-style or a whole regular expression, fits a layer's path."""
@@ -94,31 +128,61 @@ class Rule:
             return re.fullmatch(self.layers.removeprefix(REGEX), layer) is not None
         return fnmatchcase(layer, self.layers)
 
+    @model_validator(mode="after")
+    def _some_target_takes_it(self) -> Rule:
+        extra = sorted(self.model_fields_set & {"form", "granularity", "activations"})
+        if self.bits >= 16 and extra:
+            raise ValueError(
+                f"no target takes {self.bits}-bit weights, which are floating point, with "
+                f"'{extra[0]}': leave it out, or choose 8 or 4 bits"
+            )
+        if self.form == "palette" and self.activations != "float":
+            raise ValueError(
+                f"no target takes palettes with {self.activations} int8 activations: choose float "
+                "activations, or the affine form"
+            )
+        return self
 
-@dataclass(frozen=True)
-class Recipe:
+    @model_serializer
+    def _as_written(self) -> dict[str, object]:
+        targets = {"targets": list(self.targets)} if self.targets else {}
+        return {"layers": self.layers, **targets, **stated(self.scheme)}
+
+
+def stated(scheme: Scheme) -> dict[str, Granularity]:
+    """A scheme in a rule's words: floating point has none but its bits."""
+    return {"bits": scheme.bits} if scheme.bits >= 16 else asdict(scheme)
+
+
+_Number = Annotated[float, Field(strict=True, ge=0, lt=1e6, description="a number from 0 up")]
+
+
+class Recipe(_Fields):
     """One precision.
 
     Attributes:
         name: by which users choose it, and in the names of its files.
         about: what it is, in a sentence.
         min_psnr_db: the gate against the parent (design §6).
-        min_delegated: least share of an ExecuTorch file's operators that its backend executes.
+        min_delegated: least share of a file's operators that its backend executes, of targets
+            whose files tell.
         rules: the last one that fits a layer decides.
-        ios: the oldest iOS that has to read the Core ML file.
+        ios: the oldest one that has to read the file, of targets for Apple's devices.
     """
 
-    name: str
-    about: str
-    min_psnr_db: float
-    min_delegated: float
-    rules: tuple[Rule, ...]
-    ios: int = 18
+    name: str = Field(
+        pattern=f"^{NAME.pattern}$", description="letters, digits, . - and _ for a file"
+    )
+    about: str = Field(default="", description="a sentence")
+    min_psnr_db: _Number
+    min_delegated: _Number = 0.99
+    rules: tuple[Rule, ...] = Field(min_length=1, description="a list of one rule or more")
+    ios: Ios = Field(default=18, description=" or ".join(map(str, IOS_VERSIONS)))
 
     @property
     def weight_bits(self) -> int:
         """The fewest bits that a rule requests."""
-        return min((rule.scheme.bits for rule in self.rules), default=32)
+        return min(rule.bits for rule in self.rules)
 
     @property
     def calibrated(self) -> bool:
@@ -147,67 +211,6 @@ class Recipe:
         return {name: self.scheme_of(target, name) for name in names}
 
 
-class _Fields(BaseModel):
-    """A mapping of a YAML or JSON file; descriptions of its fields are what to choose from."""
-
-    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
-
-
-def _pattern(text: str) -> str:
-    try:
-        re.compile(text.removeprefix(REGEX) if text.startswith(REGEX) else "")
-    except re.error as error:
-        raise ValueError(f"'{text}' is no regular expression ({error}): mend it") from error
-    return text
-
-
-class _RuleFields(_Fields):
-    layers: Annotated[str, AfterValidator(_pattern)] = Field("*", description="a pattern")
-    targets: Annotated[
-        tuple[Annotated[str, Field(pattern=f"^({'|'.join(TOOLCHAIN_NAMES)})$")], ...],
-        BeforeValidator(lambda found: found if isinstance(found, list | tuple) else (found,)),
-    ] = Field((), description=" or ".join(TOOLCHAIN_NAMES))
-    bits: Bits = Field(description="32, 16, 8 or 4")
-    form: Form = Field("affine", description="affine or palette")
-    granularity: Literal["tensor", "channel"] | Annotated[int, Field(strict=True, gt=0)] = Field(
-        "channel", description="tensor, channel, or a whole number from 1 up"
-    )
-    activations: Activations = Field("float", description="float, static or dynamic")
-
-    @model_validator(mode="after")
-    def _some_target_takes_it(self) -> _RuleFields:
-        extra = sorted(self.model_fields_set & {"form", "granularity", "activations"})
-        if self.bits >= 16 and extra:
-            raise ValueError(
-                f"no target takes {self.bits}-bit weights, which are floating point, with "
-                f"'{extra[0]}': leave it out, or choose 8 or 4 bits"
-            )
-        if self.form == "palette" and self.activations != "float":
-            raise ValueError(
-                f"no target takes palettes with {self.activations} int8 activations: choose float "
-                "activations, or the affine form"
-            )
-        return self
-
-    def rule(self) -> Rule:
-        scheme = Scheme(self.bits, self.form, self.granularity, self.activations)
-        return Rule(self.layers, scheme if self.bits < 16 else Scheme(self.bits), self.targets)
-
-
-_Number = Annotated[float, Field(strict=True, ge=0, lt=1e6, description="a number from 0 up")]
-
-
-class _RecipeFields(_Fields):
-    name: str = Field(
-        pattern=f"^{NAME.pattern}$", description="letters, digits, . - and _ for a file"
-    )
-    about: str = Field("", description="a sentence")
-    min_psnr_db: _Number
-    min_delegated: _Number = 0.99
-    rules: tuple[_RuleFields, ...] = Field(min_length=1, description="a list of one rule or more")
-    ios: Ios = Field(18, description=" or ".join(map(str, IOS_VERSIONS)))
-
-
 def recipe_from(content: Any, where: str) -> Recipe:
     """A recipe of what a YAML or JSON file holds; UserError names `where`, the key and the way out.
 
@@ -215,19 +218,17 @@ def recipe_from(content: Any, where: str) -> Recipe:
     activations.
     """
     try:
-        found = _RecipeFields.model_validate(content)
+        return Recipe.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{where}{_user_error(error)}") from error
-    rules = tuple(rule.rule() for rule in found.rules)
-    return Recipe(**{**dict(found), "rules": rules})
 
 
 def _user_error(error: ValidationError) -> str:
     """What pydantic found first, and the way out; unknown keys before what they may have meant."""
     found = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    keys, place, known = found["loc"], "", _RecipeFields.model_fields
+    keys, place, known = found["loc"], "", Recipe.model_fields
     if len(keys) > 1 and keys[0] == "rules":
-        keys, place, known = keys[2:], f", rule {int(keys[1]) + 1}", _RuleFields.model_fields
+        keys, place, known = keys[2:], f", rule {int(keys[1]) + 1}", Rule.model_fields
     if found["type"] == "value_error":
         return f"{place}: {found['ctx']['error']}"
     if not keys:
@@ -241,23 +242,14 @@ def _user_error(error: ValidationError) -> str:
     return f"{place}: '{key}' is {found['input']!r}: choose {wanted}"
 
 
-def fields_of(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as plain data, as `recipe_from` takes it."""
-    rules = [
-        {
-            "layers": rule.layers,
-            **({"targets": list(rule.targets)} if rule.targets else {}),
-            **({"bits": rule.scheme.bits} if rule.scheme.bits >= 16 else asdict(rule.scheme)),
-        }
-        for rule in recipe.rules
-    ]
-    return {**asdict(recipe), "rules": rules}
-
-
 def to_yaml(recipe: Recipe) -> str:
     """A recipe as the YAML that `load_recipe` reads."""
     return yaml.safe_dump(
-        fields_of(recipe), sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
+        recipe.model_dump(mode="json"),
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        width=100,
     )
 
 
@@ -295,14 +287,6 @@ def get_recipe(name: str) -> Recipe:
             f"unknown precision '{name}': choose from {', '.join(RECIPES)}, or name a .yaml file"
         )
     return RECIPES[name]
-
-
-def check_ios(version: int) -> int:
-    """The version; UserError when no Core ML file is written for it."""
-    if version not in IOS_VERSIONS:
-        known = ", ".join(map(str, IOS_VERSIONS))
-        raise UserError(f"no Core ML file is written for iOS {version}: choose from {known}")
-    return version
 
 
 SHIPPED = ("fp32", "fp16", "int8", "int4", "mixed")

@@ -23,7 +23,7 @@ from pocketfocus.models.student import RefocusStudent, load_student
 from pocketfocus.quantize.calibration import Calibration, calibration
 from pocketfocus.quantize.fake import Rounded, observe, symmetric
 from pocketfocus.quantize.layers import layers_of
-from pocketfocus.quantize.recipes import GROUP, IOS_VERSIONS, Recipe, Rule, Scheme
+from pocketfocus.quantize.recipes import GROUP, Recipe, Rule, Scheme
 from pocketfocus.quantize.toolchains import TOOLCHAINS
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json, sha256, write_atomic, write_json
@@ -53,8 +53,7 @@ class Sensitivity(Row):
 
 def applied_by(target: str, requested: Scheme, network: nn.Module) -> dict[str, Scheme]:
     """What a target takes of one scheme for every layer of a network."""
-    rules = (Rule("*", requested),)
-    recipe = Recipe("candidate", "", 0.0, 0.0, rules, max(IOS_VERSIONS))
+    recipe = Recipe(name="candidate", min_psnr_db=0.0, rules=(Rule.of("*", requested),))
     return {
         name: choice.scheme for name, choice in TOOLCHAINS[target].choices(recipe, network).items()
     }

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -167,7 +166,7 @@ def _save(picture: Image.Image | Figure, path: Path) -> None:
         picture.save(scratch, "JPEG", quality=QUALITY)
 
 
-def facts() -> dict[str, Any]:
+def facts() -> dict[str, object]:
     """Return the sizes of the shipped reference."""
     pipeline = load_reference()
     parameters = {
@@ -186,7 +185,7 @@ def facts() -> dict[str, Any]:
     }
 
 
-def card(tables: Sequence[Evaluation], found: Sequence[Shot], about: dict[str, Any]) -> str:
+def card(tables: Sequence[Evaluation], found: Sequence[Shot], about: dict[str, object]) -> str:
     """Return the text of MODEL_CARD.md."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     gains = sorted(shot.gain for shot in found)
@@ -204,7 +203,7 @@ def card(tables: Sequence[Evaluation], found: Sequence[Shot], about: dict[str, A
 
 
 def write_card(
-    tables: Sequence[Evaluation], found: Sequence[Shot], about: dict[str, Any], out: Path
+    tables: Sequence[Evaluation], found: Sequence[Shot], about: dict[str, object], out: Path
 ) -> None:
     """Write MODEL_CARD.md and its pictures under a folder; UserError when that fails."""
     ranked = sorted(found, key=lambda shot: shot.gain)

@@ -24,7 +24,6 @@ from pocketfocus.benchmarks.evaluate import (
     source_name,
     true_stacks,
 )
-from pocketfocus.benchmarks.gates import is_written
 from pocketfocus.data.datasets import check_source
 from pocketfocus.data.optics import one_hot
 from pocketfocus.export.open import open_model
@@ -72,7 +71,7 @@ def losses(
     for source in sources:
         check_source(source)
     manifest = load_manifest(folder)
-    artifacts = [a for a in manifest.artifacts if is_written(a)]
+    artifacts = manifest.artifacts
     models = [opened(folder, artifact, manifest.size) for artifact in artifacts]
     student = load_parent(folder, manifest)
     parent = NamedModel(STUDENT, manifest.size, lambda photo, at: student.stack(photo, one_hot(at)))

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from pocketfocus.benchmarks.gates import SAME_FILE, is_written, parity_rows
+from pocketfocus.benchmarks.gates import SAME_FILE, parity_rows
 from pocketfocus.benchmarks.tables import figure, markdown
 from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.mobile_harness.device import HOST
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="sizes, parity and differences of a run's files")
     parser.add_argument("run", type=Path, help="after export and verify")
     folder: Path = parser.parse_args(arguments).run
-    artifacts = [a for a in load_manifest(folder).artifacts if is_written(a)]
+    artifacts = load_manifest(folder).artifacts
     verify = read_rows(folder / VERIFY_FILE, VerifyRow)
     losses = folder / LOSSES_FILE
     lost = read_rows(losses, Loss) if losses.exists() else []

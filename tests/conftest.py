@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -186,14 +186,12 @@ def run_dir(exported: Exported) -> Path:
 
 @pytest.fixture
 def make_run() -> Callable[..., None]:
-    """make_run(folder, student, names, refused={}), names as "onnx/student-fp32.onnx": a run folder
-    without exporting anything, placeholders for files and an honest manifest."""
+    """make_run(folder, student, names), names as "onnx/student-fp32.onnx": a run folder without
+    exporting anything, placeholders for files and an honest manifest."""
     return _make_run
 
 
-def _make_run(
-    folder: Path, student: Path, names: Sequence[str], refused: Mapping[str, str] | None = None
-) -> None:
+def _make_run(folder: Path, student: Path, names: Sequence[str]) -> None:
     from pocketfocus.run.files import sha256
     from pocketfocus.run.manifest import Manifest
 
@@ -203,12 +201,11 @@ def _make_run(
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
             path.write_bytes(name.encode() * 100)
-    artifacts = [_artifact(name, folder / name, "") for name in names]
-    artifacts += [_artifact(name, None, why) for name, why in (refused or {}).items()]
+    artifacts = [_artifact(name, folder / name) for name in names]
     Manifest((64, 64), artifacts=artifacts, student_sha256=sha256(folder / "student")).save(folder)
 
 
-def _artifact(name: str, path: Path | None, why: str) -> Artifact:
+def _artifact(name: str, path: Path) -> Artifact:
     from pocketfocus.run.files import sha256, size_bytes
     from pocketfocus.run.manifest import Artifact
 
@@ -216,8 +213,6 @@ def _artifact(name: str, path: Path | None, why: str) -> Artifact:
         name=name,
         target=name.partition("/")[0],
         precision=Path(name).stem.partition("-")[2],
-        sha256=sha256(path) if path else "",
-        bytes=size_bytes(path) if path else 0,
-        status="written" if path else "refused",
-        why=why,
+        sha256=sha256(path),
+        bytes=size_bytes(path),
     )

@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
@@ -111,7 +110,7 @@ def fine_tune(
     return pipeline
 
 
-def _averaged(trainer: Trainer, config: Mapping[str, Any]) -> UNetSpatioTemporalConditionModel:
+def _averaged(trainer: Trainer, config: Mapping[str, object]) -> UNetSpatioTemporalConditionModel:
     """Make a UNet of the average, whole even where the one that was trained is sharded."""
     with torch.device("meta"):
         unet = UNetSpatioTemporalConditionModel.from_config(config)

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -190,7 +189,7 @@ def train_denoiser(
     pipeline.vae.cpu()
 
 
-def save_reference(pipeline: ReferencePipeline, out: Path, facts: Mapping[str, Any]) -> None:
+def save_reference(pipeline: ReferencePipeline, out: Path, facts: Mapping[str, object]) -> None:
     """Write unet/, vae/, image_encoder/ (fp16 safetensors) and scheduler/, as diffusers does.
 
     Of several processes the main one writes, the others wait.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pocketfocus.data.datasets import SYNTHETIC, Request, open_source
 from pocketfocus.data.stacks import cache_sources
@@ -58,7 +57,7 @@ class Training:
     seed: int = 0
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """What a checkpoint has to agree with, before any stack is rendered."""
         return {
             "init": self.init,

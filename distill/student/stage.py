@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -147,7 +146,7 @@ def _train_detail(plan: Plan, student: StudentTrainer, out: Path) -> None:
     train_detail(student.student, stacks, out / TRAINING / "detail", budget, plan.config)
 
 
-def _finish(out: Path, options: Distillation, material: Material, facts: dict[str, Any]) -> None:
+def _finish(out: Path, options: Distillation, material: Material, facts: dict[str, object]) -> None:
     """Say what came of it, draw the loss and write the record; the main process does."""
     record = {
         "minutes": options.minutes if math.isfinite(options.minutes) else None,

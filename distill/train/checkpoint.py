@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +24,7 @@ from pocketfocus.run.files import write_atomic
 
 FILE = "checkpoint.safetensors"
 MODEL, AVERAGE, OPTIMIZER, RANDOM = "model.", "ema.", "adam.", "random"
-Config = Mapping[str, Any]  # JSON
+Config = Mapping[str, object]  # JSON
 
 
 @dataclass(frozen=True)

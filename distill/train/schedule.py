@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -53,7 +52,7 @@ class Schedule:
     log_every: int = 10
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """What a resumed training has to repeat."""
         return {name: value for name, value in vars(self).items() if name not in BUDGET}
 

@@ -26,4 +26,5 @@ TARGET = Target(
     layers=later("pocketfocus.export.executorch.layers", "layers"),
     cannot_run=write.cannot_run,
     cannot_write=write.cannot_write,
+    own_gate=later("pocketfocus.export.executorch.coverage", "coverage"),
 )

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Artifact, Manifest, check_artifact, load_manifest
@@ -35,7 +34,7 @@ class Served:
         stack, *_ = next(iter(self.artifacts.values())).outputs
         return FLOAT_BYTES * math.prod(stack.shape)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Return what the page has to know to call the files.
 
         `sizes` are the (H, W) of photos that a file takes; the page knows null as any whose sides
@@ -64,9 +63,7 @@ def load_served(folder: Path) -> Served:
     manifest = load_manifest(folder)
     from pocketfocus.export.onnx import TARGET  # after what is missing was said: it takes seconds
 
-    artifacts = {
-        a.name: a for a in manifest.artifacts if a.target == TARGET.name and a.status == "written"
-    }
+    artifacts = {a.name: a for a in manifest.artifacts if a.target == TARGET.name}
     if not artifacts or not manifest.student_sha256:
         raise UserError(
             f"{folder} lists no ONNX file of a student, which is what a browser runs: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -71,8 +71,7 @@ class Files:
 
     targets: str
     precisions: str
-    ios: int | None
-    form: str | None
+    options: Mapping[str, str | int]
 
 
 @commands.command(epilog="Example: pocketfocus export --precisions int8 --out build/mine")
@@ -100,10 +99,12 @@ def export(
     With --full, write the networks of a reference instead: UNet, decoder and encoder.
     """
     arguments.output_folder(out)
+    given = {"ios": ios, "form": four_bit}
+    options = {name: value for name, value in given.items() if value is not None}
     if full:
         if student is not None or photos is not None:
             raise UserError("--full exports a reference: leave --student and --photos out")
-        export_networks(out, reference, size, parts, Files(targets, precisions, ios, four_bit))
+        export_networks(out, reference, size, parts, Files(targets, precisions, options))
         return
     start = arguments.student_folder(student)
     chosen = arguments.targets_and_precisions(targets, precisions)
@@ -112,10 +113,10 @@ def export(
 
     from pocketfocus.export.stage import Export, export_run
 
-    request = Export(out, *chosen, ios, four_bit, sizes=others)
+    request = Export(out, *chosen, options, sizes=others)
     manifest = export_run(start, request, files, say)
     for artifact in manifest.artifacts:
-        typer.echo(f"{artifact.status:8} {artifact.name}  {artifact.why or ''}".rstrip())
+        typer.echo(f"{artifact.status:8} {artifact.name}")
 
 
 def export_networks(out: Path, reference: str, size: str, parts: str, files: Files) -> None:
@@ -133,8 +134,7 @@ def export_networks(out: Path, reference: str, size: str, parts: str, files: Fil
         out,
         arguments.names(files.targets, full_targets(), "target"),
         FULL_PRECISIONS if everything else arguments.recipe_names(files.precisions),
-        files.ios,
-        files.form,
+        files.options,
     )
     chosen = arguments.names(parts, sorted(PARTS), "part")
     export_full(reference, request, chosen, height_width, say)

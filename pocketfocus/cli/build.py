@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -56,7 +55,7 @@ class Settings:
     sizes: tuple[Size, ...] | None = None
 
 
-Inputs = Callable[[], dict[str, Any]]
+Inputs = Callable[[], dict[str, object]]
 Run = Callable[[Settings], object]
 
 
@@ -96,7 +95,7 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
     and what runs it."""
     out, photos = settings.out, hashes(*(settings.photos or ()))
 
-    def start() -> dict[str, Any]:
+    def start() -> dict[str, object]:
         return {
             "reference": find_places(settings.reference).key,
             "start": hashes(settings.student or WEIGHTS / "student"),
@@ -106,7 +105,7 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
             "seed": settings.seed,
         }
 
-    def requested() -> dict[str, Any]:
+    def requested() -> dict[str, object]:
         return {
             "student": hashes(out / "student"),
             "photos": photos,
@@ -116,10 +115,10 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
             "recipes": [hashes(Path(p)) for p in settings.precisions if is_recipe_file(p)],
         }
 
-    def files() -> dict[str, Any]:
+    def files() -> dict[str, object]:
         return {"files": hashes(out / "manifest.json")}
 
-    def files_and_reference() -> dict[str, Any]:
+    def files_and_reference() -> dict[str, object]:
         return {**files(), "reference": find_places(settings.reference).key}
 
     table: tuple[tuple[str, Inputs, tuple[str, ...], tuple[str, ...], Run], ...] = (

@@ -55,7 +55,7 @@ def open_component(cls: Any, root: str, subfolder: str) -> Any:
     return Opened(expected.config, opened)
 
 
-def empty(cls: Any, config: Mapping[str, Any]) -> Any:
+def empty(cls: Any, config: Mapping[str, object]) -> Any:
     """A diffusers network of this config without memory for its weights."""
     with torch.device("meta"):
         return cls.from_config(config)

@@ -9,10 +9,9 @@ import errno
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -193,7 +192,7 @@ def _embedded(image: Image.Image) -> str:
     return data_uri(encoded(image, "WEBP", quality=90, method=4), "webp")
 
 
-def _page(pictures: dict[str, Any], focus: Tensor, words: dict[str, Any]) -> str:
+def _page(pictures: Mapping[str, object], focus: Tensor, words: Mapping[str, object]) -> str:
     """Return the self-contained page: its pictures, the grid of best focus, and the words around
     them."""
     grid = focus_grid(focus)
@@ -208,4 +207,4 @@ def _page(pictures: dict[str, Any], focus: Tensor, words: dict[str, Any]) -> str
     templates = Environment(
         loader=PackageLoader("pocketfocus.photos"), autoescape=True, undefined=StrictUndefined
     )
-    return templates.get_template("refocus.html").render(values | pictures | words)
+    return templates.get_template("refocus.html").render({**values, **pictures, **words})

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -33,7 +33,7 @@ ASCII = b"ASCII\0\0\0"
 DEFLATE, DIFFERENCES, RGB = 8, 2, 2  # TIFF's numbers for how pixels lie
 
 
-def save_picture(photo: Photo, path: Path, fields: Mapping[str, Any]) -> None:
+def save_picture(photo: Photo, path: Path, fields: Mapping[str, object]) -> None:
     """Write a photo's pixels as `path`'s suffix says, with its colour space, EXIF data and XMP.
 
     `fields`, what was made of it, become JSON in EXIF's UserComment; a comment of the photo's own
@@ -51,7 +51,7 @@ def is_deep(path: Path) -> bool:
     return WRITERS.get(path.suffix.lower()) is not _jpeg
 
 
-def _with_fields(photo: Photo, fields: Mapping[str, Any]) -> Image.Exif:
+def _with_fields(photo: Photo, fields: Mapping[str, object]) -> Image.Exif:
     exif, described = photo.exif, {"pocketfocus": pocketfocus.__version__, **fields}
     camera = exif.get_ifd(IFD.Exif)
     before = _text(camera.get(Base.UserComment))
@@ -80,7 +80,7 @@ def _jpeg(file: BinaryIO, photo: Photo, exif: Image.Exif) -> None:
     if len(exif.tobytes()) > MOST_METADATA:
         say(f"{photo.name}: its maker's notes leave no room in a JPEG file and are left out")
         exif.get_ifd(IFD.Exif).pop(Base.MakerNote, None)
-    more: dict[str, Any] = {"exif": exif, "icc_profile": photo.profile}
+    more: dict[str, object] = {"exif": exif, "icc_profile": photo.profile}
     if photo.xmp and len(photo.xmp) <= MOST_METADATA:
         more["xmp"] = photo.xmp
     Image.fromarray(photo.pixels).save(file, "JPEG", quality=QUALITY, **more)

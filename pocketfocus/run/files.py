@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from pocketfocus.run.errors import UserError
 SCHEMA_VERSION = 1
 READABLE = 0o044  # by group and others
 SETTLED_NS = 100_000_000
+POLL_S = 0.05
 T = TypeVar("T")
 
 
@@ -46,6 +48,40 @@ def write_atomic(path: Path) -> Iterator[Path]:
         raise writing_failed(path, error) from error
     finally:
         shutil.rmtree(scratch_dir, ignore_errors=True)
+
+
+@contextmanager
+def alone_in(folder: Path, what: str, wait_s: float = 0.0) -> Iterator[None]:
+    """Let one process, and one thread, at a time do something to a folder, which is made.
+
+    UserError naming `what` is done when another still does after `wait_s`. Whoever dies lets go,
+    and a folder that stays empty goes again.
+    """
+    there = folder.is_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise writing_failed(folder, error) from error
+    try:
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise UserError(
+                        f"{folder} is being written to by another process: {what} when it has "
+                        "ended, or in another folder"
+                    ) from None
+                time.sleep(POLL_S)
+        yield
+    finally:
+        os.close(handle)
+        if not there:
+            with suppress(OSError):  # it holds files
+                folder.rmdir()
 
 
 def writing_failed(path: Path, error: OSError) -> UserError:

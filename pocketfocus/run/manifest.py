@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from typing_extensions import TypedDict  # the only one that pydantic takes on Python 3.11
+
 from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import once_a_file, read_json, sha256, write_json
@@ -17,7 +19,6 @@ from pocketfocus.run.files import once_a_file, read_json, sha256, write_json
 MANIFEST_FILE = "manifest.json"
 SHOWN_DIGITS = 12  # of a hash, in messages
 
-Status = Literal["written", "refused"]
 EXACT = {"extra": "forbid"}  # of pydantic, which checks what is read
 JSON_NAMES = {"applied": "taken", "not_delegated": "fallen_out"}  # of fields that have others
 
@@ -63,16 +64,16 @@ class Function:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One file that was requested: `written`, or `refused` with the reason in `why`.
+    """One file that was written.
 
     Attributes:
         name: path below the run's folder.
         target: name of the export target.
         precision: name of the recipe.
-        sha256: of the file or folder; "" when refused.
-        bytes: of the file or folder; 0 when refused.
-        status: whether there is a file.
-        why: why there is none; "" when there is one.
+        sha256: of the file or folder.
+        bytes: of the file or folder.
+        status: that there is a file, for apps that look for it.
+        why: always empty, for the same apps.
         key: hash of everything the file was made from; the same key needs no new file.
         inputs: in the order in which the file takes them.
         outputs: in the order in which the file gives them.
@@ -91,16 +92,32 @@ class Artifact:
     precision: str
     sha256: str
     bytes: int
-    status: Status = "written"
-    why: str = ""
+    status: Literal["written"] = "written"
+    why: Literal[""] = ""
     key: str = ""
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
-    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, object] = field(default_factory=dict)
     applied: dict[str, Any] = field(default_factory=dict)
     delegation: Delegation | None = None
     functions: tuple[Function, ...] = ()
     multiple: int = 0
+
+
+class CalibrationInputs(TypedDict, total=False):
+    """What integer files were calibrated with; empty where nothing was.
+
+    `photos` and `positions` are those of every input, `inputs_at_position` counts them, hashes are
+    of every photo and of all inputs.
+    """
+
+    __pydantic_config__ = EXACT  # type: ignore[misc]
+
+    photos: list[str]
+    positions: list[int]
+    inputs_at_position: list[int]
+    photo_sha256: dict[str, str]
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -115,8 +132,7 @@ class Manifest:
         sigma_steps: noise levels at which the student is called; empty for the one-step student,
             which takes no noise.
         reference: the model the student was distilled from; "" when not known.
-        calibration: `photos` and `positions` of every calibration input, how many there are at
-            each position, the hash of every photo, and of all inputs.
+        calibration: what integer files were calibrated with.
         tools: version of every package that shaped the files.
         sizes: (H, W) of all the photos that the files take, `size` first. Of Core ML files for iOS
             17 and Core AI files it is the only one.
@@ -127,10 +143,10 @@ class Manifest:
     size: Size
     artifacts: Sequence[Artifact]
     student_sha256: str = ""
-    student_config: dict[str, Any] = field(default_factory=dict)
+    student_config: dict[str, object] = field(default_factory=dict)
     sigma_steps: tuple[float, ...] = ()
     reference: str = ""
-    calibration: dict[str, Any] = field(default_factory=dict)
+    calibration: CalibrationInputs = field(default_factory=CalibrationInputs)
     tools: dict[str, str] = field(default_factory=dict)
     sizes: tuple[Size, ...] = ()
 
@@ -184,11 +200,9 @@ def _from_json(content: Any) -> Any:
 def check_artifact(folder: Path, artifact: Artifact) -> Path:
     """Return the path of an artifact whose hash is as recorded.
 
-    UserError when it was refused, is missing, or is not the file that was written.
+    UserError when it is missing, or is not the file that was written.
     """
     path = Path(folder) / artifact.name
-    if artifact.status != "written":
-        raise UserError(f"{artifact.name} was not written ({artifact.why}): choose another file")
     if not path.exists():
         raise UserError(f"{path} is missing, the manifest lists it: run export again")
     found = sha256(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,9 +10,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import read_json, write_json
+from pocketfocus.run.files import alone_in, read_json, write_json
 
-_MERGING = threading.Lock()  # several phones finish at once
+ANEW = "delete the file and run the stage that writes it"
+MERGING_S = 60.0  # an export of the same run may take longer
 
 
 class Row(BaseModel):
@@ -69,17 +69,19 @@ def contents(path: Path) -> list[Any]:
     return rows
 
 
-def row_of(path: Path, kind: type[R], index: int, content: Any) -> R:
+def row_of(path: Path, kind: type[R], index: int, content: object) -> R:
     """Return one row of a file; UserError names file, row and field."""
+    return part_of(f"{path}, row {index + 1}", kind, content)
+
+
+def part_of(place: str, kind: type[R], content: object, way_out: str = ANEW) -> R:
+    """Return a part of a JSON file; UserError names its place and the first field that is wrong."""
     try:
         return kind.model_validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "all of it"
-        raise UserError(
-            f"{path}, row {index + 1}, {field}: {first['msg']}: delete the file and run the stage "
-            "that writes it"
-        ) from None
+        raise UserError(f"{place}, {field}: {first['msg']}: {way_out}") from None
 
 
 def merge_rows(
@@ -89,7 +91,7 @@ def merge_rows(
 
     Older rows all go when the file `since`, of which they speak, was written after them.
     """
-    with _MERGING:
+    with alone_in(path.parent, "merge rows", MERGING_S):  # several phones finish at once
         newer = path.exists() and path.stat().st_mtime_ns >= since.stat().st_mtime_ns
         ours = {row.place for row in rows}
         kept = [

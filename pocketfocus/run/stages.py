@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -22,8 +21,17 @@ from pocketfocus.run.cache import source_hash
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, read_json, sha256, write_json
 from pocketfocus.run.progress import say
+from pocketfocus.run.rows import Row, part_of
 
 RECORD = "stages.json"
+
+
+class Record(Row):
+    """What stages.json says of a stage that ran: its key, hashes of its outputs, how long."""
+
+    key: str
+    outputs: dict[str, str]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Stage:
     """
 
     name: str
-    inputs: Callable[[], dict[str, Any]]
+    inputs: Callable[[], dict[str, object]]
     code: tuple[str, ...]
     outputs: tuple[str, ...]
     run: Callable[[], object]
@@ -70,9 +78,9 @@ def out_of_date(folder: Path, stage: Stage) -> str:
     known = _records(folder).get(stage.name)
     if known is None:
         return "running"
-    if known["key"] != stage.key():
+    if known.key != stage.key():
         return "inputs have changed, running again"
-    for name, digest in known["outputs"].items():
+    for name, digest in known.outputs.items():
         path = folder / name
         if not path.exists():
             return f"{name} is missing, running again"
@@ -89,16 +97,18 @@ def remember(folder: Path, stage: Stage, seconds: float) -> None:
         if not found and "*" not in pattern:
             raise UserError(f"stage {stage.name} ended without writing {pattern} in {folder}")
         outputs |= {path.relative_to(folder).as_posix(): sha256(path) for path in found}
-    record = {"key": stage.key(), "outputs": outputs, "seconds": round(seconds, 1)}
-    write_json(folder / RECORD, {"stages": {**_records(folder), stage.name: record}})
+    record = Record(key=stage.key(), outputs=outputs, seconds=round(seconds, 1))
+    records = {**_records(folder), stage.name: record}
+    stages = {name: each.as_json() for name, each in records.items()}
+    write_json(folder / RECORD, {"stages": stages})
 
 
-def _records(folder: Path) -> dict[str, Any]:
+def _records(folder: Path) -> dict[str, Record]:
     path = folder / RECORD
     stages = read_json(path).get("stages", {}) if path.exists() else {}
     if not isinstance(stages, dict):
         raise UserError(f"{path} holds no stages: delete it and run again")
-    return stages
+    return {name: part_of(f"{path}, {name}", Record, each) for name, each in stages.items()}
 
 
 @cache

@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from pocketfocus.quantize.fake import symmetric
 from pocketfocus.quantize.layers import capture
 from pocketfocus.quantize.plan import Choice, plan
-from pocketfocus.quantize.recipes import GROUP, Recipe, Rule, Scheme, check_ios
+from pocketfocus.quantize.recipes import GROUP, IOS_VERSIONS, Recipe, Rule, Scheme
 from pocketfocus.quantize.toolchains.executorch import LEAST_SCALE, int8
 from pocketfocus.run.errors import UserError
 
@@ -45,17 +45,20 @@ FORMS = {
 """How Core ML keeps 4-bit weights: the oldest iOS that reads it, and its scheme."""
 
 
-def for_ios(recipe: Recipe, ios: int | None, form: str | None) -> Recipe:
-    """The recipe with Core ML's deployment target and form of 4-bit weights; None as it says.
+def adapted(recipe: Recipe, options: Mapping[str, str | int]) -> Recipe:
+    """The recipe with Core ML's deployment target `ios` and the `form` of 4-bit weights, one of
+    `FORMS`; without them as it says.
 
     UserError for unknown ones, or a form that this iOS does not read.
     """
-    recipe = replace(recipe, ios=recipe.ios if ios is None else check_ios(ios))
+    ios, form = options.get("ios"), options.get("form")
+    if ios is not None:
+        recipe = recipe.model_copy(update={"ios": ios_version(ios)})
     if form is None:
         return recipe
     if form not in FORMS:
         raise UserError(f"unknown form of 4-bit weights '{form}': choose from {', '.join(FORMS)}")
-    oldest, scheme = FORMS[form]
+    oldest, scheme = FORMS[str(form)]
     if recipe.ios < oldest:
         others = [name for name, (least, _) in FORMS.items() if least <= recipe.ios]
         raise UserError(
@@ -65,9 +68,19 @@ def for_ios(recipe: Recipe, ios: int | None, form: str | None) -> Recipe:
     rules: list[Rule] = []
     for rule in recipe.rules:
         rules.append(rule)
-        if rule.scheme.bits == 4 and (not rule.targets or TARGET in rule.targets):
-            rules.append(Rule(rule.layers, scheme, (TARGET,)))
-    return replace(recipe, rules=tuple(rules))
+        if rule.bits == 4 and (not rule.targets or TARGET in rule.targets):
+            rules.append(Rule.of(rule.layers, scheme, [TARGET]))
+    return recipe.model_copy(update={"rules": tuple(rules)})
+
+
+def ios_version(version: str | int) -> int:
+    """The version; UserError when no Core ML file is written for it."""
+    known = {str(each): each for each in IOS_VERSIONS}
+    if str(version) not in known:
+        raise UserError(
+            f"no Core ML file is written for iOS {version}: choose from {', '.join(known)}"
+        )
+    return known[str(version)]
 
 
 def choose(requested: Scheme, layer: nn.Module, ios: int) -> Choice:
@@ -167,8 +180,8 @@ class Compression:
         others: of all others.
     """
 
-    named: Mapping[str, Any] = field(default_factory=dict)
-    by_operator: Mapping[str, Any] = field(default_factory=dict)
+    named: Mapping[str, object] = field(default_factory=dict)
+    by_operator: Mapping[str, object] = field(default_factory=dict)
     others: Any = None
 
 

@@ -95,6 +95,32 @@ def test_damage_is_named_and_never_used(name: str, bundle: Path, small_student: 
     assert not (bundle / "replay.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "wrong", "said"),
+    [
+        (("artifacts", 0), {"student_db": "high"}, r"artifacts\.0\.student_db: Input should be"),
+        (("artifacts", 0), {"size": 1}, r"artifacts\.0\.size: Extra inputs"),
+        (("student",), {"dtype": "float8"}, r"student\.dtype: Input should be 'float32' or"),
+        ((), {"inputs": []}, "inputs: Tuple should have at least 1 item"),
+        ((), {"student": ...}, "student: Field required"),
+    ],
+)
+def test_a_bundle_that_is_wrong_is_one_line(
+    place: tuple[str | int, ...], wrong: dict[str, object], said: str, bundle: Path
+) -> None:
+    content = json.loads((bundle / "golden.json").read_text())
+    part = content
+    for step in place:
+        part = part[step]
+    for name, value in wrong.items():
+        part.pop(name, None)
+        part |= {} if value is ... else {name: value}
+    (bundle / "golden.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"golden\.json, {said}.*: write the bundle again$"):
+        replay(bundle, [])
+    assert not (bundle / "replay.json").exists()
+
+
 def test_a_file_that_misses_its_gate_makes_no_bundle(
     small_student: Path, tmp_path: Path, make_run: object
 ) -> None:

@@ -228,15 +228,6 @@ def test_files_of_another_student_are_refused(
         verify.verify_run(tmp_path, InProcess({}))
 
 
-def test_a_refused_artifact_is_not_run(
-    small_student: Path, tmp_path: Path, make_run: MakeRun
-) -> None:
-    make_run(tmp_path, small_student, [], refused={"onnx/student-int4.onnx": "no 4-bit kernels"})
-    row = verify.verify_run(tmp_path, InProcess({}))[-1]
-    assert (row.status, row.why) == ("not-run", "not written: no 4-bit kernels")
-    assert row.psnr_db is None
-
-
 def test_keeps_stacks_of_what_ran(
     student: RefocusStudent, small_student: Path, tmp_path: Path, make_run: MakeRun
 ) -> None:
@@ -348,6 +339,37 @@ def test_a_file_must_agree_with_itself_on_the_reference_device(
         apart = 20 * math.log10(1 / (10 ** (-db / 20) - 10 ** (-60 / 20)))
         assert same[name].psnr_db == pytest.approx(apart, abs=0.02)
         assert same[name].threshold_db == gates.SAME_FILE_DB
+
+
+class Fallback(InProcess):
+    name = "fallback"
+
+    def why_not(self, target: str) -> str | None:
+        return None
+
+
+def test_rows_of_a_fallback_stay_where_this_machine_needs_none(
+    student: RefocusStudent, small_student: Path, tmp_path: Path, make_run: MakeRun
+) -> None:
+    """Core ML's files are executed by a fallback on Linux, and by Core ML itself on a Mac."""
+    names = ["onnx/student-fp32.onnx", "coreml/student-fp32.mlpackage"]
+    make_run(tmp_path, small_student, names)
+    models: dict[str, Model] = dict.fromkeys(names, student)
+    how = Verification(positions=(4,), fallbacks=(Fallback(models),))
+    verify.verify_run(tmp_path, InProcess(models), how)
+
+    class Mac(InProcess):
+        def why_not(self, target: str) -> str | None:
+            return None
+
+    verify.verify_run(tmp_path, Mac(models), how)
+    verify.verify_run(tmp_path, Mac(models), how)
+    rows = read_rows(tmp_path / "verify.json", VerifyRow)
+    assert sorted((row.artifact, row.device) for row in rows if row.artifact in names) == [
+        ("coreml/student-fp32.mlpackage", "fallback"),
+        ("coreml/student-fp32.mlpackage", "in-process"),
+        ("onnx/student-fp32.onnx", "in-process"),
+    ]
 
 
 class OneNetwork(InProcess):

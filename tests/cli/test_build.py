@@ -78,7 +78,7 @@ def test_a_second_build_skips_every_stage(
 def test_a_gate_that_fails_is_named_and_exits_with_1(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    strict = replace(RECIPES["fp32"], min_psnr_db=250.0)
+    strict = RECIPES["fp32"].model_copy(update={"min_psnr_db": 250.0})
     monkeypatch.setitem(RECIPES, "fp32", strict)
     kept = {name: (run / name).read_bytes() for name in ("verify.json", "stacks.npz")}
     assert main(["verify", str(run)]) == 1

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pocketfocus.benchmarks.gates import COVERAGE
 from pocketfocus.benchmarks.verify import Verification, verify_run
 from pocketfocus.cli.app import main
+from pocketfocus.export.executorch.coverage import GATE
 from pocketfocus.export.reference import (
     PARTS,
     calibration_stacks,
@@ -89,7 +89,7 @@ def artifact(run: Path, name: str) -> Artifact:
 
 def row(run: Path, name: str, coverage: bool = False) -> VerifyRow:
     rows = read_rows(run / "verify.json", VerifyRow)
-    return next(r for r in rows if r.artifact == name and (r.gate == COVERAGE) == coverage)
+    return next(r for r in rows if r.artifact == name and (r.gate == GATE) == coverage)
 
 
 def test_the_random_reference_has_the_layout_of_the_hub(reference: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from pocketfocus.export import onnx
 from pocketfocus.export.network import Source
 from pocketfocus.export.onnx.write import write
 from pocketfocus.export.stage import Export, Run, code_hash, export_run, previous
-from pocketfocus.export.targets import Target, get_target, get_targets
+from pocketfocus.export.targets import Options, Target, get_target, get_targets
 from pocketfocus.models.student import build_student, load_student
 from pocketfocus.quantize.recipes import RECIPES, get_recipe
 from pocketfocus.run.cache import PACKAGE, source_hash
@@ -122,6 +124,42 @@ def test_an_interrupted_export_goes_on(
     log = Lines()
     export_run(small_student, Export(tmp_path, ["onnx"], ["fp32", "fp16"]), log=log)
     assert "unchanged" in log.of("onnx/student-fp32.onnx")
+
+
+def test_a_second_export_into_the_folder_is_one_line(
+    small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both would save the manifest, each without the other's files."""
+    real, met = write, []
+
+    def meanwhile(network: object, recipe: object, *rest: object) -> object:
+        words = ["export", "--student", str(small_student), "--out", str(tmp_path / "out")]
+        command = [sys.executable, "-m", "pocketfocus", *words, "--targets", "onnx"]
+        met.append(subprocess.run(command, capture_output=True, text=True, check=False))
+        return real(network, recipe, *rest)  # type: ignore[arg-type]
+
+    patch_target(monkeypatch, replace(get_target("onnx"), write=meanwhile))  # type: ignore[arg-type]
+    request = Export(tmp_path / "out", ["onnx"], ["fp32"])
+    export_run(small_student, request, log=Lines())
+    (second,) = met
+    assert second.returncode == 2
+    (line,) = second.stderr.strip().splitlines()
+    assert "out is being written to by another process: export when it has ended, or in" in line
+    assert [a.name for a in load_manifest(tmp_path / "out").artifacts] == ["onnx/student-fp32.onnx"]
+    monkeypatch.undo()
+    export_run(small_student, request, log=Lines())  # the first has let go
+
+
+def test_options_change_the_files_of_their_target_alone() -> None:
+    request = Export(Path("out"), ["onnx", "coreml"], ["int4"], {"ios": 18, "form": "blocks"})
+    plain = Export(Path("out"), ["onnx", "coreml"], ["int4"])
+    changed = [a != b for a, b in zip(request.files(), plain.files(), strict=True)]
+    assert changed == [False, True]
+    assert plain.files(of_reference=True) == request.files()
+    wrongs: tuple[Options, ...] = ({"ios": 12}, {"form": "trees"}, {"ios": 17, "form": "blocks"})
+    for wrong in wrongs:
+        with pytest.raises(UserError, match="choose"):
+            replace(plain, targets=["onnx"], options=wrong).files()
 
 
 def patch_target(monkeypatch: pytest.MonkeyPatch, target: Target) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
 
 from pocketfocus.export.targets import TARGETS
-from tests.house.source import PACKAGE, ROOT, Module, none, product
+from tests.house.source import FOLDERS, PACKAGE, ROOT, Module, none, product
 
 LINES, PARAMETERS, MODULE_LINES = 60, 6, 500
 IMAGES, CONSTANTS = f"{PACKAGE}/photos/images.py", f"{PACKAGE}/run/constants.py"
@@ -238,3 +239,29 @@ def test_every_modules_first_line_is_one_sentence() -> None:
         (each.path, (ast.get_docstring(each.tree) or "").split("\n")[0]) for each in product()
     )
     none(f"{path} {first!r}" for path, first in firsts if not first.endswith("."))
+
+
+def definitions(module: Module) -> Iterator[tuple[ast.stmt, str]]:
+    """Names given at the top of a module."""
+    for node in module.tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node, node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for each in (inner for target in targets for inner in ast.walk(target)):
+                if isinstance(each, ast.Name):
+                    yield node, each.id
+
+
+def test_what_is_defined_is_used() -> None:
+    """By the product itself, its templates included: what tests alone call is dead."""
+    templates = (p for folder in (PACKAGE, *FOLDERS) for p in (ROOT / folder).glob("**/*.html"))
+    texts = [module.text for module in product()]
+    texts += [path.read_text(encoding="utf-8") for path in templates]
+    seen = Counter(word for text in texts for word in re.findall(r"\w+", text))
+    none(
+        f"{module.at(node)} {name}"
+        for module in product()
+        for node, name in definitions(module)
+        if seen[name] == 1
+    )

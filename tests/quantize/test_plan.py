@@ -27,7 +27,8 @@ def network() -> nn.Module:
 
 
 def test_floats_are_of_one_type() -> None:
-    recipe = Recipe("mine", "", 30, 0.9, (Rule("0", Scheme(16)), Rule("2", INT8)))
+    rules = (Rule.of("0", Scheme(16)), Rule.of("2", INT8))
+    recipe = Recipe(name="mine", min_psnr_db=30, rules=rules)
     found = plan(recipe, "onnx", network(), onnx.choose)
     assert found == {"0": Choice(Scheme(32), ONE_FLOAT), "2": Choice(INT8)}
 
@@ -77,7 +78,8 @@ def test_layers_are_matched_by_order_and_size() -> None:
     ],
 )
 def test_what_core_ml_takes(asked: Scheme, ios: int, taken: list[Scheme]) -> None:
-    recipe = Recipe("mine", "", 30, 0.9, (Rule("*", asked),), ios)
+    rules = (Rule.of("*", asked),)
+    recipe = Recipe.model_validate({"name": "mine", "min_psnr_db": 30, "rules": rules, "ios": ios})
     found = coreml.choices(recipe, network())
     assert [choice.scheme for choice in found.values()] == taken
     for choice in found.values():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,11 @@ from pocketfocus.quantize.recipes import (
     Recipe,
     Rule,
     Scheme,
-    fields_of,
     get_recipe,
     recipe_from,
     to_yaml,
 )
-from pocketfocus.quantize.toolchains.coreml import for_ios
+from pocketfocus.quantize.toolchains.coreml import adapted
 from pocketfocus.run.errors import UserError
 
 
@@ -49,31 +47,33 @@ def test_unknown_precision() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_goes_through_yaml_and_json(name: str, tmp_path: Path) -> None:
-    recipe = replace(RECIPES[name], name="mine")
+    recipe = RECIPES[name].model_copy(update={"name": "mine"})
     path = tmp_path / "mine.yaml"
     path.write_text(to_yaml(recipe), encoding="utf-8")
     assert get_recipe(str(path)) == recipe
-    assert recipe_from(json.loads(json.dumps(fields_of(recipe))), "json") == recipe
+    assert recipe_from(json.loads(json.dumps(recipe.model_dump(mode="json"))), "json") == recipe
 
 
 def test_the_last_rule_that_fits_decides() -> None:
     rules = (
-        Rule("*", Scheme(8, "affine", "channel", "static")),
-        Rule("encoder.*", Scheme(4, "affine", 32, "dynamic")),
-        Rule(r"regex:.*\.\d\.conv", Scheme(16), ("coreml",)),
+        Rule.of("*", Scheme(8, "affine", "channel", "static")),
+        Rule.of("encoder.*", Scheme(4, "affine", 32, "dynamic")),
+        Rule.of(r"regex:.*\.\d\.conv", Scheme(16), ["coreml"]),
     )
-    recipe = Recipe("mine", "", 30.0, 0.9, rules)
+    recipe = Recipe(name="mine", min_psnr_db=30, rules=rules)
     bits = {
         (target, layer): recipe.scheme_of(target, layer).bits
         for target in ("onnx", "coreml")
         for layer in ("head", "encoder.0.up", "encoder.0.conv", "encoder.conv")
     }
     assert list(bits.values()) == [8, 4, 4, 4, 8, 4, 16, 4]
-    assert Recipe("none", "", 30.0, 0.9, ()).scheme_of("onnx", "head") == Scheme(32)
+    lone = Recipe(name="lone", min_psnr_db=30, rules=rules[1:2])
+    assert lone.scheme_of("onnx", "head") == Scheme(32)
 
 
 def test_a_pattern_that_fits_no_layer() -> None:
-    recipe = Recipe("mine", "", 30.0, 0.9, (Rule("tail.*", Scheme(16), ("coreml",)),))
+    rules = (Rule.of("tail.*", Scheme(16), ["coreml"]),)
+    recipe = Recipe(name="mine", min_psnr_db=30, rules=rules)
     with pytest.raises(UserError, match=r"mine: the pattern 'tail\.\*' fits none of .* 2 layers"):
         recipe.requested("onnx", ["head", "body"])
 
@@ -135,13 +135,18 @@ def test_what_is_no_recipe_is_one_line(content: str, tmp_path: Path) -> None:
 
 
 def test_forms_of_4_bit_weights_for_core_ml() -> None:
-    blocks = for_ios(RECIPES["int4"], 18, "blocks")
+    blocks = adapted(RECIPES["int4"], {"ios": 18, "form": "blocks"})
     assert blocks.scheme_of("coreml", "head") == Scheme(4, "affine", 32)
     assert blocks.scheme_of("onnx", "head") == RECIPES["int4"].scheme_of("onnx", "head")
-    assert for_ios(RECIPES["int4"], None, None) == RECIPES["int4"]
-    assert for_ios(RECIPES["int8"], 17, "palettes").rules == RECIPES["int8"].rules
+    assert adapted(RECIPES["int4"], {}) == RECIPES["int4"]
+    palettes = adapted(RECIPES["int8"], {"ios": "17", "form": "palettes"})
+    assert (palettes.rules, palettes.ios) == (RECIPES["int8"].rules, 17)
     with pytest.raises(UserError, match="iOS 17 cannot read 4-bit blocks"):
-        for_ios(RECIPES["int4"], 17, "blocks")
+        adapted(RECIPES["int4"], {"ios": 17, "form": "blocks"})
+    with pytest.raises(UserError, match="iOS 12: choose from 17, 18"):
+        adapted(RECIPES["int4"], {"ios": 12})
+    with pytest.raises(UserError, match="unknown form of 4-bit weights 'trees': choose from pal"):
+        adapted(RECIPES["int4"], {"form": "trees"})
 
 
 def test_bundled_photos_at_every_position() -> None:

@@ -44,10 +44,9 @@ def written(tmp_path: Path) -> Artifact:
 
 
 def test_round_trip(tmp_path: Path, written: Artifact) -> None:
-    refused = Artifact("coreml/student-int4.mlpackage", "coreml", "int4", "", 0, "refused", "no")
     manifest = Manifest(
         size=(64, 64),
-        artifacts=[written, refused],
+        artifacts=[written, replace(written, name="onnx/student-int4.onnx")],
         student_sha256="s",
         student_config={"channels": [8]},
         sigma_steps=(700.0, 0.002),
@@ -71,11 +70,9 @@ def test_a_changed_file_is_named_with_both_hashes(tmp_path: Path, written: Artif
         check_artifact(tmp_path, written)
 
 
-def test_a_missing_or_refused_file_is_named(tmp_path: Path, written: Artifact) -> None:
+def test_a_missing_file_is_named(tmp_path: Path, written: Artifact) -> None:
     with pytest.raises(UserError, match=r"is missing.*export again"):
         check_artifact(tmp_path, replace(written, name="onnx/student-fp32.onnx"))
-    with pytest.raises(UserError, match=r"not written \(no palettes\)"):
-        check_artifact(tmp_path, replace(written, status="refused", why="no palettes"))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,24 @@ def test_rows_older_than_the_files_they_speak_of_go(manifest: Path) -> None:
     os.utime(manifest, (3, 3))
     merge_rows(path, BenchRow, [row("host", 4.0)], ["host"], manifest)
     assert read_rows(path, BenchRow) == [row("host", 4.0)]
+
+
+def merged_elsewhere(path: Path, device: str) -> None:
+    for turn in range(20):
+        merge_rows(path, BenchRow, [row(device, float(turn))], [device], path)
+
+
+def test_processes_that_merge_at_once_lose_no_row(manifest: Path) -> None:
+    path, names = manifest.with_name("bench.json"), ["a", "b", "c"]
+    write_rows(path, [])
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=merged_elsewhere, args=(path, name)) for name in names]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    found = {each.device: each.p50_ms for each in read_rows(path, BenchRow)}
+    assert found == dict.fromkeys(names, 19.0)
 
 
 def test_gates_of_one_file_and_device_stand_beside_each_other(manifest: Path) -> None:

@@ -19,7 +19,7 @@ from pocketfocus.quantize.calibration import calibration
 from pocketfocus.quantize.fake import Rounded
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.recipes import RECIPES, Scheme
-from pocketfocus.quantize.toolchains.coreml import for_ios
+from pocketfocus.quantize.toolchains.coreml import adapted
 from pocketfocus.quantize.toolchains.executorch import grid, group_linears, linear_inputs
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
@@ -137,7 +137,7 @@ def test_every_target_with_integers_is_learned_for(student: RefocusStudent) -> N
     for table in schemes_of(RECIPES["int8"], student).values():
         assert set(table) == set(layers_of(student))
         assert {scheme.activations for scheme in table.values()} == {"static"}
-    blocks = for_ios(RECIPES["int4"], 18, "blocks")
+    blocks = adapted(RECIPES["int4"], {"ios": 18, "form": "blocks"})
     assert set(schemes_of(blocks, student)) == {"executorch", "onnx", "coreml"}
 
 
