@@ -23,7 +23,7 @@ from pocketfocus.mobile_harness.device import Arrays, Call
 from pocketfocus.models.student import Analysis, RefocusStudent, load_student
 from pocketfocus.photos.images import load_photo, to_uint8
 from pocketfocus.quantize.calibration import fitted
-from pocketfocus.run.constants import FRAMES
+from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256, write_atomic
 from pocketfocus.run.manifest import Artifact, Manifest
@@ -31,6 +31,7 @@ from pocketfocus.run.metrics import PEAK
 from pocketfocus.run.progress import step
 
 STACKS_FILE = "stacks.npz"
+OTHER_SIZE_POSITIONS = (1, 6)
 SHOWN = (0, 4)  # the photo and focal position whose stacks are kept for the report
 
 Stacks = NDArray[np.float32]
@@ -94,6 +95,26 @@ def student_check(
     inputs = student_inputs(fitting)
     with step(f"the student and its captured graph on {len(fitting)} photos"):
         return Check(inputs, calls, parent_stacks(student, inputs, calls))
+
+
+def other_size_checks(
+    folder: Path, manifest: Manifest, photos: Sequence[Path] | None
+) -> dict[Size, Check]:
+    """Return the checks of a student's files at their other sizes, of one photo near and far."""
+    if not manifest.sizes[1:]:
+        return {}
+    student, checks = load_parent(folder, manifest), {}
+    for size in manifest.sizes[1:]:
+        inputs = student_inputs(fitted_photos(None if photos is None else photos[:1], size)[:1])
+        calls = [(0, position) for position in OTHER_SIZE_POSITIONS]
+        given = [
+            tuple(torch.from_numpy(t[row]) for t, row in zip(inputs, call, strict=True))
+            for call in calls
+        ]
+        with torch.inference_mode():
+            made = images_of([student.analyse(*pair) for pair in given])
+        checks[size] = Check(inputs, calls, dict.fromkeys((STUDENT, CAPTURED_GRAPH), made))
+    return checks
 
 
 def student_inputs(photos: Stacks) -> Arrays:

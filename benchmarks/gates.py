@@ -24,6 +24,7 @@ from pocketfocus.run.manifest import Artifact
 from pocketfocus.run.metrics import PEAK, psnr
 from pocketfocus.run.results import GateRow, GateStatus
 
+OTHER_SIZE = "photos of"  # how the gate of a file at another size than its usual one begins
 SAME_FILE = "same file on"  # the host, say
 SAME_FILE_DB = 45.0  # the same file on another processor
 
@@ -136,8 +137,11 @@ def own_rows(artifact: Artifact, device: str) -> list[GateRow]:
 
 
 def parity_rows(rows: Sequence[G]) -> list[G]:
-    """Return the rows that compare outputs: all but those of targets' own gates."""
-    return [row for row in rows if row.threshold_db is not None]
+    """Return the rows that compare outputs at the usual size: neither those of targets' own gates
+    nor those of other sizes."""
+    return [
+        row for row in rows if row.threshold_db is not None and not row.gate.startswith(OTHER_SIZE)
+    ]
 
 
 def failed(rows: Sequence[G]) -> list[G]:

@@ -10,6 +10,7 @@ from pocketfocus.benchmarks.checks import (
     Check,
     Pixels,
     is_of_networks,
+    other_size_checks,
     save_shown,
     saved_check,
     shown,
@@ -18,6 +19,7 @@ from pocketfocus.benchmarks.checks import (
 from pocketfocus.benchmarks.gates import (
     CAPTURE_GATE,
     CAPTURED_GRAPH,
+    OTHER_SIZE,
     SAME_FILE,
     SAME_FILE_DB,
     Gate,
@@ -29,7 +31,8 @@ from pocketfocus.benchmarks.gates import (
 )
 from pocketfocus.mobile_harness.device import HOST, PYTORCH, Arrays, Device, Job, Result
 from pocketfocus.mobile_harness.devices import is_timed, origin
-from pocketfocus.run.constants import FRAMES
+from pocketfocus.mobile_harness.host import Host
+from pocketfocus.run.constants import FRAMES, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import (
     MANIFEST_FILE,
@@ -83,6 +86,7 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
     if not is_of_networks(manifest):
         student = student_check(folder, manifest, how.photos, how.positions)
         rows.append(row_on(capture_row(student), devices.get(HOST)))
+    others = {} if student is None else other_size_checks(folder, manifest, how.photos)
     kept: dict[str, Pixels] = {}
     for artifact in track(manifest.artifacts, "verifying", len(manifest.artifacts)):
         chosen = able_device([*devices.values()], artifact.target)
@@ -93,6 +97,8 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
             path, reference = files[artifact.name], how.reference_device
             found, outputs = execute_artifact(artifact, path, chosen, check, reference)
             rows += found
+            sized = others if takes_sizes(artifact) and isinstance(chosen, Host) else {}
+            rows += [size_row(artifact, path, chosen, *each) for each in sized.items()]
             if student and outputs:
                 kept[artifact.name] = shown(outputs[0], student.calls)
         else:
@@ -138,6 +144,20 @@ def execute_artifact(
             _, verdict = execute(reference, job, outputs, same, check.peak)
         rows.append(row_on(gate_row(artifact, device.name, same, verdict), device))
     return rows, outputs
+
+
+def takes_sizes(artifact: Artifact) -> bool:
+    """Return whether a file takes photos of other sizes than the usual one."""
+    return bool(artifact.functions[1:] or artifact.multiple)
+
+
+def size_row(artifact: Artifact, path: Path, device: Device, size: Size, check: Check) -> VerifyRow:
+    """Execute an artifact on photos of another size, and judge it by its own gate."""
+    gate = gate_of(artifact.precision, device.name, artifact.recipe)
+    gate = replace(gate, name=f"{OTHER_SIZE} {size_text(size)}, {gate.name}")
+    job = Job(str(path), artifact.target, check.inputs, check.calls, want_outputs=True)
+    _, verdict = execute(device, job, check.parents[gate.parent], gate)
+    return row_on(gate_row(artifact, device.name, gate, verdict), device)
 
 
 def execute(

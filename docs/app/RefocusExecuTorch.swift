@@ -6,7 +6,8 @@
 // position float32 [1, 9] in [0, 1] (one-hot, or zeros where it is unknown); outputs, in order:
 // stack float32 [9, 3, 320, 448] in [-1, 1], sharp float32 [1, 3, 320, 448] in [-1, 1],
 // detail float32 [1, 10, 320, 448] in [-1, 1], dioptres float32 [1, 1, 80, 112] in [0, 1],
-// positions float32 [1, 9] in [0, 1].
+// positions float32 [1, 9] in [0, 1]. `functions` of the artifact lists what to call for photos of
+// other sizes: module.execute(name, inputs) in place of forward.
 
 import ExecuTorch
 

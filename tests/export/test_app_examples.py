@@ -13,14 +13,14 @@ from pocketfocus.quantize.calibration import Calibration
 
 SIZE = load_student().photo_size
 NETWORK = student_network(SHIPPED_WEIGHTS, SIZE, Calibration((), (), ()))
-EXAMPLES = ("Refocus.kt", "RefocusExecuTorch.swift", "RefocusCoreML.swift")
+EXAMPLES = ("Refocus.kt", "RefocusExecuTorch.swift", "RefocusCoreML.swift", "Refocus.ts")
 SPECS = (*NETWORK.inputs, *NETWORK.outputs)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_says_what_the_manifest_says(name: str, root: Path) -> None:
     text = (root / "docs" / "app" / name).read_text(encoding="utf-8")
-    assert text.startswith("// Not compiled here:")
+    assert text.startswith(("// Not compiled here:", "// Type-checked against"))
     words = " ".join(text.replace("//", " ").split())
     places = [words.index(f" {spec.name} {spec.dtype} {list(spec.shape)} in") for spec in SPECS]
     assert places == sorted(places)  # in their order
@@ -29,7 +29,7 @@ def test_an_example_says_what_the_manifest_says(name: str, root: Path) -> None:
         assert f"{spec.name} {spec.dtype} {list(spec.shape)} in [{low}, {high}]" in words
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", EXAMPLES[:3])  # shapes in the last one are of any size
 def test_the_shapes_in_the_code_are_those_of_the_inputs(name: str, root: Path) -> None:
     text = (root / "docs" / "app" / name).read_text(encoding="utf-8")
     code = re.findall(r"(?:longArrayOf\(|shape: \[)([\d, ]+)[\])]", text)
