@@ -118,12 +118,12 @@ def _file(path: Path, target: Target, threads: int | None) -> NamedModel:
     run, shapes = target.open(path, threads), target.input_shapes(path)
     if len(shapes) != 2 or len(shapes[0]) != 4:
         raise UserError(f"{path} takes {shapes}, no photo and its position: name a student's file")
-    taken = target.sizes(path)
-    usual = taken.listed[0]
-    if taken.multiple:
-        analyser = Analyser(path.name, run, multiple=taken.multiple, pixels=math.prod(usual))
+    sizes = target.sizes(path)
+    usual = sizes.listed[0]
+    if sizes.multiple:
+        analyser = Analyser(path.name, run, multiple=sizes.multiple, pixels=math.prod(usual))
     else:
-        analyser = Analyser(path.name, run, sizes=taken.listed)
+        analyser = Analyser(path.name, run, sizes=sizes.listed)
     return NamedModel(
         path.name, usual, lambda photo, position: run(photo, one_hot(position))[0], analyser
     )

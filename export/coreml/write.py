@@ -56,7 +56,9 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
         with phases("capture"):
             wanted = {name: choice.scheme for name, choice in chosen.items()}
             networks = network.every if recipe.ios >= FUNCTIONS_IOS else (network,)
-            held += reversed(programs(held.pop(), wanted, networks))
+            sizes = [one.calibration() for one in networks]
+            multiple = network.multiple if len(sizes) > 1 else 0
+            held += reversed(programs(held.pop(), wanted, sizes, multiple))
         models = {}
         with phases("convert"):
             for one in networks:

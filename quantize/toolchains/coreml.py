@@ -11,20 +11,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from pocketfocus.quantize.fake import symmetric
-from pocketfocus.quantize.layers import capture
+from pocketfocus.quantize.layers import Calls, capture
 from pocketfocus.quantize.plan import Choice, plan
 from pocketfocus.quantize.recipes import GROUP, IOS_VERSIONS, Recipe, Rule, Scheme
 from pocketfocus.quantize.toolchains.executorch import LEAST_SCALE, int8
 from pocketfocus.run.errors import UserError
-
-if TYPE_CHECKING:
-    from pocketfocus.export.network import Network
 
 TARGET = "coreml"
 FLOAT_BYTES = 2  # of a weight that is not quantized
@@ -157,17 +154,15 @@ def grid(rows: Tensor, scheme: Scheme) -> Tensor:
 
 
 def programs(
-    module: nn.Module, schemes: Mapping[str, Scheme], networks: Sequence[Network]
+    module: nn.Module, schemes: Mapping[str, Scheme], sizes: Sequence[Calls], multiple: int
 ) -> list[ExportedProgram]:
     """What ct.convert takes for photos of each size: the captured graph, with int8 activations
-    already in it, of the first one's calls."""
+    already in it, of the first one's calls; sides are multiples of `multiple`, 0 for one size."""
     static = {name: scheme for name, scheme in schemes.items() if scheme.activations == "static"}
-    calls = networks[0].calibration()
     if static:
-        captured = capture(module, calls, networks[0].multiple if networks[1:] else 0)
-        module = int8(captured, calls, static, between=len(static) == len(schemes))
-    examples = (calls, *(network.calibration() for network in networks[1:]))
-    return [capture(module, example).run_decompositions({}) for example in examples]
+        captured = capture(module, sizes[0], multiple)
+        module = int8(captured, sizes[0], static, between=len(static) == len(schemes))
+    return [capture(module, calls).run_decompositions({}) for calls in sizes]
 
 
 @dataclass(frozen=True)

@@ -174,3 +174,16 @@ def test_apple_devices_are_absent_elsewhere(name: str) -> None:
 def test_an_unknown_device_names_the_known_ones() -> None:
     with pytest.raises(UserError, match="unknown device 'toaster': choose from host"):
         get_device("toaster")
+
+
+def test_what_executes_a_file_knows_no_rows_and_no_pydantic() -> None:
+    """They would count as memory of the file, whose peak `bench` measures."""
+    program = (
+        "import sys; import pocketfocus.mobile_harness.worker; "
+        "from pocketfocus.export.targets import get_target; "
+        "[get_target(name) for name in ('executorch', 'onnx', 'coreml')]; "
+        "print([name for name in ('pydantic', 'pocketfocus.run.rows') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.stdout.strip() == "[]", ended.stderr

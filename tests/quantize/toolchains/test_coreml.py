@@ -10,7 +10,6 @@ from torch import nn
 
 from pocketfocus.data.optics import one_hot
 from pocketfocus.data.scenes import held_out_photos
-from pocketfocus.export.student import student_network
 from pocketfocus.models.student import load_student
 from pocketfocus.quantize.calibration import calibration, fitted
 from pocketfocus.quantize.recipes import RECIPES, Scheme
@@ -22,8 +21,7 @@ def test_the_int8_graph_is_the_student(small_student: Path) -> None:
     student = load_student(small_student)
     chosen = choices(RECIPES["int8"], student)
     schemes = {name: choice.scheme for name, choice in chosen.items()}
-    network = student_network(small_student, (64, 64), calibration((64, 64)))
-    (quantized,) = programs(student, schemes, [network])
+    (quantized,) = programs(student, schemes, [list(calibration((64, 64)))], 0)
     names = {str(node.target) for node in quantized.graph.nodes}
     assert any("quantize_per_tensor" in name for name in names)
     assert any("dequantize_per_channel" in name for name in names)
