@@ -10,6 +10,8 @@ from diffusers import AutoencoderKLTemporalDecoder, StableVideoDiffusionPipeline
 from transformers import CLIPImageProcessor
 
 from pocketfocus.distill.reference.presets import SMALLEST, build_reference
+from pocketfocus.models.places import LEARN2REFOCUS_UNET
+from pocketfocus.run.constants import FRAMES
 
 VIDEO_FRAMES = 14  # what the published UNet's config still says
 
@@ -33,8 +35,16 @@ def small_svd() -> StableVideoDiffusionPipeline:
     )
 
 
-def save_svd(folder: Path) -> None:
+def save_svd(folder: Path, frames: int = FRAMES) -> None:
     """Like stabilityai/stable-video-diffusion-img2vid: both precisions beside each other."""
     pipeline = small_svd()
+    pipeline.unet.register_to_config(num_frames=frames)
     pipeline.save_pretrained(folder, safe_serialization=True)
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True, variant="fp16")
+
+
+def save_tuned(folder: Path) -> None:
+    """Like tedlasai/learn2refocus: a UNet alone, whose config tells of the video model."""
+    unet = small_svd().unet
+    unet.register_to_config(num_frames=VIDEO_FRAMES)
+    unet.save_pretrained(folder / LEARN2REFOCUS_UNET)

@@ -27,21 +27,20 @@ from pocketfocus.distill.reference.phases import (
 )
 from pocketfocus.distill.train.crops import Pixels, check_size
 from pocketfocus.distill.train.loop import Trainer
-from pocketfocus.models.loading import load_reference
-from pocketfocus.models.places import BASE
+from pocketfocus.models.loading import assemble, load_component
+from pocketfocus.models.places import find_start
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 
-SVD = "svd"
 LEARNING_RATE = 1e-5
 TRAINED = {"temporal": "temporal_transformer_block", "all": ""}  # what a parameter's name holds
 SIDES = 64  # crops are multiples: the VAE halves three times, the UNet three times
 
 
 def load_start(spec: str) -> ReferencePipeline:
-    """Load what to start from: `svd`, or what `load_reference` takes."""
-    return load_reference(BASE if spec == SVD else spec)
+    """Load what to start from, see `find_start`."""
+    return assemble(find_start(spec), load_component)
 
 
 def check_request(size: int, train: str) -> None:

@@ -250,8 +250,8 @@ def train_reference(
             f"--train {train} says what of a full-size model learns, and there is none: name it "
             "with --init"
         )
-    if init is not None and init != "svd":
-        arguments.reference(init)
+    if init is not None:
+        arguments.start(init)
     side = arguments.square(size, MULTIPLE)
     files = arguments.photo_files(photos)
 

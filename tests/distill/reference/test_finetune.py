@@ -13,7 +13,7 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from safetensors.torch import load_file
 
-from pocketfocus.distill.reference import denoiser, finetune
+from pocketfocus.distill.reference import denoiser
 from pocketfocus.distill.reference.finetune import choose_trained, fine_tune, load_start
 from pocketfocus.distill.reference.phases import Phase
 from pocketfocus.distill.train.crops import Crops
@@ -67,7 +67,6 @@ def hub(svd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         unet.conv_out.bias.fill_(0.5)
     unet.save_pretrained(refocus / "checkpoint-200000" / "unet")
     monkeypatch.setattr(published, "BASE", str(svd))
-    monkeypatch.setattr(finetune, "BASE", str(svd))
     monkeypatch.setattr(published, "LEARN2REFOCUS", str(refocus))
     return refocus
 
