@@ -26,13 +26,15 @@ from transformers import CLIPVisionModelWithProjection
 from pocketfocus.models.autoencoder import defocus_basis, latent_factor
 from pocketfocus.models.clip import own_pixels, published_pixels
 from pocketfocus.models.model import check_input
-from pocketfocus.run.constants import FRAMES
+from pocketfocus.run.constants import FRAMES, MULTIPLE, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.progress import track
 
 MOST_STEPS = 1000
 FPS_ID, MOTION_BUCKET, NOISE_AUGMENTATION = 6.0, 0.0, 0.0  # fps - 1, as SVD was trained
 DECODE_CHUNK = 8
+MOST_PIXELS = 500_000  # of a photo that the published model is given
+SCALE_STEP = 0.01
 PLANES = 2  # channels of `spread_latent` beside the latent
 
 
@@ -246,6 +248,20 @@ class ReferencePipeline:
         [T,3,H,W]."""
         latent = self.vae.config.scaling_factor * self.encode(photo)
         return photo - self.decode(latent[:, None].expand(-1, FRAMES, -1, -1, -1))
+
+
+def published_size(photo: Size) -> Size:
+    """Return the size at which Learn2Refocus works on a photo of (H, W), never above its own.
+
+    The scale falls from 1 by hundredths until the sides, each floored to a multiple of 64, hold
+    500,000 pixels at most: 832×576 for the data set's 896×640. A side below 64 becomes 64.
+    """
+    scale = 1.0
+    while True:
+        height, width = (max(1, int(side * scale) // MULTIPLE) * MULTIPLE for side in photo)
+        if height * width <= MOST_PIXELS:
+            return height, width
+        scale -= SCALE_STEP
 
 
 def karras_sigmas(config: Any, ways: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from pocketfocus.models import loading
 from pocketfocus.models.loading import load_reference
 from pocketfocus.models.model import Model, refocus
 from pocketfocus.models.places import BASE, LEARN2REFOCUS, LEARN2REFOCUS_UNET, find_places
+from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.photos import gallery, refocusing
 from pocketfocus.photos.images import Pixels, prepare
 from pocketfocus.photos.refocusing import Refocused
@@ -198,6 +199,32 @@ def test_a_video_model_is_no_reference(
     assert f"a focal stack has 9 frames, {video} makes 14" in said
     start = finetune.load_start(str(video))
     assert start.unet.config.num_frames == 14
+
+
+@pytest.mark.parametrize(
+    ("options", "size"), [([], (576, 832)), (["--max-side", "256"], (192, 256))]
+)
+def test_a_reference_of_full_size_works_at_the_authors_size(
+    options: list[str],
+    size: tuple[int, int],
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the whole photo, not of one that was made smaller for nine frames."""
+    seen: list[tuple[int, ...]] = []
+
+    def call(self: ReferencePipeline, photo: Tensor, *_: Any) -> Tensor:
+        seen.append(tuple(photo.shape[-2:]))
+        return photo.expand(9, -1, -1, -1)
+
+    monkeypatch.setattr(ReferencePipeline, "__call__", call)
+    monkeypatch.setattr(gallery, "save_refocus", lambda *_: [tmp_path])
+    Image.new("RGB", (4032, 3024), "grey").save(tmp_path / "photo.png", compress_level=1)
+    words = ["refocus", str(tmp_path / "photo.png"), "--position", "4", "--out", str(tmp_path)]
+    for name in (str(folders["WHOLE"]), "default"):
+        assert main([*words, "--model", f"reference:{name}", *options]) == 0
+    assert seen == [size, (192, 256)]
 
 
 COMMIT = "0123456789" * 4
