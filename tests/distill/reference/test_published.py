@@ -165,7 +165,7 @@ def test_steps_are_plain_adamw_at_a_constant_rate(
         adamw.zero_grad()
     stored = load_file(out / "finetune" / "checkpoint.safetensors")
     moved, wanted = (
-        torch.cat([(made[name] - before[name]).flatten() for name in trained])
+        torch.cat([(made[name].detach() - before[name]).flatten() for name in trained])
         for made in ({n: stored[f"model.{n}"] for n in trained}, trained)
     )
     assert float((moved - wanted).norm() / wanted.norm()) < 1e-5
