@@ -89,12 +89,12 @@ def _eager(threads: int | None, load: Callable[[], NamedModel]) -> NamedModel:
 
 def _reference(name: str, spec: str, sampling: str) -> NamedModel:
     from pocketfocus.models.loading import load_reference
+    from pocketfocus.models.reference import published_size
 
     pipeline = load_reference(spec or "default")
-    if not sampling:
-        return NamedModel(name, None, lambda photo, position: pipeline(photo, position))
-    how = pipeline.sampling.changed(sampling)
-    return NamedModel(name, None, lambda photo, position: pipeline(photo, position, how))
+    how = pipeline.sampling.changed(sampling) if sampling else pipeline.sampling
+    fit = None if pipeline.relative else published_size
+    return NamedModel(name, None, lambda photo, at: pipeline(photo, at, how), fit=fit)
 
 
 def _student(path: Path | None = None) -> NamedModel:

@@ -66,11 +66,11 @@ def open_reference(spec: str) -> ReferencePipeline:
     return assemble(find_places(spec), _open)
 
 
-def _open(cls: Any, root: str, subfolder: str) -> Any:
+def _open(cls: Any, root: str, subfolder: str, preferred: str | None) -> Any:
     """As `open_component`; of the image encoder, which no file holds, the config alone."""
     folder = component_folder(root, subfolder)
     if cls is not CLIPVisionModelWithProjection or folder is None:
-        return open_component(cls, root, subfolder)
+        return open_component(cls, root, subfolder, preferred)
     config = cls.config_class
     return Opened(attempt(lambda: config.from_pretrained(folder), root, subfolder), {})
 

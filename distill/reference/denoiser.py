@@ -1,4 +1,4 @@
-"""Train the reference's denoiser and image encoder as Learn2Refocus does (design: EDM, v-form).
+"""Train the reference's denoiser and image encoder in Learn2Refocus's formulation, EDM's v-form.
 
 What is learned are scaled VAE latents of true focal stacks, for the small default reference
 relative to the input's; the condition is the latent of one slightly noisy frame.

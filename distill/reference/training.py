@@ -8,12 +8,7 @@ from pathlib import Path
 
 from pocketfocus.data.datasets import SYNTHETIC, Request, open_source
 from pocketfocus.data.stacks import cache_sources
-from pocketfocus.distill.reference.finetune import (
-    LEARNING_RATE,
-    check_request,
-    fine_tune,
-    load_start,
-)
+from pocketfocus.distill.reference.finetune import check_request, fine_tune, load_start
 from pocketfocus.distill.reference.phases import (
     AUTOENCODER_CROPS,
     DENOISER_CROPS,
@@ -21,9 +16,11 @@ from pocketfocus.distill.reference.phases import (
     check_run,
     train_reference,
 )
+from pocketfocus.distill.reference.recipes import LEARNING_RATE, OWN, Recipe, get_recipe
 from pocketfocus.distill.train.crops import Crops, Pixels, check_size
-from pocketfocus.distill.train.distributed import main_process_first
+from pocketfocus.distill.train.distributed import main_process_first, process_state
 from pocketfocus.distill.train.schedule import Schedule
+from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, sha256
 
@@ -35,21 +32,23 @@ AUTOENCODER_RATE, DENOISER_RATE = 1e-3, 2e-3
 
 @dataclass(frozen=True)
 class Training:
-    """The options of `train-reference`; `size` in pixels, `photos` are textures of the scenes.
+    """The options of `train-reference`; `size` (H, W) in pixels, None for that of the recipe,
+    `photos` are textures of the scenes.
 
     `stacks` are sources by name (`datasets`); of each that is rendered there are `scenes`.
     `init` None trains the small reference, otherwise `svd`, `learn2refocus`, a folder or a Hub id
-    is fine-tuned, the part of its UNet that `train` names. The budget ends at `minutes` or `steps`,
-    whichever first; None and None are 120 minutes.
+    is fine-tuned by a `recipe`, the part of its UNet that `train` names. The budget ends at
+    `minutes` or `steps`, whichever first; None and None are 120 minutes.
     """
 
     minutes: float | None = None
     steps: int | None = None
     init: str | None = None
     train: str = "temporal"
+    recipe: str = OWN.name
     stacks: tuple[str, ...] = (SYNTHETIC,)
     scenes: int = 400
-    size: int = 256
+    size: Size | None = None
     photos: tuple[Path, ...] = ()
     batch: int | None = None
     accumulate: int = 1
@@ -63,7 +62,7 @@ class Training:
             "init": self.init,
             "stacks": list(self.stacks),
             "scenes": self.scenes,
-            "size": self.size,
+            "size": self.sides[0] if self.sides[0] == self.sides[1] else list(self.sides),
             "photos": key_of(photos=[sha256(path) for path in self.photos]),
             "batch": self.batch,
             "denoiser rate": self.rate,
@@ -71,11 +70,24 @@ class Training:
         }
 
     @property
+    def sides(self) -> Size:
+        """The size of the stacks (H, W)."""
+        return self.size or self.way.size
+
+    @property
+    def way(self) -> Recipe:
+        """The recipe of a fine-tuning; UserError for an unknown one."""
+        return get_recipe(self.recipe)
+
+    @property
     def rate(self) -> float:
-        """The peak learning rate, of the denoiser."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        return DENOISER_RATE if self.init is None else LEARNING_RATE
+        """The peak learning rate, of the denoiser; of a recipe where it is for a sample, times the
+        samples of a step."""
+        rate = DENOISER_RATE if self.init is None else LEARNING_RATE
+        samples = 1
+        if self.init is not None and self.way.scaled:
+            samples = (self.batch or 1) * self.accumulate * process_state().num_processes
+        return samples * (rate if self.learning_rate is None else self.learning_rate)
 
     def schedule(self, share: float = 1.0, rate: float | None = None) -> Schedule:
         """Make a schedule with a share of the budget; UserError for a budget or rate of nothing."""
@@ -88,6 +100,8 @@ class Training:
         if not 0 < rate < 1:
             raise UserError(f"--learning-rate {rate} is not between 0 and 1: try {DENOISER_RATE}")
         budget = Schedule(minutes * share, learning_rate=rate, accumulate=self.accumulate)
+        if self.init is not None:
+            budget = replace(budget, **self.way.schedule)
         if self.steps is None:
             return budget
         return replace(budget, steps=max(1, round(self.steps * share)))
@@ -101,7 +115,7 @@ def run_training(training: Training, out: Path) -> None:
     """
     schedule, seed, config = training.schedule(), training.seed, training.config
     check_run(out, config)
-    size = (training.size, training.size)
+    size = training.sides
     request = Request(training.scenes, size, photos=training.photos)
     sources = [open_source(spec, request) for spec in training.stacks]
 
@@ -110,13 +124,14 @@ def run_training(training: Training, out: Path) -> None:
             return cache_sources(out / "stacks", sources, size).pixels
 
     if training.init is not None:
-        check_request(training.size, training.train)
+        check_request(size, training.train)
         start = load_start(training.init)
-        whole = (Crops(1.0, training.batch or 1, training.size),)
-        fine_tune(start, stacks(), out, Phase(schedule, whole, seed, config), training.train)
+        whole = (Crops(1.0, training.batch or 1, min(size)),)
+        phase = Phase(schedule, whole, seed, config)
+        fine_tune(start, stacks(), out, phase, training.train, training.way)
         return
     crops = tuple(
-        replace(part, batch=training.batch or part.batch, size=min(part.size, training.size))
+        replace(part, batch=training.batch or part.batch, size=min(part.size, *size))
         for part in DENOISER_CROPS
     )
     check_size(size, (*AUTOENCODER_CROPS, *crops))

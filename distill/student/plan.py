@@ -11,11 +11,10 @@ from pocketfocus.data.stacks import Source, StackFolder
 from pocketfocus.distill.student.detail import FACTOR
 from pocketfocus.distill.student.options import LEARN_FROM, REFERENCE, Distillation
 from pocketfocus.distill.train.checkpoint import Config
-from pocketfocus.models.places import LEARN2REFOCUS, find_places
-from pocketfocus.models.reference import ReferencePipeline
+from pocketfocus.models.places import find_places
 from pocketfocus.models.student import RefocusStudent, build_student, load_student
 from pocketfocus.quantize.recipes import get_recipe
-from pocketfocus.run.constants import FRAMES, Size, size_text
+from pocketfocus.run.constants import Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, sha256
 
@@ -126,20 +125,6 @@ def _config(options: Distillation, student: RefocusStudent) -> dict[str, object]
     sizes = {f"student's {k}": v for k, v in student.config.items() if not k.startswith("_")}
     start = None if options.from_scratch else sha256(options.start_folder)
     return {**config, **sizes, "start": start}
-
-
-def check_reference(reference: ReferencePipeline) -> None:
-    """Raise UserError for a reference whose config tells of another number of frames.
-
-    The published one is exempt: its config is still that of the video model it was tuned from.
-    """
-    frames = reference.unet.config.num_frames
-    if frames != FRAMES and reference.name not in ("learn2refocus", LEARN2REFOCUS):
-        raise UserError(
-            f"the student expects {FRAMES} frames, {reference.name} makes {frames} (num_frames in "
-            f"its unet/config.json): name a refocusing model, or write {FRAMES} there if it was "
-            "fine-tuned to as many"
-        )
 
 
 def _check_preset(student: RefocusStudent, preset: str, folder: Path) -> None:

@@ -16,7 +16,7 @@ from pocketfocus.data.scenes import train_photos
 from pocketfocus.data.stacks import cache_sources
 from pocketfocus.distill.student.detail import train_detail
 from pocketfocus.distill.student.options import BOTH, SAMPLING_SHARE, STACKS, Distillation
-from pocketfocus.distill.student.plan import Plan, check_reference, make_plan
+from pocketfocus.distill.student.plan import Plan, make_plan
 from pocketfocus.distill.student.regression import OneStepTrainer, pooled
 from pocketfocus.distill.student.samples import (
     Batch,
@@ -106,7 +106,6 @@ def _train(out: Path, options: Distillation) -> None:
     crop, photos = options.parts[0].size, options.photos
     pixels = None if photos is None else load_photos(photos, crop)
     reference = load_reference(options.reference)
-    check_reference(reference)
     student = options.chosen.prepare(reference, plan.student)
     if options.qat is not None and isinstance(student, OneStepTrainer):
         student.round(get_recipe(options.qat), photos)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pocketfocus.cli import quiet
-from pocketfocus.models.places import find_places
+from pocketfocus.models.places import Places, find_places, find_start
 from pocketfocus.quantize.recipes import TOOLCHAIN_NAMES
 from pocketfocus.run.constants import FRAMES, Size, check_position, size_text
 from pocketfocus.run.errors import UserError
@@ -40,7 +40,7 @@ Reference = Annotated[
         "--reference",
         metavar="NAME|DIR|HUB_ID",
         help="the model to distil: default, learn2refocus, a diffusers folder, a Hub id, or "
-        "UNET_DIR+BASE_DIR",
+        "UNET_DIR+BASE_DIR; any with :fp16 after it",
     ),
 ]
 Photos = Annotated[
@@ -335,7 +335,16 @@ def photo_files(folder: Path | None) -> list[Path] | None:
 
 def reference(spec: str) -> str:
     """Check a reference's name, folder or Hub id as far as is possible without a network."""
-    if find_places(spec).on_hub:
+    return _found(spec, find_places)
+
+
+def start(spec: str) -> str:
+    """Check in the same way what a fine-tuning starts from."""
+    return _found(spec, find_start)
+
+
+def _found(spec: str, find: Callable[[str], Places]) -> str:
+    if find(spec).on_hub:
         quiet.show_downloads()
     return spec
 

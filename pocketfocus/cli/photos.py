@@ -94,7 +94,7 @@ def refocus(
 
     if focus is None and point is None and aperture is None:
         arguments.frames_folder(out)
-        page = _nine_frames(photo, out, at, max_side or FRAMES_SIDE, model)
+        page = _nine_frames(photo, out, at, max_side, model)
         typer.echo(f"open {page} in a browser and tap on the photo")
         return
     target = arguments.picture_file(out, photo)
@@ -140,16 +140,24 @@ def _one_picture(
     return out
 
 
-def _nine_frames(path: Path, out: Path, at: int | None, most: int, model: str | None) -> Path:
-    """Write the nine frames of a photo and all that goes with them; return the page."""
+def _nine_frames(
+    path: Path, out: Path, at: int | None, most: int | None, model: str | None
+) -> Path:
+    """Write the nine frames of a photo and all that goes with them; return the page.
+
+    A model that says what size of the whole photo fits it gets that, unless `most` is given.
+    """
+    from pocketfocus.models.model import fit_of
     from pocketfocus.photos.gallery import save_refocus
     from pocketfocus.photos.pixels import open_photo
     from pocketfocus.photos.refocusing import refocused
 
-    photo = open_photo(path).limited(most).in_srgb()
+    whole = open_photo(path)
+    photo = whole.limited(most or FRAMES_SIDE).in_srgb()
     opened, position = _opened(model, photo, at)
+    given = photo if most or fit_of(opened) is None else whole.in_srgb()
     with step(f"refocusing with {opened.name}"):
-        made = refocused(opened, photo.pixels, position, whole=False)
+        made = refocused(opened, given.pixels, position, whole=False)
         return save_refocus(made, photo.pixels, position, out, opened.name)[-1]
 
 

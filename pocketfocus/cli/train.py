@@ -12,6 +12,7 @@ from pocketfocus.run.constants import MULTIPLE
 from pocketfocus.run.errors import UserError
 
 commands = typer.Typer()
+OWN, PAPER = "pocketfocus", "paper"  # recipes of fine-tunings
 METHODS_HELP = (
     "regression: one step, zero noise, pixels; adversarial: the same with a GAN term; consistency: "
     "the reference's own UNet in 1 to 4 steps, written to DIR/reference"
@@ -91,6 +92,15 @@ Train = Annotated[
         metavar="temporal|all",
         help="what of --init learns: its temporal transformer blocks (as in the paper; the "
         "default), or all of its UNet",
+    ),
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="pocketfocus|paper",
+        help="how --init learns: on crops, with warm-up, clipping and EMA (the default), or as "
+        "Learn2Refocus's published code, on whole frames of 640x896",
     ),
 ]
 Minutes = Annotated[
@@ -213,21 +223,38 @@ def check_numbers(crop: int | None, rate: float | None) -> None:
         raise UserError(f"--learning-rate {rate} is not between 0 and 1: leave it out")
 
 
+def check_start(init: str | None, train: str | None, recipe: str | None) -> None:
+    """Raise UserError for options of a fine-tuning without a model to tune, and for a part of it
+    that the paper's recipe does not train."""
+    for option, value in (("train", train), ("recipe", recipe)):
+        if value is not None and init is None:
+            raise UserError(
+                f"--{option} {value} says how a full-size model learns, and there is none: name it "
+                "with --init"
+            )
+    if recipe == PAPER and train not in (None, "temporal"):
+        raise UserError(f"--recipe {PAPER} trains temporal blocks, not {train}: leave out --train")
+
+
 @commands.command(
     "train-reference",
     epilog="Example: pocketfocus train-reference --minutes 120 --out build/reference\n\n"
-    "Fine-tune as the paper does: pocketfocus train-reference --init svd --stacks my/stacks "
-    "--size 512 --steps 200000 --out build/refocus",
+    "Fine-tune as the paper does: pocketfocus train-reference --init svd:fp16 --recipe paper "
+    "--stacks my/stacks --steps 200000 --out build/refocus",
 )
 def train_reference(
     out: arguments.Out,
     init: Init = None,
     train: Train = None,
+    recipe: Recipe = None,
     minutes: Minutes = None,
     steps: TrainingSteps = None,
     stacks: arguments.Stacks = None,
     scenes: Annotated[int, typer.Option("--scenes", min=8, help=arguments.SCENES)] = 400,
-    size: Annotated[str, arguments.size_option("of the stacks, a square")] = "256",
+    size: Annotated[
+        str | None,
+        arguments.size_option("of the stacks, a square (default 256; with --recipe paper any)"),
+    ] = None,
     photos: arguments.Photos = None,
     batch: Batch = None,
     accumulate: Accumulate = 1,
@@ -245,14 +272,12 @@ def train_reference(
     in place of --multi_gpu to shard a full-size UNet.
     """
     arguments.output_folder(out)
-    if train is not None and init is None:
-        raise UserError(
-            f"--train {train} says what of a full-size model learns, and there is none: name it "
-            "with --init"
-        )
-    if init is not None and init != "svd":
-        arguments.reference(init)
-    side = arguments.square(size, MULTIPLE)
+    check_start(init, train, recipe)
+    if init is not None:
+        arguments.start(init)
+    sides = None if size is None else arguments.size(size, MULTIPLE)
+    if size is not None and recipe != PAPER:
+        arguments.square(size, MULTIPLE)
     files = arguments.photo_files(photos)
 
     from pocketfocus.data.datasets import SYNTHETIC
@@ -263,9 +288,10 @@ def train_reference(
         steps=steps,
         init=init,
         train=train or "temporal",
+        recipe=recipe or OWN,
         stacks=tuple(stacks or [SYNTHETIC]),
         scenes=scenes,
-        size=side,
+        size=sides,
         photos=tuple(files or ()),
         batch=batch,
         accumulate=accumulate,

@@ -37,12 +37,12 @@ class Opened:
         return self.tensors
 
 
-def open_component(cls: Any, root: str, subfolder: str) -> Any:
+def open_component(cls: Any, root: str, subfolder: str, preferred: str | None = None) -> Any:
     """A component as `assemble` takes it: `Opened` where it is a diffusers network in a folder."""
     folder = component_folder(root, subfolder)
     if folder is None or cls in (EulerDiscreteScheduler, CLIPVisionModelWithProjection):
-        return load_component(cls, root, subfolder)
-    opened = Checkpoint(find_weights(folder, DIFFUSERS_STEM).files)
+        return load_component(cls, root, subfolder, preferred)
+    opened = Checkpoint(find_weights(folder, DIFFUSERS_STEM, preferred).files)
     expected = attempt(lambda: empty(cls, cls.load_config(folder)), root, subfolder)
     shapes = {name: tuple(tensor.shape) for name, tensor in expected.state_dict().items()}
     both = shapes.keys() & opened.keys()

@@ -18,7 +18,7 @@ from pocketfocus.run.errors import UserError
 
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-VARIANTS = (None, "fp16")  # in the order of preference
+VARIANTS = (None, "fp16")  # in the order of preference, unless said otherwise
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,23 @@ class WeightFiles:
     variant: str | None
 
 
-def find_weights(folder: Path, stem: str) -> WeightFiles:
-    """Return the safetensors files of a component, the full ones before fp16.
+def by_preference(variant: str | None) -> tuple[str | None, ...]:
+    """Return the variants, the preferred one first."""
+    return (variant, *(other for other in VARIANTS if other != variant))
+
+
+def find_weights(folder: Path, stem: str, preferred: str | None = None) -> WeightFiles:
+    """Return the safetensors files of a component, of the preferred variant where there are such.
 
     Args:
         folder: such as `vae/`.
         stem: of the files' names, by the library that wrote them.
+        preferred: one of `VARIANTS`.
 
     Raises:
         UserError: there are none, only pickled ones, or shards are missing.
     """
-    for variant in VARIANTS:
+    for variant in by_preference(preferred):
         infix = f".{variant}" if variant else ""
         whole = folder / f"{stem}{infix}.safetensors"
         index = folder / f"{stem}.safetensors.index{infix}.json"

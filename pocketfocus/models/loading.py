@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,21 @@ from transformers import CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_log
 
 from pocketfocus.models.autoencoder import QUARTERS, CompactAutoencoder
-from pocketfocus.models.checkpoints import DIFFUSERS_STEM, TRANSFORMERS_STEM, find_weights
+from pocketfocus.models.checkpoints import (
+    DIFFUSERS_STEM,
+    TRANSFORMERS_STEM,
+    by_preference,
+    find_weights,
+)
 from pocketfocus.models.places import Places, find_places
 from pocketfocus.models.reference import PLANES, ReferencePipeline, Sampling, own_sampling
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json
 
 SAMPLING_FILE = "sampling.json"  # of a consistency model: steps, guidance, temperature
+Loader = Callable[[Any, str, str, str | None], Any]
+"""`load(class, root, folder, preferred variant)` makes a component."""
 BUFFER = "position_ids"  # a constant that older versions of transformers saved with the weights
 
 
@@ -40,19 +49,20 @@ def load_reference(spec: str = "default") -> ReferencePipeline:
     return assemble(find_places(spec), load_component)
 
 
-def assemble(places: Places, load: Callable[[Any, str, str], Any]) -> ReferencePipeline:
-    """Return the pipeline of four components, each from `load(class, root, folder)`; UserError when
-    they do not fit each other."""
+def assemble(places: Places, load: Loader) -> ReferencePipeline:
+    """Return the pipeline of four components; UserError when they do not fit each other, or make
+    another number of frames than a focal stack has."""
     root = places.base
     pipeline = ReferencePipeline(
-        vae=load(_autoencoder_class(root), root, "vae"),
-        unet=load(UNetSpatioTemporalConditionModel, *places.unet),
-        image_encoder=load(CLIPVisionModelWithProjection, root, "image_encoder"),
-        scheduler=load(EulerDiscreteScheduler, root, "scheduler"),
+        vae=load(_autoencoder_class(root), root, "vae", places.variant),
+        unet=load(UNetSpatioTemporalConditionModel, *places.unet, places.variant),
+        image_encoder=load(CLIPVisionModelWithProjection, root, "image_encoder", None),
+        scheduler=load(EulerDiscreteScheduler, root, "scheduler", None),
         name=places.name,
         few_steps=_stored_sampling(Path(places.unet[0]) / SAMPLING_FILE),
     )
     _check_fit(pipeline)
+    _check_frames(pipeline, places)
     return pipeline
 
 
@@ -87,25 +97,33 @@ def _autoencoder_class(root: str) -> Any:
     return AutoencoderKLTemporalDecoder
 
 
-def load_component(cls: Any, root: str, subfolder: str) -> Any:
-    """Load one component, fp32; safetensors only, the fp16 variant where that is all there is."""
+def load_component(cls: Any, root: str, subfolder: str, preferred: str | None = None) -> Any:
+    """Load one component, fp32; safetensors only, the preferred variant or else what there is."""
     folder = component_folder(root, subfolder)
     if cls is EulerDiscreteScheduler:
         return attempt(lambda: cls.from_pretrained(root, subfolder=subfolder), root, subfolder)
     clip = cls is CLIPVisionModelWithProjection
-    stem = TRANSFORMERS_STEM if clip else DIFFUSERS_STEM
+    if folder is None:
+        variants = by_preference(preferred)
+    else:
+        stem = TRANSFORMERS_STEM if clip else DIFFUSERS_STEM
+        variants = (find_weights(folder, stem, preferred).variant,)
     options: dict[str, Any] = {
         "use_safetensors": True,
-        "variant": find_weights(folder, stem).variant if folder else None,
+        "output_loading_info": True,
         "dtype" if clip else "torch_dtype": torch.float32,
     }
-    model, info = attempt(
-        lambda: cls.from_pretrained(root, subfolder=subfolder, output_loading_info=True, **options),
-        root,
-        subfolder,
-    )
-    check_weights(info, place_of(root, subfolder))
-    return model.eval().requires_grad_(False)
+    errors: list[UserError] = []
+    for variant in variants:  # of a Hub's, or its cache's, only trying tells which are there
+        load = partial(cls.from_pretrained, root, subfolder=subfolder, variant=variant, **options)
+        try:
+            model, info = attempt(load, root, subfolder)
+        except UserError as error:
+            errors.append(error)
+            continue
+        check_weights(info, place_of(root, subfolder))
+        return model.eval().requires_grad_(False)
+    raise errors[0]
 
 
 def component_folder(root: str, subfolder: str) -> Path | None:
@@ -188,4 +206,18 @@ def _check_fit(pipeline: ReferencePipeline) -> None:
         raise UserError(
             f"the image encoder makes {width} features, the UNet attends to {cross}: take both "
             "from one model"
+        )
+
+
+def _check_frames(pipeline: ReferencePipeline, places: Places) -> None:
+    """Raise UserError for a UNet whose config tells of another number of frames.
+
+    One that was tuned is exempt: Learn2Refocus's config is still that of the video model.
+    """
+    frames = pipeline.unet.config.num_frames
+    if frames != FRAMES and not places.tuned:
+        raise UserError(
+            f"a focal stack has {FRAMES} frames, {places.name} makes {frames} (num_frames in its "
+            f"unet/config.json): name a refocusing model, or write {FRAMES} there if it was "
+            "fine-tuned to as many"
         )

@@ -25,7 +25,8 @@ class Model(Protocol):
 
     Photo and stack are sRGB in [-1, 1]. A model of any size takes sides that are multiples of its
     optional attribute `multiple`, 64 where it has none. One with an optional attribute `analyser`
-    makes images of a photo of any size and shape, at that size.
+    makes images of a photo of any size and shape, at that size. An optional attribute `fit` tells
+    the size at which it works on a photo of (H, W) that is resized for it.
     """
 
     @property
@@ -48,6 +49,7 @@ class NamedModel:
     size: Size | None
     call: Callable[[Tensor, int], Tensor]
     analyser: Analyser | None = None
+    fit: Callable[[Size], Size] | None = None
 
     def __call__(self, photo: Tensor, position: int) -> Tensor:
         """Return the stack; UserError for a photo or position that the model does not take."""
@@ -86,6 +88,13 @@ def analyser_of(model: Model) -> Analyser | None:
     """What analyses photos for a model; None where it gives stacks alone."""
     analyser: Analyser | None = getattr(model, "analyser", None)
     return analyser
+
+
+def fit_of(model: Model) -> Callable[[Size], Size] | None:
+    """What a model says of the size of a photo that is resized for it; None where it says
+    nothing."""
+    fit: Callable[[Size], Size] | None = getattr(model, "fit", None)
+    return fit
 
 
 def check_input(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pocketfocus.run.errors import UserError
@@ -12,6 +12,9 @@ DEFAULT_WEIGHTS = Path(__file__).parent.parent / "weights" / "reference"
 LEARN2REFOCUS = "tedlasai/learn2refocus"
 LEARN2REFOCUS_UNET = "checkpoint-200000/unet"
 BASE = "stabilityai/stable-video-diffusion-img2vid"
+SVD = "svd"  # its name as the start of a fine-tuning
+FP16 = ":fp16"
+CHECKPOINT = "checkpoint-"  # of a fine-tuning, with the number of its step
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,17 @@ class Places:
         base: holds vae/, image_encoder/ and scheduler/.
         unet: what holds the UNet, and its folder there.
         name: the reference's.
+        variant: of the weights of autoencoder and UNet, preferred where both are there: None for
+            the full ones, or `fp16`.
+        tuned: whether the UNet was tuned away from its base, whose number of frames its config may
+            still tell, as that of the published one does.
     """
 
     base: str
     unet: tuple[str, str]
     name: str
+    variant: str | None = None
+    tuned: bool = False
 
     @property
     def roots(self) -> tuple[str, ...]:
@@ -46,8 +55,9 @@ class Places:
     @property
     def key(self) -> str:
         """What tells this reference from another: hashes of what is in its local folders, wherever
-        they lie, and the names of what is on the Hub."""
-        return "+".join(sha256(Path(root)) if _is_local(root) else root for root in self.roots)
+        they lie, the names of what is on the Hub, and the variant."""
+        found = "+".join(sha256(Path(root)) if _is_local(root) else root for root in self.roots)
+        return found if self.variant is None else f"{found}:{self.variant}"
 
 
 def find_places(spec: str) -> Places:
@@ -56,11 +66,17 @@ def find_places(spec: str) -> Places:
     `spec` is `default` (shipped), `learn2refocus` (the published model), a local folder in the
     diffusers layout (unet/, vae/, image_encoder/, scheduler/), a Hub id of that layout, or
     UNET+BASE, two of these: a fine-tuned UNet (unet/, checkpoint-*/unet/ as Learn2Refocus has it,
-    or the UNet's own folder) and what it was tuned from. UserError when it names none of them.
+    or the UNet's own folder) and what it was tuned from. With `:fp16` after any of them the fp16
+    files of autoencoder and UNet are taken where there are such, as the authors take them; the full
+    ones are otherwise. UserError when it names none of them.
     """
-    if spec in ("learn2refocus", LEARN2REFOCUS):
-        return Places(BASE, (LEARN2REFOCUS, LEARN2REFOCUS_UNET), "learn2refocus")
-    root = str(DEFAULT_WEIGHTS) if spec == "default" else spec
+    root = spec if _is_local(spec) else spec.removesuffix(FP16)
+    variant = None if root == spec else FP16[1:]
+    if root in ("learn2refocus", LEARN2REFOCUS):
+        name = "learn2refocus" + spec[len(root) :]
+        return Places(BASE, (LEARN2REFOCUS, LEARN2REFOCUS_UNET), name, variant, tuned=True)
+    if root == "default":
+        root = str(DEFAULT_WEIGHTS)
     finetuned, plus, base = root.partition("+")
     if not plus or _is_local(root):
         finetuned = base = root
@@ -78,7 +94,15 @@ def find_places(spec: str) -> Places:
             f"{finetuned} is no reference (it has no {folder}/config.json): name a folder in the "
             "diffusers layout, made by `pocketfocus train-reference`"
         )
-    return Places(base, (finetuned, folder), spec)
+    tuned = finetuned != base or folder.startswith(CHECKPOINT)
+    return Places(base, (finetuned, folder), spec, variant, tuned)
+
+
+def find_start(spec: str) -> Places:
+    """Return the places of what a fine-tuning starts from: `svd`, the published video model, with
+    `:fp16` or without, or what `find_places` takes, of any number of frames."""
+    named = spec in (SVD, SVD + FP16)
+    return replace(find_places(BASE + spec[len(SVD) :] if named else spec), tuned=True)
 
 
 def _is_local(root: str) -> bool:
@@ -92,7 +116,7 @@ def _unet_folder(root: str) -> str:
         return LEARN2REFOCUS_UNET
     if (Path(root) / "unet").is_dir() or not _is_local(root):
         return "unet"
-    steps = [p.parent.name for p in Path(root).glob("checkpoint-*/unet") if p.is_dir()]
+    steps = [p.parent.name for p in Path(root).glob(f"{CHECKPOINT}*/unet") if p.is_dir()]
     if steps:
         return f"{max(steps, key=lambda name: (len(name), name))}/unet"
     return "" if (Path(root) / "config.json").is_file() else "unet"

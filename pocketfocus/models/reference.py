@@ -10,11 +10,11 @@ Legend: B batch, T = 9 frames, C latent channels, H, W photo size, h, w latent s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import (
     AutoencoderKLTemporalDecoder,
     EulerDiscreteScheduler,
@@ -24,18 +24,18 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from pocketfocus.models.autoencoder import defocus_basis, latent_factor
+from pocketfocus.models.clip import own_pixels, published_pixels
 from pocketfocus.models.model import check_input
-from pocketfocus.run.constants import FRAMES
+from pocketfocus.run.constants import FRAMES, MULTIPLE, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.progress import track
 
 MOST_STEPS = 1000
 FPS_ID, MOTION_BUCKET, NOISE_AUGMENTATION = 6.0, 0.0, 0.0  # fps - 1, as SVD was trained
 DECODE_CHUNK = 8
+MOST_PIXELS = 500_000  # of a photo that the published model is given
+SCALE_STEP = 0.01
 PLANES = 2  # channels of `spread_latent` beside the latent
-CLIP_SIZE = 224
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -221,14 +221,15 @@ class ReferencePipeline:
         mode: Tensor = self.vae.encode(photos).latent_dist.mode()
         return mode
 
-    def embed(self, photos: Tensor) -> Tensor:
-        """Embed images by CLIP as the single cross-attention token: [B,3,H,W] -> [B,1,E]."""
-        pixels = F.interpolate(
-            photos, (CLIP_SIZE, CLIP_SIZE), mode="bicubic", antialias=True, align_corners=False
-        )
-        mean, std = photos.new_tensor(CLIP_MEAN), photos.new_tensor(CLIP_STD)
-        pixels = ((pixels + 1) / 2 - mean[:, None, None]) / std[:, None, None]
-        embedding: Tensor = self.image_encoder(pixels).image_embeds
+    def embed(self, photos: Tensor, form: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Embed images by CLIP as the single cross-attention token: [B,3,H,W] -> [B,1,E].
+
+        Without a `form` as the published inference does, whose results are the paper's, though its
+        training brings pixels to another range (`training_pixels`); a relative reference as it was
+        trained.
+        """
+        form = form or (own_pixels if self.relative else published_pixels)
+        embedding: Tensor = self.image_encoder(form(photos)).image_embeds
         return embedding[:, None]
 
     @torch.no_grad()
@@ -247,6 +248,20 @@ class ReferencePipeline:
         [T,3,H,W]."""
         latent = self.vae.config.scaling_factor * self.encode(photo)
         return photo - self.decode(latent[:, None].expand(-1, FRAMES, -1, -1, -1))
+
+
+def published_size(photo: Size) -> Size:
+    """Return the size at which Learn2Refocus works on a photo of (H, W), never above its own.
+
+    The scale falls from 1 by hundredths until the sides, each floored to a multiple of 64, hold
+    500,000 pixels at most: 832×576 for the data set's 896×640. A side below 64 becomes 64.
+    """
+    scale = 1.0
+    while True:
+        height, width = (max(1, int(side * scale) // MULTIPLE) * MULTIPLE for side in photo)
+        if height * width <= MOST_PIXELS:
+            return height, width
+        scale -= SCALE_STEP
 
 
 def karras_sigmas(config: Any, ways: Tensor) -> Tensor:

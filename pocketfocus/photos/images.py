@@ -274,10 +274,14 @@ def to_tensor(photo: Image.Image) -> Tensor:
     return from_uint8(np.asarray(photo.convert("RGB")))[None]
 
 
-def prepare(photo: Image.Image, size: int | Size = WORKING_PIXELS) -> Tensor:
-    """Resize with Lanczos to `size`, or to fit that many pixels (`fit_size`): [1, 3, H, W]."""
+def prepare(
+    photo: Image.Image,
+    size: int | Size = WORKING_PIXELS,
+    how: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Tensor:
+    """Resize to `size`, or to fit that many pixels (`fit_size`): [1, 3, H, W]."""
     height, width = fit_size(size_of(photo), size) if isinstance(size, int) else size
-    return to_tensor(photo.resize((width, height), Image.Resampling.LANCZOS))
+    return to_tensor(photo.resize((width, height), how))
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pocketfocus.data.optics import dioptres, distance
 from pocketfocus.models.analyse import Analyser, areas, likely_position
-from pocketfocus.models.model import Model, analyser_of, refocus
+from pocketfocus.models.model import Model, analyser_of, fit_of, refocus
 from pocketfocus.models.render import Analysed, aperture_of, focus_weights, span_of
 from pocketfocus.models.student import CELL, enlarged
 from pocketfocus.photos.focusmap import all_in_focus, best_focus
@@ -109,15 +109,21 @@ class Enlarged:
 def refocused(model: Model, pixels: Pixels, position: int, whole: bool = True) -> Refocused:
     """Refocus a photo [H, W, 3] that was taken at a focal position.
 
-    A model that gives stacks alone gets it squashed to its own size, or else to multiples of 64;
-    what it makes is stretched back, and enlarged to the photo's size, saying so, if that is to be
-    `whole`. UserError for a position that is none and a model whose output is no stack.
+    A model that gives stacks alone gets it squashed to its own size, or to that which it says fits
+    (bicubic, as Learn2Refocus resizes), or else to multiples of 64 that hold as many pixels as the
+    shipped reference was trained at. What it makes is stretched back, and enlarged to the photo's
+    size, saying so, if that is to be `whole`. UserError for a position that is none and a model
+    whose output is no stack.
     """
     height, width = pixels.shape[:2]
     analyser = analyser_of(model)
     if analyser is not None:
         return Rendered(analysed(analyser, pixels, position), pixels)
-    working = prepare(Image.fromarray(shallow(pixels)), model.size or WORKING_PIXELS)
+    image, fit = Image.fromarray(shallow(pixels)), fit_of(model)
+    if model.size is None and fit is not None:
+        working = prepare(image, fit((height, width)), Image.Resampling.BICUBIC)
+    else:
+        working = prepare(image, model.size or WORKING_PIXELS)
     own = photo_size((working.shape[-2], working.shape[-1]), (height, width))
     if whole and max(own) < max(height, width):
         made, size = size_text(own), size_text((height, width))

@@ -86,7 +86,7 @@ def refused(words: Words, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"num_frames": 14}, "the student expects 9 frames, "),
+        ({"num_frames": 14}, "a focal stack has 9 frames, "),
         ({"block_out_channels": [32, 64]}, "expected shape torch.Size([64])"),
         ({"in_channels": 12}, "conv_in.weight expected shape torch.Size([32, 12"),
     ],

@@ -2,51 +2,67 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
+from pocketfocus.benchmarks import verify
 from pocketfocus.cli import build, main
 from pocketfocus.distill.reference import finetune, training
 from pocketfocus.distill.student import stage
+from pocketfocus.export import stage as export
+from pocketfocus.mobile import folders as mobile_folders
 from pocketfocus.models import loading
+from pocketfocus.models.loading import load_reference
 from pocketfocus.models.model import Model, refocus
-from pocketfocus.models.places import BASE, LEARN2REFOCUS, find_places
+from pocketfocus.models.places import BASE, LEARN2REFOCUS, LEARN2REFOCUS_UNET, find_places
+from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.photos import gallery, refocusing
 from pocketfocus.photos.images import Pixels, prepare
 from pocketfocus.photos.refocusing import Refocused
 from pocketfocus.run.files import sha256
+from tests.published import VIDEO_FRAMES, save_svd, save_tuned
 
 FORMS = {
     "the shipped one": "default",
     "a folder": "WHOLE",
+    "its fp16 files": "WHOLE:fp16",
     "a folder with checkpoints": "CHECKPOINTS",
-    "a tuned UNet and its base": "TUNED+WHOLE",
-    "a UNet's own folder and its base": "TUNED/checkpoint-200000/unet+WHOLE",
+    "a tuned UNet and its base": "TUNED+VIDEO",
+    "the fp16 files of its base": "TUNED+VIDEO:fp16",
+    "a UNet's own folder and its base": "TUNED/checkpoint-200000/unet+VIDEO",
     "the published one": "learn2refocus",
+    "the published one as its authors load it": "learn2refocus:fp16",
     "the published one's Hub id": LEARN2REFOCUS,
     "a Hub id": "owner/model",
     "two Hub ids": "owner/tuned+owner/model",
     "a Hub id and a folder": "owner/tuned+WHOLE",
 }
-Load = Callable[[Any, str, str], Any]
 
 
 @pytest.fixture(scope="module")
-def folders(small_reference: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A reference in the diffusers layout, a UNet that was tuned from it, and both in one."""
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """In the published layouts: a video model, a UNet that was tuned from it, both in one, and a
+    reference whose config tells of nine frames."""
     root = tmp_path_factory.mktemp("references")
-    unet = small_reference / "unet"
-    shutil.copytree(unet, root / "TUNED/checkpoint-200000/unet")
-    shutil.copytree(small_reference, root / "CHECKPOINTS", ignore=lambda *_: ["unet"])
+    save_svd(root / "WHOLE")
+    save_svd(root / "VIDEO", VIDEO_FRAMES)
+    save_tuned(root / "TUNED")
+    without = shutil.ignore_patterns("unet")
+    shutil.copytree(root / "VIDEO", root / "CHECKPOINTS", ignore=without)
+    unet = root / "TUNED" / LEARN2REFOCUS_UNET
     shutil.copytree(unet, root / "CHECKPOINTS/checkpoint-20/unet")
-    return {name: root / name for name in ("TUNED", "CHECKPOINTS")} | {"WHOLE": small_reference}
+    return {path.name: path for path in root.iterdir()}
 
 
 @pytest.fixture(params=list(FORMS))
@@ -54,18 +70,19 @@ def spec(
     request: pytest.FixtureRequest, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> str:
     """A name; what it says to be on the Hub is taken from the folders."""
-    hub = {"owner/model": "WHOLE", BASE: "WHOLE", "owner/tuned": "CHECKPOINTS"}
+    hub = {"owner/model": "WHOLE", BASE: "VIDEO", "owner/tuned": "CHECKPOINTS"}
     hub[LEARN2REFOCUS] = "TUNED"
     places = {name: str(folders[folder]) for name, folder in hub.items()}
     load, class_of = loading.load_component, loading._autoencoder_class
 
-    def component(cls: Any, root: str, subfolder: str) -> Any:
+    def component(cls: Any, root: str, subfolder: str, preferred: str | None = None) -> Any:
         if root == "owner/tuned":
             assert subfolder == "unet"
             subfolder = "checkpoint-20/unet"
-        return load(cls, places.get(root, root), subfolder)
+        return load(cls, places.get(root, root), subfolder, preferred)
 
-    monkeypatch.setattr(loading, "load_component", component)
+    for module in (loading, mobile_folders, finetune):
+        monkeypatch.setattr(module, "load_component", component)
     monkeypatch.setattr(loading, "_autoencoder_class", lambda r: class_of(str(places.get(r, r))))
     named = FORMS[request.param]
     for name, folder in folders.items():
@@ -86,8 +103,16 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         assert [stage.inputs() for stage in stages if stage.name in ("distill",)]
         (out / "verify.json").write_text('{"schema_version": 1, "rows": []}')
 
+    def begin(asked: Any, _: Path) -> None:
+        names.append(finetune.load_start(asked.init).name)
+
+    def write(run: Any) -> None:
+        names.append(run.source.manifest.reference)
+
     monkeypatch.setattr(stage, "distill_run", lambda out, options, **_: load(options.reference))
-    monkeypatch.setattr(training, "run_training", lambda asked, _: load(asked.init or "default"))
+    monkeypatch.setattr(training, "run_training", begin)
+    monkeypatch.setattr(export, "write_files", write)
+    monkeypatch.setattr(verify, "verify_run", lambda *_: [])
     monkeypatch.setattr(build, "run_stages", run_stages)
     monkeypatch.setattr(
         "pocketfocus.cli.build.stages",
@@ -113,11 +138,12 @@ def test_every_command_takes_it(
         ["distill", "--reference", spec],
         ["train-reference", "--init", spec],
         ["build", "--reference", spec],
+        ["export", "--full", "--targets", "coreml", "--reference", spec],
     ):
         out = tmp_path / line[0]
         out.mkdir()
         assert main([*line, "--out", str(out)]) == 0, capsys.readouterr().err
-        assert loaded.pop() == spec
+        assert loaded.pop() in (spec, spec.replace(LEARN2REFOCUS, "learn2refocus"))
 
 
 def test_it_refocuses_and_is_evaluated(
@@ -144,8 +170,102 @@ def test_it_refocuses_and_is_evaluated(
     assert [stack.shape for stack in made] == [(9, 3, 64, 64)]
 
 
-def test_fine_tuning_starts_from_it(spec: str) -> None:
-    assert finetune.load_start(spec).name in (spec, "learn2refocus")
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["distill", "--reference", "VIDEO", "--out", "OUT"],
+        ["build", "--reference", "VIDEO", "--out", "OUT"],
+        ["export", "--full", "--targets", "coreml", "--reference", "VIDEO", "--out", "OUT"],
+        ["evaluate", "reference:VIDEO", "--stacks", "STACKS"],
+        ["refocus", "STACKS/desk/4.png", "--model", "reference:VIDEO", "--out", "OUT"],
+    ],
+    ids=lambda line: line[0],
+)
+def test_a_video_model_is_no_reference(
+    line: list[str],
+    folders: dict[str, Path],
+    loaded: list[str],
+    picture: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its frames are moments, whatever loads; `train-reference --init` alone starts from it."""
+    (tmp_path / "out").mkdir()
+    stacks, video = picture.parent.parent, folders["VIDEO"]
+    places = {"VIDEO": video, "OUT": tmp_path / "out", "STACKS": stacks}
+    for name, path in places.items():
+        line = [part.replace(name, str(path)) for part in line]
+    assert main(line) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"a focal stack has 9 frames, {video} makes 14" in said
+    start = finetune.load_start(str(video))
+    assert start.unet.config.num_frames == 14
+
+
+@pytest.mark.parametrize(
+    ("options", "size"), [([], (576, 832)), (["--max-side", "256"], (192, 256))]
+)
+def test_a_reference_of_full_size_works_at_the_authors_size(
+    options: list[str],
+    size: tuple[int, int],
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the whole photo, not of one that was made smaller for nine frames."""
+    seen: list[tuple[int, ...]] = []
+
+    def call(self: ReferencePipeline, photo: Tensor, *_: Any) -> Tensor:
+        seen.append(tuple(photo.shape[-2:]))
+        return photo.expand(9, -1, -1, -1)
+
+    monkeypatch.setattr(ReferencePipeline, "__call__", call)
+    monkeypatch.setattr(gallery, "save_refocus", lambda *_: [tmp_path])
+    Image.new("RGB", (4032, 3024), "grey").save(tmp_path / "photo.png", compress_level=1)
+    words = ["refocus", str(tmp_path / "photo.png"), "--position", "4", "--out", str(tmp_path)]
+    for name in (str(folders["WHOLE"]), "default"):
+        assert main([*words, "--model", f"reference:{name}", *options]) == 0
+    assert seen == [size, (192, 256)]
+
+
+COMMIT = "0123456789" * 4
+OFFLINE = """
+from pocketfocus.models.loading import load_reference
+for name in ("learn2refocus", "learn2refocus:fp16"):
+    made = load_reference(name)
+    print(made.name, made.vae.dtype, float(made.vae.encoder.conv_in.weight.flatten()[0]))
+"""
+
+
+def test_a_cache_that_holds_only_the_autoencoders_fp16_files(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """As the authors' script leaves it; without a network, only what is there can be loaded."""
+    for hub_id, folder in ((BASE, "VIDEO"), (LEARN2REFOCUS, "TUNED")):
+        home = tmp_path / "hub" / f"models--{hub_id.replace('/', '--')}"
+        shutil.copytree(folders[folder], home / "snapshots" / COMMIT)
+        (home / "refs").mkdir()
+        (home / "refs" / "main").write_text(COMMIT)
+    (base,) = tmp_path.glob("hub/models--*video*/snapshots/*")
+    (base / "vae/diffusion_pytorch_model.safetensors").unlink()
+    stored = load_file(base / "vae/diffusion_pytorch_model.fp16.safetensors")
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    words = [sys.executable, "-c", OFFLINE]
+    run = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    first = float(stored["encoder.conv_in.weight"].flatten()[0])
+    names = ("learn2refocus", "learn2refocus:fp16")
+    wanted = [f"{name} torch.float32 {first}" for name in names]
+    assert run.stdout.splitlines() == wanted, run.stderr
+
+
+def test_fp16_files_are_taken_where_they_are_preferred(folders: dict[str, Path]) -> None:
+    """Of autoencoder and UNet; of the image encoder the authors take the full ones."""
+    full, half = (load_reference(f"{folders['WHOLE']}{end}") for end in ("", ":fp16"))
+    for part in ("vae", "unet", "image_encoder"):
+        weights = [dict(getattr(made, part).named_parameters()) for made in (full, half)]
+        rounded = all(torch.equal(weights[1][n], p.half().float()) for n, p in weights[0].items())
+        same = all(torch.equal(weights[1][n], p) for n, p in weights[0].items())
+        assert (rounded, same) == ((False, True) if part == "image_encoder" else (True, False))
 
 
 @pytest.mark.parametrize("command", ["build", "distill", "train-reference", "bench"])

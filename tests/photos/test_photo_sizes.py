@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pocketfocus.models.reference import published_size
 from pocketfocus.photos.images import fit_size, photo_size
+from pocketfocus.run.constants import Size
 
 sides = st.integers(16, 20_000)
 photos = st.tuples(sides, sides).filter(lambda s: max(s) <= 16 * min(s))
@@ -84,3 +86,37 @@ def test_photo_size_has_the_photos_aspect(photo: tuple[int, int], max_pixels: in
     assert width >= working[1]
     assert working[0] == height or working[1] == width
     assert abs(width - height * photo[1] / photo[0]) <= 1 + photo[1] / photo[0]
+
+
+@pytest.mark.parametrize(
+    ("photo", "expected"),
+    [
+        ((896, 640), (832, 576)),  # a frame of the data set
+        ((640, 896), (576, 832)),
+        ((576, 832), (576, 832)),  # as it is
+        ((500, 333), (448, 320)),  # floored, never enlarged
+        ((3024, 4032), (576, 832)),
+        ((4032, 3024), (832, 576)),
+        ((40, 100), (64, 64)),  # but a side below 64
+        ((70, 9000), (64, 7808)),
+    ],
+)
+def test_published_size_of_usual_photos(photo: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert published_size(photo) == expected
+
+
+@given(photos)
+def test_published_size_is_of_the_first_scale_that_holds(photo: tuple[int, int]) -> None:
+    """In whole hundredths; where a side is a multiple at such a scale, rounding may floor it."""
+
+    def sizes(n: int) -> list[Size]:
+        rows, columns = (
+            sorted({max(1, (side * (100 - n) - less) // 6400) * 64 for less in (1, 0)})
+            for side in photo
+        )
+        return [(height, width) for height in rows for width in columns]
+
+    first = next(n for n in range(100) if math.prod(sizes(n)[0]) <= 500_000)
+    last = next(n for n in range(100) if math.prod(sizes(n)[-1]) <= 500_000)
+    found = published_size(photo)
+    assert any(found in sizes(n) for n in range(first, last + 1)) and math.prod(found) <= 500_000

@@ -26,6 +26,7 @@ from pocketfocus.data.scenes import bundled_photos
 from pocketfocus.export.open import open_model
 from pocketfocus.models.analyse import Analyser, averaged
 from pocketfocus.models.model import NamedModel, analyser_of
+from pocketfocus.models.reference import published_size
 from pocketfocus.photos import refocusing
 from pocketfocus.photos.focusmap import all_in_focus
 from pocketfocus.photos.images import Pixels, from_pixels, to_uint8
@@ -268,3 +269,22 @@ def test_12_megapixels_take_less_than_900_mb(tmp_path: Path) -> None:
     assert code == 0
     assert mebibytes < 900e6 / 1024**2
     assert Image.open(tmp_path / "out.jpg").size == (4032, 3024)
+
+
+def test_a_model_says_what_size_fits_it() -> None:
+    """References of the published formulation get the authors' size, resized as they resize."""
+    seen: list[Tensor] = []
+
+    def call(photo: Tensor, _: int) -> Tensor:
+        seen.append(photo)
+        return photo.expand(9, -1, -1, -1)
+
+    pixels = np.random.default_rng(0).integers(0, 256, (896, 640, 3), np.uint8)
+    made = refocused(NamedModel("any", None, call, fit=published_size), pixels, 4, whole=False)
+    small = Image.fromarray(pixels).resize((576, 832))  # Pillow's own way, which they leave alone
+    torch.testing.assert_close(seen[0], from_pixels(np.asarray(small)))
+    assert made.picture(3.0).shape[:2] == (832, 594)
+    refocused(NamedModel("any", None, call), pixels, 4, whole=False)
+    assert seen[1].shape[-2:] == (256, 192)
+    refocused(NamedModel("any", (64, 64), call, fit=published_size), pixels, 4)
+    assert seen[2].shape[-2:] == (64, 64)

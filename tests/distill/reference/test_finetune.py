@@ -5,30 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKLTemporalDecoder,
-    StableVideoDiffusionPipeline,
-    UNetSpatioTemporalConditionModel,
-)
+from diffusers import UNetSpatioTemporalConditionModel
 from safetensors.torch import load_file
-from transformers import CLIPImageProcessor
 
-from pocketfocus.distill.reference import denoiser, finetune
+from pocketfocus.distill.reference import denoiser
 from pocketfocus.distill.reference.finetune import choose_trained, fine_tune, load_start
 from pocketfocus.distill.reference.phases import Phase
-from pocketfocus.distill.reference.presets import SMALLEST, build_reference
 from pocketfocus.distill.train.crops import Crops
 from pocketfocus.distill.train.schedule import Schedule
 from pocketfocus.models import places as published
 from pocketfocus.models.loading import load_reference
 from pocketfocus.models.reference import Sampling
 from pocketfocus.run.errors import UserError
+from tests.published import save_svd
 
 
 def phase(steps: int = 2, size: int = 64) -> Phase:
@@ -46,32 +40,10 @@ def stacks() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (2, 9, 3, 64, 64), np.uint8)
 
 
-def small_svd() -> StableVideoDiffusionPipeline:
-    """SVD's own classes, the autoencoder of 4 channels included, with random weights."""
-    torch.manual_seed(0)
-    made = build_reference(replace(SMALLEST, relative_latents=False))
-    vae = AutoencoderKLTemporalDecoder(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        block_out_channels=(32,) * 4,
-        layers_per_block=1,
-        scaling_factor=0.18215,
-    )
-    return StableVideoDiffusionPipeline(
-        vae=vae,
-        image_encoder=made.image_encoder,
-        unet=made.unet,
-        scheduler=made.scheduler,
-        feature_extractor=CLIPImageProcessor(),
-    )
-
-
 @pytest.fixture(scope="module")
 def svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Like stabilityai/stable-video-diffusion-img2vid: both precisions beside each other."""
     folder = tmp_path_factory.mktemp("svd")
-    pipeline = small_svd()
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True, variant="fp16")
+    save_svd(folder)
     return folder
 
 
@@ -95,7 +67,6 @@ def hub(svd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         unet.conv_out.bias.fill_(0.5)
     unet.save_pretrained(refocus / "checkpoint-200000" / "unet")
     monkeypatch.setattr(published, "BASE", str(svd))
-    monkeypatch.setattr(finetune, "BASE", str(svd))
     monkeypatch.setattr(published, "LEARN2REFOCUS", str(refocus))
     return refocus
 

@@ -178,7 +178,7 @@ def test_a_reference_of_other_frames_or_widths_is_refused(
     options: Callable[..., Distillation], small_reference: Path, tmp_path: Path
 ) -> None:
     for change, said in (
-        ({"num_frames": 14}, "expects 9 frames.* makes 14"),
+        ({"num_frames": 14}, "has 9 frames.* makes 14"),
         (
             {"block_out_channels": [32, 64]},
             r"unet.*expected shape torch.Size\(\[64\]\)",

@@ -14,7 +14,7 @@ PACKAGE = "react-native-executorch"
 def checked(root: Path, project: Path) -> subprocess.CompletedProcess[str]:
     """What TypeScript says of a project."""
     compiler = root / "mobile_harness/web/page/node_modules/.bin/tsc"
-    command = [compiler, "--noEmit", "-p", project]
+    command = [str(compiler), "--noEmit", "-p", str(project)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 

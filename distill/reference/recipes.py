@@ -1,0 +1,79 @@
+"""How a full-size model is fine-tuned, as data: our way, and the one of the paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pocketfocus.distill.reference.denoiser import EncodedStacks
+from pocketfocus.distill.reference.phases import cached_latents, denoiser_task
+from pocketfocus.distill.reference.published import published_task
+from pocketfocus.distill.train.crops import Crops, Pixels
+from pocketfocus.distill.train.loop import Task
+from pocketfocus.models.reference import ReferencePipeline
+from pocketfocus.run.constants import Size
+from pocketfocus.run.errors import UserError
+
+LEARNING_RATE = 1e-5
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a full-size model is fine-tuned.
+
+    Attributes:
+        name: on the command line.
+        task: of a pipeline, stacks, a folder to keep encoded stacks in, and crops.
+        size: of the stacks, unless said otherwise.
+        whole: whether it takes whole frames of any shape; else square crops.
+        scaled: whether the learning rate is per sample of a step.
+        schedule: what it says of the `Schedule` beside length and learning rate.
+    """
+
+    name: str
+    task: Callable[[ReferencePipeline, Pixels, Path, tuple[Crops, ...]], Task]
+    size: Size
+    whole: bool = False
+    scaled: bool = False
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+
+
+def own_task(
+    pipeline: ReferencePipeline, stacks: Pixels, folder: Path, crops: tuple[Crops, ...]
+) -> Task:
+    """Make the task of our way; latents are encoded once, in fp32, and kept in `folder`."""
+    latents = cached_latents(pipeline, stacks, folder / f"latents-{len(stacks)}.npy", bf16=False)
+    return denoiser_task(pipeline, EncodedStacks(stacks, latents), crops)
+
+
+# Square crops, modes of latents, inference's own time ids and embedding; warm-up, cosine, clipped
+# gradients, EMA.
+OWN = Recipe("pocketfocus", own_task, (256, 256))
+# The published code: AdamW with its own settings (see `published_adamw` on parameters that it lists
+# twice), a constant rate for every sample of a step, neither warm-up, clipping nor EMA, float32.
+PAPER = Recipe(
+    "paper",
+    published_task,
+    (896, 640),
+    whole=True,
+    scaled=True,
+    schedule={
+        "optimizer": "adamw-published",
+        "warmup_steps": 1,
+        "decay": 0.0,
+        "clip_norm": math.inf,
+        "ema_decay": 0.0,
+        "bf16": False,
+    },
+)
+RECIPES = {recipe.name: recipe for recipe in (OWN, PAPER)}
+
+
+def get_recipe(name: str) -> Recipe:
+    """Return a recipe by its name; UserError names the known ones."""
+    if name not in RECIPES:
+        raise UserError(f"unknown recipe '{name}': choose from {', '.join(RECIPES)}")
+    return RECIPES[name]
