@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pocketfocus.distill.reference.denoiser import EncodedStacks
 from pocketfocus.distill.reference.phases import cached_latents, denoiser_task
 from pocketfocus.distill.reference.published import published_task
 from pocketfocus.distill.train.crops import Crops, Pixels
 from pocketfocus.distill.train.loop import Task
+from pocketfocus.distill.train.schedule import Schedule
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
@@ -30,7 +30,7 @@ class Recipe:
         size: of the stacks, unless said otherwise.
         whole: whether it takes whole frames of any shape; else square crops.
         scaled: whether the learning rate is per sample of a step.
-        schedule: what it says of the `Schedule` beside length and learning rate.
+        schedule: all of it but its length, learning rate and accumulation.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Recipe:
     size: Size
     whole: bool = False
     scaled: bool = False
-    schedule: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Schedule = Schedule()
 
 
 def own_task(
@@ -60,14 +60,14 @@ PAPER = Recipe(
     (896, 640),
     whole=True,
     scaled=True,
-    schedule={
-        "optimizer": "adamw-published",
-        "warmup_steps": 1,
-        "decay": 0.0,
-        "clip_norm": math.inf,
-        "ema_decay": 0.0,
-        "bf16": False,
-    },
+    schedule=Schedule(
+        optimizer="adamw-published",
+        warmup_steps=1,
+        decay=0.0,
+        clip_norm=math.inf,
+        ema_decay=0.0,
+        bf16=False,
+    ),
 )
 RECIPES = {recipe.name: recipe for recipe in (OWN, PAPER)}
 

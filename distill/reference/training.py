@@ -99,9 +99,10 @@ class Training:
             raise UserError(f"{minutes:g} minutes train nothing: give more with --minutes")
         if not 0 < rate < 1:
             raise UserError(f"--learning-rate {rate} is not between 0 and 1: try {DENOISER_RATE}")
-        budget = Schedule(minutes * share, learning_rate=rate, accumulate=self.accumulate)
-        if self.init is not None:
-            budget = replace(budget, **self.way.schedule)
+        own = Schedule() if self.init is None else self.way.schedule
+        budget = replace(
+            own, minutes=minutes * share, learning_rate=rate, accumulate=self.accumulate
+        )
         if self.steps is None:
             return budget
         return replace(budget, steps=max(1, round(self.steps * share)))
