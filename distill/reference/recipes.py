@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pocketfocus.distill.reference.denoiser import EncodedStacks
@@ -38,7 +38,7 @@ class Recipe:
     size: Size
     whole: bool = False
     scaled: bool = False
-    schedule: Schedule = Schedule()
+    schedule: Schedule = field(default_factory=Schedule)
 
 
 def own_task(
