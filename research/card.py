@@ -1,17 +1,17 @@
-"""The model card of the shipped reference: figures by distance, its data, pictures, failures.
+"""The model cards of the shipped weights: figures by distance, data, pictures, failures.
 
-    pocketfocus evaluate reference autoencoder student --out build/synthetic.json
-    pocketfocus evaluate reference autoencoder student --stacks DIR --size 256 --out build/real.json
-    python -m pocketfocus.research.card build/synthetic.json build/real.json
+    python -m pocketfocus.research.card student EVALUATION...
+    python -m pocketfocus.research.card reference EVALUATION...
 
-writes MODEL_CARD.md, and its pictures under docs/reference/. These show rendered validation scenes,
-whose photos come with scikit-image.
+write MODEL_CARD.md and docs/reference.md with their pictures, of what `pocketfocus evaluate --out`
+wrote; each says which commands. Pictures show rendered validation scenes, whose photos come with
+scikit-image.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -23,7 +23,12 @@ from PIL import Image
 from torch import Tensor
 
 from pocketfocus.benchmarks.charts import grids_chart
-from pocketfocus.benchmarks.evaluate import Evaluation, read_evaluation, validation_stacks
+from pocketfocus.benchmarks.evaluate import (
+    RENDERED,
+    Evaluation,
+    read_evaluation,
+    validation_stacks,
+)
 from pocketfocus.benchmarks.tables import distance_table
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.export.open import open_model
@@ -31,21 +36,21 @@ from pocketfocus.models.autoencoder import QUARTERS
 from pocketfocus.models.loading import load_reference
 from pocketfocus.models.model import Model, refocus
 from pocketfocus.models.places import DEFAULT_WEIGHTS
+from pocketfocus.models.student import SHIPPED_WEIGHTS, load_student
 from pocketfocus.photos.focusmap import sharpness
 from pocketfocus.photos.images import to_image, to_uint8
-from pocketfocus.run.constants import FRAMES
+from pocketfocus.run.constants import FRAMES, Size, size_text
 from pocketfocus.run.errors import reported
 from pocketfocus.run.files import read_json, size_bytes, write_atomic
 from pocketfocus.run.metrics import psnr
 from pocketfocus.run.progress import track
 
-CARD, PICTURES = Path("MODEL_CARD.md"), Path("docs/reference")
-TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+TEMPLATES = Path(__file__).parent / "templates"
 SCENES = 24  # looked at for pictures
 SHOWN, FAILURES = 4, 3
 CROP = 72  # pixels
 QUALITY = 88  # JPEG
-GRIDS = ("reference", "student", "copy")
+BASELINES = ("copy", "blur", "autoencoder")
 FROM = (1, 4, 7)  # input positions, in turn over the scenes
 
 
@@ -166,70 +171,118 @@ def _save(picture: Image.Image | Figure, path: Path) -> None:
         picture.save(scratch, "JPEG", quality=QUALITY)
 
 
-def facts() -> dict[str, object]:
+def reference_facts() -> dict[str, object]:
     """Return the sizes of the shipped reference."""
     pipeline = load_reference()
     parameters = {
         name: sum(p.numel() for p in getattr(pipeline, name).parameters()) / 1e6
         for name in ("unet", "vae", "image_encoder")
     }
-    sampling = pipeline.sampling
     radii = pipeline.vae.config.defocus_radii
     return {
         "parameters": parameters,
         "mib": size_bytes(DEFAULT_WEIGHTS) / 2**20,
-        "how": sampling,
+        "how": pipeline.sampling,
         "radii": ", ".join(map(str, radii)),
         "weights": QUARTERS * len(radii),
         "scenes_trained": read_json(DEFAULT_WEIGHTS / "training.json")["scenes"],
     }
 
 
-def card(tables: Sequence[Evaluation], found: Sequence[Shot], about: dict[str, object]) -> str:
-    """Return the text of MODEL_CARD.md."""
+def student_facts() -> dict[str, object]:
+    """Return the sizes of the shipped student."""
+    student = load_student()
+    return {
+        "parameters": sum(p.numel() for p in student.parameters()) / 1e6,
+        "mib": sum(map(size_bytes, SHIPPED_WEIGHTS.glob("*.safetensors"))) / 2**20,
+        "size": size_text(student.photo_size),
+    }
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a card is about: a model, by the name by which it is opened.
+
+    `size` is that of the scenes in its pictures, (H, W).
+    """
+
+    name: str
+    card: Path
+    pictures: Path
+    size: Size
+    facts: Callable[[], dict[str, object]]
+
+
+SUBJECTS = {
+    subject.name: subject
+    for subject in (
+        Subject("student", Path("MODEL_CARD.md"), Path("docs/student"), (320, 448), student_facts),
+        Subject(
+            "reference",
+            Path("docs/reference.md"),
+            Path("docs/reference"),
+            RENDERED,
+            reference_facts,
+        ),
+    )
+}
+
+
+def card(subject: Subject, tables: Sequence[Evaluation], found: Sequence[Shot]) -> str:
+    """Return the text of a card."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     gains = sorted(shot.gain for shot in found)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    template = (TEMPLATES / f"{subject.name}_card.md").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
         tables=[distance_table(table.means) for table in tables],
-        grids=[table.means[0].stacks for table in tables],
+        grids=[grid_name(table) for table in tables],
         scenes=len(found),
         worse=sum(gain < 0 for gain in gains),
         worst=gains[0],
         median=gains[len(gains) // 2],
         best=gains[-1],
-        pictures=PICTURES.as_posix(),
-        **about,
+        pictures=subject.pictures.relative_to(subject.card.parent).as_posix(),
+        **subject.facts(),
     )
 
 
+def grid_name(table: Evaluation) -> str:
+    """Return the file of a table's grids: by its stacks, and the models scored."""
+    return f"grid-{table.means[0].stacks}.png"
+
+
 def write_card(
-    tables: Sequence[Evaluation], found: Sequence[Shot], about: dict[str, object], out: Path
+    subject: Subject, tables: Sequence[Evaluation], found: Sequence[Shot], out: Path
 ) -> None:
-    """Write MODEL_CARD.md and its pictures under a folder; UserError when that fails."""
+    """Write a card and its pictures under a folder; UserError when that fails."""
     ranked = sorted(found, key=lambda shot: shot.gain)
     typical = ranked[len(ranked) // 2 :][: 2 * SHOWN : 2] or ranked
-    pictures = out / PICTURES
+    pictures = out / subject.pictures
     _save(contact_sheet(typical), pictures / "stacks.jpg")
     _save(crops_figure(typical), pictures / "crops.jpg")
     _save(failures_figure(ranked[:FAILURES]), pictures / "failures.jpg")
     for table in tables:
-        with write_atomic(pictures / f"grid-{table.means[0].stacks}.png") as scratch:
-            scratch.write_bytes(grids_chart([c for c in table.cells if c.model in GRIDS]))
-    with write_atomic(out / CARD) as scratch:
-        scratch.write_text(card(tables, found, about), encoding="utf-8")
+        cells = [cell for cell in table.cells if cell.model not in BASELINES[1:]]
+        with write_atomic(pictures / grid_name(table)) as scratch:
+            scratch.write_bytes(grids_chart(cells))
+    with write_atomic(out / subject.card) as scratch:
+        scratch.write_text(card(subject, tables, found), encoding="utf-8")
 
 
 @reported("card")
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the card; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="write MODEL_CARD.md and its pictures")
+    """Write a card; see the module's docstring."""
+    parser = argparse.ArgumentParser(description="write a model card and its pictures")
+    parser.add_argument("subject", choices=list(SUBJECTS))
     parser.add_argument("evaluations", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--scenes", type=int, default=SCENES, help="to choose pictures from")
     parser.add_argument("--out", type=Path, default=Path(), help="the folder that gets both")
     options = parser.parse_args(arguments)
+    subject = SUBJECTS[options.subject]
     tables = [read_evaluation(path) for path in options.evaluations]
-    found = shots(open_model("reference"), validation_stacks()[: options.scenes])
-    write_card(tables, found, facts(), options.out)
+    scenes = validation_stacks(options.scenes, subject.size)
+    found = shots(open_model(subject.name), scenes)
+    write_card(subject, tables, found, options.out)
 
 
 if __name__ == "__main__":

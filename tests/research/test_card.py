@@ -75,31 +75,34 @@ def test_the_table_has_gains_and_distances() -> None:
     assert line == "| student | synthetic | 3 | 30.12 | +0.50 ± 0.11 | 0.876 | – | – | 33.3 | – |"
 
 
+@pytest.mark.parametrize("subject", ["student", "reference"])
 def test_the_card_names_its_pictures_and_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subject: str
 ) -> None:
     scenes = [two_halves(seed) for seed in range(3)]
     model = Halfway(scenes[0])
-    monkeypatch.setattr(card, "validation_stacks", lambda: scenes)
+    monkeypatch.setattr(card, "validation_stacks", lambda count, size: scenes)
     monkeypatch.setattr(card, "open_model", lambda name: model)
     rows = evaluate_models([model, Copy()], scenes[:1], "synthetic", Comparison((0, 8))).rows()
     write_rows(tmp_path / "synthetic.json", rows)
-    main([str(tmp_path / "synthetic.json"), "--out", str(tmp_path)])
-    text = (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8")
+    main([subject, str(tmp_path / "synthetic.json"), "--out", str(tmp_path)])
+    path = tmp_path / card.SUBJECTS[subject].card
+    text = path.read_text(encoding="utf-8")
     assert "+6.02" in text
     assert "{{" not in text
-    pictures = re.findall(r"\]\((docs/[^)]+\.(?:jpg|png))\)", text)
+    pictures = re.findall(r"\]\(([^)]+\.(?:jpg|png))\)", text)
     assert len(pictures) == 4
     for name in pictures:
-        with Image.open(tmp_path / name) as image:
+        with Image.open(path.parent / name) as image:
             assert min(image.size) > 200
 
 
+@pytest.mark.parametrize("subject", ["student", "reference"])
 def test_a_missing_evaluation_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], subject: str
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        main([str(tmp_path / "none.json"), "--out", str(tmp_path)])
+        main([subject, str(tmp_path / "none.json"), "--out", str(tmp_path)])
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert not (tmp_path / "MODEL_CARD.md").exists()
+    assert not list(tmp_path.rglob("*.md"))
