@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 
 from pocketfocus.data.scenes import bundled_photos
-from pocketfocus.export.onnx import TARGET
+from pocketfocus.export.open import open_model
 from pocketfocus.export.stage import Export, export_run
-from pocketfocus.models.analyse import Analyser, likely_position
+from pocketfocus.models.analyse import likely_position
 from pocketfocus.models.render import Analysed, aperture_of, focus_weights
 from pocketfocus.models.student import PRESETS, RefocusStudent
 from pocketfocus.photos.images import to_tensor, to_uint8
 from pocketfocus.photos.refocusing import Rendered, analysed, focus_at
+from pocketfocus.run.constants import Size
 from tests.conftest import stir
 from tests.mobile_harness.web.conftest import Serving, start
 from tests.mobile_harness.web.touching import (
@@ -46,13 +47,24 @@ pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("built_page")]
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """A served run with a file for landscape photos."""
+    yield from served(tmp_path_factory, ())
 
+
+@pytest.fixture(scope="module")
+def free(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """A served run with a file for photos of any shape."""
+    yield from served(tmp_path_factory, None)
+
+
+def served(
+    tmp_path_factory: pytest.TempPathFactory, sizes: tuple[Size, ...] | None
+) -> Iterator[Serving]:
     torch.manual_seed(0)
     student = RefocusStudent(**PRESETS["micro"] | {"size": TAKES})
     stir(student)
     folder, run = tmp_path_factory.mktemp("student"), tmp_path_factory.mktemp("run")
     student.save_pretrained(folder)
-    export_run(folder, Export(run, ["onnx"], ["fp32"]), log=lambda line: None)
+    export_run(folder, Export(run, ["onnx"], ["fp32"], sizes=sizes), log=lambda line: None)
     server = start(run)
     yield server
     server.stop()
@@ -66,8 +78,9 @@ def picture(shape: str) -> Image.Image:
 
 def known(serving: Serving, photo: Image.Image, position: int | None) -> Analysed:
     """Its analysis as `refocus` makes it, with the same file."""
-    call = TARGET.open(serving.run / FILE, 1)
-    return analysed(Analyser(FILE, call, sizes=(TAKES,)), np.asarray(photo), position)
+    analyser = open_model(str(serving.run / FILE), 1).analyser
+    assert analyser is not None
+    return analysed(analyser, np.asarray(photo), position)
 
 
 def rendered(analysis: Analysed, photo: Image.Image, focus: float, aperture: float) -> Image.Image:
@@ -79,6 +92,21 @@ def on_screen(page: Page) -> Image.Image:
     page.wait_for_timeout(150)
     shot = page.locator("#view canvas").screenshot()
     return Image.open(io.BytesIO(shot)).convert("RGB")
+
+
+@pytest.mark.parametrize("shape", ["portrait", "wide"])
+def test_a_file_of_free_sizes_analyses_a_photo_in_its_shape(
+    browser: Browser, free: Serving, tmp_path: Path, shape: str
+) -> None:
+    photo = picture(shape)
+    photo.save(tmp_path / "photo.png")
+    page = opened(browser, free)
+    refocus(page, tmp_path / "photo.png")
+    analysis = known(free, photo, TAKEN)
+    height, width = analysis.size
+    assert height / width == pytest.approx(photo.height / photo.width, rel=0.05)
+    look(page, 0, 1)
+    assert difference(saved(page), rendered(analysis, photo, 0, 1)) <= 2
 
 
 @pytest.mark.parametrize("painter", PAINTERS)
