@@ -58,7 +58,7 @@ def student_source(student_dir: Path | None, out: Path, wanted: Wanted, log: Log
         size=student.photo_size,
         artifacts=[],
         student_sha256=sha256(folder),
-        student_config={k: v for k, v in student.config.items() if not k.startswith("_")},
+        student_config=student.config.model_dump(mode="json"),
         reference=reference_of(out),
         calibration=inputs.describe(),
         sizes=(student.photo_size, *others),

@@ -110,13 +110,13 @@ def small_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random student for 64-pixel photos, `micro` with whole groups of weights."""
     import torch
 
-    from pocketfocus.models.student import PRESETS, RefocusStudent
+    from pocketfocus.models.student import PRESETS, RefocusStudent, save_student
 
     torch.manual_seed(0)
     student = RefocusStudent(**PRESETS["micro"] | {"channels": (16, 32), "head": 32})
     stir(student)
     folder = tmp_path_factory.mktemp("student")
-    student.save_pretrained(folder)
+    save_student(student, folder, half=False)
     return folder
 
 

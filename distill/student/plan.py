@@ -122,25 +122,21 @@ def _config(options: Distillation, student: RefocusStudent) -> dict[str, object]
     }
     if not options.chosen.student:
         return config
-    sizes = {f"student's {k}": v for k, v in student.config.items() if not k.startswith("_")}
+    sizes = {f"student's {k}": v for k, v in student.config.model_dump(mode="json").items()}
     start = None if options.from_scratch else sha256(options.start_folder)
     return {**config, **sizes, "start": start}
 
 
 def _check_preset(student: RefocusStudent, preset: str, folder: Path) -> None:
     """Raise UserError, naming what differs, unless a student is of this preset."""
-    wanted = build_student(preset).config
-    pairs = [(n, _listed(student.config[n]), _listed(wanted[n])) for n in wanted if n[0] != "_"]
+    found, wanted = (one.config.model_dump(mode="json") for one in (student, build_student(preset)))
+    pairs = [(name, found[name], wanted[name]) for name in wanted]
     different = [f"its {name} is {own}, not {other}" for name, own, other in pairs if own != other]
     if different:
         raise UserError(
             f"{folder} is no student of preset {preset} ({'; '.join(different)}): leave out "
             "--preset, or distil a new one with --from-scratch"
         )
-
-
-def _listed(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _check_crops(photo: tuple[int, int], largest: int) -> None:

@@ -40,7 +40,7 @@ class Served:
         `sizes` are the (H, W) of photos that a file takes; the page knows null as any whose sides
         are multiples of `multiple`, about as large as `size`.
         """
-        from pocketfocus.models.student import multiple_of  # torch; `load_served` has it already
+        from pocketfocus.models.student import StudentConfig  # torch; `load_served` has it already
 
         files = [
             {
@@ -54,7 +54,7 @@ class Served:
             }
             for artifact in self.artifacts.values()
         ]
-        multiple = multiple_of(self.manifest.student_config)
+        multiple = StudentConfig.model_validate(self.manifest.student_config).multiple
         return {"size": list(self.manifest.size), "multiple": multiple, "files": files}
 
 

@@ -17,23 +17,25 @@ Legend: B batch (1 on a phone), K bands, C channels, h, w size of the analysis, 
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pocketfocus.run.constants import FRAMES, IMAGES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import write_atomic
 
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"
+CLASS_NAME = "_class_name"  # in CONFIG_FILE
 COLOURS = 3
 CELL = 4  # pixels of the analysis, a side, that one place of the network's outputs speaks of
 COARSE = 2  # the first band as coarse as these outputs
@@ -105,11 +107,6 @@ class Network(nn.Module):
         outputs: int,
     ) -> None:
         super().__init__()
-        if len(encoder) != len(channels) or len(decoder) != len(channels) - 1:
-            raise ValueError(
-                f"{len(channels)} levels need as many numbers in encoder and one fewer in decoder, "
-                f"these are {len(encoder)} and {len(decoder)}"
-            )
 
         def stage(width: int, blocks: int) -> nn.Sequential:
             return nn.Sequential(*(Block(width) for _ in range(blocks)))
@@ -183,7 +180,48 @@ def edged(x: Tensor) -> Tensor:
     return torch.cat([x[..., :1], x, x[..., -1:]], dim=3)
 
 
-class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
+Width = Annotated[int, Field(ge=1, le=2048)]
+Blocks = Annotated[int, Field(ge=0, le=64)]
+
+
+class StudentConfig(BaseModel):
+    """The sizes of a student, its config.json; see `Network` and `RefocusStudent`.
+
+    They are bounded, so that a broken file is refused before memory is taken.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    channels: Annotated[tuple[Width, ...], Field(min_length=1, max_length=6)] = (64, 128, 192)
+    encoder: tuple[Blocks, ...] = (2, 3, 4)
+    decoder: tuple[Blocks, ...] = (2, 3)
+    head: Width = 128
+    bands: Annotated[int, Field(ge=3, le=6)] = 4
+    size: tuple[Annotated[int, Field(ge=16, le=4096)], Annotated[int, Field(ge=16, le=4096)]] = (
+        320,
+        448,
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        levels = len(self.channels)
+        if len(self.encoder) != levels or len(self.decoder) != levels - 1:
+            raise ValueError(
+                f"{levels} levels need as many numbers in encoder and one fewer in decoder, these "
+                f"are {len(self.encoder)} and {len(self.decoder)}"
+            )
+        if any(side % self.multiple for side in self.size):
+            raise ValueError(f"sides of size are multiples of {self.multiple}")
+        return self
+
+    @property
+    def multiple(self) -> int:
+        """What both sides of a photo that is analysed are multiples of."""
+        levels = len(self.channels)
+        return int(CELL * 2 ** max(levels - 1, self.bands - 1 - COARSE))
+
+
+class RefocusStudent(nn.Module):
     """Photo and position to focal stack, and all that `render` makes other images of.
 
     `forward(photo [B,3,h,w] in [-1,1], position one-hot [B,9])` gives an `Analysis`; h and w are
@@ -192,26 +230,20 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
     `copy` baseline.
 
     Args:
-        channels, encoder, decoder, head: sizes of the network, see `Network`.
-        bands: how many of the photo's bands have gains, three at least; see `Bands`.
-        size: (height, width) of the photo that the exported files take, pixels.
+        sizes: fields of `StudentConfig`: channels, encoder, decoder and head of the network; how
+            many of the photo's bands have gains; (height, width) of the photo that exported files
+            take, pixels. ValueError for sizes that do not fit each other.
     """
 
     images: Tensor
 
-    @register_to_config
-    def __init__(
-        self,
-        channels: Sequence[int] = (64, 128, 192),
-        encoder: Sequence[int] = (2, 3, 4),
-        decoder: Sequence[int] = (2, 3),
-        head: int = 128,
-        bands: int = 4,
-        size: Sequence[int] = (320, 448),
-    ) -> None:
+    def __init__(self, **sizes: Any) -> None:
         super().__init__()
+        config = self.config = StudentConfig(**sizes)
+        bands = config.bands
         values = 1 + bands + PIXELS
-        self.network = Network(channels, encoder, decoder, head, IMAGES * values)
+        levels = (config.channels, config.encoder, config.decoder)
+        self.network = Network(*levels, config.head, IMAGES * values)
         self.pyramid = Bands(bands)
         eye = torch.eye(IMAGES, FRAMES)
         images = torch.cat([eye.repeat(1 + bands, 1), eye.repeat_interleave(PIXELS, dim=0)])
@@ -220,13 +252,12 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
     @property
     def photo_size(self) -> tuple[int, int]:
         """(H, W) of the photo that its files take, pixels."""
-        height, width = self.config["size"]
-        return int(height), int(width)
+        return self.config.size
 
     @property
     def multiple(self) -> int:
         """Both sides of the photo that is analysed are multiples of this many pixels."""
-        return multiple_of(self.config)
+        return self.config.multiple
 
     def forward(self, photo: Tensor, position: Tensor) -> tuple[Tensor, ...]:
         height, width = photo.shape[-2:]
@@ -276,12 +307,6 @@ class RefocusStudent(ModelMixin, ConfigMixin):  # type: ignore[misc]
             change = term if change is None else change + term
         assert change is not None
         return change + shuffled(outputs[:, IMAGES * (1 + len(bands)) :]), gains[0]
-
-
-def multiple_of(config: Mapping[str, Any]) -> int:
-    """What both sides of a photo that is analysed are multiples of, by a student's config.json."""
-    levels, bands = len(config["channels"]), int(config["bands"])
-    return int(CELL * 2 ** max(levels - 1, bands - 1 - COARSE))
 
 
 def weighted(gain: Tensor, band: Tensor) -> Tensor:
@@ -348,14 +373,33 @@ def load_student(folder: Path | None = None) -> RefocusStudent:
     weights.
     """
     folder = Path(folder) if folder is not None else SHIPPED_WEIGHTS
-    config = folder / "config.json"
-    if not config.is_file():
-        raise UserError(f"{folder} has no config.json: a student folder is what `distill` writes")
+    student = RefocusStudent(**_read_config(folder).model_dump())
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder} holds no .safetensors: pickled checkpoints are refused")
+    weights: dict[str, Tensor] = {}
     try:
-        found = json.loads(config.read_text(encoding="utf-8"))
-        name = found.get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{config} cannot be read ({error}): distil the student anew") from error
+        for path in files:
+            weights |= load_file(path)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise UserError(
+            f"the weights in {folder} cannot be read ({reason}): distil anew"
+        ) from error
+    _check_weights(folder, weights, student.state_dict())
+    student.load_state_dict({name: value.float() for name, value in weights.items()})
+    return student.eval()
+
+
+def _read_config(folder: Path) -> StudentConfig:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"{folder} has no {CONFIG_FILE}: a student folder is what `distill` writes")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        name = found.get(CLASS_NAME)
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}): distil the student anew") from error
     if name != RefocusStudent.__name__:
         raise UserError(f"{folder} holds a {name}, a student is a {RefocusStudent.__name__}")
     if "blocks" in found:
@@ -363,21 +407,43 @@ def load_student(folder: Path | None = None) -> RefocusStudent:
             f"{folder} holds a student of pocketfocus before 0.4, whose frames had one size: "
             "distil it anew, or take the shipped one"
         )
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder} holds no .safetensors: pickled checkpoints are refused")
+    sizes = {name: value for name, value in found.items() if not name.startswith("_")}
     try:
-        student: RefocusStudent = RefocusStudent.from_pretrained(
-            folder, use_safetensors=True, torch_dtype=torch.float32, low_cpu_mem_usage=False
-        )
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0][:160]
-        raise UserError(f"the weights in {folder} do not fit its config.json ({reason})") from error
-    student.register_to_config(_name_or_path="")  # or saving it again would tell where it lay
-    return student.eval()
+        return StudentConfig.model_validate_json(json.dumps(sizes), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its sizes"
+        raise UserError(
+            f"{path} describes no student ({where}: {first['msg']}): distil the student anew"
+        ) from None
 
 
-def save_student(student: RefocusStudent, folder: Path) -> None:
-    """Write config.json and weights, fp16 safetensors, atomically."""
+def _check_weights(folder: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise UserError, naming the first difference, for weights that are not those of a student."""
+    for name in sorted(found.keys() | wanted.keys()):
+        if name not in found:
+            reason = f"{name} is missing"
+        elif name not in wanted:
+            reason = f"{name} is none of its tensors"
+        elif found[name].shape != wanted[name].shape:
+            shapes = list(found[name].shape), list(wanted[name].shape)
+            reason = f"{name} is {shapes[0]}, not {shapes[1]}"
+        elif not found[name].is_floating_point() or not bool(found[name].isfinite().all()):
+            reason = f"{name} holds what are no finite numbers"
+        else:
+            continue
+        raise UserError(f"the weights in {folder} do not fit its {CONFIG_FILE} ({reason})")
+
+
+def save_student(student: RefocusStudent, folder: Path, half: bool = True) -> None:
+    """Write config.json and weights, safetensors in fp16 or as they are, atomically."""
+    config = {CLASS_NAME: RefocusStudent.__name__, **student.config.model_dump(mode="json")}
+    weights = {
+        name: (value.half() if half else value).detach().cpu().contiguous()
+        for name, value in student.state_dict().items()
+    }
     with write_atomic(folder) as scratch:
-        made = copy.deepcopy(student).half().to(memory_format=torch.contiguous_format)
-        made.save_pretrained(scratch, safe_serialization=True)
+        scratch.mkdir()
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (scratch / CONFIG_FILE).write_text(text, encoding="utf-8")
+        save_file(weights, scratch / WEIGHTS_FILE, {"format": "pt"})

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pocketfocus.benchmarks.locate import Recorder, locate_fault
-from pocketfocus.models.student import load_student
+from pocketfocus.models.student import load_student, save_student
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
@@ -49,7 +49,7 @@ def test_the_damaged_layer_is_named(name: str, place: int, run: Path) -> None:
     with torch.no_grad():
         student.get_submodule(layer).get_parameter("weight").mul_(-1)
     try:
-        student.save_pretrained(folder)
+        save_student(student, folder, half=False)
         replace(manifest, student_sha256=sha256(folder)).save(run)
         found = locate_fault(run, name)
     finally:

@@ -20,7 +20,13 @@ from pocketfocus.data.optics import one_hot
 from pocketfocus.mobile_harness.device import Job, JobError, Result
 from pocketfocus.mobile_harness.devices import get_device
 from pocketfocus.mobile_harness.options import Absent
-from pocketfocus.models.student import Analysis, RefocusStudent, build_student, load_student
+from pocketfocus.models.student import (
+    Analysis,
+    RefocusStudent,
+    build_student,
+    load_student,
+    save_student,
+)
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
 from pocketfocus.run.manifest import Artifact, Manifest
@@ -223,7 +229,7 @@ def test_files_of_another_student_are_refused(
     small_student: Path, tmp_path: Path, make_run: MakeRun
 ) -> None:
     make_run(tmp_path, small_student, [])
-    build_student("micro").save_pretrained(tmp_path / "student")
+    save_student(build_student("micro"), tmp_path / "student", half=False)
     with pytest.raises(UserError, match="student"):
         verify.verify_run(tmp_path, InProcess({}))
 

@@ -19,7 +19,7 @@ from pocketfocus.cli import main, train
 from pocketfocus.distill.reference.phases import save_reference
 from pocketfocus.distill.reference.presets import SMALLEST, build_reference
 from pocketfocus.distill.student.methods import METHODS
-from pocketfocus.models.student import build_student, load_student
+from pocketfocus.models.student import build_student, load_student, save_student
 from pocketfocus.run.files import read_json, sha256
 
 Words = list[str]
@@ -157,8 +157,7 @@ def test_what_differs_from_the_checkpoint(
     assert read_json(tmp_path / "out" / "distill.json")["steps"] == 2
 
     def student() -> Words:
-        made = build_student("micro")
-        made.save_pretrained(tmp_path / "wider")
+        save_student(build_student("micro"), tmp_path / "wider", half=False)
         return changed(words, "--student", tmp_path / "wider")
 
     def reference() -> Words:

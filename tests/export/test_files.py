@@ -60,7 +60,7 @@ def test_the_manifest_says_what_the_files_were_made_from(
     manifest = load_manifest(run_dir)
     assert manifest.size == (64, 64)
     config = load_student(small_student).config
-    assert manifest.student_config["channels"] == list(config["channels"])
+    assert manifest.student_config["channels"] == list(config.channels)
     assert sorted(set(manifest.calibration["positions"])) == list(range(9))
     assert len(manifest.calibration["photos"]) == 18
     assert set(manifest.calibration["photos"]).isdisjoint({"chelsea", "coffee"})

@@ -17,7 +17,7 @@ from pocketfocus.export.network import Source
 from pocketfocus.export.onnx.write import write
 from pocketfocus.export.stage import Export, Run, code_hash, export_run, previous
 from pocketfocus.export.targets import Options, Target, get_target, get_targets
-from pocketfocus.models.student import build_student, load_student
+from pocketfocus.models.student import build_student, load_student, save_student
 from pocketfocus.quantize.recipes import RECIPES, get_recipe
 from pocketfocus.run.cache import PACKAGE, source_hash
 from pocketfocus.run.constants import Size
@@ -79,7 +79,7 @@ def test_other_photos_make_calibrated_files_again(copied: Path, tmp_path: Path) 
 
 
 def test_files_of_another_student_go(copied: Path, tmp_path: Path) -> None:
-    build_student("micro").save_pretrained(tmp_path / "other")
+    save_student(build_student("micro"), tmp_path / "other", half=False)
     manifest = export_run(tmp_path / "other", Export(copied, ["onnx"], ["fp32"]), log=Lines())
     assert [a.name for a in manifest.artifacts] == ["onnx/student-fp32.onnx"]
     assert not list(copied.glob("*/*.pte"))
@@ -90,7 +90,7 @@ def test_files_of_another_student_go(copied: Path, tmp_path: Path) -> None:
 def test_a_distilled_student_is_never_replaced(copied: Path, tmp_path: Path) -> None:
     (copied / "distill.json").write_text('{"reference": "default"}')
     before = sha256(copied)
-    build_student("micro").save_pretrained(tmp_path / "other")
+    save_student(build_student("micro"), tmp_path / "other", half=False)
     with pytest.raises(UserError, match="choose another folder"):
         export_run(tmp_path / "other", Export(copied, ["onnx"], ["fp32"]), log=Lines())
     assert sha256(copied) == before

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -237,8 +239,55 @@ def test_a_foreign_config_is_refused_in_one_line(folder: Path, text: str) -> Non
     refused(folder)
 
 
-def test_reshaped_weights_are_refused_in_one_line(folder: Path) -> None:
-    path = next(folder.glob("*.safetensors"))
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("channels", [8, "16"]), ("channels", []), ("channels", [10**9, 16]), ("channels", None),
+        ("encoder", [1]), ("encoder", [-1, 1]), ("encoder", [1.5, 1]), ("decoder", [10**6]),
+        ("head", 0), ("head", 2**63), ("head", float("nan")), ("head", True), ("bands", 1),
+        ("size", [64, 65]), ("size", [64]), ("size", "64x64"), ("size", [0, 0]),
+        ("activation", "x"),
+    ],
+)  # fmt: skip
+def test_sizes_that_no_student_has_are_refused_in_one_line(
+    folder: Path, field: str, value: object
+) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {field: value}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    assert "describes no student" in refused(folder)
+
+
+def test_a_config_nested_without_end_is_refused_in_one_line(folder: Path) -> None:
+    (folder / "config.json").write_text("[" * 100_000, encoding="utf-8")
+    refused(folder)
+
+
+@pytest.mark.parametrize("change", ["missing", "foreign", "reshaped", "integers", "NaN", "empty"])
+def test_other_weights_are_refused_in_one_line(folder: Path, change: str) -> None:
+    path, name = next(folder.glob("*.safetensors")), "network.mix.bias"
     tensors = load_file(path)
-    save_file({**tensors, "network.mix.bias": torch.ones(3)}, path, {"format": "pt"})
-    assert "do not fit" in refused(folder)
+    whole = tensors.pop(name)
+    tensors |= {
+        "missing": {},
+        "foreign": {name: whole, "network.mix.other": whole.clone()},
+        "reshaped": {name: torch.ones(3)},
+        "integers": {name: torch.ones(whole.shape, dtype=torch.int8)},
+        "NaN": {name: torch.full(whole.shape, torch.nan)},
+        "empty": {name: whole},
+    }[change]
+    save_file(tensors, path, {"format": "pt"})
+    if change == "empty":
+        path.write_bytes(b"")
+    line = refused(folder)
+    assert ("cannot be read" if change == "empty" else "do not fit its config.json") in line
+    assert change == "empty" or "network.mix" in line
+
+
+def test_what_refocuses_needs_no_diffusers() -> None:
+    """Which takes seconds to import."""
+    code = (
+        "import sys, pocketfocus.models.student as s; s.load_student(); "
+        "assert not {'diffusers', 'transformers', 'torchao'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

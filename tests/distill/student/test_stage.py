@@ -23,7 +23,7 @@ from pocketfocus.distill.student.options import Distillation
 from pocketfocus.distill.student.samples import true_batch
 from pocketfocus.distill.student.stage import distill_run
 from pocketfocus.distill.train.checkpoint import read_counters
-from pocketfocus.models.student import build_student, load_student
+from pocketfocus.models.student import build_student, load_student, save_student
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json, sha256
 
@@ -218,6 +218,6 @@ def test_another_preset_start_or_setting_is_refused(
     with pytest.raises(UserError, match="method was regression, is adversarial"):
         distill_run(tmp_path, options(method="adversarial"))
     other = build_student("phone")
-    other.save_pretrained(tmp_path / "phone")
+    save_student(other, tmp_path / "phone", half=False)
     with pytest.raises(UserError, match=r"student's channels was \[16, 32\], is \[64, 128"):
         distill_run(tmp_path, options(start=tmp_path / "phone", steps=2))

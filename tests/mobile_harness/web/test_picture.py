@@ -17,7 +17,7 @@ from pocketfocus.export.open import open_model
 from pocketfocus.export.stage import Export, export_run
 from pocketfocus.models.analyse import likely_position
 from pocketfocus.models.render import Analysed, aperture_of, focus_weights
-from pocketfocus.models.student import PRESETS, RefocusStudent
+from pocketfocus.models.student import PRESETS, RefocusStudent, save_student
 from pocketfocus.photos.images import to_tensor, to_uint8
 from pocketfocus.photos.refocusing import Rendered, analysed, focus_at
 from pocketfocus.run.constants import Size
@@ -63,7 +63,7 @@ def served(
     student = RefocusStudent(**PRESETS["micro"] | {"size": TAKES})
     stir(student)
     folder, run = tmp_path_factory.mktemp("student"), tmp_path_factory.mktemp("run")
-    student.save_pretrained(folder)
+    save_student(student, folder, half=False)
     export_run(folder, Export(run, ["onnx"], ["fp32"], sizes=sizes), log=lambda line: None)
     server = start(run)
     yield server
