@@ -39,7 +39,7 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
             model = quantized(model, schemes, network.calibration())
             strip(model)
             describe(model, network)
-            onnx.checker.check_model(model, full_check=False)
+            onnx.checker.check_model(model, full_check=True)
             onnx.save(model, path)
     return Written(facts(onnx.load(path)), multiple=network.free_sides)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json, size_bytes, write_json
 from pocketfocus.run.processes import exit_reason
+from pocketfocus.run.telemetry import SWITCHES
 
 QEMU = ("qemu-aarch64-static", "qemu-aarch64")
 QEMU_REMEDY = "Debian: apt-get install qemu-user-static"
@@ -110,7 +111,8 @@ def command(folder: Path, *arguments: str) -> list[str]:
 
 def environment(folder: Path) -> dict[str, str]:
     """Return nothing of the host's: its tuning of x86 libraries would reach ARM64's."""
-    return {"PYTHONPATH": str(folder / "site"), "HOME": str(folder), "OMP_NUM_THREADS": "1"}
+    own = {"PYTHONPATH": str(folder / "site"), "HOME": str(folder), "OMP_NUM_THREADS": "1"}
+    return {**SWITCHES, **own}
 
 
 def install(say: Say) -> Path:

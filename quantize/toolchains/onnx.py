@@ -132,7 +132,8 @@ def half(model: onnx.ModelProto) -> onnx.ModelProto:
 
     converted = OnnxModel(convert_float_to_float16(copy.deepcopy(model), keep_io_types=True))
     converted.topological_sort()  # the casts of the inputs come last
-    result: onnx.ModelProto = converted.model
+    del converted.model.graph.value_info[:]  # still tells of float32, where the model has float16
+    result: onnx.ModelProto = onnx.shape_inference.infer_shapes(converted.model)
     return result
 
 

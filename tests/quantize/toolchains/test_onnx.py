@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pocketfocus.export.onnx.write import session_of
-from pocketfocus.quantize.toolchains.onnx import unrounded
+from pocketfocus.quantize.toolchains.onnx import half, unrounded
 
 SCALE, SHAPE = 0.25, (1, 3, 4, 4)
+FLOAT = TensorProto.FLOAT
 LAYER = "layer/network.conv/Conv"
 
 
@@ -81,3 +82,31 @@ def test_what_is_made_of_integers_stays_rounded(integers: set[str]) -> None:
     compose = made.graph.node[-1]
     assert compose.input[0] == "photo_unpacked"
     assert (compose.input[1] == "change_unpacked") == ("change" in integers)
+
+
+def test_halves_tell_of_their_own_types_between_layers() -> None:
+    """onnxruntime's converter leaves what was inferred of float32; `full_check` infers again."""
+    made = onnx.shape_inference.infer_shapes(plain())
+    assert {value.type.tensor_type.elem_type for value in made.graph.value_info} == {FLOAT}
+    converted = half(made)
+    onnx.checker.check_model(converted, full_check=True)
+    told = {value.name: value.type.tensor_type.elem_type for value in converted.graph.value_info}
+    assert told["change"] == TensorProto.FLOAT16
+    photo = np.random.default_rng(0).uniform(-1, 1, SHAPE).astype(np.float32)
+    np.testing.assert_allclose(run(converted, photo), run(made, photo), atol=2e-3)
+
+
+def plain() -> onnx.ModelProto:
+    """A layer and a sum, without rounding."""
+    nodes = [
+        helper.make_node("Conv", ["photo", "weight"], ["change"], LAYER),
+        helper.make_node("Add", ["photo", "change"], ["stack"], "compose"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "made by hand",
+        [helper.make_tensor_value_info("photo", FLOAT, SHAPE)],
+        [helper.make_tensor_value_info("stack", FLOAT, SHAPE)],
+        [numpy_helper.from_array(np.full((3, 3, 1, 1), 0.1, np.float32), "weight")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
