@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from pocketfocus.benchmarks.gates import STUDENT, parity_rows
 from pocketfocus.benchmarks.latency import BENCH_FILE
 from pocketfocus.benchmarks.samples import Scenes, Times, are_of, read_scenes, read_times
 from pocketfocus.benchmarks.verify import VERIFY_FILE
+from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Manifest, load_manifest
 from pocketfocus.run.results import BenchRow, VerifyRow
 from pocketfocus.run.rows import Row, read_rows
@@ -128,5 +130,8 @@ def stacks_of(path: Path) -> dict[str, Pixels]:
     """Return the pictures that verify kept: `photo` [H,W,3], and stacks [9,H,W,3] by name."""
     if not path.exists():
         return {}
-    with np.load(path) as kept:
-        return {name: kept[name] for name in kept.files}
+    try:
+        with np.load(path) as kept:
+            return {name: kept[name] for name in kept.files}
+    except (OSError, EOFError, ValueError, BadZipFile) as error:
+        raise UserError(f"{path} cannot be read ({error}): run verify again") from error

@@ -297,6 +297,13 @@ def test_rows_of_something_else_are_one_line(a: Path, name: str) -> None:
         read_run(a)
 
 
+@pytest.mark.parametrize("content", [b"", b"no pictures", b"PK\x03\x04 cut off"])
+def test_pictures_that_cannot_be_read_are_one_line(a: Path, content: bytes) -> None:
+    (a / "stacks.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"stacks\.npz cannot be read .*: run verify again"):
+        read_run(a)
+
+
 # budgets
 
 
