@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pocketfocus.benchmarks.baselines import TABLE_FILE, baselines
+from pocketfocus.benchmarks.samples import keep_scenes
 from pocketfocus.benchmarks.scores import Call, Ledger, Score, Scores, score_of
 from pocketfocus.data.datasets import SYNTHETIC, TEST, Request, check_source, open_source
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
@@ -361,7 +362,7 @@ class Scoring:
 def evaluate_scoring(
     scoring: Scoring, out: Path | None = None, say: Callable[[str], object] = print
 ) -> Evaluation:
-    """Score models beside the baselines, and write the rows to `out`.
+    """Score models beside the baselines, and write the rows to `out`, the scenes' own beside it.
 
     Interrupted, the same call goes on from the scores kept beside `out`. UserError for a model or
     source that there is not.
@@ -380,6 +381,7 @@ def evaluate_scoring(
     found = evaluate_models([*opened, *always], stacks, name, scoring.how, ledger)
     if out is not None:
         write_rows(out, found.rows())
+        keep_scenes(out, ledger)
     ledger.remove()
     return found
 
@@ -404,6 +406,9 @@ def evaluate_run(
     models = [replace(open_model(spec), name=name) for name, spec in specs.items()]
     seeds = range(VALIDATION_SEED, VALIDATION_SEED + scenes)
     stacks = list(RenderedScenes(seeds, size, held_out_photos()))
-    found = evaluate_models([*models, *baselines()], stacks, SYNTHETIC, Comparison(positions))
+    ledger = Ledger()
+    how = Comparison(positions)
+    found = evaluate_models([*models, *baselines()], stacks, SYNTHETIC, how, ledger)
     write_rows(folder / EVALUATE_FILE, found.rows())
+    keep_scenes(folder / EVALUATE_FILE, ledger)
     return found

@@ -23,6 +23,7 @@ from pocketfocus.benchmarks.checks import (
     student_inputs,
     to_bytes,
 )
+from pocketfocus.benchmarks.samples import TIMES_FILE, TimesRow
 from pocketfocus.mobile_harness.device import PYTORCH, Arrays, Device, Job, JobError, Result
 from pocketfocus.mobile_harness.devices import origin
 from pocketfocus.models.places import find_places
@@ -112,8 +113,8 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
     """Measure every artifact of a run, the eager student and the reference; write bench.json.
 
     Rows of other devices stay in the file. What the device cannot execute keeps its `bytes` and has
-    null for the rest. After 15 s of timed calls a visit ends, and `runs` tells how many there were.
-    Raises UserError for a missing or damaged file.
+    null for the rest. After 15 s of timed calls a visit ends, and `runs` tells how many there were;
+    every call's time is kept in bench.samples.json. Raises UserError for a missing or damaged file.
     """
     how.check()
     shown = None if how.photos is None else [how.photos[SHOWN[0]]]
@@ -140,6 +141,17 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
     if eager:
         keep_reference_stack(folder, baselines[0] if baselines else None, measured)
     merge_rows(folder / BENCH_FILE, BenchRow, rows, [device.name], folder / MANIFEST_FILE)
+    kept = [
+        TimesRow(
+            artifact=entry.artifact,
+            target=entry.target,
+            precision=entry.precision,
+            device=device.name,
+            rounds_ms=tuple(result.times_ms for result in results),
+        )
+        for entry, results in measured.items()
+    ]
+    merge_rows(folder / TIMES_FILE, TimesRow, kept, [device.name], folder / MANIFEST_FILE)
     return rows
 
 

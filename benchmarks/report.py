@@ -37,7 +37,7 @@ from pocketfocus.run.results import BenchRow, VerifyRow
 from pocketfocus.run.rows import read_rows
 
 REPORT_FILE = "report.html"
-TEMPLATE = Path(__file__).parent / "templates" / "report.html"
+TEMPLATES = Path(__file__).parent / "templates"
 JPEG_QUALITY = 90
 Pixels = NDArray[np.uint8]
 
@@ -71,10 +71,7 @@ def render(folder: Path) -> str:
     path = folder / EVALUATE_FILE
     scores = read_evaluation(path) if path.exists() else Evaluation((), ())
     sustained = sustained_chart(bench)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["number"] = number
-    environment.filters["mib"] = lambda value: number(value / 2**20, 2) if value else "–"
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return page("report.html").render(
         version=pocketfocus.__version__,
         manifest=manifest,
         gates=verify,
@@ -99,6 +96,18 @@ def render(folder: Path) -> str:
         loss=file_uri(folder / "loss.png"),
         distillation=distillation(folder),
     )
+
+
+def page(name: str) -> jinja2.Template:
+    """Return the template of a self-contained page, its style inside."""
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, loader=loader
+    )
+    environment.filters["number"] = number
+    environment.filters["mib"] = lambda value: number(value / 2**20, 2) if value else "–"
+    environment.globals["style"] = (TEMPLATES / "page.css").read_text(encoding="utf-8")
+    return environment.get_template(name)
 
 
 def number(value: float | None, digits: int = 1) -> str:

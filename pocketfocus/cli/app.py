@@ -15,7 +15,17 @@ from typing import Annotated
 import typer
 
 import pocketfocus
-from pocketfocus.cli import artifacts, build, machine, photos, quiet, recipes, train
+from pocketfocus.cli import (
+    artifacts,
+    build,
+    compare,
+    machine,
+    photos,
+    publish,
+    quiet,
+    recipes,
+    train,
+)
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.memory import keep_freed_memory
 
@@ -31,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (build, train, artifacts, recipes, photos, machine):
+for group in (build, train, artifacts, compare, recipes, photos, machine, publish):
     app.add_typer(group.commands)
 
 

@@ -35,6 +35,7 @@ REPORTED = (
 
 
 VERIFIED = ("verify.json", "stacks.npz")
+TIMED = ("bench.json", "bench.samples.json*", "reference.npz*")
 EXPORTS = ("mobile", "quantize", "export")
 MEASURES = (*EXPORTS, "benchmarks", "mobile_harness")
 
@@ -125,12 +126,12 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
         ("distill", start, ("distill",), ("student", "distill.json", "loss.png*"), _distill),
         ("export", requested, EXPORTS, ("manifest.json", "*/student-*"), _export),
         ("verify", lambda: {**files(), "photos": photos}, MEASURES, VERIFIED, _verify),
-        ("bench", files_and_reference, MEASURES, ("bench.json", "reference.npz*"), _bench),
+        ("bench", files_and_reference, MEASURES, TIMED, _bench),
         (
             "evaluate",
             lambda: {**files_and_reference(), "blur": hashes(WEIGHTS / "blur_baseline.json")},
             MEASURES,
-            ("evaluate.json",),
+            ("evaluate.json", "evaluate.samples.json*"),
             _evaluate,
         ),
         (

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pocketfocus.benchmarks import checks, latency
 from pocketfocus.benchmarks.latency import Bench
+from pocketfocus.benchmarks.samples import are_of, read_times
 from pocketfocus.mobile_harness.device import PYTORCH, Job, JobError, Result
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.results import MEASURED, BenchRow
@@ -102,6 +103,10 @@ def test_rows_hold_the_statistics_of_all_rounds(run_folder: Path) -> None:
         assert found[name].first_ms == pytest.approx(20 * np.mean(visits))
         assert found[name].peak_rss_mib == 300 + max(visits)
         assert found[name].threads == 3
+    kept = read_times(run_folder)
+    for name, times in device.times.items():
+        assert [ms for one in kept[name, "scripted"] for ms in one] == times
+        assert are_of(kept[name, "scripted"], len(times), found[name].p50_ms or 0.0)
     assert found[ONNX[0]].bytes == (run_folder / ONNX[0]).stat().st_size
     weights = run_folder / "student" / "diffusion_pytorch_model.safetensors"
     assert found["student"].bytes == weights.stat().st_size

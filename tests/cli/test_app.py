@@ -30,12 +30,14 @@ COMMANDS = (
     "bench",
     "devices",
     "report",
+    "compare",
     "sensitivity",
     "mixed",
     "refocus",
     "evaluate",
     "doctor",
     "serve",
+    "publish",
 )
 
 

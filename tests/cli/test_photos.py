@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from PIL.ExifTags import IFD, Base
 
+from pocketfocus.benchmarks.samples import read_scenes
 from pocketfocus.cli import main
 from pocketfocus.run.files import read_json
 
@@ -176,7 +177,9 @@ def test_evaluate_scores_a_folder_beside_the_baselines(
     means = {row["model"]: row["scenes"] for row in rows if "mean_psnr_db" in row}
     assert means == {str(small_student): 1, "copy": 1, "blur": 1}
     assert "copy" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.glob("scores*")] == ["scores.json"]
+    left = sorted(path.name for path in tmp_path.glob("scores*"))
+    assert left == ["scores.json", "scores.samples.json"]
+    assert list(read_scenes(out)) == [str(small_student), "copy", "blur"]
 
 
 def test_evaluate_takes_baselines_by_name_and_inputs_in_turn(

@@ -88,8 +88,8 @@ def test_readmes_figures_are_the_measured_ones() -> None:
 def commands(path: Path) -> Iterator[list[str]]:
     """Words of every command in a page's blocks of shell, and of those in its running text."""
     text = path.read_text(encoding="utf-8")
-    for block in re.findall(r"^```(?:sh)?\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-        for line in block.replace("\\\n", " ").splitlines():
+    for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        for line in (block if kind in ("", "sh") else "").replace("\\\n", " ").splitlines():
             words = shlex.shlex(line, posix=True, punctuation_chars=True)
             words.whitespace_split = True
             for is_between, part in groupby(words, lambda word: word in ("&&", "|", ";")):

@@ -34,7 +34,7 @@ const kept = names.filter((name) => name !== "index.html" && !name.includes("asy
 await build({
   ...shared, entryPoints: ["src/sw.ts"], outdir: out, format: "iife",
   define: {
-    ASSETS: JSON.stringify(["/", ...kept.map((name) => `/${name}`)]),
+    ASSETS: JSON.stringify(["./", ...kept]),
     VERSION: JSON.stringify(digest.digest("hex").slice(0, 16)),
   },
 });

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 TAKEN = 4
 # What is saved loses nothing, and the software that stands in for a graphics processor may draw.
-_TESTED = """
+TESTED = """
 const toBlob = HTMLCanvasElement.prototype.toBlob;
 HTMLCanvasElement.prototype.toBlob = function (done) { toBlob.call(this, done, "image/png"); };
 const get = HTMLCanvasElement.prototype.getContext;
@@ -41,7 +41,7 @@ def opened(browser: Browser, serving: Serving, *scripts: str) -> Page:
         reduced_motion="reduce",
         service_workers="block",
     )
-    for script in (*scripts, _TESTED):
+    for script in (*scripts, TESTED):
         context.add_init_script(script)
     page = context.new_page()
     page.goto(serving.url)

@@ -6,6 +6,7 @@ import { refocusTab } from "./refocus";
 import { chosen, fillSettings } from "./settings";
 
 const TABS = ["refocus", "measure"];
+const RELOADED = "reloaded", CLAIMED_MS = 3000;
 
 function tabs(): void {
   const buttons = TABS.map((name) => find<HTMLButtonElement>(`tab-${name}`));
@@ -31,11 +32,11 @@ function tabs(): void {
 async function keep(run: Run): Promise<void> {
   const words = find("offline");
   try {
-    await navigator.serviceWorker.register("/sw.js");
+    await navigator.serviceWorker.register("sw.js");
     await navigator.serviceWorker.ready;
     words.textContent = "Keeping a copy for when the network is gone.";
     const { file } = chosen(run), kept = await caches.open(KEPT);
-    for (const path of ["/api/run", `/api/files/${file.name}`]) {
+    for (const path of ["api/run", `api/files/${file.name}`]) {
       const response = await fetch(path);
       if (!response.ok) throw new Error(`the host says ${response.status}`);
       await kept.put(path, response);
@@ -48,16 +49,39 @@ async function keep(run: Run): Promise<void> {
   }
 }
 
+// A plain host of files sends no headers of isolation, without which there is one thread alone. The
+// service worker adds them, from the second load on: this is the first.
+async function isolated(): Promise<boolean> {
+  if (crossOriginIsolated) sessionStorage.removeItem(RELOADED);
+  if (crossOriginIsolated || !navigator.serviceWorker || sessionStorage.getItem(RELOADED)) return true;
+  find("offline").textContent = "Getting what runs files with all threads; the page then loads once more.";
+  try {
+    await navigator.serviceWorker.register("sw.js");
+    await navigator.serviceWorker.ready;
+  } catch { return true; }
+  if (!navigator.serviceWorker.controller) await new Promise((done) => {
+    navigator.serviceWorker.addEventListener("controllerchange", done, { once: true });
+    setTimeout(done, CLAIMED_MS);  // never, where a reload went past the service worker
+  });
+  sessionStorage.setItem(RELOADED, "true");
+  location.reload();
+  return false;
+}
+
 async function start(): Promise<void> {
   tabs();
-  const response = await fetch("/api/run");
+  if (!(await isolated())) return;
+  const response = await fetch("api/run");
   if (!response.ok) throw new Error(`the host says ${response.status}`);
   const run = (await response.json()) as Run;
   await fillSettings(run);
   refocusTab(run);
-  measureTab(run);
+  if (run.measures === false) {
+    find("tab-refocus").click();
+    find("tabs").hidden = true;
+  } else measureTab(run);
   document.documentElement.dataset.ready = "true";
   await keep(run);
 }
 
-start().catch((error) => trouble(`The page did not start: ${why(error)}. Is \`pocketfocus serve\` still running?`));
+start().catch((error) => trouble(`The page did not start: ${why(error)}. Is what serves it still there?`));

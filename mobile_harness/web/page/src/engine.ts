@@ -6,7 +6,7 @@ type Done = Exclude<Reply, { kind: "progress" } | { kind: "failed" }>;
 type Unsent<T> = T extends unknown ? Omit<T, "id"> : never;
 
 export class Engine {
-  private worker = new Worker("/worker.js", { type: "module" });
+  private worker = new Worker("worker.js", { type: "module" });
   private waiting = new Map<number, { resolve: (reply: Done) => void; reject: (why: Error) => void; progress?: Progress }>();
   private next = 0;
 

@@ -83,7 +83,7 @@ export function measureTab(run: Run): void {
     say(`${label}: sending`);
     const round = (ms: number) => Math.round(100 * ms) / 100;
     const phone = { ...(about ?? (await examine())), name: name.value.trim() };
-    const sent = await post("/api/measurements", "application/json", JSON.stringify({
+    const sent = await post("api/measurements", "application/json", JSON.stringify({
       artifact: label, sha256: choice.file.sha256, backend: choice.backend, threads,
       runtime: `onnxruntime-web ${RUNTIME_VERSION}`, phone,
       load_ms: round(loadMs), first_ms: round(first), times_ms: times.map(round),
@@ -91,7 +91,7 @@ export function measureTab(run: Run): void {
       heap_mib: heap ? Math.round(10 * heap / 2 ** 20) / 10 : null,
       memory_mib: memory && Math.round(10 * memory) / 10,
     }));
-    const judged = await post(`/api/measurements/${sent.id}/outputs`, "application/octet-stream", new Blob(stacks as BlobPart[]));
+    const judged = await post(`api/measurements/${sent.id}/outputs`, "application/octet-stream", new Blob(stacks as BlobPart[]));
     card(sent.row, judged.row);
   }
 
@@ -112,7 +112,7 @@ export function measureTab(run: Run): void {
 }
 
 async function golden(run: Run): Promise<{ photo: Float32Array; positions: number[] }> {
-  const response = await fetch("/api/golden");
+  const response = await fetch("api/golden");
   if (!response.ok) throw new Error(`the host gives no golden inputs (${response.status})`);
   const photo = new Float32Array(await response.arrayBuffer());
   const positions = (response.headers.get("X-Positions") ?? "").split(",").map(Number);

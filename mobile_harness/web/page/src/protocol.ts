@@ -21,6 +21,7 @@ export interface Run {
   size: Size;        // of the golden photo, and as many pixels as are analysed
   multiple: number;  // of pixels, both sides
   files: ModelFile[];
+  measures?: boolean; // whether the host takes measurements; a plain host of files does not
 }
 
 export interface Choice {

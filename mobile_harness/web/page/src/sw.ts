@@ -1,5 +1,6 @@
 // Keeps the page, the runtime and the files that were used, for when the network is gone.
 // What the network has is taken first where it may have changed: the page itself and the run.
+// Where the host sends no headers of isolation, it adds them: without, a browser gives no threads.
 import { KEPT } from "./protocol";
 
 declare const ASSETS: string[];
@@ -12,6 +13,12 @@ const worker = self as unknown as {
   location: Location;
 };
 const PAGE = `page-${VERSION}`;
+const ROOT = new URL("./", worker.location.href);  // not every host gives the page its own root
+const ISOLATION = {
+  "Cross-Origin-Opener-Policy": "same-origin",
+  "Cross-Origin-Embedder-Policy": "require-corp",
+  "Cross-Origin-Resource-Policy": "same-origin",
+};
 
 worker.addEventListener("install", (event) => {
   event.waitUntil(caches.open(PAGE).then((cache) => cache.addAll(ASSETS)).then(() => worker.skipWaiting()));
@@ -29,13 +36,13 @@ worker.addEventListener("activate", (event) => {
 worker.addEventListener("fetch", (event) => {
   const request: Request = event.request, url = new URL(request.url);
   if (request.method !== "GET" || url.origin !== worker.location.origin) return;
-  if (url.pathname.startsWith("/api/") || request.mode === "navigate") event.respondWith(newest(request, url));
-  else event.respondWith(kept(request));
+  const isNewest = url.pathname.startsWith(`${ROOT.pathname}api/`) || request.mode === "navigate";
+  event.respondWith((isNewest ? newest(request, url) : kept(request)).then(isolated));
 });
 
 async function newest(request: Request, url: URL): Promise<Response> {
   const cache = await caches.open(KEPT);
-  const key = request.mode === "navigate" ? "/" : url.pathname;
+  const key = request.mode === "navigate" ? ROOT.pathname : url.pathname;
   try {
     const response = await fetch(request);
     if (response.ok && request.mode !== "navigate") await cache.put(key, response.clone());
@@ -54,4 +61,11 @@ async function kept(request: Request): Promise<Response> {
   const response = await fetch(request);
   if (response.ok) await cache.put(request, response.clone());
   return response;
+}
+
+function isolated(response: Response): Response {
+  if (response.headers.has("Cross-Origin-Embedder-Policy")) return response;
+  const headers = new Headers(response.headers);
+  for (const [name, value] of Object.entries(ISOLATION)) headers.set(name, value);
+  return new Response(response.body, { status: response.status, statusText: response.statusText, headers });
 }

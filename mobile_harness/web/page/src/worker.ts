@@ -30,13 +30,14 @@ async function runtime(choice: Choice): Promise<Ort> {
     ? (await import("onnxruntime-web/webgpu")) as unknown as Ort
     : await import("onnxruntime-web/wasm");
   module.env.wasm.numThreads = choice.threads;
-  module.env.wasm.wasmPaths = { mjs: `/ort/${kind}.mjs`, wasm: `/ort/${kind}.wasm` };
+  const place = (end: string) => new URL(`ort/${kind}.${end}`, location.href).href;
+  module.env.wasm.wasmPaths = { mjs: place("mjs"), wasm: place("wasm") };
   return module;
 }
 
 async function download(id: number, choice: Choice): Promise<Uint8Array<ArrayBuffer>> {
   const { file } = choice;
-  const response = await fetch(`/api/files/${file.name}`);
+  const response = await fetch(`api/files/${file.name}`);
   if (!response.ok || !response.body) throw new Error(`the host gives no ${file.name} (${response.status})`);
   const bytes = new Uint8Array(file.bytes), reader = response.body.getReader();
   let done = 0;

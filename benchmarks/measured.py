@@ -1,0 +1,137 @@
+"""What was measured of a run, read from its files: the one place that knows their rows' fields."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+from zipfile import BadZipFile
+
+import numpy as np
+
+from pocketfocus.benchmarks.checks import STACKS_FILE, Pixels
+from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, Evaluation, read_evaluation
+from pocketfocus.benchmarks.gates import STUDENT, parity_rows
+from pocketfocus.benchmarks.latency import BENCH_FILE
+from pocketfocus.benchmarks.samples import Scenes, Times, are_of, read_scenes, read_times
+from pocketfocus.benchmarks.verify import VERIFY_FILE
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.manifest import Manifest, load_manifest
+from pocketfocus.run.results import BenchRow, VerifyRow
+from pocketfocus.run.rows import Row, read_rows
+
+R = TypeVar("R", bound=Row)
+PARTIAL = re.compile(r"at positions ([\d, ]+) only")  # in `why`
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a device told of itself; "" where it did not."""
+
+    device: str
+    model: str
+    chip: str
+
+    def text(self) -> str:
+        """Return it in words."""
+        return ", ".join(filter(None, (self.device, self.model, self.chip)))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A measured row of bench.json; `times` are its single calls, where they were kept."""
+
+    row: BenchRow
+    p50_ms: float
+    times: Times
+
+    @property
+    def machine(self) -> Machine:
+        """Where it was measured."""
+        return machine(self.row)
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """A run and all that was measured of it; what was not is empty."""
+
+    folder: Path
+    manifest: Manifest
+    bench: Sequence[BenchRow] = ()
+    timings: Sequence[Timing] = ()
+    gates: Sequence[VerifyRow] = ()
+    evaluation: Evaluation = field(default_factory=lambda: Evaluation((), ()))
+    scenes: Mapping[str, Scenes] = field(default_factory=dict)
+    stacks: Mapping[str, Pixels] = field(default_factory=dict)
+
+    @property
+    def parities(self) -> list[VerifyRow]:
+        """The rows of verify.json that compare outputs."""
+        return parity_rows(self.gates)
+
+
+def read_run(folder: Path) -> MeasuredRun:
+    """Return a run with what was measured of it; UserError for a file that cannot be read."""
+    manifest, evaluation = load_manifest(folder), folder / EVALUATE_FILE
+    bench = rows_of(folder / BENCH_FILE, BenchRow)
+    gates = rows_of(folder / VERIFY_FILE, VerifyRow)
+    run = (folder, manifest, bench, timings(bench, read_times(folder)), gates)
+    stacks = stacks_of(folder / STACKS_FILE)
+    if not evaluation.exists():
+        return MeasuredRun(*run, stacks=stacks)
+    scores = read_evaluation(evaluation)
+    names = names_in(manifest, [each.model for each in scores.means])
+    cells = [each.model_copy(update={"model": names[each.model]}) for each in scores.cells]
+    means = [each.model_copy(update={"model": names[each.model]}) for each in scores.means]
+    scenes = {names[name]: found for name, found in read_scenes(evaluation).items()}
+    return MeasuredRun(*run, Evaluation(cells, means), scenes, stacks)
+
+
+def names_in(manifest: Manifest, models: Sequence[str]) -> dict[str, str]:
+    """Return models' names in their run: `evaluate` knows those of a run by their paths.
+
+    Where two end alike, such as the students of two runs, all keep the names they have.
+    """
+    own = [STUDENT, *(artifact.name for artifact in manifest.artifacts)]
+    short = {m: next((name for name in own if m.endswith(f"/{name}")), m) for m in models}
+    return short if len({*short.values()}) == len(short) else {m: m for m in models}
+
+
+def rows_of(path: Path, kind: type[R]) -> list[R]:
+    """Return the rows of a stage's file, none where the stage did not run."""
+    return read_rows(path, kind) if path.exists() else []
+
+
+def timings(rows: Sequence[BenchRow], kept: Mapping[tuple[str, ...], Times]) -> list[Timing]:
+    """Return the measured rows, with their calls where the figures were made of those."""
+    found = []
+    for row in rows:
+        if row.p50_ms is not None:
+            times = kept.get(row.place, ())
+            is_own = are_of(times, row.runs or 0, row.p50_ms)
+            found.append(Timing(row, row.p50_ms, times if is_own else ()))
+    return found
+
+
+def positions_of(row: VerifyRow) -> str:
+    """Return from which positions alone a gate's figure is, "" for all."""
+    partial = PARTIAL.search(row.why)
+    return partial[1] if partial else ""
+
+
+def machine(row: BenchRow | VerifyRow) -> Machine:
+    """Return the device of a row."""
+    return Machine(row.device, row.model, row.chip)
+
+
+def stacks_of(path: Path) -> dict[str, Pixels]:
+    """Return the pictures that verify kept: `photo` [H,W,3], and stacks [9,H,W,3] by name."""
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path) as kept:
+            return {name: kept[name] for name in kept.files}
+    except (OSError, EOFError, ValueError, BadZipFile) as error:
+        raise UserError(f"{path} cannot be read ({error}): run verify again") from error

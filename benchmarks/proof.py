@@ -1,0 +1,73 @@
+"""What stands against publishing a run: changed files, failed gates, what nobody measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pocketfocus.benchmarks.gates import failed
+from pocketfocus.benchmarks.latency import BENCH_FILE
+from pocketfocus.benchmarks.measured import MeasuredRun
+from pocketfocus.benchmarks.verify import VERIFY_FILE
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import sha256
+from pocketfocus.run.manifest import MANIFEST_FILE, check_artifact
+
+
+def doubts(run: MeasuredRun) -> list[str]:
+    """Return a sentence for everything that makes a run unproven; none for one that is proven.
+
+    UserError where a file is not there at all.
+    """
+    return [*changed(run), *unproven(run), *unmeasured(run)]
+
+
+def changed(run: MeasuredRun) -> Iterator[str]:
+    """Say which files are not those that the manifest lists."""
+    for artifact in run.manifest.artifacts:
+        if not (run.folder / artifact.name).exists():
+            raise UserError(
+                f"{run.folder / artifact.name} is missing, the manifest lists it: run export again"
+            )
+        try:
+            check_artifact(run.folder, artifact)
+        except UserError:
+            yield f"{artifact.name} is not the file that the manifest lists: its hash differs"
+    if sha256(run.folder / "student") != run.manifest.student_sha256:
+        yield "student is not the one that the files were made of: its hash differs"
+
+
+def unproven(run: MeasuredRun) -> Iterator[str]:
+    """Say which gates failed, and which files passed none."""
+    if not run.gates:
+        yield "no parity gate was run (pocketfocus verify)"
+        return
+    if is_older(run.folder, VERIFY_FILE):
+        yield f"{VERIFY_FILE} is older than the files (pocketfocus verify)"
+    for row in failed(run.gates):
+        yield f"{row.artifact} failed its gate “{row.gate}” on {row.device}: {row.why}"
+    passed = {row.artifact for row in run.parities if row.status == "pass"}
+    broken = {row.artifact for row in failed(run.gates)}
+    for artifact in run.manifest.artifacts:
+        if artifact.name not in passed | broken:
+            yield f"{artifact.name} was executed on no device: its parity is not known"
+
+
+def unmeasured(run: MeasuredRun) -> Iterator[str]:
+    """Say for which files nobody tried to measure latency; one that no device here can run, such as
+    a Core ML file off macOS, was tried, and the card says why it has none."""
+    if not run.timings:
+        yield "no latency was measured (pocketfocus bench)"
+        return
+    if is_older(run.folder, BENCH_FILE):
+        yield f"{BENCH_FILE} is older than the files (pocketfocus bench)"
+    tried = {row.artifact for row in run.bench if row.status != "failed"}
+    for artifact in run.manifest.artifacts:
+        if artifact.name not in tried:
+            yield f"{artifact.name} was not measured (pocketfocus bench)"
+
+
+def is_older(folder: Path, name: str) -> bool:
+    """Return whether a file of results was written before the manifest."""
+    results, manifest = (folder / each for each in (name, MANIFEST_FILE))
+    return results.stat().st_mtime_ns < manifest.stat().st_mtime_ns
