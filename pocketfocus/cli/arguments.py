@@ -78,8 +78,8 @@ Sizes = Annotated[
     typer.Option(
         "--sizes",
         metavar="own|WxH,WxH",
-        help="of the photos that files take beside the student's own, in pixels; else upright and "
-        "on their side, square, and 16:9 both ways",
+        help="of the photos that files take beside the student's own, in pixels; else its own on "
+        "its side, and a square",
     ),
 ]
 Ios = Annotated[

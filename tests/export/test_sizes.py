@@ -126,8 +126,8 @@ def test_a_photo_on_its_side_is_not_turned_nor_squashed(run: Path) -> None:
 
 
 def test_the_usual_shapes() -> None:
-    assert shapes((320, 448), 16) == [(448, 320), (384, 384), (288, 512), (512, 288)]
-    assert other_sizes(build_student("micro"), None) == [(48, 88), (88, 48)]
+    assert shapes((320, 448), 16) == [(448, 320), (384, 384)]
+    assert other_sizes(build_student("micro"), None) == []
 
 
 @pytest.mark.parametrize(
