@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
 
-from pocketfocus.benchmarks.gates import CAPTURED_GRAPH, STUDENT
+from pocketfocus.benchmarks.gates import CAPTURED_GRAPH, DRAWN, DRAWN_DB, OTHER_SIZE, STUDENT
+from pocketfocus.data.hard import HARD, hard_picture
 from pocketfocus.data.scenes import held_out_photos
 from pocketfocus.mobile_harness.device import Arrays, Call
 from pocketfocus.models.student import Analysis, RefocusStudent, load_student
 from pocketfocus.photos.images import load_photo, to_uint8
 from pocketfocus.quantize.calibration import fitted
-from pocketfocus.run.constants import FRAMES, Size
+from pocketfocus.run.constants import FRAMES, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256, write_atomic
 from pocketfocus.run.manifest import Artifact, Manifest
@@ -97,24 +98,55 @@ def student_check(
         return Check(inputs, calls, parent_stacks(student, inputs, calls))
 
 
-def other_size_checks(
-    folder: Path, manifest: Manifest, photos: Sequence[Path] | None
-) -> dict[Size, Check]:
-    """Return the checks of a student's files at their other sizes, of one photo near and far."""
-    if not manifest.sizes[1:]:
-        return {}
-    student, checks = load_parent(folder, manifest), {}
+@dataclass(frozen=True)
+class Beside:
+    """A check beside that of photos at the usual size.
+
+    Attributes:
+        name: how its gate begins.
+        check: what is called, and what comes of it.
+        size: of what is called, (H, W).
+        most_db: no more is needed, whatever the file's own gate; None for that gate.
+        calls: what each call is of; none where the gate's name says it.
+    """
+
+    name: str
+    check: Check
+    size: Size
+    most_db: float | None = None
+    calls: Sequence[str] = ()
+
+
+def checks_beside(folder: Path, manifest: Manifest, photos: Sequence[Path] | None) -> list[Beside]:
+    """Return the checks of a student's files at their other sizes, of one photo near and far, and
+    on drawn pictures (`data.hard`)."""
+    student, found = load_parent(folder, manifest), []
     for size in manifest.sizes[1:]:
-        inputs = student_inputs(fitted_photos(None if photos is None else photos[:1], size)[:1])
-        calls = [(0, position) for position in OTHER_SIZE_POSITIONS]
-        given = [
-            tuple(torch.from_numpy(t[row]) for t, row in zip(inputs, call, strict=True))
-            for call in calls
-        ]
-        with torch.inference_mode():
-            made = images_of([student.analyse(*pair) for pair in given])
-        checks[size] = Check(inputs, calls, dict.fromkeys((STUDENT, CAPTURED_GRAPH), made))
-    return checks
+        fitting = fitted_photos(None if photos is None else photos[:1], size)[:1]
+        check = eager_check(student, fitting, [(0, at) for at in OTHER_SIZE_POSITIONS])
+        found.append(Beside(f"{OTHER_SIZE} {size_text(size)}", check, size))
+    size = manifest.size
+    drawn = np.concatenate([fitted(hard_picture(name), size).numpy() for name in HARD])
+    calls = [(number, 2 * number % FRAMES) for number in range(len(HARD))]
+    named = [f"{name}, position {at}" for name, (_, at) in zip(HARD, calls, strict=True)]
+    check = eager_check(student, drawn, calls)
+    return [*found, Beside(DRAWN, check, size, DRAWN_DB, named)]
+
+
+def eager_check(student: RefocusStudent, photos: Stacks, calls: Sequence[Call]) -> Check:
+    """Return a check against the eager student alone."""
+    inputs = student_inputs(photos)
+    with torch.inference_mode():
+        made = images_of([student.analyse(*given) for given in called(inputs, calls)])
+    return Check(inputs, calls, dict.fromkeys((STUDENT, CAPTURED_GRAPH), made))
+
+
+def called(inputs: Arrays, calls: Sequence[Call]) -> list[tuple[torch.Tensor, ...]]:
+    """Return what each call takes."""
+    return [
+        tuple(torch.from_numpy(table[row]) for table, row in zip(inputs, call, strict=True))
+        for call in calls
+    ]
 
 
 def student_inputs(photos: Stacks) -> Arrays:
@@ -141,10 +173,7 @@ def parent_stacks(
 ) -> dict[str, Arrays]:
     """Return what files are held against, of the student and its captured graph, by `Gate.parent`:
     stacks [N,9,3,H,W], sharp pictures [N,1,3,H,W], and gains of finer detail [N,1,10,H,W]."""
-    given = [
-        tuple(torch.from_numpy(table[row]) for table, row in zip(inputs, call, strict=True))
-        for call in calls
-    ]
+    given = called(inputs, calls)
     captured = torch.export.export(student, given[0]).module()
     with torch.inference_mode():
         return {

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pocketfocus.benchmarks.checks import (
+    Beside,
     Check,
     Pixels,
+    checks_beside,
     is_of_networks,
-    other_size_checks,
     save_shown,
     saved_check,
     shown,
@@ -19,7 +20,6 @@ from pocketfocus.benchmarks.checks import (
 from pocketfocus.benchmarks.gates import (
     CAPTURE_GATE,
     CAPTURED_GRAPH,
-    OTHER_SIZE,
     SAME_FILE,
     SAME_FILE_DB,
     Gate,
@@ -32,7 +32,7 @@ from pocketfocus.benchmarks.gates import (
 from pocketfocus.mobile_harness.device import HOST, PYTORCH, Arrays, Device, Job, Result
 from pocketfocus.mobile_harness.devices import is_timed, origin
 from pocketfocus.mobile_harness.host import Host
-from pocketfocus.run.constants import FRAMES, Size, size_text
+from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import (
     MANIFEST_FILE,
@@ -86,7 +86,7 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
     if not is_of_networks(manifest):
         student = student_check(folder, manifest, how.photos, how.positions)
         rows.append(row_on(capture_row(student), devices.get(HOST)))
-    others = {} if student is None else other_size_checks(folder, manifest, how.photos)
+    beside = [] if student is None else checks_beside(folder, manifest, how.photos)
     kept: dict[str, Pixels] = {}
     for artifact in track(manifest.artifacts, "verifying", len(manifest.artifacts)):
         chosen = able_device([*devices.values()], artifact.target)
@@ -97,8 +97,9 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
             path, reference = files[artifact.name], how.reference_device
             found, outputs = execute_artifact(artifact, path, chosen, check, reference)
             rows += found
-            sized = others if takes_sizes(artifact) and isinstance(chosen, Host) else {}
-            rows += [size_row(artifact, path, chosen, *each) for each in sized.items()]
+            for each in beside if isinstance(chosen, Host) else ():
+                if takes(artifact, each, manifest.size):
+                    rows.append(row_beside(artifact, path, chosen, each))
             if student and outputs:
                 kept[artifact.name] = shown(outputs[0], student.calls)
         else:
@@ -146,17 +147,22 @@ def execute_artifact(
     return rows, outputs
 
 
-def takes_sizes(artifact: Artifact) -> bool:
-    """Return whether a file takes photos of other sizes than the usual one."""
-    return bool(artifact.functions[1:] or artifact.multiple)
+def takes(artifact: Artifact, beside: Beside, usual: Size) -> bool:
+    """Return whether a file takes what a check calls it with."""
+    return beside.size == usual or bool(artifact.functions[1:] or artifact.multiple)
 
 
-def size_row(artifact: Artifact, path: Path, device: Device, size: Size, check: Check) -> VerifyRow:
-    """Execute an artifact on photos of another size, and judge it by its own gate."""
+def row_beside(artifact: Artifact, path: Path, device: Device, beside: Beside) -> VerifyRow:
+    """Execute an artifact beside its usual check; the row names the worst call."""
     gate = gate_of(artifact.precision, device.name, artifact.recipe)
-    gate = replace(gate, name=f"{OTHER_SIZE} {size_text(size)}, {gate.name}")
+    needed = min(gate.threshold_db, beside.most_db or gate.threshold_db)
+    gate = replace(gate, name=f"{beside.name}, {gate.name}", threshold_db=needed)
+    check = beside.check
     job = Job(str(path), artifact.target, check.inputs, check.calls, want_outputs=True)
     _, verdict = execute(device, job, check.parents[gate.parent], gate)
+    if verdict.call is not None and beside.calls:
+        worst = f"worst is {beside.calls[verdict.call]}"
+        verdict = replace(verdict, why=f"{verdict.why}; {worst}" if verdict.why else worst)
     return row_on(gate_row(artifact, device.name, gate, verdict), device)
 
 

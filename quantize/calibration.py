@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from pocketfocus.data.hard import CALIBRATING, hard_picture
 from pocketfocus.data.optics import one_hot
 from pocketfocus.data.scenes import TRAIN_PHOTOS, train_photos
 from pocketfocus.photos.images import load_photo, prepare
@@ -23,6 +24,7 @@ from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import CalibrationInputs
 
+DRAWN_POSITIONS = (2, 7)  # of each drawn picture
 INPUTS = 2 * FRAMES  # every position twice, each time with another photo
 
 
@@ -72,10 +74,12 @@ class Calibration:
 def calibration(
     size: tuple[int, int], paths: Sequence[Path] | None = None, inputs: int = INPUTS
 ) -> Calibration:
-    """The middle of photos; None for the bundled ones that training may use.
+    """The middle of photos, and drawn pictures beside them; None for the bundled photos that
+    training may use.
 
     Positions and photos both go round, so that all nine positions are covered and every photo is
-    used (as many as `inputs` at most, spread evenly over `paths`). UserError for unreadable photos
+    used (as many as `inputs` at most, spread evenly over `paths`). Drawn pictures reach ends of
+    ranges that photos leave out (`data.hard`). UserError for unreadable photos
     or none at all.
     """
     if paths is None:
@@ -85,11 +89,14 @@ def calibration(
     else:
         spread = np.linspace(0, len(paths) - 1, min(len(paths), inputs)).round().astype(int)
         named = [(paths[i].name, load_photo(paths[i])) for i in spread]
-    count = max(inputs, FRAMES)
+    calls = [(i % len(named), i % FRAMES) for i in range(max(inputs, FRAMES))]
+    for name in CALIBRATING:
+        calls += [(len(named), position) for position in DRAWN_POSITIONS]
+        named.append((f"{name} (drawn)", hard_picture(name)))
     return Calibration(
         names=tuple(name for name, _ in named),
         photos=tuple(fitted(image, size) for _, image in named),
-        calls=tuple((i % len(named), i % FRAMES) for i in range(count)),
+        calls=tuple(calls),
     )
 
 

@@ -41,6 +41,12 @@ def plan(recipe: Recipe, target: str, network: nn.Module, choose: Choose) -> dic
     }
 
 
+def all_static(schemes: Mapping[str, Scheme]) -> bool:
+    """Whether every layer that is quantized has int8 activations, so that what lies between layers
+    can be int8 too."""
+    return all(s.activations == "static" for s in schemes.values() if s.bits < 16)
+
+
 def one_float(requested: Mapping[str, Scheme]) -> dict[str, Scheme]:
     """Floating-point layers of one type: float16 only where it is requested of every layer."""
     if all(scheme.bits == 16 for scheme in requested.values()):

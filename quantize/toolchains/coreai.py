@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.nn.utils import parametrize
 
 from pocketfocus.quantize.layers import Calls, capture, layers_of
-from pocketfocus.quantize.plan import Choice, plan
+from pocketfocus.quantize.plan import Choice, all_static, plan
 from pocketfocus.quantize.recipes import Granularity, Recipe, Scheme
 from pocketfocus.quantize.toolchains.coreml import grid
 from pocketfocus.quantize.toolchains.executorch import INT4, Half, int8
@@ -173,7 +173,7 @@ def program(network: nn.Module, schemes: Mapping[str, Scheme], calls: Calls) -> 
     compress(model.network if isinstance(model, Half) else model, schemes)
     captured = capture(model, calls)
     if static:
-        between = len(static) == len(schemes)
+        between = all_static(schemes)
         captured = capture(int8(captured, calls, static, between), calls)
     return captured
 

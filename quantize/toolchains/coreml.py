@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 
 from pocketfocus.quantize.fake import symmetric
 from pocketfocus.quantize.layers import Calls, capture
-from pocketfocus.quantize.plan import Choice, plan
+from pocketfocus.quantize.plan import Choice, all_static, plan
 from pocketfocus.quantize.recipes import GROUP, IOS_VERSIONS, Recipe, Rule, Scheme
 from pocketfocus.quantize.toolchains.executorch import LEAST_SCALE, int8
 from pocketfocus.run.errors import UserError
@@ -161,7 +161,7 @@ def programs(
     static = {name: scheme for name, scheme in schemes.items() if scheme.activations == "static"}
     if static:
         captured = capture(module, sizes[0], multiple)
-        module = int8(captured, sizes[0], static, between=len(static) == len(schemes))
+        module = int8(captured, sizes[0], static, between=all_static(schemes))
     return [capture(module, calls).run_decompositions({}) for calls in sizes]
 
 
