@@ -62,7 +62,7 @@ def test_the_manifest_says_what_the_files_were_made_from(
     config = load_student(small_student).config
     assert manifest.student_config["channels"] == list(config.channels)
     assert sorted(set(manifest.calibration["positions"])) == list(range(9))
-    assert len(manifest.calibration["photos"]) == 18
+    assert len(manifest.calibration["photos"]) == 24
     assert set(manifest.calibration["photos"]).isdisjoint({"chelsea", "coffee"})
     assert {"torch", "executorch", "coremltools", "onnxruntime"} <= set(manifest.tools)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pocketfocus.benchmarks.gates import parity_rows
+from pocketfocus.benchmarks.verify import verify_run
 from pocketfocus.data.optics import one_hot
 from pocketfocus.data.scenes import held_out_photos
 from pocketfocus.export.open import open_model
 from pocketfocus.export.stage import Export, export_run
 from pocketfocus.export.student import other_sizes, shapes
 from pocketfocus.export.targets import Sizes, get_target
+from pocketfocus.mobile_harness.host import Host
 from pocketfocus.models.student import build_student, load_student
 from pocketfocus.quantize.calibration import fitted
 from pocketfocus.quantize.recipes import RECIPES
@@ -141,3 +146,26 @@ def test_the_usual_shapes() -> None:
 def test_sizes_that_cannot_be_are_refused(size: Size, message: str) -> None:
     with pytest.raises(UserError, match=message):
         other_sizes(build_student("micro"), [size])
+
+
+def test_verify_judges_every_size_and_drawn_pictures(run: Path, tmp_path: Path) -> None:
+    name = "executorch/student-int8.pte"
+    copied = tmp_path / "run"
+    for part in ("student", name):
+        (copied / part).parent.mkdir(parents=True, exist_ok=True)
+        source = run / part
+        shutil.copytree(source, copied / part) if source.is_dir() else shutil.copy2(
+            source, copied / part
+        )
+    manifest = load_manifest(run)
+    kept = [artifact for artifact in manifest.artifacts if artifact.name == name]
+    replace(manifest, artifacts=kept).save(copied)
+    rows = verify_run(copied, Host())
+    gates = {row.gate: row for row in rows if row.artifact == name}
+    assert {row.status for row in gates.values()} == {"pass"}
+    sized = [gate for gate in gates if gate.startswith("photos of ")]
+    assert sized == ["photos of 80x48, int8 file, executed", "photos of 48x80, int8 file, executed"]
+    drawn = gates["drawn pictures, int8 file, executed"]
+    assert "worst is " in drawn.why
+    assert drawn.threshold_db == 30
+    assert [row.gate for row in parity_rows(list(gates.values()))] == ["int8 file, executed"]

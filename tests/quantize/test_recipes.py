@@ -11,6 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
+from pocketfocus.data.hard import CALIBRATING
 from pocketfocus.data.scenes import HELD_OUT_PHOTOS, TRAIN_PHOTOS
 from pocketfocus.quantize.calibration import calibration
 from pocketfocus.quantize.recipes import (
@@ -151,12 +152,15 @@ def test_forms_of_4_bit_weights_for_core_ml() -> None:
 
 def test_bundled_photos_at_every_position() -> None:
     inputs = calibration((32, 32))
-    assert len(inputs) == len(list(inputs)) == 18
+    assert len(inputs) == len(list(inputs)) == 24
     described = inputs.describe()
-    assert sorted(described["positions"]) == sorted([*range(9)] * 2)
-    assert described["inputs_at_position"] == [2] * 9
-    assert set(described["photos"]) == set(described["photo_sha256"]) == set(TRAIN_PHOTOS)
-    assert len(set(described["photo_sha256"].values())) == len(TRAIN_PHOTOS)
+    assert sorted(described["positions"][:18]) == sorted([*range(9)] * 2)
+    assert described["inputs_at_position"] == [2, 2, 5, 2, 2, 2, 2, 5, 2]
+    drawn = {f"{name} (drawn)" for name in CALIBRATING}
+    assert set(described["photos"][:18]) == set(TRAIN_PHOTOS)
+    assert set(described["photos"][18:]) == drawn
+    assert set(described["photo_sha256"]) == {*TRAIN_PHOTOS, *drawn}
+    assert len(set(described["photo_sha256"].values())) == len(TRAIN_PHOTOS) + len(drawn)
     assert not set(described["photos"]) & set(HELD_OUT_PHOTOS)
     for (photo, position), expected in zip(inputs, described["positions"], strict=True):
         assert photo.shape == (1, 3, 32, 32)
@@ -174,7 +178,7 @@ def test_photos_of_the_user(count: int, tmp_path: Path) -> None:
     inputs = calibration((16, 16), paths)
     assert set(inputs.describe()["positions"]) == set(range(9))
     used = set(inputs.describe()["photos"])
-    assert len(used) == min(count, 18)
+    assert len(used) == min(count, 18) + len(CALIBRATING)
     assert {paths[0].name, paths[-1].name} <= used
     first, _ = next(iter(inputs))
     assert torch.equal(first[0, :, 0, 0], torch.tensor([-1.0, -1.0, 1.0]))

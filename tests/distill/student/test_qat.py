@@ -135,7 +135,7 @@ def test_every_target_with_integers_is_learned_for(student: RefocusStudent) -> N
     assert {scheme.bits for scheme in schemes["onnx"].values()} == {4}
     assert {scheme.bits for scheme in schemes["executorch"].values()} == {4, 8}
     for table in schemes_of(RECIPES["int8"], student).values():
-        assert set(table) == set(layers_of(student))
+        assert set(table) == set(layers_of(student)) - {"network.outputs"}
         assert {scheme.activations for scheme in table.values()} == {"static"}
     blocks = adapted(RECIPES["int4"], {"ios": 18, "form": "blocks"})
     assert set(schemes_of(blocks, student)) == {"executorch", "onnx", "coreml"}
