@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from pocketfocus.run.errors import UserError
 
 SCHEMA_VERSION = 1
+ESCAPED = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\r", b"\\r"))  # in names, by sha256sum
 READABLE = 0o044  # by group and others
 SETTLED_NS = 100_000_000
 POLL_S = 0.05
@@ -125,19 +126,28 @@ def once_a_file(read: Callable[[Path], T]) -> Callable[[Path], T]:
 
 
 @once_a_file
-def _digest(path: Path) -> bytes:
+def _digest(path: Path) -> str:
     with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").digest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def sha256(path: Path) -> str:
-    """Return SHA-256 of a file, or of a folder's relative names and contents in sorted order."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of a file, or of a list of all the files in a folder.
+
+    The list is what `sha256sum` prints: a line a file, hash and path below the folder, in the order
+    of the paths' bytes; docs/using.md has the command that gives the same.
+    """
     path = Path(path)
-    for entry in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        if path.is_dir():
-            digest.update(entry.relative_to(path).as_posix().encode() + b"\0")
-        digest.update(_digest(entry))
+    if path.is_file():
+        return _digest(path)
+    entries = {os.fsencode(p.relative_to(path)): p for p in path.rglob("*") if p.is_file()}
+    digest = hashlib.sha256()
+    for name, entry in sorted(entries.items()):
+        escaped = name
+        for plain, shown in ESCAPED:
+            escaped = escaped.replace(plain, shown)
+        mark = b"" if escaped == name else b"\\"
+        digest.update(mark + _digest(entry).encode() + b"  ./" + escaped + b"\n")
     return digest.hexdigest()
 
 
@@ -154,15 +164,16 @@ def key_of(**inputs: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any], version: int = SCHEMA_VERSION) -> None:
     """Write `content` under `schema_version`, atomically."""
-    text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=1, allow_nan=False)
+    text = json.dumps({"schema_version": version, **content}, indent=1, allow_nan=False)
     with write_atomic(path) as scratch:
         scratch.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object written by `write_json`; UserError when missing, broken or too new."""
+def read_json(path: Path, version: int = SCHEMA_VERSION, anew: str = "") -> dict[str, Any]:
+    """Read a JSON object written by `write_json`; UserError when missing, broken or of another
+    version, which names the way out: `anew`."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -170,6 +181,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): delete it and run again") from error
     found = content.get("schema_version") if isinstance(content, dict) else None
-    if found != SCHEMA_VERSION:
-        raise UserError(f"{path} has schema_version {found}, this version reads {SCHEMA_VERSION}")
+    if found != version:
+        way_out = anew or "delete it and run the stage that writes it"
+        raise UserError(
+            f"{path} has schema_version {found}, this version reads {version}: {way_out}"
+        )
     return content
