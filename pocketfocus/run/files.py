@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.scratch import SET, exchanged, move_set, scratch_beside
+from pocketfocus.run.swap import put
 
 SCHEMA_VERSION = 1
 ESCAPED = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\r", b"\\r"))  # in names, by sha256sum
@@ -26,29 +27,55 @@ T = TypeVar("T")
 
 @contextmanager
 def write_atomic(path: Path) -> Iterator[Path]:
-    """Yield a scratch path beside `path`; on success fsync it and rename it to `path`.
+    """Yield a scratch path; on success fsync what is there, and put it in the place of `path`.
 
     The caller may create a file or a folder there. On any error, Ctrl-C included, the scratch is
-    removed and an older `path` stays as it was. Raises UserError when the folder cannot be written
-    or the disk is full.
+    removed and an older `path` stays as it was; so it does where the process is killed, and the
+    next one that writes there sweeps. Raises UserError when the folder cannot be written or the
+    disk is full.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch_dir = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        with scratch_beside(path) as folder:
+            scratch = folder / path.name
+            yield scratch
+            _sync(scratch)
+            put(scratch, path)
     except OSError as error:
         raise writing_failed(path, error) from error
-    scratch = scratch_dir / path.name
+
+
+@contextmanager
+def write_set(folder: Path) -> Iterator[Path]:
+    """Yield a scratch folder whose files and folders move into `folder` in the end, all or none.
+
+    Others in `folder` stay, those of the same names are replaced: in one step where it holds no
+    others, else one by one, and where the process is killed meanwhile, the next one that writes
+    there moves the rest. UserError, when nothing can be written, leaves all as it was.
+    """
+    folder = Path(folder)
+    is_new = False
     try:
-        yield scratch
-        _sync(scratch)
-        if path.is_dir() and not path.is_symlink():
-            os.rename(path, scratch_dir / f"{path.name}.old")
-        os.replace(scratch, path)
+        is_new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        with scratch_beside(folder / SET) as hidden:
+            made = hidden / SET
+            made.mkdir()
+            yield made
+            _sync(made)
+            for name in (each.name for each in made.iterdir() if each.is_file()):
+                if (folder / name).is_dir():
+                    raise IsADirectoryError(errno.EISDIR, f"{name} in it is a folder")
+            if not exchanged(hidden, folder.resolve()):
+                move_set(hidden, folder)
+        is_new = False
     except OSError as error:
-        raise writing_failed(path, error) from error
+        raise writing_failed(folder, error) from error
     finally:
-        shutil.rmtree(scratch_dir, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):  # it holds files
+                folder.rmdir()
 
 
 @contextmanager
