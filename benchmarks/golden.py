@@ -38,12 +38,13 @@ from pocketfocus.benchmarks.verify import able_device, execute
 from pocketfocus.mobile_harness.device import Arrays, Call, Device, Job
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json, sha256, write_atomic, write_json
-from pocketfocus.run.manifest import Artifact, check_artifact, load_manifest
+from pocketfocus.run.manifest import HASHES_VERSION, Artifact, check_artifact, load_manifest
 from pocketfocus.run.progress import track
 from pocketfocus.run.results import GateRow
 from pocketfocus.run.rows import Row, part_of, write_rows
 
 GOLDEN_FILE = "golden.json"
+AGAIN = "write the bundle again"
 REPLAY_FILE = "replay.json"
 POSITIONS = (0, 4, 8)  # of the first photo: every stack is 7.7 MB at 320x448
 SAME_FILE = "same file, replayed"
@@ -135,7 +136,7 @@ def write_golden(
                 for artifact, path in track(files, "writing golden outputs", len(files))
             ),
         )
-        write_json(scratch / GOLDEN_FILE, golden.as_json())
+        write_json(scratch / GOLDEN_FILE, golden.as_json(), HASHES_VERSION)
     return out / GOLDEN_FILE
 
 
@@ -192,9 +193,9 @@ def replay(bundle: Path, devices: Sequence[Device]) -> list[GateRow]:
 
 def read_golden(path: Path) -> Golden:
     """Return golden.json; UserError for a field that is not as `write_golden` writes it."""
-    content = read_json(path)
+    content = read_json(path, HASHES_VERSION, AGAIN)
     del content["schema_version"]
-    return part_of(str(path), Golden, content, "write the bundle again")
+    return part_of(str(path), Golden, content, AGAIN)
 
 
 def replayed(
@@ -225,7 +226,7 @@ def replayed(
 def check_hash(path: Path, expected: str) -> None:
     """Raise UserError unless what a bundle lists is there, with its hash."""
     if not path.exists() or sha256(path) != expected:
-        raise UserError(f"{path} is not the file that {GOLDEN_FILE} lists: write the bundle again")
+        raise UserError(f"{path} is not the file that {GOLDEN_FILE} lists: {AGAIN}")
 
 
 def save(folder: Path, name: str, values: NDArray[Any], kind: Kind) -> Saved:

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,11 +24,12 @@ from pocketfocus.quantize.calibration import Calibration, calibration
 from pocketfocus.run.constants import FRAMES, IMAGES, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256, write_atomic
-from pocketfocus.run.manifest import Manifest, TensorSpec
+from pocketfocus.run.manifest import MANIFEST_FILE, Manifest, TensorSpec, load_manifest
+from pocketfocus.run.scratch import sweep
 
 STUDENT = "student"
 INPUT_NAMES = ("photo", "position")
-DISTILLED = "distill.json"
+DISTILLED, TRAINING = "distill.json", "training"
 MOST_PIXELS = 2  # times those of the student's own photo
 STUDENT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 
@@ -137,10 +139,14 @@ def outputs_of(size: Size) -> tuple[TensorSpec, ...]:
 def adopt(student_dir: Path | None, out: Path, log: Log) -> Path:
     """`out/student`, holding the student that was asked for.
 
-    UserError rather than replacing another student that was distilled in `out`.
+    UserError rather than replacing another student that was distilled in `out`, and rather than
+    taking the shipped one where a run has lost its own, or has not finished it.
     """
     own = out / STUDENT
+    sweep(out)
     if student_dir is None:
+        if not own.is_dir():
+            check_never_had_its_own(out)
         student_dir = own if own.is_dir() else SHIPPED_WEIGHTS
     if own.is_dir() and own.samefile(student_dir):
         return own
@@ -157,6 +163,19 @@ def adopt(student_dir: Path | None, out: Path, log: Log) -> Path:
             )
     log(f"student: {student_dir}")
     return own
+
+
+def check_never_had_its_own(out: Path) -> None:
+    """Raise UserError for a run that has lost its student, or not yet finished distilling it."""
+    signs = [name for name in (DISTILLED, TRAINING, MANIFEST_FILE) if (out / name).exists()]
+    if signs == [MANIFEST_FILE]:
+        with suppress(UserError):  # a broken one tells nothing
+            signs = signs if load_manifest(out).student_sha256 else []
+    if signs:
+        raise UserError(
+            f"{out} had a student of its own, as {signs[0]} tells, and {out / STUDENT} is missing: "
+            "distil it (again), name one with --student, or choose another folder with --out"
+        )
 
 
 def reference_of(out: Path) -> str:

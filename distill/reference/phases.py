@@ -40,7 +40,7 @@ from pocketfocus.distill.train.loop import Task, Trainer
 from pocketfocus.distill.train.schedule import Schedule
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import write_atomic, write_json
+from pocketfocus.run.files import write_atomic, write_json, write_set
 
 INITIAL_CROPS = 200  # stacks whose principal components the autoencoder starts from
 AUTOENCODER_CROPS = (Crops(0.7, 1, 64), Crops(1.0, 1, 96))  # a sample is a group of 8 frames
@@ -198,12 +198,11 @@ def save_reference(pipeline: ReferencePipeline, out: Path, facts: Mapping[str, o
     if not state.is_main_process:
         state.wait_for_everyone()
         return
-    for name in ("unet", "vae", "image_encoder"):
-        module = getattr(pipeline, name)
-        with write_atomic(out / name) as scratch:
-            module.half().save_pretrained(scratch, safe_serialization=True)
-        module.float()
-    with write_atomic(out / "scheduler") as scratch:
-        pipeline.scheduler.save_pretrained(scratch)
-    write_json(out / "training.json", facts)
+    with write_set(out) as scratch:
+        for name in ("unet", "vae", "image_encoder"):
+            module = getattr(pipeline, name)
+            module.half().save_pretrained(scratch / name, safe_serialization=True)
+            module.float()
+        pipeline.scheduler.save_pretrained(scratch / "scheduler")
+        write_json(scratch / "training.json", facts)
     state.wait_for_everyone()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from pocketfocus.export.phases import MAKE, Phases
 from pocketfocus.export.quiet import missing, quiet
 from pocketfocus.export.targets import Runner, Sizes, Written
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.scratch import temporary_folder
 
 if TYPE_CHECKING:  # what executes a file needs none of these
     from torch.export import ExportedProgram
@@ -114,9 +114,9 @@ def save_all(models: Mapping[str, Any], path: Path) -> None:
         save(models[MAIN], path)
         return
     together = ct.utils.MultiFunctionDescriptor()
-    with tempfile.TemporaryDirectory(prefix="pocketfocus-coreml-") as scratch:
+    with temporary_folder("coreml") as scratch:
         for name, model in models.items():
-            part = Path(scratch) / f"{name}.mlpackage"
+            part = scratch / f"{name}.mlpackage"
             save(model, part)
             together.add_function(str(part), MAIN, name)
         together.default_function_name = MAIN

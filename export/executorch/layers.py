@@ -13,7 +13,6 @@ import json
 import math
 import re
 import struct
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from pocketfocus.export.executorch.read import BACKEND, SCHEMA, WEIGHTED, schema
 from pocketfocus.export.executorch.write import load
 from pocketfocus.export.quiet import quiet, quiet_native
 from pocketfocus.export.targets import Layer
+from pocketfocus.run.scratch import temporary_folder
 
 PRODUCTS = (*WEIGHTED, "XNNBatchMatrixMultiply")
 OUTPUT_FLAG = 2  # XNN_VALUE_FLAG_EXTERNAL_OUTPUT
@@ -58,8 +58,8 @@ class Shown:
 
 def layers(path: Path, feeds: Mapping[str, Tensor]) -> tuple[list[Layer], Tensor]:
     """See `Target.layers`."""
-    with tempfile.TemporaryDirectory(prefix="pocketfocus-pte-") as scratch:
-        opened = Path(scratch) / path.name
+    with temporary_folder("pte") as scratch:
+        opened = scratch / path.name
         with quiet():
             content, shown = opened_up(path.read_bytes())
         opened.write_bytes(content)
@@ -163,12 +163,12 @@ def exact(packed: bytes) -> dict[str, Any]:
     """A graph as JSON, its floats as their bits."""
     from executorch.exir._serialize._flatbuffer import _flatc_decompile
 
-    with tempfile.TemporaryDirectory(prefix="pocketfocus-pte-") as scratch:
-        schema, given = Path(scratch) / SCHEMA, Path(scratch) / "graph.bin"
+    with temporary_folder("pte") as scratch:
+        schema, given = scratch / SCHEMA, scratch / "graph.bin"
         schema.write_bytes(bits_schema())
         given.write_bytes(packed)
-        _flatc_decompile(scratch, str(schema), str(given))
-        graph: dict[str, Any] = json.loads((Path(scratch) / "graph.json").read_bytes())
+        _flatc_decompile(str(scratch), str(schema), str(given))
+        graph: dict[str, Any] = json.loads((scratch / "graph.json").read_bytes())
     return graph
 
 
@@ -176,9 +176,9 @@ def binary(graph: Mapping[str, Any]) -> bytes:
     """What `exact` read."""
     from executorch.exir._serialize._flatbuffer import _flatc_compile
 
-    with tempfile.TemporaryDirectory(prefix="pocketfocus-pte-") as scratch:
-        schema, given = Path(scratch) / SCHEMA, Path(scratch) / "graph.json"
+    with temporary_folder("pte") as scratch:
+        schema, given = scratch / SCHEMA, scratch / "graph.json"
         schema.write_bytes(bits_schema())
         given.write_text(json.dumps(graph), encoding="utf-8")
-        _flatc_compile(scratch, str(schema), str(given))
-        return (Path(scratch) / "graph.bin").read_bytes()
+        _flatc_compile(str(scratch), str(schema), str(given))
+        return (scratch / "graph.bin").read_bytes()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import tempfile
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pocketfocus.quantize.plan import by_layer
 from pocketfocus.quantize.recipes import Granularity, Scheme
+from pocketfocus.run.scratch import temporary_folder
 
 if TYPE_CHECKING:
     from pocketfocus.export.network import Network
@@ -77,12 +77,12 @@ def decoded(blob: bytes) -> dict[str, Any]:
 
     header = XNNHeader.from_bytes(blob[: XNNHeader.EXPECTED_LENGTH])
     end = header.flatbuffer_offset + header.flatbuffer_size
-    with tempfile.TemporaryDirectory(prefix="pocketfocus-pte-") as scratch:
-        schema, binary = Path(scratch) / SCHEMA, Path(scratch) / "graph.bin"
+    with temporary_folder("pte") as scratch:
+        schema, binary = scratch / SCHEMA, scratch / "graph.bin"
         schema.write_bytes(schema_of())
         binary.write_bytes(blob[header.flatbuffer_offset : end])
-        _flatc_decompile(scratch, str(schema), str(binary))
-        text = (Path(scratch) / "graph.json").read_text(encoding="utf-8")
+        _flatc_decompile(str(scratch), str(schema), str(binary))
+        text = (scratch / "graph.json").read_text(encoding="utf-8")
     graph: dict[str, Any] = json.loads(NOT_JSON.sub(r': "\1"', text))
     return graph
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from pocketfocus.mobile_harness.options import Absent, Options
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
 from pocketfocus.run.results import Notes
+from pocketfocus.run.scratch import temporary_folder
 
 KIND = "android"
 REMOTE = "/data/local/tmp"
@@ -140,10 +140,10 @@ class Android:
         if reason is not None:
             raise UserError(f"{self.name}: {reason}")
         with (
-            tempfile.TemporaryDirectory(prefix="pocketfocus-adb-") as scratch,
+            temporary_folder("adb") as scratch,
             self._folder(job) as remote,
         ):
-            return self._run(job, remote, Path(scratch))
+            return self._run(job, remote, scratch)
 
     def battery(self) -> Battery:
         """Return level and temperature now; JobError when the phone does not say."""

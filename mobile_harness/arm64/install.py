@@ -11,7 +11,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -21,6 +20,8 @@ from pathlib import Path
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json, size_bytes, write_json
 from pocketfocus.run.processes import exit_reason
+from pocketfocus.run.scratch import scratch_beside
+from pocketfocus.run.swap import put
 from pocketfocus.run.telemetry import SWITCHES
 
 QEMU = ("qemu-aarch64-static", "qemu-aarch64")
@@ -133,18 +134,16 @@ def install(say: Say) -> Path:
     start = time.monotonic()
     try:
         home().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".arm64.", dir=home().parent) as scratch:
-            made = Path(scratch) / "arm64"
+        with scratch_beside(home()) as scratch:
+            made = scratch / home().name
             say("1/3 Debian's arm64 Python: 10 MB after 9 MB of package lists")
-            unpack_debian(Path(scratch), made / "root")
+            unpack_debian(scratch, made / "root")
             say("2/3 ARM64 wheels of torch, executorch, onnxruntime and numpy: 200 MB")
-            unpack_wheels(Path(scratch), made / "site")
+            unpack_wheels(scratch, made / "site")
             say("3/3 trying them under emulation: about a minute")
             try_imports(made)
             write_json(made / SETUP_FILE, {"wheels": wheels(), "debian": list(DEBIAN)})
-            if home().exists():
-                os.rename(home(), Path(scratch) / "old")
-            os.rename(made, home())
+            put(made, home())
     except OSError as error:
         raise UserError(f"cannot set up {home()}: {error.strerror or error}") from error
     mib = size_bytes(home()) / 2**20

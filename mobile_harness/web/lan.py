@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
 import ssl
+import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -36,19 +36,21 @@ def lan_address() -> str:
     return address
 
 
-def check_certificate(certificate: Path, key: Path) -> None:
-    """Raise UserError when the PEM files are no certificate with its key."""
+def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """Return how a server encrypts; UserError for PEM files that are no certificate with key."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
         raise UserError(
             f"--cert {certificate} and --key {key} are no certificate with its key ({error}): name "
             "two PEM files, as mkcert or openssl write them"
         ) from error
+    return context
 
 
-def write_certificate(folder: Path, address: str) -> tuple[Path, Path]:
-    """Write a self-signed certificate and its key (PEM, mode 0600), valid for 7 days."""
+def make_certificate(address: str) -> tuple[bytes, bytes]:
+    """Return a self-signed certificate and its key (PEM), valid for 7 days."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "pocketfocus serve")])
     now = datetime.now(UTC)
@@ -72,11 +74,18 @@ def write_certificate(folder: Path, address: str) -> tuple[Path, Path]:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    paths = folder / "certificate.pem", folder / "key.pem"
-    for path, content in zip(
-        paths, (certificate.public_bytes(serialization.Encoding.PEM), private), strict=True
-    ):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as handle:
+    return certificate.public_bytes(serialization.Encoding.PEM), private
+
+
+def own_context(address: str) -> ssl.SSLContext:
+    """Return how a server encrypts with a certificate of its own.
+
+    The library reads nothing but files: these have no name in any folder, so that nothing is left
+    of them, however this process ends.
+    """
+    with tempfile.TemporaryFile() as certificate, tempfile.TemporaryFile() as key:
+        for handle, content in zip((certificate, key), make_certificate(address), strict=True):
             handle.write(content)
-    return paths
+            handle.flush()
+            handle.seek(0)  # macOS goes on reading where the handle is
+        return tls_context(*(Path(f"/dev/fd/{each.fileno()}") for each in (certificate, key)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import socket
-import tempfile
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from pocketfocus.mobile_harness.web.guard import (
     SameOrigin,
     new_token,
 )
-from pocketfocus.mobile_harness.web.lan import check_certificate, lan_address, write_certificate
+from pocketfocus.mobile_harness.web.lan import lan_address, own_context, tls_context
 from pocketfocus.mobile_harness.web.visit import LAN, Visit, check_address
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.results import BenchRow, VerifyRow
@@ -97,12 +97,7 @@ def serve(
         base = f"{'https' if network.lan else 'http'}://{address}:{port}/"
         place = "#measure" if visit else ""
         token = new_token() if network.lan else None
-        secure: dict[str, str] = {}
-        if network.lan:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            certificate, key = network.certificate or write_certificate(scratch, address)
-            check_certificate(certificate, key)
-            secure = {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
+        context = encryption(network, address)
 
         def invite(token: str) -> None:
             say("one device came in; for one more:")
@@ -117,7 +112,7 @@ def serve(
             lifespan="off",
             timeout_graceful_shutdown=3,
             limit_concurrency=256,
-            **secure,  # type: ignore[arg-type]
+            ssl_context_factory=(lambda config, usual: context) if context else None,
         )
         server = uvicorn.Server(config)
         if visit:
@@ -128,6 +123,13 @@ def serve(
             say("Ctrl-C stops.")
             server.run(sockets=[listener])
         say("stopped")
+
+
+def encryption(network: Network, address: str) -> ssl.SSLContext | None:
+    """Return how answers are encrypted; None on loopback."""
+    if not network.lan:
+        return None
+    return tls_context(*network.certificate) if network.certificate else own_context(address)
 
 
 def hint(network: Network, port: int) -> str:

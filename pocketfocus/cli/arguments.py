@@ -17,6 +17,7 @@ from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import writing_failed
 from pocketfocus.run.progress import console, say
 from pocketfocus.run.results import GateRow
+from pocketfocus.run.scratch import sweep
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder of the run")]
 Run = Annotated[
@@ -282,9 +283,11 @@ def writable(path: Path) -> Path:
 
 
 def output_folder(path: Path) -> Path:
-    """Check that a folder exists or can be made, and can be written to."""
+    """Check that a folder exists or can be made, and can be written to; what a killed command left
+    there is swept."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, not a folder: choose another folder with --out")
+    sweep(path, deeper=True)
     return writable(path)
 
 
@@ -307,11 +310,12 @@ def output_file(path: Path) -> Path:
 
 
 def run_folder(path: Path) -> Path:
-    """Check that the folder of a run exists."""
+    """Check that the folder of a run exists; what a killed command left there is swept."""
     if not path.is_dir():
         raise UserError(
             f"{path} is no folder of a run: make one with `pocketfocus build --out {path}`"
         )
+    sweep(path, deeper=True)
     return path
 
 

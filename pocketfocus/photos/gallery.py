@@ -5,12 +5,8 @@ Legend: H, W. Frames are sRGB, frame 0 near (5 cm), frame 8 at infinity.
 
 from __future__ import annotations
 
-import errno
 import io
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -30,7 +26,7 @@ from pocketfocus.photos.pixels import resized
 from pocketfocus.photos.refocusing import Refocused
 from pocketfocus.run.constants import FRAMES, check_position
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import writing_failed
+from pocketfocus.run.files import write_set
 
 COLOURS = "viridis"
 FRAME_MS = 120
@@ -51,7 +47,7 @@ def save_refocus(
     frames = [Image.fromarray(made.picture(float(index))) for index in range(FRAMES)]
     focus = made.focus_map()
     sharp = Image.fromarray(made.picture(float(position), 0.0))
-    with _into_folder(Path(out_dir)) as scratch:
+    with write_set(Path(out_dir)) as scratch:
         for index, frame in enumerate(frames):
             (scratch / f"frame_{index}.png").write_bytes(encoded(frame, "PNG"))
         (scratch / "stack.gif").write_bytes(_gif(frames))
@@ -68,54 +64,6 @@ def save_refocus(
         words |= dict(zip(("height", "width"), size_of(frames[0]), strict=True))
         (scratch / PAGE).write_text(_page(pictures, focus, words), encoding="utf-8")
     return [Path(out_dir) / name for name in (*names, PAGE)]
-
-
-@contextmanager
-def _into_folder(folder: Path) -> Iterator[Path]:
-    """Yield a scratch folder whose files all move into `folder` in the end, or none of them.
-
-    `folder` is made if need be and removed again on failure; its files of other names stay.
-    """
-    is_new = False
-    try:
-        is_new = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".refocus-", dir=folder) as hidden:
-            scratch, replaced = Path(hidden, "new"), Path(hidden, "replaced")
-            scratch.mkdir()
-            replaced.mkdir()
-            yield scratch
-            _move_all(scratch, folder, replaced)
-        is_new = False
-    except OSError as error:
-        raise writing_failed(folder, error) from error
-    finally:
-        if is_new and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def _move_all(source: Path, folder: Path, replaced: Path) -> None:
-    """Move the files of `source` into `folder`; on any failure put everything back."""
-    moved: list[str] = []
-    names = sorted(path.name for path in source.iterdir())
-    for name in names:
-        with open(source / name, "rb+") as handle:
-            os.fsync(handle.fileno())
-    try:
-        for name in names:
-            if (folder / name).is_dir():
-                raise IsADirectoryError(errno.EISDIR, f"{name} in it is a folder")
-            moved.append(name)
-            if (folder / name).exists() or (folder / name).is_symlink():
-                os.rename(folder / name, replaced / name)
-            os.rename(source / name, folder / name)
-    except BaseException:
-        for name in moved:
-            if not (source / name).exists():
-                os.rename(folder / name, source / name)
-            if (replaced / name).exists() or (replaced / name).is_symlink():
-                os.rename(replaced / name, folder / name)
-        raise
 
 
 def _there_and_back(frames: list[Image.Image]) -> list[Image.Image]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,8 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.scratch import SET, exchanged, move_set, scratch_beside
+from pocketfocus.run.swap import put
 
 SCHEMA_VERSION = 1
+ESCAPED = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\r", b"\\r"))  # in names, by sha256sum
 READABLE = 0o044  # by group and others
 SETTLED_NS = 100_000_000
 POLL_S = 0.05
@@ -25,29 +27,55 @@ T = TypeVar("T")
 
 @contextmanager
 def write_atomic(path: Path) -> Iterator[Path]:
-    """Yield a scratch path beside `path`; on success fsync it and rename it to `path`.
+    """Yield a scratch path; on success fsync what is there, and put it in the place of `path`.
 
     The caller may create a file or a folder there. On any error, Ctrl-C included, the scratch is
-    removed and an older `path` stays as it was. Raises UserError when the folder cannot be written
-    or the disk is full.
+    removed and an older `path` stays as it was; so it does where the process is killed, and the
+    next one that writes there sweeps. Raises UserError when the folder cannot be written or the
+    disk is full.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch_dir = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        with scratch_beside(path) as folder:
+            scratch = folder / path.name
+            yield scratch
+            _sync(scratch)
+            put(scratch, path)
     except OSError as error:
         raise writing_failed(path, error) from error
-    scratch = scratch_dir / path.name
+
+
+@contextmanager
+def write_set(folder: Path) -> Iterator[Path]:
+    """Yield a scratch folder whose files and folders move into `folder` in the end, all or none.
+
+    Others in `folder` stay, those of the same names are replaced: in one step where it holds no
+    others, else one by one, and where the process is killed meanwhile, the next one that writes
+    there moves the rest. UserError, when nothing can be written, leaves all as it was.
+    """
+    folder = Path(folder)
+    is_new = False
     try:
-        yield scratch
-        _sync(scratch)
-        if path.is_dir() and not path.is_symlink():
-            os.rename(path, scratch_dir / f"{path.name}.old")
-        os.replace(scratch, path)
+        is_new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        with scratch_beside(folder / SET) as hidden:
+            made = hidden / SET
+            made.mkdir()
+            yield made
+            _sync(made)
+            for name in (each.name for each in made.iterdir() if each.is_file()):
+                if (folder / name).is_dir():
+                    raise IsADirectoryError(errno.EISDIR, f"{name} in it is a folder")
+            if not exchanged(hidden, folder.resolve()):
+                move_set(hidden, folder)
+        is_new = False
     except OSError as error:
-        raise writing_failed(path, error) from error
+        raise writing_failed(folder, error) from error
     finally:
-        shutil.rmtree(scratch_dir, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):  # it holds files
+                folder.rmdir()
 
 
 @contextmanager
@@ -125,19 +153,28 @@ def once_a_file(read: Callable[[Path], T]) -> Callable[[Path], T]:
 
 
 @once_a_file
-def _digest(path: Path) -> bytes:
+def _digest(path: Path) -> str:
     with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").digest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def sha256(path: Path) -> str:
-    """Return SHA-256 of a file, or of a folder's relative names and contents in sorted order."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of a file, or of a list of all the files in a folder.
+
+    The list is what `sha256sum` prints: a line a file, hash and path below the folder, in the order
+    of the paths' bytes; docs/using.md has the command that gives the same.
+    """
     path = Path(path)
-    for entry in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        if path.is_dir():
-            digest.update(entry.relative_to(path).as_posix().encode() + b"\0")
-        digest.update(_digest(entry))
+    if path.is_file():
+        return _digest(path)
+    entries = {os.fsencode(p.relative_to(path)): p for p in path.rglob("*") if p.is_file()}
+    digest = hashlib.sha256()
+    for name, entry in sorted(entries.items()):
+        escaped = name
+        for plain, shown in ESCAPED:
+            escaped = escaped.replace(plain, shown)
+        mark = b"" if escaped == name else b"\\"
+        digest.update(mark + _digest(entry).encode() + b"  ./" + escaped + b"\n")
     return digest.hexdigest()
 
 
@@ -154,15 +191,16 @@ def key_of(**inputs: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any], version: int = SCHEMA_VERSION) -> None:
     """Write `content` under `schema_version`, atomically."""
-    text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=1, allow_nan=False)
+    text = json.dumps({"schema_version": version, **content}, indent=1, allow_nan=False)
     with write_atomic(path) as scratch:
         scratch.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object written by `write_json`; UserError when missing, broken or too new."""
+def read_json(path: Path, version: int = SCHEMA_VERSION, anew: str = "") -> dict[str, Any]:
+    """Read a JSON object written by `write_json`; UserError when missing, broken or of another
+    version, which names the way out: `anew`."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -170,6 +208,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): delete it and run again") from error
     found = content.get("schema_version") if isinstance(content, dict) else None
-    if found != SCHEMA_VERSION:
-        raise UserError(f"{path} has schema_version {found}, this version reads {SCHEMA_VERSION}")
+    if found != version:
+        way_out = anew or "delete it and run the stage that writes it"
+        raise UserError(
+            f"{path} has schema_version {found}, this version reads {version}: {way_out}"
+        )
     return content

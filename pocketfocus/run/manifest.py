@@ -17,6 +17,7 @@ from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import once_a_file, read_json, sha256, write_json
 
 MANIFEST_FILE = "manifest.json"
+HASHES_VERSION = 2  # of manifest.json and golden.json: hashes of files are what sha256sum prints
 SHOWN_DIGITS = 12  # of a hash, in messages
 
 EXACT = {"extra": "forbid"}  # of pydantic, which checks what is read
@@ -70,7 +71,7 @@ class Artifact:
         name: path below the run's folder.
         target: name of the export target.
         precision: name of the recipe.
-        sha256: of the file or folder.
+        sha256: of the file or folder, see `run.files.sha256`.
         bytes: of the file or folder.
         status: that there is a file, for apps that look for it.
         why: always empty, for the same apps.
@@ -152,7 +153,8 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write folder/manifest.json, atomically."""
-        write_json(folder / MANIFEST_FILE, asdict(self, dict_factory=_as_json))
+        content = asdict(self, dict_factory=_as_json)
+        write_json(folder / MANIFEST_FILE, content, HASHES_VERSION)
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -164,7 +166,7 @@ def load_manifest(folder: Path) -> Manifest:
 def _read(path: Path) -> Manifest:
     from pydantic import TypeAdapter, ValidationError  # what executes a file needs none of it
 
-    content = _from_json(read_json(path))
+    content = _from_json(read_json(path, HASHES_VERSION, "run export again"))
     del content["schema_version"]
     try:
         return TypeAdapter(Manifest).validate_python(content)

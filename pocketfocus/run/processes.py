@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 import pocketfocus
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.scratch import temporary_folder
 
 CHILD = "pocketfocus.run.child"
 CHILD_FILE = Path(__file__).with_name("child.py")
@@ -112,21 +113,21 @@ class Worker:
         on_progress: Callable[[str], None] | None = None,
     ) -> Answer:
         """Do one work as `run_work` does; the process lives on unless it died or was stopped."""
-        with tempfile.TemporaryDirectory(prefix="pocketfocus-work-") as folder:
+        with temporary_folder("work") as folder:
             for number, array in enumerate(work.arrays.values()):
-                np.save(Path(folder) / f"in-{number}.npy", array)
+                np.save(folder / f"in-{number}.npy", array)
             order = {
                 "call": work.call,
                 "arguments": dict(work.arguments),
                 "arrays": list(work.arrays),
-                "folder": folder,
+                "folder": str(folder),
             }
             try:
                 message = self._exchange(order, timeout_s, on_progress or (lambda text: None))
             except BaseException:
                 self.close()
                 raise
-            return _answer(message, Path(folder))
+            return _answer(message, folder)
 
     def close(self) -> None:
         """Kill the process, if there is one."""

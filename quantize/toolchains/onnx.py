@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from pocketfocus.quantize.fake import scaled, symmetric
 from pocketfocus.quantize.layers import LAYER_TYPES, Calls, layers_of
 from pocketfocus.quantize.plan import Choice, plan
 from pocketfocus.quantize.recipes import GROUP, Recipe, Scheme
+from pocketfocus.run.scratch import temporary_folder
 
 WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 QUANTIZED = (*WEIGHTED, "Add")  # by onnxruntime's quantizer, where it is requested
@@ -89,15 +89,15 @@ def quantized(
         return half(model)
     four_bit = {name: s for name, s in schemes.items() if s.bits == 4}
     eight_bit = {name: s for name, s in schemes.items() if s.bits == 8}
-    with tempfile.TemporaryDirectory(prefix="pocketfocus-onnx-") as scratch:
+    with temporary_folder("onnx") as scratch:
         if four_bit or eight_bit:
-            model = prepare(model, Path(scratch))
+            model = prepare(model, scratch)
         if four_bit:
             model = raised(model)
             model = four_bit_convolutions(four_bit_matmuls(model, four_bit), four_bit)
         if eight_bit:
             between = not four_bit
-            model = static_int8(model, calls, Path(scratch), eight_bit, between)
+            model = static_int8(model, calls, scratch, eight_bit, between)
     return model
 
 

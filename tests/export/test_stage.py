@@ -98,6 +98,33 @@ def test_a_distilled_student_is_never_replaced(copied: Path, tmp_path: Path) -> 
     assert manifest.reference == "default"
 
 
+@pytest.mark.parametrize("sign", ["distill.json", "training", "manifest.json"])
+def test_the_shipped_student_never_replaces_one_that_is_lost(
+    sign: str, copied: Path, small_student: Path
+) -> None:
+    shutil.rmtree(copied / "student")
+    if sign == "training":
+        (copied / sign).mkdir()
+    elif sign == "distill.json":
+        (copied / sign).write_text('{"reference": "default"}')
+    if sign != "manifest.json":
+        (copied / "manifest.json").unlink()
+    with pytest.raises(UserError, match=rf"as {sign} tells, .*/student is missing: distil it"):
+        export_run(None, Export(copied, ["onnx"], ["fp32"]), log=Lines())
+    assert not (copied / "student").exists()
+    export_run(small_student, Export(copied, ["onnx"], ["fp32"]), log=Lines())
+
+
+def test_a_student_that_a_killed_swap_moved_away_returns(copied: Path) -> None:
+    scratch = copied / ".student.abcd1234.part"
+    scratch.mkdir()
+    (copied / "student").rename(scratch / "student.old")
+    log = Lines()
+    export_run(None, Export(copied, ["onnx"], ["fp32"]), log=log)
+    assert "unchanged" in log.of("onnx/student-fp32.onnx")
+    assert not scratch.exists()
+
+
 def test_a_broken_manifest_does_not_stop_an_export(copied: Path) -> None:
     (copied / "manifest.json").write_text("{")
     log = Lines()

@@ -24,6 +24,7 @@ from pocketfocus.photos.focusmap import all_in_focus
 from pocketfocus.photos.gallery import save_refocus
 from pocketfocus.photos.images import to_image, to_tensor, to_uint8
 from pocketfocus.photos.refocusing import Enlarged
+from pocketfocus.run import scratch
 from pocketfocus.run.errors import UserError
 
 LEFT, RIGHT = 2, 7  # the frames in which the halves of the test stack are sharp
@@ -199,6 +200,7 @@ def test_interrupted_while_moving(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rename, done = os.rename, []
+    monkeypatch.setattr(scratch, "exchange", lambda one, other: False)
 
     def interrupted(source: Path, target: Path) -> None:
         done.append(target)

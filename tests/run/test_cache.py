@@ -66,9 +66,9 @@ def test_a_command_reads_the_manifest_and_hashes_each_file_once(
     hashed: list[str] = []
     digest = hashlib.file_digest
 
-    def read(path: Path) -> dict[str, Any]:
+    def read(path: Path, version: int, anew: str) -> dict[str, Any]:
         reads.append(path)
-        return read_json(path)
+        return read_json(path, version, anew)
 
     def hash_of(file: BufferedReader, kind: str) -> Any:
         hashed.append(Path(file.name).name)

@@ -56,7 +56,7 @@ def test_round_trip(tmp_path: Path, written: Artifact) -> None:
     )
     manifest.save(tmp_path)
     assert load_manifest(tmp_path) == manifest
-    assert json.loads((tmp_path / "manifest.json").read_text())["schema_version"] == 1
+    assert json.loads((tmp_path / "manifest.json").read_text())["schema_version"] == 2
 
 
 def test_a_good_file_is_given(tmp_path: Path, written: Artifact) -> None:
@@ -80,14 +80,22 @@ def test_a_missing_file_is_named(tmp_path: Path, written: Artifact) -> None:
     [
         None,
         "{",
+        '{"schema_version": 3}',
         '{"schema_version": 2}',
-        '{"schema_version": 1}',
-        '{"schema_version": 1, "size": 64, "artifacts": [{"name": "x"}]}',
-        '{"schema_version": 1, "size": 64, "artifacts": 3}',
+        '{"schema_version": 2, "size": 64, "artifacts": [{"name": "x"}]}',
+        '{"schema_version": 2, "size": 64, "artifacts": 3}',
     ],
 )
 def test_what_is_no_manifest_is_a_user_error(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json"):
+        load_manifest(tmp_path)
+
+
+def test_a_manifest_of_the_first_version_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    """Its hashes were hashes of hashes."""
+    (tmp_path / "manifest.json").write_text('{"schema_version": 1, "size": [64, 64]}')
+    said = r"manifest\.json has schema_version 1, this version reads 2: run export again"
+    with pytest.raises(UserError, match=said):
         load_manifest(tmp_path)
