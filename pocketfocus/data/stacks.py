@@ -26,7 +26,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pocketfocus.data.scenes import FULL, Photos, Realism, render_scene
-from pocketfocus.photos.images import from_uint8, load_photo, size_of, to_uint8
+from pocketfocus.photos.images import BROKEN, FORMATS, from_uint8, load_photo, size_of, to_uint8
 from pocketfocus.run.cache import Kept
 from pocketfocus.run.constants import FRAMES, IMAGES, POSITIONS, Size, size_text
 from pocketfocus.run.errors import UserError
@@ -167,7 +167,7 @@ class StackFolder(Source):
         """Return the size of every image as its file's head says; of broken files none."""
         for scene in self._scenes:
             for path in scene.images:
-                with suppress(OSError, ValueError, SyntaxError), Image.open(path) as image:
+                with suppress(*BROKEN), Image.open(path, formats=FORMATS) as image:
                     turned = image.getexif().get(ORIENTATION, 1) in SIDEWAYS
                     height, width = size_of(image)
                     yield path, (width, height) if turned else (height, width)
@@ -257,7 +257,7 @@ def _read_frames(images: Sequence[Path], size: Size | None, crop: bool) -> Tenso
     for path in images:
         try:
             image = load_photo(path)
-        except (UserError, OSError, ValueError, SyntaxError) as error:
+        except (UserError, *BROKEN) as error:
             raise _SceneError(f"{path.name} cannot be read ({error})") from error
         if size is not None:
             sides, filter_ = (size[1], size[0]), Image.Resampling.LANCZOS

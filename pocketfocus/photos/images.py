@@ -30,6 +30,14 @@ SMALLEST_SIDE = 16
 LONGEST_ASPECT = 16
 WORKING_PIXELS = 256 * 256  # what the default reference and student were trained at
 
+pillow_heif.register_heif_opener()
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "HEIF", "AVIF", "GIF", "BMP", "JPEG2000", "PPM")
+"""Pillow's names of what is opened: no others, some of which start programs, as EPS does."""
+
+BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for files that are damaged, foreign or too large."""
+
 Pixels = NDArray[Any]
 """uint8 or uint16 [H, W, 3], red, green, blue; black is 0, white the largest number of the type."""
 
@@ -59,8 +67,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
             raise UserError(f"{path} is a folder, not a photo: name one image file")
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is not a regular file: name an image file")
-        pillow_heif.register_heif_opener()
-        with _bomb_limit(), Image.open(path) as image:
+        with _bomb_limit(), Image.open(path, formats=FORMATS) as image:
             _check_size(path, size_of(image))
             _check_frames(path, image)
             image.load()

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict  # the only one that pydantic takes on P
 from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import once_a_file, read_json, sha256, write_json
+from pocketfocus.run.paths import below
 
 MANIFEST_FILE = "manifest.json"
 SHOWN_DIGITS = 12  # of a hash, in messages
@@ -167,13 +168,16 @@ def _read(path: Path) -> Manifest:
     content = _from_json(read_json(path))
     del content["schema_version"]
     try:
-        return TypeAdapter(Manifest).validate_python(content)
+        manifest = TypeAdapter(Manifest).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(
             f"{path} cannot be read ({where}: {first['msg']}): run export again"
         ) from None
+    for artifact in manifest.artifacts:
+        below(path.parent, artifact.name)
+    return manifest
 
 
 def _as_json(fields: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -200,9 +204,9 @@ def _from_json(content: Any) -> Any:
 def check_artifact(folder: Path, artifact: Artifact) -> Path:
     """Return the path of an artifact whose hash is as recorded.
 
-    UserError when it is missing, or is not the file that was written.
+    UserError when it is missing, is not the file that was written, or lies outside of `folder`.
     """
-    path = Path(folder) / artifact.name
+    path = below(folder, artifact.name)
     if not path.exists():
         raise UserError(f"{path} is missing, the manifest lists it: run export again")
     found = sha256(path)

@@ -445,3 +445,17 @@ def test_pixels_and_tensors_in_both_layouts(shape: tuple[int, ...]) -> None:
     assert torch.equal(from_uint8(planar, planar=True), tensor)
     assert torch.equal(from_uint8(torch.from_numpy(planar.copy()), planar=True), tensor)
     assert np.array_equal(to_uint8(tensor, planar=True), planar)
+
+
+def test_no_program_is_started_for_a_photo(
+    tmp_path: Path, coffee: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow gives EPS to Ghostscript, whatever its name ends in."""
+    import subprocess
+
+    coffee.save(tmp_path / "photo.jpg", "EPS")
+    started: list[object] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *given, **named: started.append(given))
+    with pytest.raises(UserError, match="is not an image that can be read"):
+        load_photo(tmp_path / "photo.jpg")
+    assert not started
