@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.manifest import Artifact, Manifest, check_artifact, load_manifest
+from pocketfocus.run.manifest import (
+    MANIFEST_FILE,
+    Artifact,
+    Manifest,
+    check_artifact,
+    load_manifest,
+)
 from pocketfocus.run.paths import below
 
 PAGE = Path(__file__).parent / "page" / "dist"
@@ -74,7 +80,17 @@ def load_served(folder: Path) -> Served:
         check_artifact(folder, artifact)
         if plain_file(folder, artifact.name) is None:
             raise UserError(f"{artifact.name} in {folder} is a link: put the file itself there")
-    return Served(folder, manifest, artifacts)
+    served = Served(folder, manifest, artifacts)
+    try:
+        served.describe()
+        if not served.stack_bytes:
+            raise ValueError("its stack is empty")
+    except (ValueError, IndexError) as error:  # pydantic's too
+        reason = next(iter(str(error).splitlines()))
+        raise UserError(
+            f"{folder / MANIFEST_FILE} describes no student's file ({reason}): run export again"
+        ) from None
+    return served
 
 
 def page_files(folder: Path = PAGE) -> dict[str, Path]:

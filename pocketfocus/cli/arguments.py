@@ -15,7 +15,7 @@ from pocketfocus.quantize.recipes import TOOLCHAIN_NAMES
 from pocketfocus.run.constants import FRAMES, Size, check_position, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import writing_failed
-from pocketfocus.run.progress import console, say
+from pocketfocus.run.progress import say
 from pocketfocus.run.results import GateRow
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder of the run")]
@@ -362,7 +362,6 @@ def exit_by_gates(rows: Sequence[GateRow]) -> None:
     from pocketfocus.benchmarks.gates import failed
 
     for row in failed(rows):
-        line = f"gate failed: {row.artifact}, {row.gate}: {row.why}"
-        console.print(line, markup=False, soft_wrap=True)
+        say(f"gate failed: {row.artifact}, {row.gate}: {row.why}")
     if failed(rows):
         raise typer.Exit(1)

@@ -12,6 +12,7 @@ import typer
 from pocketfocus.cli import arguments
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.progress import say
+from pocketfocus.run.text import printable
 
 if TYPE_CHECKING:
     from pocketfocus.mobile_harness.options import Options
@@ -292,7 +293,9 @@ def print_rows(rows: Sequence[object], columns: Sequence[str]) -> None:
         table.add_column(column, justify="right" if figures else "left", overflow="fold")
     for row in rows:
         cells = (getattr(row, column) for column in columns)
-        table.add_row(*(f"{c:.1f}" if isinstance(c, float) else str(c or "–") for c in cells))
+        table.add_row(
+            *(f"{c:.1f}" if isinstance(c, float) else printable(str(c or "–")) for c in cells)
+        )
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=160)

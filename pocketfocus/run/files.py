@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -161,13 +162,21 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         scratch.write_text(text + "\n", encoding="utf-8")
 
 
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number that is written there")
+    return number
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object written by `write_json`; UserError when missing, broken or too new."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        content = json.loads(text, parse_constant=_number, parse_float=_number)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the stage that writes it first") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): delete it and run again") from error
     found = content.get("schema_version") if isinstance(content, dict) else None
     if found != SCHEMA_VERSION:
