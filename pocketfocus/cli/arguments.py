@@ -98,6 +98,7 @@ FourBit = Annotated[
 ]
 
 ALL, AUTO, OWN = "all", "auto", "own"
+SAMPLED = 8  # photos of a folder that `verify` takes
 SMALLEST_SIDE = 16  # pixels of a photo
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")  # suffixes of what `refocus` writes
 
@@ -331,6 +332,14 @@ def photo_files(folder: Path | None) -> list[Path] | None:
     from pocketfocus.data.stacks import read_photos
 
     return read_photos(folder)
+
+
+def sample(files: list[Path] | None, everything: bool) -> list[Path] | None:
+    """Return some of many photos, evenly spread, saying so; all of them where that is wanted."""
+    if files is None or everything or len(files) <= SAMPLED:
+        return files
+    say(f"{SAMPLED} of {len(files)} photos, evenly spread; --all-photos takes all")
+    return [files[i * (len(files) - 1) // (SAMPLED - 1)] for i in range(SAMPLED)]
 
 
 def reference(spec: str) -> str:

@@ -155,6 +155,10 @@ def verify(
         typer.Argument(metavar="DIR", help="the folder of a run, made by `build` or `export`"),
     ] = None,
     photos: arguments.Photos = None,
+    all_photos: Annotated[
+        bool,
+        typer.Option("--all-photos", help="all of --photos; else 8 of them, evenly spread"),
+    ] = False,
     device: Device = "host",
     runner: Runner = None,
     team: Team = None,
@@ -175,7 +179,7 @@ def verify(
     if (run is None) == (replay is None):
         raise UserError("name the folder of a run, or a golden bundle with --replay, not both")
     folder = arguments.run_folder(run) if run else None
-    files = arguments.photo_files(photos)
+    files = arguments.sample(arguments.photo_files(photos), all_photos)
     if golden is not None:
         arguments.output_folder(golden)
 

@@ -19,6 +19,8 @@ from pocketfocus.run.errors import UserError
 
 SCHEMA_VERSION = 1
 READABLE = 0o044  # by group and others
+UMASK = os.umask(0o077)  # only setting it tells what it was
+os.umask(UMASK)
 SETTLED_NS = 100_000_000
 POLL_S = 0.05
 T = TypeVar("T")
@@ -96,7 +98,7 @@ def writing_failed(path: Path, error: OSError) -> UserError:
 def _sync(path: Path) -> None:
     for entry in [path, *(path.rglob("*") if path.is_dir() else ())]:
         if entry.is_file():
-            entry.chmod(entry.stat().st_mode | READABLE)  # safetensors writes 0600
+            entry.chmod(entry.stat().st_mode | READABLE & ~UMASK)  # safetensors writes 0600
             with open(entry, "rb+") as handle:
                 os.fsync(handle.fileno())
 
