@@ -38,6 +38,7 @@ from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, sha256
 from pocketfocus.run.manifest import load_manifest
+from pocketfocus.run.paths import below
 from pocketfocus.run.progress import track
 from pocketfocus.run.rows import Row, contents, row_of, write_rows
 
@@ -402,7 +403,7 @@ def evaluate_run(
     specs = {REFERENCE: f"{REFERENCE}:{reference}", STUDENT: str(folder / STUDENT)}
     for artifact in load_manifest(folder).artifacts:
         if get_target(artifact.target).cannot_run() is None:
-            specs[artifact.name] = str(folder / artifact.name)
+            specs[artifact.name] = str(below(folder, artifact.name))
     models = [replace(open_model(spec), name=name) for name, spec in specs.items()]
     seeds = range(VALIDATION_SEED, VALIDATION_SEED + scenes)
     stacks = list(RenderedScenes(seeds, size, held_out_photos()))

@@ -7,11 +7,12 @@ the bundle alone can be carried to a phone or a Mac.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +37,11 @@ from pocketfocus.benchmarks.gates import (
 )
 from pocketfocus.benchmarks.verify import able_device, execute
 from pocketfocus.mobile_harness.device import Arrays, Call, Device, Job
+from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json, sha256, write_atomic, write_json
 from pocketfocus.run.manifest import HASHES_VERSION, Artifact, check_artifact, load_manifest
+from pocketfocus.run.paths import below
 from pocketfocus.run.progress import track
 from pocketfocus.run.results import GateRow
 from pocketfocus.run.rows import Row, part_of, write_rows
@@ -48,8 +51,10 @@ AGAIN = "write the bundle again"
 REPLAY_FILE = "replay.json"
 POSITIONS = (0, 4, 8)  # of the first photo: every stack is 7.7 MB at 320x448
 SAME_FILE = "same file, replayed"
+CHANNELS = 3
 HALF_DB = 65.0  # the most that stacks kept in float16 can prove (rounding alone is about 77 dB)
 Kind = Literal["float32", "float16"]
+Decibels = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 KINDS: dict[Kind, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 
 
@@ -57,7 +62,7 @@ class Saved(Row):
     """A tensor of a bundle: its file of raw values, and what they are."""
 
     file: str
-    shape: tuple[int, ...]
+    shape: tuple[Annotated[int, Field(gt=0, le=1 << 20)], ...]
     dtype: Kind
     sha256: str
 
@@ -79,8 +84,8 @@ class File(Row):
     target: str
     precision: str
     sha256: str
-    student_db: float
-    same_file_db: float
+    student_db: Decibels
+    same_file_db: Decibels
     made_by: str | None = None
     expected: Saved | None = None
 
@@ -88,7 +93,7 @@ class File(Row):
 class Golden(Row):
     """golden.json; `student` are the stacks of the student itself."""
 
-    size: tuple[int, int]
+    size: Size
     inputs: tuple[Input, ...] = Field(min_length=1)
     student: Saved
     artifacts: tuple[File, ...]
@@ -144,8 +149,8 @@ def add_file(
     bundle: Path, artifact: Artifact, path: Path, expected: Expected, devices: Sequence[Device]
 ) -> File:
     """Copy a file into a bundle, execute it, and return its entry, with its stacks if it ran."""
-    copy = bundle / artifact.name
-    copy.parent.mkdir(exist_ok=True)
+    copy = below(bundle, artifact.name)
+    copy.parent.mkdir(parents=True, exist_ok=True)
     (shutil.copytree if path.is_dir() else shutil.copy)(path, copy)
     entry = described(artifact)
     device = able_device(devices, artifact.target)
@@ -195,14 +200,29 @@ def read_golden(path: Path) -> Golden:
     """Return golden.json; UserError for a field that is not as `write_golden` writes it."""
     content = read_json(path, HASHES_VERSION, AGAIN)
     del content["schema_version"]
-    return part_of(str(path), Golden, content, AGAIN)
+    golden = part_of(str(path), Golden, content, AGAIN)
+    height, width = golden.size
+    shapes: list[tuple[Saved, tuple[int, ...]]] = [
+        (pair.photo, (1, CHANNELS, height, width)) for pair in golden.inputs
+    ]
+    shapes += [(pair.position, (1, FRAMES)) for pair in golden.inputs]
+    stacks = (len(golden.inputs), FRAMES, CHANNELS, height, width)
+    own = (file.expected for file in golden.artifacts if file.expected is not None)
+    shapes += [(saved, stacks) for saved in (golden.student, *own)]
+    for saved, shape in shapes:
+        if saved.shape != shape:
+            raise UserError(
+                f"{path}: {saved.file} is {list(saved.shape)}, its inputs make {list(shape)}: "
+                "write the bundle again"
+            )
+    return golden
 
 
 def replayed(
     bundle: Path, entry: File, expected: Expected, devices: Sequence[Device]
 ) -> list[GateRow]:
     """Execute one file and return its rows."""
-    path, target = bundle / entry.name, entry.target
+    path, target = below(bundle, entry.name), entry.target
     check_hash(path, entry.sha256)
     device = able_device(devices, target)
     artifact = Artifact(entry.name, target, entry.precision, entry.sha256, 0)
@@ -238,7 +258,13 @@ def save(folder: Path, name: str, values: NDArray[Any], kind: Kind) -> Saved:
 
 def load(folder: Path, entry: Saved) -> Stacks:
     """Read a tensor that `save` wrote, as float32; UserError when its hash is another."""
-    path = folder / entry.file
+    path = below(folder, entry.file)
     check_hash(path, entry.sha256)
-    values = np.frombuffer(path.read_bytes(), KINDS[entry.dtype])
+    content, kind = path.read_bytes(), KINDS[entry.dtype]
+    if len(content) != math.prod(entry.shape) * kind.itemsize:
+        raise UserError(
+            f"{path} has {len(content)} bytes, {entry.dtype} of {list(entry.shape)} is another "
+            "number: write the bundle again"
+        )
+    values = np.frombuffer(content, kind)
     return values.reshape(entry.shape).astype(np.float32)

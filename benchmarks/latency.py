@@ -31,7 +31,7 @@ from pocketfocus.models.reference import PUBLISHED
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import size_bytes
 from pocketfocus.run.manifest import MANIFEST_FILE, Manifest, check_artifact, load_manifest
-from pocketfocus.run.progress import console, track
+from pocketfocus.run.progress import say, track
 from pocketfocus.run.results import BenchRow, Figures, Measured
 from pocketfocus.run.rows import merge_rows
 
@@ -220,7 +220,7 @@ def measure(
         except UserError as error:
             if visit.entry.target == PYTORCH and not isinstance(error, JobError):
                 raise
-            console.print(f"{visit.entry.artifact} was not measured: {error}", markup=False)
+            say(f"{visit.entry.artifact} was not measured: {error}")
             crashed.add(visit.entry)
             measured.pop(visit.entry, None)
         else:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 from zipfile import BadZipFile
+from zlib import error
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from pocketfocus.run.results import BenchRow, VerifyRow
 from pocketfocus.run.rows import Row, read_rows
 
 R = TypeVar("R", bound=Row)
+# What numpy raises for an .npz that is cut short, damaged, locked or packed in another way.
+UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, KeyError, RuntimeError, BadZipFile, error)
 PARTIAL = re.compile(r"at positions ([\d, ]+) only")  # in `why`
 
 
@@ -132,6 +135,10 @@ def stacks_of(path: Path) -> dict[str, Pixels]:
         return {}
     try:
         with np.load(path) as kept:
-            return {name: kept[name] for name in kept.files}
-    except (OSError, EOFError, ValueError, BadZipFile) as error:
-        raise UserError(f"{path} cannot be read ({error}): run verify again") from error
+            stacks = {name: kept[name] for name in kept.files}
+    except UNREADABLE as reason:
+        raise UserError(f"{path} cannot be read ({reason}): run verify again") from reason
+    for name, stack in stacks.items():
+        if stack.dtype != np.uint8 or stack.shape[-1:] != (3,) or not 3 <= stack.ndim <= 4:
+            raise UserError(f"{path} holds no pictures as {name}: run verify again")
+    return stacks

@@ -19,7 +19,7 @@ from pocketfocus.benchmarks.checks import SHOWN, Pixels
 from pocketfocus.benchmarks.measured import MeasuredRun
 from pocketfocus.benchmarks.report import TEMPLATES, distillation
 from pocketfocus.benchmarks.tables import distance_table, files_table
-from pocketfocus.models.places import find_places
+from pocketfocus.models.places import find_places, hub_place
 from pocketfocus.run.constants import size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Manifest
@@ -154,7 +154,7 @@ def hub_id(reference: str) -> str | None:
         return None
     if places is None or not places.on_hub or Path(places.unet[0]).exists():
         return None
-    return places.unet[0]
+    return hub_place(places.unet[0])[0]
 
 
 def reference_name(reference: str) -> str:

@@ -12,6 +12,7 @@ from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
 from pocketfocus.run.manifest import MANIFEST_FILE, check_artifact
+from pocketfocus.run.paths import below
 
 
 def doubts(run: MeasuredRun) -> list[str]:
@@ -25,10 +26,9 @@ def doubts(run: MeasuredRun) -> list[str]:
 def changed(run: MeasuredRun) -> Iterator[str]:
     """Say which files are not those that the manifest lists."""
     for artifact in run.manifest.artifacts:
-        if not (run.folder / artifact.name).exists():
-            raise UserError(
-                f"{run.folder / artifact.name} is missing, the manifest lists it: run export again"
-            )
+        path = below(run.folder, artifact.name)
+        if not path.exists():
+            raise UserError(f"{path} is missing, the manifest lists it: run export again")
         try:
             check_artifact(run.folder, artifact)
         except UserError:

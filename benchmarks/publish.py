@@ -20,6 +20,7 @@ from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.mobile_harness.device import Device
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import write_atomic
+from pocketfocus.run.paths import below
 from pocketfocus.run.rows import write_rows
 
 CARD_FILE = "README.md"  # what the Hub shows
@@ -82,7 +83,7 @@ def lay_files(
     else:
         return ""
     for artifact in run.manifest.artifacts:
-        path, copy = run.folder / artifact.name, scratch / artifact.name
+        path, copy = below(run.folder, artifact.name), below(scratch, artifact.name)
         copy.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if path.is_dir() else shutil.copy)(path, copy)
     return why

@@ -25,6 +25,7 @@ from pocketfocus.benchmarks.checks import SHOWN, STACKS_FILE
 from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, Evaluation, read_evaluation
 from pocketfocus.benchmarks.gates import parity_rows
 from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, Ratio, ratios
+from pocketfocus.benchmarks.measured import stacks_of
 from pocketfocus.benchmarks.notes import notes_rows, throttles
 from pocketfocus.benchmarks.phones import fits, kinds, phones
 from pocketfocus.benchmarks.verify import VERIFY_FILE
@@ -153,22 +154,18 @@ def strips(folder: Path) -> list[Strip]:
     """Return the stacks kept by verify and bench: reference, student, every executed file."""
     made: list[Strip] = []
     for file in (REFERENCE_STACK_FILE, STACKS_FILE):
-        if (folder / file).exists():
-            with np.load(folder / file) as stacks:
-                made += [
-                    Strip(name, tuple(picture_uri(frame) for frame in stacks[name]))
-                    for name in stacks.files
-                    if stacks[name].ndim == 4
-                ]
+        made += [
+            Strip(name, tuple(picture_uri(frame) for frame in stack))
+            for name, stack in stacks_of(folder / file).items()
+            if stack.ndim == 4
+        ]
     return made
 
 
 def photo_uri(folder: Path) -> str | None:
     """Return the photo that the shown stacks were made of."""
-    if not (folder / STACKS_FILE).exists():
-        return None
-    with np.load(folder / STACKS_FILE) as stacks:
-        return picture_uri(stacks["photo"])
+    photo = stacks_of(folder / STACKS_FILE).get("photo")
+    return None if photo is None or photo.ndim != 3 else picture_uri(photo)
 
 
 def picture_uri(pixels: Pixels) -> str:

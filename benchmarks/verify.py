@@ -41,7 +41,7 @@ from pocketfocus.run.manifest import (
     load_manifest,
 )
 from pocketfocus.run.metrics import PEAK
-from pocketfocus.run.progress import console, track
+from pocketfocus.run.progress import say, track
 from pocketfocus.run.results import CallFigures, GateRow, VerifyRow
 from pocketfocus.run.rows import merge_rows
 
@@ -130,7 +130,7 @@ def execute_artifact(
     gate = gate_of(artifact.precision, device.name, artifact.recipe)
     job = Job(str(path), artifact.target, check.inputs, check.calls, want_outputs=True)
     if check.whole:
-        console.print(f"{artifact.name}: {gate.name}")
+        say(f"{artifact.name}: {gate.name}")
         job = replace(job, runs=int(is_timed(device)), timeout_s=None)
     result, verdict = execute(device, job, check.parents[gate.parent], gate, check.peak)
     figures = figures_of(result) if result and check.whole else UNKNOWN

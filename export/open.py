@@ -64,7 +64,7 @@ def open_model(spec: str, threads: int | None = None) -> NamedModel:
     """
     named, _, sampling = spec.partition("@")
     kind, _, rest = named.partition(":")
-    if kind == REFERENCE and not Path(spec).exists():
+    if kind == REFERENCE and (named == REFERENCE or not Path(spec).exists()):
         return _eager(threads, lambda: _reference(spec, rest, sampling))
     path = Path(spec)
     if spec == STUDENT and not path.exists():

@@ -31,6 +31,7 @@ from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import alone_in, key_of, sha256, size_bytes, write_atomic
 from pocketfocus.run.manifest import MANIFEST_FILE, Artifact, Manifest, load_manifest
+from pocketfocus.run.paths import below
 
 CHECKS = "checks"
 THREADS = 2
@@ -177,7 +178,7 @@ def previous(run: Run) -> dict[str, Artifact]:
     if theirs.student_sha256 == ours.student_sha256 and (ours.student_sha256 or same_reference):
         return {artifact.name: artifact for artifact in manifest.artifacts}
     for artifact in manifest.artifacts:
-        path = run.out / artifact.name
+        path = below(run.out, artifact.name)
         if network_of(run, artifact) and path.exists():
             run.log(f"{artifact.name}: of another student or reference, deleted")
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -14,6 +14,7 @@ from typing import Literal
 import psutil
 from packaging.requirements import Requirement
 from rich.table import Table
+from rich.text import Text
 
 from pocketfocus.export.targets import Target
 
@@ -175,7 +176,8 @@ def tables(findings: Sequence[Finding]) -> list[Table]:
         for _ in range(3 + any(f.remedy for f in members)):
             table.add_column(overflow="fold")
         for finding in members:
-            cells = [MARKS[finding.status], finding.name, finding.detail]
-            table.add_row(*cells, *([finding.remedy] if finding.remedy else []))
+            mark = Text.from_markup(MARKS[finding.status])
+            remedies = [finding.remedy] if finding.remedy else []
+            table.add_row(mark, finding.name, finding.detail, *remedies)
         made.append(table)
     return made

@@ -48,6 +48,7 @@ TOOLCHAIN_NAMES = tuple(sorted(p.stem for p in FOLDER.with_name("toolchains").gl
 """What a rule may name as one of its targets: the modules of `quantize/toolchains`."""
 REGEX = "regex:"  # how a pattern begins that is a regular expression
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LARGEST = 1_000_000  # bytes of a recipe
 GROUP = 32  # weights that share a 4-bit scale, unless a recipe says other
 IOS_VERSIONS: tuple[int, ...] = get_args(Ios)
 
@@ -253,13 +254,31 @@ def to_yaml(recipe: Recipe) -> str:
     )
 
 
+class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
+    """Reads YAML without aliases, by which a few lines stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Refuse what stands for something said before."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(
+                problem=f"the alias *{event.anchor}, and a recipe has none: write out what it "
+                "stands for",
+                problem_mark=event.start_mark,
+            )
+        return super().compose_node(parent, index)
+
+
 def load_recipe(path: Path) -> Recipe:
     """Read a recipe's YAML file; UserError when it cannot be read or is no recipe."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{path} has over {LARGEST:,} bytes, a recipe has fewer: name another")
+        # It is a safe loader: a subclass of yaml.SafeLoader.
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), _PlainLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the recipe {path} cannot be read ({error}): name another file") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also dates and numbers in it
         line = " ".join(str(error).split())
         raise UserError(f"{path} is no YAML ({line}): mend it") from error
     return recipe_from(content, str(path))

@@ -166,7 +166,7 @@ def _save(picture: Image.Image | Figure, path: Path) -> None:
     if isinstance(picture, Figure):
         buffer = BytesIO()
         picture.savefig(buffer, format="png", dpi=110)
-        picture = Image.open(buffer).convert("RGB")
+        picture = Image.open(buffer, formats=["PNG"]).convert("RGB")
     with write_atomic(path) as scratch:
         picture.save(scratch, "JPEG", quality=QUALITY)
 

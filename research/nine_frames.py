@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from pocketfocus.data.optics import distance
-from pocketfocus.photos.images import load_photo
+from pocketfocus.photos.images import FORMATS, load_photo
 from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.files import write_atomic
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     photo, files = load_photo(given.photo), sorted(given.refocused.glob("frame_*.png"))
     if not files:
         raise UserError(f"{given.refocused} holds no frames: run `pocketfocus refocus` first")
-    made = sheet(photo, [Image.open(file).convert("RGB") for file in files])
+    made = sheet(photo, [Image.open(file, formats=FORMATS).convert("RGB") for file in files])
     with write_atomic(given.out) as scratch:
         made.save(scratch, "JPEG", quality=QUALITY)
 

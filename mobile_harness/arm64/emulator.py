@@ -34,7 +34,7 @@ class Arm64:
         """Return the emulator and the versions of the runtimes; nothing where it is not set up."""
         if setup.why_not_ready() is not None:
             return {}
-        wheels = (wheel.partition("==") for wheel in setup.wheels())
+        wheels = (wheel.partition("==") for wheel in setup.WHEELS)
         return {
             "chip": "Cortex-A76, emulated",
             "os": f"Linux aarch64 under {setup.emulator() or setup.QEMU[0]}",

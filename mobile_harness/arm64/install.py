@@ -14,7 +14,6 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 
 from pocketfocus.run.errors import UserError
@@ -47,8 +46,14 @@ DEBIAN = (
 )
 # torch 2.10.0 is the last ARM64 build without CUDA; executorch 1.1.0 the one made for it
 # (1.4.1 lacks a symbol there: pthreadpool_parallelize_2d_tile_2d_dynamic_with_uarch).
-WHEELS = ("torch==2.10.0", "executorch==1.1.0", "typing-extensions")
-AS_ON_HOST = ("numpy", "onnxruntime")
+# With the SHA-256 of each: pip takes no other file by that name.
+WHEELS = {
+    "torch==2.10.0": "3282d9febd1e4e476630a099692b44fdc214ee9bf8ee5377732d9d9dfe5712e4",
+    "executorch==1.1.0": "7da105c9f948d22097196cc88bbadb621c9223f5793e003c9e86b926b67d47f6",
+    "typing-extensions==4.16.0": "481caa481374e813c1b176ada14e97f1f67a4539ce9cfeb3f350d78d6370c2e8",
+    "numpy==2.4.6": "0ab0a9c4ffb1a6d95ef519fe4247dba8eb6b18ad93999f76b7f657039acabd47",
+    "onnxruntime==1.32.0": "2303372a85299b6757b0e11e1cbf13e410ddf7e10c37f4b37e99d1c90e7daf7c",
+}
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
 NEEDLESS = ("torch/include", "torch/test")
 CORES = 2
@@ -83,7 +88,7 @@ def why_not_ready() -> str | None:
         return f"{QEMU[0]} is missing; {QEMU_REMEDY}"
     if not (home() / SETUP_FILE).is_file():
         return f"emulated ARM64 is not set up: run {INSTALL}"
-    if read_json(home() / SETUP_FILE).get("wheels") != wheels():
+    if read_json(home() / SETUP_FILE).get("wheels") != [*WHEELS]:
         return f"emulated ARM64 is set up for other versions: run {INSTALL} again"
     return None
 
@@ -91,11 +96,6 @@ def why_not_ready() -> str | None:
 def emulator() -> str | None:
     """Return the path of qemu's user-mode emulator; None when it is missing."""
     return next((path for path in map(shutil.which, QEMU) if path), None)
-
-
-def wheels() -> list[str]:
-    """Return what pip is asked for; numpy and onnxruntime in this host's own versions."""
-    return [*WHEELS, *(f"{name}=={metadata.version(name)}" for name in AS_ON_HOST)]
 
 
 def command(folder: Path, *arguments: str) -> list[str]:
@@ -142,7 +142,7 @@ def install(say: Say) -> Path:
             unpack_wheels(scratch, made / "site")
             say("3/3 trying them under emulation: about a minute")
             try_imports(made)
-            write_json(made / SETUP_FILE, {"wheels": wheels(), "debian": list(DEBIAN)})
+            write_json(made / SETUP_FILE, {"wheels": [*WHEELS], "debian": list(DEBIAN)})
             put(made, home())
     except OSError as error:
         raise UserError(f"cannot set up {home()}: {error.strerror or error}") from error
@@ -184,8 +184,9 @@ def apt_command(scratch: Path) -> list[str]:
 
 def unpack_wheels(scratch: Path, site: Path) -> None:
     """Unpack the wheels, without their dependencies, into `site`."""
-    downloads = scratch / "wheels"
-    call(pip_command(downloads), "cannot fetch the ARM64 wheels (is the network there?)")
+    downloads, wanted = scratch / "wheels", scratch / "wheels.txt"
+    wanted.write_text("".join(f"{name} --hash=sha256:{it}\n" for name, it in WHEELS.items()))
+    call(pip_command(downloads, wanted), "cannot fetch the ARM64 wheels (is the network there?)")
     for wheel in sorted(downloads.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(site)
@@ -194,14 +195,14 @@ def unpack_wheels(scratch: Path, site: Path) -> None:
         shutil.rmtree(site / name, ignore_errors=True)
 
 
-def pip_command(downloads: Path) -> list[str]:
-    """Return what pip is asked: its command line for ARM64 wheels of the emulated Python."""
+def pip_command(downloads: Path, wanted: Path) -> list[str]:
+    """Return pip's command line for the ARM64 wheels, with hashes, that a file lists."""
     platforms = [part for name in PLATFORMS for part in ("--platform", name)]
     return [
         *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
         *platforms,
         *("--python-version", PYTHON, "--implementation", "cp", "--dest", str(downloads)),
-        *wheels(),
+        *("--require-hashes", "--requirement", str(wanted)),
     ]
 
 

@@ -22,6 +22,7 @@ from pocketfocus.mobile_harness.web.files import Served, plain_file
 from pocketfocus.mobile_harness.web.guard import body_of, new_token, refusal
 from pocketfocus.mobile_harness.web.measurement import Judge, Measurement
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.manifest import check_artifact
 from pocketfocus.run.results import BenchRow, VerifyRow
 
 JSON_BYTES = 2 * 2**20  # 50,000 times at most
@@ -80,11 +81,16 @@ class Api:
         return JSONResponse(self.served.describe())
 
     async def file(self, request: Request) -> Response:
-        """Give an ONNX file that the manifest lists."""
+        """Give an ONNX file that the manifest lists, as long as it is the one that was written."""
         name = request.path_params["name"]
-        path = plain_file(self.served.folder, name) if name in self.served.artifacts else None
-        if path is None:
+        artifact = self.served.artifacts.get(name)
+        path = plain_file(self.served.folder, name)
+        if artifact is None or path is None:
             return refusal(404, "the manifest lists no such file")
+        try:
+            await run_in_threadpool(check_artifact, self.served.folder, artifact)
+        except UserError:
+            return refusal(409, f"{name} has changed since it was written: run export again")
         return FileResponse(path, media_type="application/octet-stream")
 
     async def golden(self, request: Request) -> Response:

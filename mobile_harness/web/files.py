@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.manifest import Artifact, Manifest, check_artifact, load_manifest
+from pocketfocus.run.manifest import (
+    MANIFEST_FILE,
+    Artifact,
+    Manifest,
+    check_artifact,
+    load_manifest,
+)
+from pocketfocus.run.paths import below
 
 PAGE = Path(__file__).parent / "page" / "dist"
 FLOAT_BYTES = 4
@@ -72,8 +79,18 @@ def load_served(folder: Path) -> Served:
     for artifact in artifacts.values():
         check_artifact(folder, artifact)
         if plain_file(folder, artifact.name) is None:
-            raise UserError(f"{folder / artifact.name} is a link: put the file itself there")
-    return Served(folder, manifest, artifacts)
+            raise UserError(f"{artifact.name} in {folder} is a link: put the file itself there")
+    served = Served(folder, manifest, artifacts)
+    try:
+        served.describe()
+        if not served.stack_bytes:
+            raise ValueError("its stack is empty")
+    except (ValueError, IndexError) as error:  # pydantic's too
+        reason = next(iter(str(error).splitlines()))
+        raise UserError(
+            f"{folder / MANIFEST_FILE} describes no student's file ({reason}): run export again"
+        ) from None
+    return served
 
 
 def page_files(folder: Path = PAGE) -> dict[str, Path]:
@@ -93,5 +110,8 @@ def page_files(folder: Path = PAGE) -> dict[str, Path]:
 def plain_file(folder: Path, name: str) -> Path | None:
     """Return folder/name when it is a file and no part of `name` is a symbolic link, else None."""
     root = folder.resolve()
-    path = root / name
+    try:
+        path = below(root, name)
+    except UserError:
+        return None
     return path if path.resolve() == path and path.is_file() else None

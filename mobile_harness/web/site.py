@@ -14,6 +14,8 @@ from pocketfocus.mobile_harness.web.files import load_served, page_files
 from pocketfocus.mobile_harness.web.guard import CSP, HEADERS
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import write_atomic
+from pocketfocus.run.manifest import check_artifact
+from pocketfocus.run.paths import below
 
 RUN = "api/run"
 CHARSET = '<meta charset="utf-8">'
@@ -32,8 +34,8 @@ def write_site(folder: Path, out: Path) -> Path:
     with write_atomic(out) as scratch:
         for name, path in page.items():
             copy(path, scratch / name)
-        for name in served.artifacts:
-            copy(folder / name, scratch / "api/files" / name)
+        for name, artifact in served.artifacts.items():
+            copy(check_artifact(folder, artifact), below(scratch / "api/files", name))
         index = page["index.html"].read_text(encoding="utf-8")
         (scratch / "index.html").write_text(guarded(index), encoding="utf-8")
         described = served.describe() | {"measures": False}

@@ -24,13 +24,16 @@ from pocketfocus.cli import (
     publish,
     quiet,
     recipes,
+    streams,
     train,
 )
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.memory import keep_freed_memory
+from pocketfocus.run.text import printable
 
 BAD_INPUT, INTERRUPTED = 2, 130
 DEBUG = "--debug"
+UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 
 app = typer.Typer(
     name="pocketfocus",
@@ -63,9 +66,15 @@ def top(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = DEBUG in arguments
     quiet.hush()
     keep_freed_memory()
+    with streams.lasting_streams():
+        return run(arguments)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit code, whatever goes wrong."""
+    debug = DEBUG in arguments
     try:
         code = app(
             [a for a in arguments if a != DEBUG], prog_name="pocketfocus", standalone_mode=False
@@ -83,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def fail(message: str, code: int) -> int:
     """Print one line on standard error and hand `code` back."""
-    print(f"pocketfocus: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"pocketfocus: error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 
@@ -100,6 +109,8 @@ def describe(error: Exception) -> str:
         return f"{where}{error.strerror}; free some space or choose another folder with --out"
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is not installed: run `make setup` or pip install it"
+    if isinstance(error, OSError) and error.errno in UNREACHABLE:
+        return f"{error.filename} cannot be reached ({error.strerror}): name another path"
     if isinstance(error, MemoryError):
         return f"out of memory ({error}): close other programs or use smaller photos"
     return f"{type(error).__name__}: {error} (not foreseen; add {DEBUG} to see where)"

@@ -15,7 +15,7 @@ from pocketfocus.quantize.recipes import TOOLCHAIN_NAMES
 from pocketfocus.run.constants import FRAMES, Size, check_position, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import writing_failed
-from pocketfocus.run.progress import console, say
+from pocketfocus.run.progress import say
 from pocketfocus.run.results import GateRow
 from pocketfocus.run.scratch import sweep
 
@@ -99,6 +99,7 @@ FourBit = Annotated[
 ]
 
 ALL, AUTO, OWN = "all", "auto", "own"
+SAMPLED = 8  # photos of a folder that `verify` takes
 SMALLEST_SIDE = 16  # pixels of a photo
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")  # suffixes of what `refocus` writes
 
@@ -337,6 +338,14 @@ def photo_files(folder: Path | None) -> list[Path] | None:
     return read_photos(folder)
 
 
+def sample(files: list[Path] | None, everything: bool) -> list[Path] | None:
+    """Return some of many photos, evenly spread, saying so; all of them where that is wanted."""
+    if files is None or everything or len(files) <= SAMPLED:
+        return files
+    say(f"{SAMPLED} of {len(files)} photos, evenly spread; --all-photos takes all")
+    return [files[i * (len(files) - 1) // (SAMPLED - 1)] for i in range(SAMPLED)]
+
+
 def reference(spec: str) -> str:
     """Check a reference's name, folder or Hub id as far as is possible without a network."""
     return _found(spec, find_places)
@@ -366,7 +375,6 @@ def exit_by_gates(rows: Sequence[GateRow]) -> None:
     from pocketfocus.benchmarks.gates import failed
 
     for row in failed(rows):
-        line = f"gate failed: {row.artifact}, {row.gate}: {row.why}"
-        console.print(line, markup=False, soft_wrap=True)
+        say(f"gate failed: {row.artifact}, {row.gate}: {row.why}")
     if failed(rows):
         raise typer.Exit(1)

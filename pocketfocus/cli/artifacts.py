@@ -12,6 +12,7 @@ import typer
 from pocketfocus.cli import arguments
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.progress import say
+from pocketfocus.run.text import printable
 
 if TYPE_CHECKING:
     from pocketfocus.mobile_harness.options import Options
@@ -154,6 +155,10 @@ def verify(
         typer.Argument(metavar="DIR", help="the folder of a run, made by `build` or `export`"),
     ] = None,
     photos: arguments.Photos = None,
+    all_photos: Annotated[
+        bool,
+        typer.Option("--all-photos", help="all of --photos; else 8 of them, evenly spread"),
+    ] = False,
     device: Device = "host",
     runner: Runner = None,
     team: Team = None,
@@ -174,7 +179,7 @@ def verify(
     if (run is None) == (replay is None):
         raise UserError("name the folder of a run, or a golden bundle with --replay, not both")
     folder = arguments.run_folder(run) if run else None
-    files = arguments.photo_files(photos)
+    files = arguments.sample(arguments.photo_files(photos), all_photos)
     if golden is not None:
         arguments.output_folder(golden)
 
@@ -292,7 +297,9 @@ def print_rows(rows: Sequence[object], columns: Sequence[str]) -> None:
         table.add_column(column, justify="right" if figures else "left", overflow="fold")
     for row in rows:
         cells = (getattr(row, column) for column in columns)
-        table.add_row(*(f"{c:.1f}" if isinstance(c, float) else str(c or "–") for c in cells))
+        table.add_row(
+            *(f"{c:.1f}" if isinstance(c, float) else printable(str(c or "–")) for c in cells)
+        )
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=160)

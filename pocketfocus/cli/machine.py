@@ -46,7 +46,7 @@ def doctor(
         rows = [finding.row() for finding in findings]
         typer.echo(json.dumps({"schema_version": SCHEMA_VERSION, "rows": rows}, indent=1))
     else:
-        Console(highlight=False).print(*doctor.tables(findings), sep="\n")
+        Console(highlight=False, markup=False).print(*doctor.tables(findings), sep="\n")
 
 
 @commands.command(epilog="Example: pocketfocus serve build/demo --lan")

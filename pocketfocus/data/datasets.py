@@ -72,7 +72,7 @@ class Request:
 def open_source(spec: str, request: Request) -> Source:
     """Return a source by its name; UserError, naming the kinds, when there is none such."""
     check_source(spec)
-    if not Path(spec).exists():
+    if spec in KINDS or not Path(spec).exists():
         kind, _, folder = spec.partition(":")
         return KINDS[kind](folder, request)
     only = scene_list(Path(spec), request.split)

@@ -40,7 +40,7 @@ from pocketfocus.data.rgbd import RGBD, Array, motorcycle, read_rgbd, rgbd_pairs
 from pocketfocus.data.scenes import through_jpeg
 from pocketfocus.data.stacks import CACHE_VERSION, DEPTH_CELL, FocalStack, Source, say_skipped
 from pocketfocus.photos.focusmap import box
-from pocketfocus.photos.images import from_uint8, light_to_uint8
+from pocketfocus.photos.images import BROKEN, from_uint8, light_to_uint8
 from pocketfocus.run.constants import FRAMES, IMAGES, POSITIONS, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of
@@ -157,7 +157,7 @@ class PhotoScenes(Source):
             return self._motorcycle
         try:
             return read_rgbd(*pair)
-        except (UserError, OSError, ValueError, SyntaxError) as error:
+        except (UserError, *BROKEN) as error:
             if pair[0].stem not in self._broken:
                 say_skipped(pair[0].stem, str(error))
             self._broken.add(pair[0].stem)

@@ -98,7 +98,7 @@ def read_rgbd(photo: Path, depth: Path) -> RGBD:
 def _read_depth(path: Path) -> NDArray[np.float64]:
     """Return a depth map in metres."""
     if path.suffix == ".png":
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
             if not image.mode.startswith("I"):
                 raise ValueError(f"{path.name} has 8 bits, depth in millimetres needs 16")
             return np.asarray(image, np.float64) * MILLIMETRE

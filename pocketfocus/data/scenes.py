@@ -22,7 +22,7 @@ from torch import Tensor
 from pocketfocus.data.optics import Camera, Layer, linear_to_srgb, render_stack, srgb_to_linear
 from pocketfocus.data.textures import SHAPES, Array, coverage, fractal, noise, plain, shape, texture
 from pocketfocus.photos.focusmap import box
-from pocketfocus.photos.images import from_uint8, light_to_uint8
+from pocketfocus.photos.images import FORMATS, from_uint8, light_to_uint8
 from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
 
@@ -77,7 +77,7 @@ def bundled_photos() -> dict[str, NDArray[np.uint8]]:
 
 
 def _bundled(package: str, file: str) -> NDArray[np.uint8]:
-    with Image.open(bundled_file(package, file)) as image:
+    with Image.open(bundled_file(package, file), formats=FORMATS) as image:
         return np.asarray(image.convert("RGB"))
 
 
@@ -405,5 +405,5 @@ def through_jpeg(frame: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
     """
     file = BytesIO()
     Image.fromarray(frame).save(file, "JPEG", quality=quality, subsampling=0)
-    with Image.open(file) as image:
+    with Image.open(file, formats=("JPEG",)) as image:
         return np.asarray(image)

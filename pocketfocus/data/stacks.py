@@ -26,14 +26,27 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pocketfocus.data.scenes import FULL, Photos, Realism, render_scene
-from pocketfocus.photos.images import from_uint8, load_photo, size_of, to_uint8
+from pocketfocus.photos.images import (
+    BROKEN,
+    FORMATS,
+    check_photo,
+    from_uint8,
+    is_photo,
+    load_photo,
+    size_of,
+    to_uint8,
+)
 from pocketfocus.run.cache import Kept
 from pocketfocus.run.constants import FRAMES, IMAGES, POSITIONS, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, read_json, write_atomic, writing_failed
 from pocketfocus.run.progress import say, track
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".bmp"),
+    *(".jp2", ".gif"),
+)
+NAMED = 5  # broken photos, before they are only counted
 POSITIONS_FILE = "positions.txt"
 RIG_PATTERN = "midsize/undistorted/RigCenter*"
 LAYOUT = (
@@ -167,7 +180,7 @@ class StackFolder(Source):
         """Return the size of every image as its file's head says; of broken files none."""
         for scene in self._scenes:
             for path in scene.images:
-                with suppress(OSError, ValueError, SyntaxError), Image.open(path) as image:
+                with suppress(*BROKEN), Image.open(path, formats=FORMATS) as image:
                     turned = image.getexif().get(ORIENTATION, 1) in SIDEWAYS
                     height, width = size_of(image)
                     yield path, (width, height) if turned else (height, width)
@@ -195,14 +208,31 @@ class StackFolder(Source):
 
 
 def read_photos(folder: Path) -> list[Path]:
-    """Return the photos of a folder in natural order; UserError when there are none."""
+    """Return the photos of a folder in natural order, known by their content; UserError when there
+    are none.
+
+    Those that cannot be read are left out, saying so.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give one that holds photos")
-    photos = _images_in(folder)
+    entries = (p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file())
+    photos, broken = [], []
+    for path in sorted(entries, key=natural_key):
+        if path.suffix.lower() not in IMAGE_SUFFIXES and not is_photo(path):
+            continue
+        try:
+            check_photo(path)
+            photos.append(path)
+        except UserError as error:
+            broken.append(str(error))
+    for reason in broken[:NAMED]:
+        _warn(reason)
+    count = len(photos) + len(broken)
+    if broken:
+        _warn(f"{len(broken)} of {count} photos in {folder} cannot be read and are left out")
     if not photos:
-        kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-        raise UserError(f"{folder} holds no photo: put {kinds} files into it")
+        raise UserError(f"{folder} holds no photo that can be read: put JPEG or PNG files into it")
     return photos
 
 
@@ -257,7 +287,7 @@ def _read_frames(images: Sequence[Path], size: Size | None, crop: bool) -> Tenso
     for path in images:
         try:
             image = load_photo(path)
-        except (UserError, OSError, ValueError, SyntaxError) as error:
+        except (UserError, *BROKEN) as error:
             raise _SceneError(f"{path.name} cannot be read ({error})") from error
         if size is not None:
             sides, filter_ = (size[1], size[0]), Image.Resampling.LANCZOS

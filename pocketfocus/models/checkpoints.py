@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.paths import below
 
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -74,15 +75,16 @@ def _shards(index: Path) -> tuple[Path, ...]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
+        files = {name: below(index.parent, name) for name in names}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is no index of shards ({error!r}): download it again") from error
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    missing = [name for name, path in files.items() if not path.is_file()]
     if missing:
         raise UserError(
             f"{index.parent} lacks {len(missing)} of the {len(names)} shards its index names, such "
             f"as {missing[0]}: download the rest"
         )
-    return tuple(index.parent / name for name in names)
+    return tuple(files.values())
 
 
 class Checkpoint(Mapping[str, Tensor]):

@@ -28,7 +28,7 @@ from pocketfocus.models.checkpoints import (
     by_preference,
     find_weights,
 )
-from pocketfocus.models.places import Places, find_places
+from pocketfocus.models.places import Places, find_places, hub_place
 from pocketfocus.models.reference import PLANES, ReferencePipeline, Sampling, own_sampling
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
@@ -100,8 +100,10 @@ def _autoencoder_class(root: str) -> Any:
 def load_component(cls: Any, root: str, subfolder: str, preferred: str | None = None) -> Any:
     """Load one component, fp32; safetensors only, the preferred variant or else what there is."""
     folder = component_folder(root, subfolder)
+    name, revision = hub_place(root)
     if cls is EulerDiscreteScheduler:
-        return attempt(lambda: cls.from_pretrained(root, subfolder=subfolder), root, subfolder)
+        scheduler = partial(cls.from_pretrained, name, subfolder=subfolder, revision=revision)
+        return attempt(scheduler, root, subfolder)
     clip = cls is CLIPVisionModelWithProjection
     if folder is None:
         variants = by_preference(preferred)
@@ -110,12 +112,13 @@ def load_component(cls: Any, root: str, subfolder: str, preferred: str | None = 
         variants = (find_weights(folder, stem, preferred).variant,)
     options: dict[str, Any] = {
         "use_safetensors": True,
+        "revision": revision,
         "output_loading_info": True,
         "dtype" if clip else "torch_dtype": torch.float32,
     }
     errors: list[UserError] = []
     for variant in variants:  # of a Hub's, or its cache's, only trying tells which are there
-        load = partial(cls.from_pretrained, root, subfolder=subfolder, variant=variant, **options)
+        load = partial(cls.from_pretrained, name, subfolder=subfolder, variant=variant, **options)
         try:
             model, info = attempt(load, root, subfolder)
         except UserError as error:

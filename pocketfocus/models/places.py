@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ LEARN2REFOCUS_UNET = "checkpoint-200000/unet"
 BASE = "stabilityai/stable-video-diffusion-img2vid"
 SVD = "svd"  # its name as the start of a fine-tuning
 FP16 = ":fp16"
+REVISION = "#"  # between a Hub id and a branch, tag or commit of it
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(#[\w-][\w.-]*(/[\w-][\w.-]*)*)?")
 CHECKPOINT = "checkpoint-"  # of a fine-tuning, with the number of its step
 
 
@@ -66,27 +69,30 @@ def find_places(spec: str) -> Places:
     `spec` is `default` (shipped), `learn2refocus` (the published model), a local folder in the
     diffusers layout (unet/, vae/, image_encoder/, scheduler/), a Hub id of that layout, or
     UNET+BASE, two of these: a fine-tuned UNet (unet/, checkpoint-*/unet/ as Learn2Refocus has it,
-    or the UNet's own folder) and what it was tuned from. With `:fp16` after any of them the fp16
-    files of autoencoder and UNet are taken where there are such, as the authors take them; the full
-    ones are otherwise. UserError when it names none of them.
+    or the UNet's own folder) and what it was tuned from. Of what is on the Hub `#REVISION`, a
+    branch, a tag or a commit, may be said; else it is the newest. With `:fp16` after any of them
+    the fp16 files of autoencoder and UNet are taken where there are such, as the authors take them;
+    the full ones are otherwise. UserError when it names none of them.
     """
     root = spec if _is_local(spec) else spec.removesuffix(FP16)
     variant = None if root == spec else FP16[1:]
-    if root in ("learn2refocus", LEARN2REFOCUS):
-        name = "learn2refocus" + spec[len(root) :]
-        return Places(BASE, (LEARN2REFOCUS, LEARN2REFOCUS_UNET), name, variant, tuned=True)
+    published, revision = hub_place(root)
+    if published in ("learn2refocus", LEARN2REFOCUS) and "+" not in root:
+        unet = LEARN2REFOCUS + (f"{REVISION}{revision}" if revision else "")
+        name = "learn2refocus" + spec[len(published) :]
+        return Places(BASE, (unet, LEARN2REFOCUS_UNET), name, variant, tuned=True)
     if root == "default":
         root = str(DEFAULT_WEIGHTS)
     finetuned, plus, base = root.partition("+")
     if not plus or _is_local(root):
         finetuned = base = root
     for place in (finetuned, base):
-        hub_id = place.count("/") == 1 and not place.startswith((".", "/", "~"))
+        hub_id = HUB_ID.fullmatch(place) is not None
         if not place or not (hub_id or _is_local(place)):
             raise UserError(
                 f"no reference at {place or spec}: name `default`, `learn2refocus`, a local folder "
-                "in the diffusers layout, a Hub id such as owner/model, or the folders of a "
-                "fine-tuned UNet and of its base, UNET_DIR+BASE_DIR"
+                "in the diffusers layout, a Hub id such as owner/model or owner/model#revision, or "
+                "the folders of a fine-tuned UNet and of its base, UNET_DIR+BASE_DIR"
             )
     folder = _unet_folder(finetuned)
     if _is_local(finetuned) and not (Path(finetuned) / folder / "config.json").is_file():
@@ -105,6 +111,15 @@ def find_start(spec: str) -> Places:
     return replace(find_places(BASE + spec[len(SVD) :] if named else spec), tuned=True)
 
 
+def hub_place(root: str) -> tuple[str, str | None]:
+    """Return the Hub id of a place that is no local folder, and its revision, None for the newest
+    state; of a local folder itself."""
+    if _is_local(root):
+        return root, None
+    name, _, revision = root.partition(REVISION)
+    return name, revision or None
+
+
 def _is_local(root: str) -> bool:
     return Path(root).is_dir()
 
@@ -112,7 +127,7 @@ def _is_local(root: str) -> bool:
 def _unet_folder(root: str) -> str:
     """Return where below `root` the UNet lies: unet/, the last of checkpoint-*/unet/, or root
     itself."""
-    if root == LEARN2REFOCUS:
+    if hub_place(root)[0] == LEARN2REFOCUS:
         return LEARN2REFOCUS_UNET
     if (Path(root) / "unet").is_dir() or not _is_local(root):
         return "unet"

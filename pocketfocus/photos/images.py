@@ -28,7 +28,18 @@ from pocketfocus.run.progress import say
 MAX_PIXELS = 200_000_000  # a decompression bomb beyond this; 20 000 x 10 000 still opens
 SMALLEST_SIDE = 16
 LONGEST_ASPECT = 16
+DRAFT = (64, 64)  # pixels at least
+DNG_VERSION, THUMBNAIL, PLANES_APART = 50706, 1, 2  # a tag of TIFF files, and values of others
+BYTE, DEEP, UNUSED = 8, 16, 4  # bits of a colour; the last are the highest ones of 12 in 16
 WORKING_PIXELS = 256 * 256  # what the default reference and student were trained at
+
+pillow_heif.register_heif_opener()
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "HEIF", "AVIF", "GIF", "BMP", "JPEG2000", "PPM")
+"""Pillow's names of what is opened: no others, some of which start programs, as EPS does."""
+
+BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for files that are damaged, foreign or too large."""
 
 Pixels = NDArray[Any]
 """uint8 or uint16 [H, W, 3], red, green, blue; black is 0, white the largest number of the type."""
@@ -50,20 +61,24 @@ def load_photo(path: Path) -> Image.Image:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path, draft: bool = False) -> Iterator[Image.Image]:
     """Yield the image of a file, decoded, as its file has it; EXIF data that cannot be read are
-    gone (saying so). UserError as of `load_photo`, also for what goes wrong with it meanwhile."""
+    gone (saying so). A `draft` of a JPEG file is small. UserError as of `load_photo`, also for what
+    goes wrong with it meanwhile."""
     path = Path(path)
     try:
         if path.is_dir():
             raise UserError(f"{path} is a folder, not a photo: name one image file")
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is not a regular file: name an image file")
-        pillow_heif.register_heif_opener()
-        with _bomb_limit(), Image.open(path) as image:
+        with bomb_limit(), Image.open(path, formats=FORMATS) as image:
             _check_size(path, size_of(image))
             _check_frames(path, image)
+            _check_tiff(path, image)
+            if draft:
+                image.draft("RGB", DRAFT)
             image.load()
+            _check_depth(path, image)
             yield _with_sound_exif(image, path.name)
     except UserError:
         raise
@@ -78,7 +93,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
 
 
 @contextmanager
-def _bomb_limit() -> Iterator[None]:
+def bomb_limit() -> Iterator[None]:
     """Let Pillow refuse what it warns of: it warns above MAX_IMAGE_PIXELS and refuses above twice
     that."""
     before = Image.MAX_IMAGE_PIXELS
@@ -109,12 +124,81 @@ def _check_frames(path: Path, image: Image.Image) -> None:
         say(f"{path.name} holds {frames} frames: the first one is used")
 
 
+def _check_tiff(path: Path, image: Image.Image) -> None:
+    """Raise UserError for a TIFF file whose first picture is not the photo, or cannot be decoded
+    by Pillow, which then gives another picture."""
+    if image.format != "TIFF":
+        return
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    if DNG_VERSION in tags:
+        raise UserError(
+            f"{path} is a raw photo (DNG), of which only a preview can be read: develop it, then "
+            "name the JPEG or TIFF"
+        )
+    if int(tags.get(ExifTags.Base.NewSubfileType, 0)) & THUMBNAIL:
+        raise UserError(
+            f"{path} begins with a thumbnail, which is all that would be read: save the photo alone"
+        )
+    planes = tags.get(ExifTags.Base.PlanarConfiguration, 1) == PLANES_APART
+    if planes and bits_of(path, image) > BYTE:
+        raise UserError(
+            f"{path} keeps {bits_of(path, image)}-bit colours apart, plane by plane, which cannot "
+            "be read: save it with its colours interleaved (planar configuration 1)"
+        )
+
+
+def _check_depth(path: Path, image: Image.Image) -> None:
+    """Raise UserError for 12 bits that were put into 16 unscaled, which would be nearly black; and
+    leave out a 16-bit file's transparent colour, which Pillow compares with 8 bits, saying so."""
+    if image.format not in ("TIFF", "PNG") or bits_of(path, image) != DEEP:
+        return
+    if image.info.pop("transparency", None) is not None:
+        say(f"{path.name}: its transparent colour, of 16 bits, is taken as any other")
+    if image.mode not in ("L", "RGB", "I;16", "I;16B", "I;16L"):
+        return
+    ends = np.asarray(image)
+    largest, white = int(ends.max()), int(np.iinfo(ends.dtype).max)
+    if 0 < largest <= white >> UNUSED:
+        raise UserError(
+            f"{path} has 16 bits a colour and uses the lowest {DEEP - UNUSED}, so that white is "
+            f"nearly black: scale its values by {1 << UNUSED}, then name that file"
+        )
+
+
+def bits_of(path: Path, image: Image.Image) -> int:
+    """Return how many bits a colour of a PNG, TIFF or AVIF file has."""
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(ExifTags.Base.BitsPerSample, (BYTE,))  # type: ignore[attr-defined]
+        return max(bits)
+    with open(path, "rb") as file:
+        start = file.read(4096)
+    if image.format == "PNG":
+        return start[24]
+    at = start.find(b"av1C")
+    return 10 if image.format == "AVIF" and at >= 0 and start[at + 6] & 0x40 else BYTE
+
+
+def check_photo(path: Path) -> None:
+    """Raise UserError as of `load_photo`, decoding a JPEG file at an eighth of its size."""
+    with opened(path, draft=True):
+        pass
+
+
+def is_photo(path: Path) -> bool:
+    """Return whether a file's content is that of an image of any kind, whole or not."""
+    try:
+        with bomb_limit(), Image.open(path, formats=FORMATS):
+            return True
+    except BROKEN as error:
+        return isinstance(error, Image.DecompressionBombError)
+
+
 def _unknown_content(path: Path) -> str:
     if path.stat().st_size == 0:
         return f"{path} is empty: export the photo again"
     return (
         f"{path} is not an image that can be read (its content, not its name, decides): "
-        "save it as JPEG, HEIC, PNG, WebP or TIFF"
+        "save it as JPEG, PNG, WebP, TIFF, HEIC, AVIF, JPEG 2000, BMP or GIF"
     )
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 from PIL.ExifTags import IFD, Base
 
-from pocketfocus.photos.images import Pixels, opened, size_of, to_srgb
+from pocketfocus.photos.images import Pixels, bits_of, opened, size_of, to_srgb
 from pocketfocus.run.constants import Size
 from pocketfocus.run.progress import say
 
@@ -141,19 +141,7 @@ def _deep_pixels(path: Path, image: Image.Image) -> NDArray[np.uint16] | None:
             return None
         found = np.asarray(pillow_heif.open_heif(path, convert_hdr_to_8bit=False))
         return found | found >> image.info["bit_depth"] if found.dtype == np.uint16 else None
-    return _by_ffmpeg(path, size_of(image)) if _bits(path, image) > 8 else None
-
-
-def _bits(path: Path, image: Image.Image) -> int:
-    """How many bits a colour of a PNG, TIFF or AVIF file has."""
-    if image.format == "TIFF":
-        return max(image.tag_v2.get(Base.BitsPerSample, (8,)))  # type: ignore[attr-defined]
-    with open(path, "rb") as file:
-        start = file.read(4096)
-    if image.format == "PNG":
-        return start[24]
-    at = start.find(b"av1C")
-    return 10 if image.format == "AVIF" and at >= 0 and start[at + 6] & 0x40 else 8
+    return _by_ffmpeg(path, size_of(image)) if bits_of(path, image) > 8 else None
 
 
 def _by_ffmpeg(path: Path, size: Size) -> NDArray[np.uint16] | None:

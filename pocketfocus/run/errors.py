@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pocketfocus.run.text import printable
+
 
 class UserError(Exception):
     """Bad input or environment: the message names both sides and the way out.
@@ -20,5 +22,5 @@ def reported(program: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"{program}: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,8 @@ from pocketfocus.run.swap import put
 SCHEMA_VERSION = 1
 ESCAPED = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\r", b"\\r"))  # in names, by sha256sum
 READABLE = 0o044  # by group and others
+UMASK = os.umask(0o077)  # only setting it tells what it was
+os.umask(UMASK)
 SETTLED_NS = 100_000_000
 POLL_S = 0.05
 T = TypeVar("T")
@@ -123,7 +126,7 @@ def writing_failed(path: Path, error: OSError) -> UserError:
 def _sync(path: Path) -> None:
     for entry in [path, *(path.rglob("*") if path.is_dir() else ())]:
         if entry.is_file():
-            entry.chmod(entry.stat().st_mode | READABLE)  # safetensors writes 0600
+            entry.chmod(entry.stat().st_mode | READABLE & ~UMASK)  # safetensors writes 0600
             with open(entry, "rb+") as handle:
                 os.fsync(handle.fileno())
 
@@ -198,14 +201,22 @@ def write_json(path: Path, content: Mapping[str, Any], version: int = SCHEMA_VER
         scratch.write_text(text + "\n", encoding="utf-8")
 
 
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number that is written there")
+    return number
+
+
 def read_json(path: Path, version: int = SCHEMA_VERSION, anew: str = "") -> dict[str, Any]:
     """Read a JSON object written by `write_json`; UserError when missing, broken or of another
     version, which names the way out: `anew`."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        content = json.loads(text, parse_constant=_number, parse_float=_number)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the stage that writes it first") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): delete it and run again") from error
     found = content.get("schema_version") if isinstance(content, dict) else None
     if found != version:

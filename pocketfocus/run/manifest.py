@@ -5,6 +5,7 @@ Artifacts are named by their path below the run's folder, such as `executorch/st
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,9 +16,11 @@ from typing_extensions import TypedDict  # the only one that pydantic takes on P
 from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import once_a_file, read_json, sha256, write_json
+from pocketfocus.run.paths import below
 
 MANIFEST_FILE = "manifest.json"
 HASHES_VERSION = 2  # of manifest.json and golden.json: hashes of files are what sha256sum prints
+LARGEST_SIDE = 1 << 24  # of a tensor: to keep nonsense from being allocated
 SHOWN_DIGITS = 12  # of a hash, in messages
 
 EXACT = {"extra": "forbid"}  # of pydantic, which checks what is read
@@ -169,13 +172,30 @@ def _read(path: Path) -> Manifest:
     content = _from_json(read_json(path, HASHES_VERSION, "run export again"))
     del content["schema_version"]
     try:
-        return TypeAdapter(Manifest).validate_python(content)
+        manifest = TypeAdapter(Manifest).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(
             f"{path} cannot be read ({where}: {first['msg']}): run export again"
         ) from None
+    for artifact in manifest.artifacts:
+        below(path.parent, artifact.name)
+    wrong = _no_count(manifest)
+    if wrong is not None:
+        raise UserError(f"{path} cannot be read ({wrong} is no such number): run export again")
+    return manifest
+
+
+def _no_count(manifest: Manifest) -> int | None:
+    """Return a number of bytes or pixels that cannot be one; None where all can."""
+    files = manifest.artifacts
+    specs = [spec for file in files for spec in (*file.inputs, *file.outputs)]
+    sizes = [manifest.size, *manifest.sizes, *(f.size for file in files for f in file.functions)]
+    sides = [side for shape in (*sizes, *(spec.shape for spec in specs)) for side in shape]
+    counts = [count for file in files for count in (file.bytes, file.multiple)]
+    wrong = [side for side in sides if not 0 < side < LARGEST_SIDE]
+    return next(iter([*wrong, *(count for count in counts if not 0 <= count < 1 << 63)]), None)
 
 
 def _as_json(fields: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -202,9 +222,9 @@ def _from_json(content: Any) -> Any:
 def check_artifact(folder: Path, artifact: Artifact) -> Path:
     """Return the path of an artifact whose hash is as recorded.
 
-    UserError when it is missing, or is not the file that was written.
+    UserError when it is missing, is not the file that was written, or lies outside of `folder`.
     """
-    path = Path(folder) / artifact.name
+    path = below(folder, artifact.name)
     if not path.exists():
         raise UserError(f"{path} is missing, the manifest lists it: run export again")
     found = sha256(path)

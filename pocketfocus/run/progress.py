@@ -15,17 +15,20 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from pocketfocus.run.text import printable
 
 T = TypeVar("T")
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False)  # names are no markup
 
 
 def progress_bar() -> Progress:
     """Return a bar with description, counts, elapsed and remaining time; silent when not a
     terminal."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -44,15 +47,15 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
 
 def say(line: str) -> None:
     """Print one line of progress, whole however long it is."""
-    console.print(line, markup=False, soft_wrap=True)
+    console.print(printable(line), soft_wrap=True)
 
 
 @contextmanager
 def step(description: str) -> Iterator[None]:
     """Say what is under way while one long call runs that cannot report progress."""
     if console.is_terminal:
-        with console.status(description):
+        with console.status(Text(printable(description))):
             yield
     else:
-        console.print(description)
+        say(description)
         yield

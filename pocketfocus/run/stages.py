@@ -20,6 +20,7 @@ import pocketfocus
 from pocketfocus.run.cache import source_hash
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, read_json, sha256, write_json
+from pocketfocus.run.paths import below
 from pocketfocus.run.progress import say
 from pocketfocus.run.rows import Row, part_of
 
@@ -81,7 +82,7 @@ def out_of_date(folder: Path, stage: Stage) -> str:
     if known.key != stage.key():
         return "inputs have changed, running again"
     for name, digest in known.outputs.items():
-        path = folder / name
+        path = below(folder, name)
         if not path.exists():
             return f"{name} is missing, running again"
         if sha256(path) != digest:

@@ -84,6 +84,7 @@ NO_WEIGHTS_ALONE = "XNNPACK takes integer weights with int8 activations only"
 NO_8_BIT_GROUPS = "XNNPACK has groups of 4-bit weights only"
 NO_4_BIT_TENSORS = "XNNPACK's 4-bit weights have a scale a channel or a group"
 DYNAMIC_ONLY = "XNNPACK multiplies 4-bit weights with activations quantized at run time"
+DYNAMIC_CHANNELS = "XNNPACK takes ranges found at run time beside a scale a channel only"
 STATIC_CONVOLUTIONS = "torchao's quantizer takes dynamic ranges in linear layers only"
 
 
@@ -115,6 +116,9 @@ def choose(requested: Scheme, layer: nn.Module) -> Choice:
         activations = "static"
     if isinstance(group, int):
         why += [NO_8_BIT_GROUPS] if requested.bits == 8 and requested.form == "affine" else []
+        group = "channel"
+    elif group == "tensor" and activations == "dynamic":
+        why.append(DYNAMIC_CHANNELS)
         group = "channel"
     return Choice(Scheme(8, "affine", group, activations), "; ".join(why))
 

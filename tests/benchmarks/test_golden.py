@@ -145,3 +145,42 @@ def test_command_lines(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["verify", *arguments])
     assert isinstance(result.exception, UserError)
     assert message in str(result.exception)
+
+
+@pytest.mark.parametrize("name", ["../stolen.pte", "/tmp/stolen.pte", "a/../../stolen.pte"])
+def test_names_lead_nowhere_else(
+    name: str, small_student: Path, bundle: Path, tmp_path: Path, make_run: object
+) -> None:
+    """An honest hash does not help: neither is such a file copied out, nor is it replayed."""
+    from pocketfocus.run.manifest import MANIFEST_FILE
+
+    run = tmp_path / "run"
+    manifest = json.loads((run / MANIFEST_FILE).read_text())
+    shutil.copy(run / PTE, tmp_path / "stolen.pte")
+    manifest["artifacts"][0]["name"] = name
+    (run / MANIFEST_FILE).write_text(json.dumps(manifest))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="is no path below"):
+        write_golden(run, tmp_path / "deep" / "made", [Runs(small_student)])
+    assert sorted(tmp_path.rglob("*")) == before
+
+    for place in (("artifacts", 0, "name"), ("inputs", 0, "photo", "file")):
+        golden = json.loads((bundle / "golden.json").read_text())
+        part = golden
+        for step in place[:-1]:
+            part = part[step]
+        part[place[-1]] = name
+        other = tmp_path / "other"
+        shutil.copytree(bundle, other, dirs_exist_ok=True)
+        (other / "golden.json").write_text(json.dumps(golden))
+        with pytest.raises(UserError, match="is no path below"):
+            replay(other, [Runs(small_student)])
+
+
+@pytest.mark.parametrize("shape", [[1, 3, 64, -64], [1, 3, 64, 0], [1, 3, 64, 63], [64], []])
+def test_shapes_that_do_not_fit_are_named(shape: list[int], bundle: Path) -> None:
+    golden = json.loads((bundle / "golden.json").read_text())
+    golden["inputs"][0]["photo"]["shape"] = shape
+    (bundle / "golden.json").write_text(json.dumps(golden))
+    with pytest.raises(UserError, match="write the bundle again"):
+        replay(bundle, [])

@@ -30,6 +30,7 @@ from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.photos import gallery, refocusing
 from pocketfocus.photos.images import Pixels, prepare
 from pocketfocus.photos.refocusing import Refocused
+from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
 from tests.published import VIDEO_FRAMES, save_svd, save_tuned
 
@@ -46,6 +47,7 @@ FORMS = {
     "the published one's Hub id": LEARN2REFOCUS,
     "a Hub id": "owner/model",
     "two Hub ids": "owner/tuned+owner/model",
+    "a Hub id and a tag": "owner/model#v1.0",
     "a Hub id and a folder": "owner/tuned+WHOLE",
 }
 
@@ -70,7 +72,12 @@ def spec(
     request: pytest.FixtureRequest, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> str:
     """A name; what it says to be on the Hub is taken from the folders."""
-    hub = {"owner/model": "WHOLE", BASE: "VIDEO", "owner/tuned": "CHECKPOINTS"}
+    hub = {
+        "owner/model": "WHOLE",
+        "owner/model#v1.0": "WHOLE",
+        BASE: "VIDEO",
+        "owner/tuned": "CHECKPOINTS",
+    }
     hub[LEARN2REFOCUS] = "TUNED"
     places = {name: str(folders[folder]) for name, folder in hub.items()}
     load, class_of = loading.load_component, loading._autoencoder_class
@@ -231,9 +238,14 @@ def test_a_reference_of_full_size_works_at_the_authors_size(
 COMMIT = "0123456789" * 4
 OFFLINE = """
 from pocketfocus.models.loading import load_reference
-for name in ("learn2refocus", "learn2refocus:fp16"):
+from pocketfocus.run.errors import UserError
+for name in ("learn2refocus", "learn2refocus:fp16", "learn2refocus#v1"):
     made = load_reference(name)
     print(made.name, made.vae.dtype, float(made.vae.encoder.conv_in.weight.flatten()[0]))
+try:
+    load_reference("learn2refocus#v2")
+except UserError as error:
+    print("no v2:", str(error).partition(" (")[0])
 """
 
 
@@ -245,7 +257,8 @@ def test_a_cache_that_holds_only_the_autoencoders_fp16_files(
         home = tmp_path / "hub" / f"models--{hub_id.replace('/', '--')}"
         shutil.copytree(folders[folder], home / "snapshots" / COMMIT)
         (home / "refs").mkdir()
-        (home / "refs" / "main").write_text(COMMIT)
+        for ref in ("main", "v1"):
+            (home / "refs" / ref).write_text(COMMIT)
     (base,) = tmp_path.glob("hub/models--*video*/snapshots/*")
     (base / "vae/diffusion_pytorch_model.safetensors").unlink()
     stored = load_file(base / "vae/diffusion_pytorch_model.fp16.safetensors")
@@ -253,8 +266,9 @@ def test_a_cache_that_holds_only_the_autoencoders_fp16_files(
     words = [sys.executable, "-c", OFFLINE]
     run = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     first = float(stored["encoder.conv_in.weight"].flatten()[0])
-    names = ("learn2refocus", "learn2refocus:fp16")
+    names = ("learn2refocus", "learn2refocus:fp16", "learn2refocus#v1")
     wanted = [f"{name} torch.float32 {first}" for name in names]
+    wanted.append(f"no v2: cannot load {LEARN2REFOCUS_UNET} of {LEARN2REFOCUS}#v2")
     assert run.stdout.splitlines() == wanted, run.stderr
 
 
@@ -300,3 +314,10 @@ def test_the_key_of_a_reference_is_what_is_in_all_its_folders(
     assert find_places(f"{tuned}+{copied}").key != both
     assert find_places("owner/model").key == "owner/model"
     assert find_places("learn2refocus").key == find_places(LEARN2REFOCUS).key
+    assert find_places("owner/model#v1").key == "owner/model#v1"
+
+
+@pytest.mark.parametrize("spec", ["owner/model#", "owner/model#../x", "owner/model#a b", "a#b/c"])
+def test_what_is_no_revision_is_refused(spec: str) -> None:
+    with pytest.raises(UserError, match="no reference at"):
+        find_places(spec)

@@ -223,3 +223,19 @@ def test_many_scenes_are_rendered_by_several_processes_alike(
     shared = cache_stacks(tmp_path / "shared", range(3), SIZE)
     assert shared.names == alone.names
     assert np.array_equal(shared.pixels, alone.pixels)
+
+
+def test_photos_are_known_by_content_and_broken_ones_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    names = {"1.avif": "AVIF", "2.bmp": "BMP", "3.jp2": "JPEG2000", "4.heic": "HEIF", "5": "PNG"}
+    for name, kind in {**names, "6.jpg": "JPEG", "7.jpg": "JPEG"}.items():
+        Image.fromarray(pixels).save(tmp_path / name, kind)
+    (tmp_path / "notes.txt").write_text("no photo")
+    whole = (tmp_path / "6.jpg").read_bytes()
+    (tmp_path / "6.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "8.png").write_bytes(b"")
+    assert [path.name for path in read_photos(tmp_path)] == [*names, "7.jpg"]
+    said = capsys.readouterr().err
+    assert "2 of 8 photos in" in said and "6.jpg is damaged" in said and "8.png is empty" in said

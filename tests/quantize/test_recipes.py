@@ -200,3 +200,31 @@ def test_no_photo_or_a_broken_one(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no")
     with pytest.raises(UserError, match=r"a\.png"):
         calibration((32, 32), [tmp_path / "a.png"])
+
+
+BOMB = "a: &a [x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (BOMB, "alias"),
+        ("a: &a [*a]", "alias"),
+        ("[" * 20_000, "no YAML"),
+        ("name: 2026-99-99", "no YAML"),
+        ("min_psnr_db: " + "9" * 5000, "no YAML"),
+        ("# " + "x" * 1_000_001, "1,000,000 bytes"),
+    ],
+)
+def test_what_would_eat_memory_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "bomb.yaml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        get_recipe(str(tmp_path / "bomb.yaml"))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    text = "name: mine\nmin_psnr_db: 30\nrules: [{bits: 8}]\n"
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8-sig")
+    assert get_recipe(str(tmp_path / "mine.yaml")).name == "mine"

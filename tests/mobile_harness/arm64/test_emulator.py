@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -148,9 +149,13 @@ def test_packages_and_wheels_are_asked_for_by_name(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[list[str]] = []
+    listed: dict[str, list[str]] = {}
 
     def record(arguments: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         ran.append(list(arguments))
+        if "--requirement" in arguments:
+            file = arguments[arguments.index("--requirement") + 1]
+            listed[file] = Path(file).read_text().splitlines()
         if "-c" in arguments:  # all is unpacked before it is tried
             assert "CPU part\t: 0xd0b" in (Path(arguments[2]) / "proc/cpuinfo").read_text()
         return subprocess.CompletedProcess(arguments, 0, "", "")
@@ -164,9 +169,12 @@ def test_packages_and_wheels_are_asked_for_by_name(
     assert any(word.startswith("-oDir::State=") for word in update)
     assert download[-len(arm64_install.DEBIAN) - 1 :] == ["download", *arm64_install.DEBIAN]
     assert pip[1:4] == ["-m", "pip", "download"]
-    assert {"--only-binary=:all:", "manylinux2014_aarch64", "torch==2.10.0"} <= set(pip)
+    assert {"--only-binary=:all:", "manylinux2014_aarch64", "--require-hashes"} <= set(pip)
+    wanted = listed[pip[pip.index("--requirement") + 1]]
+    assert len(wanted) == len(arm64_install.WHEELS)
+    assert all(re.fullmatch(r"[\w-]+==[\w.]+ --hash=sha256:[0-9a-f]{64}", line) for line in wanted)
     assert check[:2] == ["/usr/bin/qemu-aarch64-static", "-L"]
-    assert json.loads((cache / "setup.json").read_text())["wheels"] == arm64_install.wheels()
+    assert json.loads((cache / "setup.json").read_text())["wheels"] == [*arm64_install.WHEELS]
     assert get_device("arm64").why_not("onnx") is None
     assert [path.name for path in cache.parent.iterdir()] == ["arm64"]
     arm64_install.install(said.append)
