@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 Picture = NDArray[np.uint8]
 
 WIDTH, HEIGHT = 448, 320
+ENDS = np.array([0, 255], np.uint8)  # black, white
 SQUARES, STRIPES, LINES = 8, 16, 14  # pixels
 WORDS = "The quick brown fox jumps over the lazy dog 0123456789 "
 
@@ -34,21 +35,21 @@ def _noise() -> Picture:
 
 def _squares() -> Picture:
     rows, columns = np.mgrid[:HEIGHT, :WIDTH] // SQUARES
-    return _grey((rows + columns) % 2 * 255)
+    return _grey(ENDS[(rows + columns) % 2])
 
 
 def _ramp() -> Picture:
-    return _grey(np.mgrid[:HEIGHT, :WIDTH][1] * 255 // (WIDTH - 1))
+    return _grey(np.tile(np.linspace(*ENDS, WIDTH).astype(np.uint8), (HEIGHT, 1)))
 
 
 def _colours() -> Picture:
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     channels = (columns // STRIPES, rows // STRIPES, (rows + columns) // STRIPES)
-    return np.stack([channel % 2 * 255 for channel in channels], -1).astype(np.uint8)
+    return np.stack([ENDS[channel % 2] for channel in channels], -1)
 
 
-def _grey(values: NDArray[np.int_]) -> Picture:
-    return np.repeat(values.astype(np.uint8)[..., None], 3, -1)
+def _grey(values: Picture) -> Picture:
+    return np.repeat(values[..., None], 3, -1)
 
 
 def _plain(*colour: int) -> Callable[[], Picture]:

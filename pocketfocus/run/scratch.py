@@ -1,7 +1,6 @@
-"""Scratch folders that never outlive their makers for long: the next start sweeps what a killed
-process left.
+"""Scratch folders that do not outlive their makers for long.
 
-Its maker holds a lock on a scratch folder, which goes with the process, whatever ends it. So a
+The next start sweeps what a killed process left. Its maker holds a lock on a scratch folder, which goes with the process, whatever ends it. So a
 folder of a name that only these have, without a lock, is a leftover.
 """
 
