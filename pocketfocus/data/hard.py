@@ -39,7 +39,7 @@ def _squares() -> Picture:
 
 
 def _ramp() -> Picture:
-    return _grey(np.tile(np.linspace(*ENDS, WIDTH).astype(np.uint8), (HEIGHT, 1)))
+    return _grey(np.tile(np.linspace(ENDS[0], ENDS[1], WIDTH).astype(np.uint8), (HEIGHT, 1)))
 
 
 def _colours() -> Picture:

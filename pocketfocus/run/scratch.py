@@ -1,7 +1,8 @@
 """Scratch folders that do not outlive their makers for long.
 
-The next start sweeps what a killed process left. Its maker holds a lock on a scratch folder, which goes with the process, whatever ends it. So a
-folder of a name that only these have, without a lock, is a leftover.
+The next start sweeps what a killed process left. Its maker holds a lock on a scratch folder, which
+goes with the process, whatever ends it. So a folder of a name that only these have, without a lock,
+is a leftover.
 """
 
 from __future__ import annotations
