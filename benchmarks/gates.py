@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pocketfocus.export.targets import get_target
-from pocketfocus.mobile_harness.device import HOST, Arrays
+from pocketfocus.mobile_harness.device import HOST, PYTORCH, Arrays
 from pocketfocus.mobile_harness.devices import gate_word
 from pocketfocus.quantize.recipes import RECIPES, Recipe, get_recipe, recipe_from
 from pocketfocus.run.manifest import Artifact
@@ -160,3 +160,13 @@ def parity_rows(rows: Sequence[G]) -> list[G]:
 def failed(rows: Sequence[G]) -> list[G]:
     """Return the rows whose gate failed; any makes the exit code 1."""
     return [row for row in rows if row.status == "fail"]
+
+
+def unjudged(rows: Sequence[G]) -> list[str]:
+    """Say of which files nothing could be judged: their process died, or gave nothing back; any
+    makes the exit code 2, and so does a device that executed no file at all."""
+    died = [f"{row.artifact}, {row.gate}: {row.why}" for row in rows if row.status == "error"]
+    files = [row for row in parity_rows(rows) if row.target != PYTORCH]
+    if files and all(row.status == "not-run" for row in files):
+        died.append(f"no file was executed on {files[0].device}: {files[0].why}")
+    return died

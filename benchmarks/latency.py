@@ -65,6 +65,12 @@ class Visit:
     warmup: int
 
 
+class Crash(str):
+    """Why something that could be measured gave nothing."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Ratio:
     """How many times faster an artifact's p50 is than the eager models; None if unknown."""
@@ -128,11 +134,14 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
     visits = [Visit(entry, 1 if n else how.reference_runs, 0) for n, entry in enumerate(baselines)]
     middle = (len(plan) + 1) // 2
     plan[middle:middle] = visits
-    measured = measure(device, plan, inputs, how.threads)
+    measured, crashed = measure(device, plan, inputs, how.threads)
     rows = [
         BenchRow(
             **row_of(
-                entry, device.name, measured.get(entry, []), device.why_not(entry.target)
+                entry,
+                device.name,
+                measured.get(entry, []),
+                crashed.get(entry) or device.why_not(entry.target),
             ).given(),
             **origin(device, entry.target).given(),
         )
@@ -208,10 +217,11 @@ def schedule(entries: Sequence[Entry], runs: int, warmup: int) -> list[Visit]:
 
 def measure(
     device: Device, plan: Sequence[Visit], inputs: Arrays, threads: int | None
-) -> dict[Entry, list[Result]]:
-    """Run every visit; an entry that crashes once has no result and is not visited again."""
+) -> tuple[dict[Entry, list[Result]], dict[Entry, Crash]]:
+    """Run every visit; an entry that crashes once has no result, says why, and is not visited
+    again."""
     measured: dict[Entry, list[Result]] = {}
-    crashed: set[Entry] = set()
+    crashed: dict[Entry, Crash] = {}
     for visit in track(plan, "measuring", len(plan)):
         if visit.entry in crashed:
             continue
@@ -221,11 +231,11 @@ def measure(
             if visit.entry.target == PYTORCH and not isinstance(error, JobError):
                 raise
             say(f"{visit.entry.artifact} was not measured: {error}")
-            crashed.add(visit.entry)
+            crashed[visit.entry] = Crash(str(error))
             measured.pop(visit.entry, None)
         else:
             measured.setdefault(visit.entry, []).append(result)
-    return measured
+    return measured, crashed
 
 
 def row_of(
@@ -239,7 +249,7 @@ def row_of(
         device=device,
         **dict(pooled(results)),
         bytes=entry.bytes,
-        status="measured" if results else "not-run" if why_not else "failed",
+        status="measured" if results else "failed" if isinstance(why_not, Crash) else "not-run",
         why=why_not or "",
     )
     notes = results[-1].notes if results else None
@@ -263,6 +273,15 @@ def pooled(results: Sequence[Result]) -> Figures:
         runs=len(times),
         peak_rss_mib=round(max(peaks), 3) if peaks else None,
     )
+
+
+def unmeasured(rows: Sequence[BenchRow]) -> list[str]:
+    """Say what could not be measured: a process died; any makes the exit code 2, and so does a
+    device that measured nothing at all."""
+    died = [f"{row.artifact}: {row.why}" for row in rows if row.status == "failed"]
+    if rows and all(row.status == "not-run" for row in rows):
+        died.append(f"nothing was measured on {rows[0].device}: {rows[0].why}")
+    return died
 
 
 def ratios(rows: Sequence[BenchRow]) -> list[Ratio]:

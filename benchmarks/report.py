@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import jinja2
 import numpy as np
@@ -33,8 +34,8 @@ from pocketfocus.data.optics import distance
 from pocketfocus.photos.images import data_uri, encoded
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.files import read_json, write_atomic
-from pocketfocus.run.manifest import load_manifest
-from pocketfocus.run.results import BenchRow, VerifyRow
+from pocketfocus.run.manifest import check_artifact, load_manifest
+from pocketfocus.run.results import BenchRow, GateStatus, VerifyRow
 from pocketfocus.run.rows import read_rows
 
 REPORT_FILE = "report.html"
@@ -54,8 +55,8 @@ class Strip:
 def write_report(folder: Path) -> Path:
     """Write `folder`/report.html from the run's files and return its path.
 
-    manifest.json, verify.json and bench.json must be there (UserError otherwise); the stacks, the
-    evaluation and the training log are shown where they exist.
+    manifest.json, its files, verify.json and bench.json must be there (UserError otherwise); the
+    stacks, the evaluation and the training log are shown where they exist.
     """
     html = render(folder)
     path = folder / REPORT_FILE
@@ -67,6 +68,8 @@ def write_report(folder: Path) -> Path:
 def render(folder: Path) -> str:
     """Return the page as one string."""
     manifest = load_manifest(folder)
+    for artifact in manifest.artifacts:
+        check_artifact(folder, artifact)
     verify = read_rows(folder / VERIFY_FILE, VerifyRow)
     bench = read_rows(folder / BENCH_FILE, BenchRow)
     path = folder / EVALUATE_FILE
@@ -76,7 +79,7 @@ def render(folder: Path) -> str:
         version=pocketfocus.__version__,
         manifest=manifest,
         gates=verify,
-        counts={s: sum(r.status == s for r in verify) for s in ("pass", "fail", "not-run")},
+        counts={s: sum(r.status == s for r in verify) for s in get_args(GateStatus)},
         headline=headline(bench, verify),
         latency=latency_rows(bench),
         browsers=[(row, throttles(row.sustained)) for row in bench if row.is_of_browser],

@@ -173,9 +173,9 @@ def execute(
     try:
         result = device.run(job)
     except UserError as error:
-        return None, Verdict(None, "fail", str(error))
+        return None, Verdict(None, "error", str(error))
     if result.outputs is None:
-        return None, Verdict(None, "fail", f"{device.name} brought no outputs back")
+        return None, Verdict(None, "error", f"{device.name} brought no outputs back")
     verdict = judge(result.outputs, parent, gate.threshold_db, peak)
     made = result.outputs[: len(parent)]
     fits = [a.shape for a in made] == [b.shape for b in parent]

@@ -43,6 +43,7 @@ from pocketfocus.models.loading import load_reference
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.student import load_student
 from pocketfocus.quantize.recipes import get_recipe
+from pocketfocus.run.cache import Kept
 from pocketfocus.run.constants import size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json, sha256, write_atomic, write_json
@@ -56,10 +57,11 @@ TRAINING = "training"  # the folder of the checkpoint, train.jsonl and TensorBoa
 STACKS_FOLDER = "targets"  # of teacher stacks by their key, and true ones by their size
 DETAIL_SHARE = 0.1  # of the minutes, or as many steps more, train the gain of finer detail
 COMPILED_MINUTES = 5.0  # below which compiling takes longer than it saves
+BEGUN_FILE = "begun.json"  # in TRAINING: with what it was begun
 COUNT_FILE = "targets.json"  # in TRAINING: how many teacher stacks the training began with
 
 
-def distill_run(out: Path, options: Distillation, anew: bool = False) -> None:
+def distill_run(out: Path, options: Distillation, begun_with: str = "") -> None:
     """Distil and write `out`/student (`out`/reference, where the method's result is one),
     loss.png, distill.json and training/.
 
@@ -67,8 +69,9 @@ def distill_run(out: Path, options: Distillation, anew: bool = False) -> None:
     their size, and with a fifth of the weight of true ones; from those alone a student learns at
     full size. With 0 minutes the start is copied. It is kept, too, where training lowers PSNR on
     held-out stacks, unless the method trades PSNR for looks. An interrupted distillation goes on
-    from its checkpoint in `out`, unless `anew`. Under `accelerate launch` all processes call this,
-    share the sampling and each step, and the main one writes.
+    from its checkpoint in `out`; with `begun_with`, the key of all that it depends on, only one
+    that was begun with the same, and any other starts anew. Under `accelerate launch` all processes
+    call this, share the sampling and each step, and the main one writes.
 
     With `qat` the student is called, trained and scored through a recipe's rounding.
 
@@ -76,14 +79,22 @@ def distill_run(out: Path, options: Distillation, anew: bool = False) -> None:
     or does not fit, for stacks of mixed sizes, and for a checkpoint in `out` of other options.
     """
     nothing = options.minutes <= 0
-    if anew or nothing:
-        with main_process_first() as is_main:
-            if is_main:
-                shutil.rmtree(out / TRAINING, ignore_errors=True)
+    with main_process_first() as is_main:
+        if is_main and (nothing or begun_with):
+            _forget_others(out / TRAINING, "" if nothing else begun_with)
     if nothing:
         _take_start(out, options)
     else:
         _train(out, options)
+
+
+def _forget_others(training: Path, key: str) -> None:
+    """Delete a training unless it was begun with this key, which is noted."""
+    begun = Kept(training / BEGUN_FILE, key)
+    if not begun.fields:
+        shutil.rmtree(training, ignore_errors=True)
+        if key:
+            begun.save(begun=True)
 
 
 def _take_start(out: Path, options: Distillation) -> None:

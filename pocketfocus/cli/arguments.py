@@ -371,10 +371,19 @@ def model(spec: str | None) -> None:
 
 
 def exit_by_gates(rows: Sequence[GateRow]) -> None:
-    """Leave with exit code 1 when a gate failed, after one line for each."""
-    from pocketfocus.benchmarks.gates import failed
+    """Leave with exit code 1 when a gate failed, after one line for each; UserError when there was
+    nothing to judge."""
+    from pocketfocus.benchmarks.gates import failed, unjudged
 
     for row in failed(rows):
         say(f"gate failed: {row.artifact}, {row.gate}: {row.why}")
+    complain("not verified", unjudged(rows))
     if failed(rows):
         raise typer.Exit(1)
+
+
+def complain(what: str, lines: Sequence[str]) -> None:
+    """Raise UserError for what could not be done, the first of these lines and how many more."""
+    if lines:
+        more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
+        raise UserError(f"{what}: {lines[0]}{more}; run it again when that is mended")

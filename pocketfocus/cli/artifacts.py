@@ -253,7 +253,7 @@ def bench(
     files = arguments.photo_files(photos)
 
     from pocketfocus.benchmarks.browser import visited
-    from pocketfocus.benchmarks.latency import Bench, bench_run
+    from pocketfocus.benchmarks.latency import Bench, bench_run, unmeasured
     from pocketfocus.mobile_harness.devices import on_each, timed_devices
     from pocketfocus.mobile_harness.options import Options
     from pocketfocus.run.results import MEASURED
@@ -264,6 +264,7 @@ def bench(
     rows = sent or on_each(timed_devices(device, options), lambda one: bench_run(folder, one, how))
     columns = ("artifact", *MEASURED, "bytes")
     print_rows(rows, columns if device == "host" else ("device", *columns, "status", "why"))
+    arguments.complain("not measured", unmeasured(rows))
 
 
 @commands.command(epilog="Example: pocketfocus devices")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,11 @@ import typer
 from pocketfocus.cli import arguments
 from pocketfocus.models.places import find_places
 from pocketfocus.quantize.recipes import is_recipe_file
-from pocketfocus.run.cache import PACKAGE
+from pocketfocus.run.cache import PACKAGE, source_hash
 from pocketfocus.run.constants import Size
+from pocketfocus.run.files import key_of
 from pocketfocus.run.progress import say
-from pocketfocus.run.stages import Stage, hashes, run_stages
+from pocketfocus.run.stages import Stage, hashes, run_stages, tools
 
 commands = typer.Typer()
 
@@ -34,8 +35,10 @@ REPORTED = (
 )
 
 
+DISTILLED = ("student", "distill.json", "loss.png*")
 VERIFIED = ("verify.json", "stacks.npz")
 TIMED = ("bench.json", "bench.samples.json*", "reference.npz*")
+DISTILLS = ("distill",)
 EXPORTS = ("mobile", "quantize", "export")
 MEASURES = (*EXPORTS, "benchmarks", "mobile_harness")
 
@@ -57,7 +60,7 @@ class Settings:
 
 
 Inputs = Callable[[], dict[str, object]]
-Run = Callable[[Settings], object]
+Run = Callable[[Settings], Sequence[str] | None]
 
 
 @commands.command(epilog="Example: pocketfocus build --photos my/photos --out build/mine")
@@ -82,8 +85,11 @@ def build(
     chosen = arguments.targets_and_precisions(targets, precisions)
     others = arguments.sizes(sizes)
     settings = Settings(out, reference, student, files, length, from_scratch, *chosen, seed, others)
-    run_stages(settings.out, stages(settings))
-    typer.echo(f"report: {settings.out / 'report.html'}")
+    try:
+        run_stages(settings.out, stages(settings))
+    finally:
+        if (settings.out / "report.html").exists():
+            typer.echo(f"report: {settings.out / 'report.html'}")
 
     from pocketfocus.run.results import VerifyRow
     from pocketfocus.run.rows import read_rows
@@ -95,16 +101,6 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
     """Return the table of stages: what each depends on, the folders of its code, what it writes,
     and what runs it."""
     out, photos = settings.out, hashes(*(settings.photos or ()))
-
-    def start() -> dict[str, object]:
-        return {
-            "reference": find_places(settings.reference).key,
-            "start": hashes(settings.student or WEIGHTS / "student"),
-            "photos": photos,
-            "minutes": settings.minutes,
-            "from_scratch": settings.from_scratch,
-            "seed": settings.seed,
-        }
 
     def requested() -> dict[str, object]:
         return {
@@ -123,7 +119,7 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
         return {**files(), "reference": find_places(settings.reference).key}
 
     table: tuple[tuple[str, Inputs, tuple[str, ...], tuple[str, ...], Run], ...] = (
-        ("distill", start, ("distill",), ("student", "distill.json", "loss.png*"), _distill),
+        ("distill", lambda: _start(settings), DISTILLS, DISTILLED, _distill),
         ("export", requested, EXPORTS, ("manifest.json", "*/student-*"), _export),
         ("verify", lambda: {**files(), "photos": photos}, MEASURES, VERIFIED, _verify),
         ("bench", files_and_reference, MEASURES, TIMED, _bench),
@@ -148,6 +144,23 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
     )
 
 
+def _start(settings: Settings) -> dict[str, object]:
+    """Say what a distillation depends on."""
+    return {
+        "reference": find_places(settings.reference).key,
+        "start": hashes(settings.student or WEIGHTS / "student"),
+        "photos": hashes(*(settings.photos or ())),
+        "minutes": settings.minutes,
+        "from_scratch": settings.from_scratch,
+        "seed": settings.seed,
+    }
+
+
+def _distilled_of(settings: Settings) -> str:
+    """Return the key of all that."""
+    return key_of(code=source_hash(*DISTILLS), tools=tools(), **_start(settings))
+
+
 def _distill(settings: Settings) -> None:
     from pocketfocus.distill.student.options import Distillation
     from pocketfocus.distill.student.stage import distill_run
@@ -160,7 +173,7 @@ def _distill(settings: Settings) -> None:
         from_scratch=settings.from_scratch,
         seed=settings.seed,
     )
-    distill_run(settings.out, how, anew=True)
+    distill_run(settings.out, how, begun_with=_distilled_of(settings))
 
 
 def _export(settings: Settings) -> None:
@@ -171,20 +184,21 @@ def _export(settings: Settings) -> None:
     export_run(settings.out / "student", request, settings.photos, say)
 
 
-def _verify(settings: Settings) -> None:
+def _verify(settings: Settings) -> list[str]:
+    from pocketfocus.benchmarks.gates import unjudged
     from pocketfocus.benchmarks.verify import Verification, verify_run
     from pocketfocus.mobile_harness.devices import fallbacks, get_device
 
     how = Verification(settings.photos, fallbacks=fallbacks(DEVICE))
-    verify_run(settings.out, get_device(DEVICE), how)
+    return unjudged(verify_run(settings.out, get_device(DEVICE), how))
 
 
-def _bench(settings: Settings) -> None:
-    from pocketfocus.benchmarks.latency import Bench, bench_run
+def _bench(settings: Settings) -> list[str]:
+    from pocketfocus.benchmarks.latency import Bench, bench_run, unmeasured
     from pocketfocus.mobile_harness.devices import get_device
 
     how = Bench(settings.reference, photos=settings.photos)
-    bench_run(settings.out, get_device(DEVICE), how)
+    return unmeasured(bench_run(settings.out, get_device(DEVICE), how))
 
 
 def _evaluate(settings: Settings) -> None:

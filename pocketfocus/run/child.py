@@ -6,6 +6,7 @@ kept for the protocol: what the work itself prints goes to standard error.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 import json
@@ -19,6 +20,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Arrays = Mapping[str, NDArray[Any]]
 Say = Callable[[str], None]
 Function = Callable[[Mapping[str, Any], Arrays, Say], tuple[Mapping[str, Any], Arrays]]
@@ -61,6 +63,8 @@ def perform(order: Mapping[str, Any], say: Say) -> dict[str, Any]:
         for number, array in enumerate(made.values()):
             np.save(folder / f"out-{number}.npy", array)
     except Exception as error:
+        if is_full(error):
+            return {"user_error": full(folder.parent, error)}
         # By its name: in a Python without the package there is no class to compare with.
         if any(kind.__name__ == "UserError" for kind in type(error).__mro__):
             return {"user_error": str(error)}
@@ -70,6 +74,20 @@ def perform(order: Mapping[str, Any], say: Say) -> dict[str, Any]:
             "traceback": traceback.format_exc(),
         }
     return {"fields": dict(fields), "arrays": list(made)}
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether an error says that a disk is full; numpy's own has no number."""
+    if not isinstance(error, OSError):
+        return False
+    return error.errno in FULL or (error.errno is None and "requested and" in str(error))
+
+
+def full(folder: Path, error: BaseException) -> str:
+    """Return the one line for a folder of temporary files, or whatever an error names, that is
+    full."""
+    where = getattr(error, "filename", None) or f"{folder}, the folder for temporary files,"
+    return f"{where} is full: free some space there, or name another folder in TMPDIR"
 
 
 def function(call: str) -> Function:

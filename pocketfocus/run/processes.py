@@ -17,8 +17,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -27,11 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pocketfocus
+from pocketfocus.run.child import full, is_full
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.scratch import temporary_folder
 
 CHILD = "pocketfocus.run.child"
 CHILD_FILE = Path(__file__).with_name("child.py")
+LIKELY = {"SIGKILL": " (out of memory?)", "SIGBUS": " (a full disk?)"}
 LAST_BYTES = 4096  # of standard error, in which the last line is looked for
 
 
@@ -113,7 +115,7 @@ class Worker:
         on_progress: Callable[[str], None] | None = None,
     ) -> Answer:
         """Do one work as `run_work` does; the process lives on unless it died or was stopped."""
-        with temporary_folder("work") as folder:
+        with _full_is_one_line(), temporary_folder("work") as folder:
             for number, array in enumerate(work.arrays.values()):
                 np.save(folder / f"in-{number}.npy", array)
             order = {
@@ -182,6 +184,16 @@ class Worker:
         return self._stderr.read().decode(errors="replace")
 
 
+@contextmanager
+def _full_is_one_line() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise UserError(full(Path(tempfile.gettempdir()), error)) from error
+
+
 def _answer(message: Mapping[str, Any], folder: Path) -> Answer:
     """Return what a message tells, or raise the error that it tells of."""
     if "user_error" in message:
@@ -207,7 +219,7 @@ def exit_reason(code: int, said: str) -> str:
     """Return how a process ended that gave no result, in one phrase; `said` on standard error."""
     if code < 0:
         name = signal.Signals(-code).name
-        return f"died of {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
+        return f"died of {name}{LIKELY.get(name, '')}"
     if code == 0:
         return "left no result"
     lines = said.strip().splitlines()

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pocketfocus.run.rows import FileRow, Row
 
-GateStatus = Literal["pass", "fail", "not-run"]
+GateStatus = Literal["pass", "fail", "not-run", "error"]  # error: it ran and gave nothing to judge
 
 
 class Origin(Row):
@@ -31,7 +31,7 @@ class GateRow(FileRow):
     Attributes:
         psnr_db: of the worst output, 200 at most (equal to the bit); None when there is none.
         threshold_db: None where the gate has no figure in dB.
-        why: why it failed or was not run, or what was found.
+        why: why it failed, was not run or gave nothing to judge, or what was found.
     """
 
     gate: str

@@ -8,7 +8,7 @@ only when both still agree, so a changed, damaged or missing file is made again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -42,14 +42,15 @@ class Stage:
     `inputs()` gives the JSON-able values that the result depends on; it is asked only after the
     stages before have run. `code` names the folders whose sources count among the inputs, beside
     the core and the versions of the tools. `run()` writes `outputs`: paths below the run's folder,
-    or glob patterns of what it may write.
+    or glob patterns of what it may write; where it returns lines of text, these say what it could
+    not do, and it is not done: the next run tries again.
     """
 
     name: str
     inputs: Callable[[], dict[str, object]]
     code: tuple[str, ...]
     outputs: tuple[str, ...]
-    run: Callable[[], object]
+    run: Callable[[], Sequence[str] | None]
 
     def key(self) -> str:
         """Return the hash of everything the result depends on."""
@@ -57,8 +58,11 @@ class Stage:
 
 
 def run_stages(folder: Path, stages: Iterable[Stage]) -> list[str]:
-    """Run what is not up to date, noting each stage on the console; names of those that ran."""
-    ran = []
+    """Run what is not up to date, noting each stage on the console; names of those that ran.
+
+    UserError in the end for what one of them could not do.
+    """
+    ran, left = [], []
     for stage in stages:
         why = out_of_date(folder, stage)
         if not why:
@@ -66,11 +70,17 @@ def run_stages(folder: Path, stages: Iterable[Stage]) -> list[str]:
             continue
         say(f"{stage.name}: {why}")
         started = time.monotonic()
-        stage.run()
+        undone = stage.run()
         seconds = time.monotonic() - started
+        ran.append(stage.name)
+        if undone:
+            left += [f"{stage.name} is not finished: {line}" for line in undone]
+            say(left[-1])
+            continue
         remember(folder, stage, seconds)
         say(f"{stage.name}: done in {seconds:.1f} s")
-        ran.append(stage.name)
+    if left:
+        raise UserError(f"{left[0]}; the same command tries it again")
     return ran
 
 

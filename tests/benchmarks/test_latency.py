@@ -154,6 +154,8 @@ def test_a_crash_costs_one_row_and_is_said(
     assert found[ONNX[0]].p50_ms is None
     assert found["reference"].p50_ms is None
     assert found[ONNX[1]].runs == found["student"].runs == 4
+    assert (found[ONNX[0]].status, found[ONNX[0]].why) == ("failed", "died of SIGKILL")
+    assert latency.unmeasured(rows) == ["reference: too slow", f"{ONNX[0]}: died of SIGKILL"]
     assert "died of SIGKILL" in capsys.readouterr().err
 
 

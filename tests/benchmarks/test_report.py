@@ -16,6 +16,7 @@ from pocketfocus.benchmarks.report import headline, render, write_report
 from pocketfocus.benchmarks.tables import files_table
 from pocketfocus.data.optics import distance
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import sha256
 from pocketfocus.run.manifest import Artifact, Delegation, Manifest
 from pocketfocus.run.results import BenchRow, VerifyRow
 from pocketfocus.run.rows import write_rows
@@ -66,9 +67,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder whose stacks brighten from frame to frame."""
     path = tmp_path_factory.mktemp("run")
     delegation = Delegation(1, 99, 100, 0.99, ("aten.mean.dim",))
+    for name in (PTE, f"{MLPACKAGE}/weights"):
+        (path / name).parent.mkdir(parents=True)
+        (path / name).write_text(name)
+    hashes = [sha256(path / name) for name in (PTE, MLPACKAGE)]
     files = [
-        Artifact(PTE, "executorch", "int8", "0" * 64, 2**20, delegation=delegation),
-        Artifact(MLPACKAGE, "coreml", "int8", "1" * 64, 2**20, applied={"note": "<b>W8A8</b>"}),
+        Artifact(PTE, "executorch", "int8", hashes[0], 2**20, delegation=delegation),
+        Artifact(MLPACKAGE, "coreml", "int8", hashes[1], 2**20, applied={"note": "<b>W8A8</b>"}),
     ]
     Manifest((32, 32), files, "2" * 64, reference="default", tools={"torch": "2.13.0"}).save(path)
     write_rows(path / "verify.json", VERIFY)
@@ -104,6 +109,22 @@ def test_a_missing_file_is_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "bench.json").unlink()
     with pytest.raises(UserError, match=r"bench\.json is missing"):
         render(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", [PTE, MLPACKAGE])
+def test_a_file_that_is_gone_is_not_reported_of(name: str, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / name).rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=rf"{Path(name).name} is missing, the manifest lists it"):
+        render(tmp_path / "run")
+
+
+def test_what_gave_nothing_to_judge_is_no_pass_and_no_failure(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    rows = [gate_row(PTE, "error", None, "died of SIGBUS"), *VERIFY[1:]]
+    write_rows(tmp_path / "run" / "verify.json", rows)
+    page = render(tmp_path / "run")
+    assert "0 gates passed" in page and ">0 failed" in page and "1 gave nothing to judge" in page
 
 
 def test_readme_table_has_a_line_an_artifact() -> None:

@@ -15,6 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor, nn
 
 from pocketfocus.benchmarks import checks, gates, verify
+from pocketfocus.benchmarks.gates import failed, unjudged
 from pocketfocus.benchmarks.verify import Verification
 from pocketfocus.data.optics import one_hot
 from pocketfocus.mobile_harness.device import Job, JobError, Result
@@ -205,13 +206,14 @@ def test_what_pictures_are_made_of_is_judged(
 
 
 @pytest.mark.parametrize("error", [JobError("it died of SIGSEGV"), UserError("cannot open it")])
-def test_a_file_that_cannot_be_executed_fails(
+def test_a_file_that_cannot_be_executed_is_no_failed_gate(
     error: Exception, small_student: Path, tmp_path: Path, make_run: MakeRun
 ) -> None:
     name = "onnx/student-fp32.onnx"
     make_run(tmp_path, small_student, [name])
     row = verify.verify_run(tmp_path, InProcess({name: error}))[-1]
-    assert (row.status, row.psnr_db, row.why) == ("fail", None, str(error))
+    assert (row.status, row.psnr_db, row.why) == ("error", None, str(error))
+    assert unjudged([row]) == [f"{name}, fp32 file, executed: {error}"] and not failed([row])
 
 
 def test_a_damaged_file_is_reported_and_never_used(

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from pocketfocus.cli import build, main
+from pocketfocus.mobile_harness.device import JobError
+from pocketfocus.mobile_harness.host import Host
 from pocketfocus.quantize.recipes import RECIPES
-from pocketfocus.run.files import read_json
+from pocketfocus.run.files import read_json, write_json
 from pocketfocus.run.manifest import load_manifest
 
 ARTIFACT = "onnx/student-fp32.onnx"
@@ -122,7 +124,10 @@ def test_the_stages_key_holds_every_setting(small_student: Path, tmp_path: Path)
     def changed(**changes: object) -> list[str]:
         other = build.stages(replace(settings, **changes))  # type: ignore[arg-type]
         pairs = zip(build.stages(settings), other, strict=True)
-        return [old.name for old, new in pairs if old.inputs() != new.inputs()]
+        ran = [old.name for old, new in pairs if old.inputs() != new.inputs()]
+        keys = [build._distilled_of(each) for each in (settings, replace(settings, **changes))]  # type: ignore[arg-type]
+        assert (keys[0] != keys[1]) == ("distill" in ran), "one begun with these goes on"
+        return ran
 
     assert changed() == []
     assert changed(reference="learn2refocus") == ["distill", "bench", "evaluate"]
@@ -135,3 +140,32 @@ def test_the_stages_key_holds_every_setting(small_student: Path, tmp_path: Path)
     photo = tmp_path / "photo.png"
     photo.write_bytes(b"pixels")
     assert changed(photos=[photo]) == ["distill", "export", "verify"]
+
+
+def test_what_was_not_measured_is_told_and_tried_again(
+    run: Path,
+    command: Sequence[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A process that dies once, as of a full disk or a lack of memory, is no result."""
+    shrink(monkeypatch)
+    record = run / "stages.json"
+    stages = {n: s for n, s in read_json(record)["stages"].items() if n not in ("bench", "report")}
+    write_json(record, {"stages": stages})
+    with monkeypatch.context() as patch:
+        patch.setattr(Host, "run", died)
+        assert main(list(command)) == 2
+        assert main(["bench", str(run), "--runs", "1"]) == 2
+        assert main(["verify", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert "bench is not finished: reference: died of SIGBUS; the same command tries" in said
+    assert "not verified: onnx/student-fp32.onnx, fp32 file, executed: died of SIGBUS" in said
+    assert "gate failed" not in said
+    assert main(list(command)) == 0
+    assert "bench: running" in capsys.readouterr().err
+    assert {row["status"] for row in read_json(run / "bench.json")["rows"]} == {"measured"}
+
+
+def died(*_: object) -> None:
+    raise JobError("died of SIGBUS")

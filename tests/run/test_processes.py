@@ -4,6 +4,7 @@ behind."""
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -68,6 +69,9 @@ def counts(arguments, arrays, say):
     global count
     count += 1
     return {"count": count, "pid": os.getpid()}, {}
+
+def makes(arguments, arrays, say):
+    return {}, {"made": np.zeros(1_000_000)}
 
 def asks(arguments, arrays, say):
     return {"read": sys.stdin.read(), "inherited": subprocess.check_output(["cat"]).decode()}, {}
@@ -249,3 +253,21 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("given", [0, 1_000_000])
+def test_a_full_folder_for_temporary_files_is_one_line(
+    given: int, calls: Callable[..., Work], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what goes there and what comes back; the limit on a file's size stands in for it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    work = calls("makes", {"given": np.zeros(given)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(UserError, match="temporary files, is full: free some space") as caught:
+            run_work(work)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(tmp_path) in str(caught.value) and not isinstance(caught.value, WorkFailed)
+    assert not list(tmp_path.glob("pocketfocus-*"))

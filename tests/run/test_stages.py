@@ -96,6 +96,26 @@ def test_an_interrupted_stage_is_not_taken_for_done(
     assert kitchen.run() == ["knead", "bake"]
 
 
+def test_a_stage_that_could_not_do_all_is_tried_again(tmp_path: Path) -> None:
+    undone, done = ["loaf.pte: died of SIGKILL"], list[str]()
+
+    def bake() -> list[str]:
+        (tmp_path / "bread").write_text("half")
+        return undone
+
+    stages = [
+        Stage("bake", dict, (), ("bread",), bake),
+        Stage("serve", dict, (), (), lambda: done.append("served")),
+    ]
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"^bake is not finished: loaf\.pte: died .* again$"):
+            run_stages(tmp_path, stages)
+    assert done == ["served"], "what comes after is done, once"
+    undone.clear()
+    assert run_stages(tmp_path, stages) == ["bake"]
+    assert run_stages(tmp_path, stages) == []
+
+
 def _interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 

@@ -61,6 +61,25 @@ def test_a_worse_result_is_not_kept_unless_the_method_aims_at_looks(
     assert all(torch.equal(start[name], kept[name]) for name in start) == (stays == "start")
 
 
+def test_only_what_was_begun_with_the_same_goes_on(
+    options: Callable[..., Distillation], tmp_path: Path
+) -> None:
+    mark = tmp_path / "training" / "mark"
+
+    def goes_on(key: str, **changes: object) -> bool:
+        distill_run(tmp_path, options(steps=1, **changes), begun_with=key)
+        there = mark.exists()
+        mark.touch()
+        return there
+
+    assert [goes_on("a"), goes_on("a"), goes_on("b", seed=1), goes_on("b", seed=1)] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+
+
 def test_zero_minutes_copy_the_start(
     options: Callable[..., Distillation], small_student: Path, tmp_path: Path
 ) -> None:
