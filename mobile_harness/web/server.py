@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import segno
-import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 
 from pocketfocus.mobile_harness.options import Options
 from pocketfocus.mobile_harness.web.api import Api, MakeJudge
@@ -28,6 +28,7 @@ from pocketfocus.mobile_harness.web.guard import (
     new_token,
 )
 from pocketfocus.mobile_harness.web.lan import check_certificate, lan_address, write_certificate
+from pocketfocus.mobile_harness.web.patience import let_go, server_of
 from pocketfocus.mobile_harness.web.visit import LAN, Visit, check_address
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.results import BenchRow, VerifyRow
@@ -49,7 +50,8 @@ def make_app(
     ]
     if token is not None:
         middleware.append(Middleware(OneTimeToken, token=token, opened=opened))
-    return Starlette(routes=api.routes(), middleware=middleware)
+    handlers = {TimeoutError: let_go, ClientDisconnect: let_go}
+    return Starlette(routes=api.routes(), middleware=middleware, exception_handlers=handlers)
 
 
 @dataclass(frozen=True)
@@ -97,29 +99,19 @@ def serve(
         base = f"{'https' if network.lan else 'http'}://{address}:{port}/"
         place = "#measure" if visit else ""
         token = new_token() if network.lan else None
-        secure: dict[str, str] = {}
+        secure: tuple[str, ...] = ()
         if network.lan:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             certificate, key = network.certificate or write_certificate(scratch, address)
             check_certificate(certificate, key)
-            secure = {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
+            secure = str(certificate), str(key)
 
         def invite(token: str) -> None:
             say("one device came in; for one more:")
             say(invitation(f"{base}?{TOKEN}={token}{place}"))
 
         api = Api(served, page, make_judge, visit.take if visit else lambda bench, verify: None)
-        config = uvicorn.Config(
-            make_app(api, address, token, invite),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            timeout_graceful_shutdown=3,
-            limit_concurrency=256,
-            **secure,  # type: ignore[arg-type]
-        )
-        server = uvicorn.Server(config)
+        server = server_of(make_app(api, address, token, invite), *secure)
         if visit:
             stack.enter_context(visit.ends(server))
         with suppress(KeyboardInterrupt), interrupted_by(signal.SIGTERM, signal.SIGHUP):
