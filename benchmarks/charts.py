@@ -21,6 +21,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+matplotlib.rcParams["text.parse_math"] = False  # a phone may be called $\\frac$
+
 EAGER, OTHER = "#888888", "#555555"
 
 

@@ -19,13 +19,16 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from pocketfocus.mobile_harness.web.files import Served, plain_file
-from pocketfocus.mobile_harness.web.guard import body_of, new_token, refusal
+from pocketfocus.mobile_harness.web.guard import new_token, refusal
 from pocketfocus.mobile_harness.web.measurement import Judge, Measurement
+from pocketfocus.mobile_harness.web.patience import body_of
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import check_artifact
 from pocketfocus.run.results import BenchRow, VerifyRow
 
 JSON_BYTES = 2 * 2**20  # 50,000 times at most
+UPLOADS = 8  # at once
+MOST_RESULTS = 200  # of one session of `serve`: a page that measures without end fills no disk
 WAITING = 64  # measurements whose outputs have not come yet
 MEDIA = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm"}
 
@@ -53,7 +56,8 @@ class Api:
         self.page = page
         self.judged = judged
         self.waiting: OrderedDict[str, tuple[Measurement, BenchRow]] = OrderedDict()
-        self.one_upload = asyncio.Semaphore(2)  # stacks are megabytes each
+        self.kept: set[tuple[str, str]] = set()  # files and devices that measured them
+        self.uploads = asyncio.Semaphore(UPLOADS)  # stacks are megabytes each
         self._make_judge = make_judge
         self._judge: Judge | None = None
         self._making = threading.Lock()
@@ -95,8 +99,11 @@ class Api:
 
     async def golden(self, request: Request) -> Response:
         """Give the golden photo, raw float32; its positions are in a header."""
-        judge = await run_in_threadpool(self.judge)
-        raw = await run_in_threadpool(judge.photo)
+        try:
+            judge = await run_in_threadpool(self.judge)
+            raw = await run_in_threadpool(judge.photo)
+        except UserError as error:
+            return refusal(409, str(error))
         positions = {"X-Positions": ",".join(map(str, judge.positions))}
         return Response(raw, media_type="application/octet-stream", headers=positions)
 
@@ -114,10 +121,14 @@ class Api:
             status = 400 if first["type"] == "json_invalid" else 422
             where = ".".join(map(str, first["loc"]))
             return refusal(status, f"{where or 'body'}: {first['msg']}")
+        place = measured.artifact, measured.device
+        if place not in self.kept and len(self.kept) >= MOST_RESULTS:
+            return refusal(429, f"{MOST_RESULTS} results were taken: start `serve` again for more")
         try:
             row = await run_in_threadpool(lambda: self.judge().take(measured))
         except UserError as error:
             return refusal(409, str(error))
+        self.kept.add(place)
         key = new_token()
         self.waiting[key] = measured, row
         while len(self.waiting) > WAITING:
@@ -132,7 +143,7 @@ class Api:
         if request.headers.get("content-type") != "application/octet-stream":
             return refusal(415, "outputs are application/octet-stream")
         size = len(self.judge().positions) * self.served.stack_bytes
-        async with self.one_upload:
+        async with self.uploads:
             body = await body_of(request, size)
             if body is None:
                 return refusal(413, f"outputs have {size} bytes")

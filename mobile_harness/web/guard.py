@@ -120,16 +120,3 @@ def same(a: str, b: str) -> bool:
 def refusal(status: int, why: str) -> JSONResponse:
     """Return an answer that says in one line why not."""
     return JSONResponse({"error": why}, status)
-
-
-async def body_of(request: Request, limit: int) -> bytes | None:
-    """Return the request's body, or None when it has more than `limit` bytes; no more is kept."""
-    announced = request.headers.get("content-length", "0")
-    if not announced.isdecimal() or int(announced) > limit:
-        return None
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            return None
-    return bytes(body)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from pocketfocus.run.results import BenchRow, VerifyRow
+from pocketfocus.run.text import printable
 
 MAX_CALLS = 50_000
 
@@ -15,7 +16,9 @@ Text = Annotated[
     StringConstraints(
         strip_whitespace=True, min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f]*$"
     ),
+    AfterValidator(printable),
 ]
+"""What people name their phones; nothing in it turns the lines of a report around."""
 Mebibytes = Annotated[float, Field(gt=0, le=1 << 20, allow_inf_nan=False)]
 Milliseconds = Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)]
 

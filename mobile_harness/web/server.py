@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import segno
-import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 
 from pocketfocus.mobile_harness.options import Options
 from pocketfocus.mobile_harness.web.api import Api, MakeJudge
@@ -28,6 +28,7 @@ from pocketfocus.mobile_harness.web.guard import (
     new_token,
 )
 from pocketfocus.mobile_harness.web.lan import lan_address, own_context, tls_context
+from pocketfocus.mobile_harness.web.patience import let_go, server_of
 from pocketfocus.mobile_harness.web.visit import LAN, Visit, check_address
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.results import BenchRow, VerifyRow
@@ -49,7 +50,8 @@ def make_app(
     ]
     if token is not None:
         middleware.append(Middleware(OneTimeToken, token=token, opened=opened))
-    return Starlette(routes=api.routes(), middleware=middleware)
+    handlers = {TimeoutError: let_go, ClientDisconnect: let_go}
+    return Starlette(routes=api.routes(), middleware=middleware, exception_handlers=handlers)
 
 
 @dataclass(frozen=True)
@@ -104,17 +106,7 @@ def serve(
             say(invitation(f"{base}?{TOKEN}={token}{place}"))
 
         api = Api(served, page, make_judge, visit.take if visit else lambda bench, verify: None)
-        config = uvicorn.Config(
-            make_app(api, address, token, invite),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            timeout_graceful_shutdown=3,
-            limit_concurrency=256,
-            ssl_context_factory=(lambda config, usual: context) if context else None,
-        )
-        server = uvicorn.Server(config)
+        server = server_of(make_app(api, address, token, invite), context)
         if visit:
             stack.enter_context(visit.ends(server))
         with suppress(KeyboardInterrupt), interrupted_by(signal.SIGTERM, signal.SIGHUP):

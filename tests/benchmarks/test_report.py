@@ -157,3 +157,15 @@ def test_slider_moves_every_stack_and_one_frame_shows(page: Page) -> None:
     page.locator("#focus").press("End")
     assert shown() == ["8"] * 3
     assert page.locator("#where").inner_text() == "8 · infinity"
+
+
+def test_a_phones_name_is_no_formula() -> None:
+    """Matplotlib reads what stands between two dollar signs as one, and fails where it is none."""
+    from pocketfocus.benchmarks.charts import latency_chart, sustained_chart
+    from pocketfocus.run.results import Trend
+
+    ends, course = {"first_p50_ms": 1.0, "last_p50_ms": 1.0}, ((0.0, 1.0), (1.0, 1.0))
+    trend = Trend(seconds=1.0, runs=2, **ends, slower=1.0, course=course)
+    named = bench_row(device="$\\frac$ phone$", p50_ms=1.0, p99_ms=2.0, sustained=trend)
+    assert latency_chart([named]).startswith(b"\x89PNG")
+    assert (sustained_chart([named]) or b"").startswith(b"\x89PNG")
