@@ -28,6 +28,7 @@ from torch import Tensor
 from pocketfocus.data.scenes import FULL, Photos, Realism, render_scene
 from pocketfocus.photos.images import from_uint8, load_photo, size_of, to_uint8
 from pocketfocus.run.cache import Kept
+from pocketfocus.run.child import end_with_parent
 from pocketfocus.run.constants import FRAMES, IMAGES, POSITIONS, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, read_json, write_atomic, writing_failed
@@ -455,6 +456,7 @@ _worker_sources: list[Source] = []
 
 
 def _begin_worker(sources: list[Source]) -> None:
+    end_with_parent()
     torch.set_num_threads(1)
     _worker_sources[:] = sources
 
