@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pocketfocus.data.optics import one_hot
-from pocketfocus.export.targets import Target, get_targets, target_of
+from pocketfocus.export.targets import Target, get_target, get_targets, target_of
 from pocketfocus.models.analyse import Analyser
 from pocketfocus.models.model import NamedModel
+from pocketfocus.run.child import Arrays, Say
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import MANIFEST_FILE, check_artifact, load_manifest
+from pocketfocus.run.processes import Work, WorkFailed, run_work
 
 if TYPE_CHECKING:
     from pocketfocus.models.reference import ReferencePipeline
 
 REFERENCE, AUTOENCODER, STUDENT = "reference", "autoencoder", "student"
+ATTEMPT_S = 300.0  # for one call of a file that nobody vouches for
+LARGEST = 8192  # pixels of a side of what it takes
 
 
 @dataclass(frozen=True)
@@ -114,11 +120,9 @@ def _student(path: Path | None = None) -> NamedModel:
 def _file(path: Path, target: Target, threads: int | None) -> NamedModel:
     if not path.exists():
         raise UserError(f"{path} does not exist: export it, or name another file")
-    _check_manifest(path)
-    run, shapes = target.open(path, threads), target.input_shapes(path)
-    if len(shapes) != 2 or len(shapes[0]) != 4:
-        raise UserError(f"{path} takes {shapes}, no photo and its position: name a student's file")
-    sizes = target.sizes(path)
+    if not _is_listed(path):
+        _check_foreign(path, target)
+    run, sizes = target.open(path, threads), target.sizes(path)
     usual = sizes.listed[0]
     if sizes.multiple:
         analyser = Analyser(path.name, run, multiple=sizes.multiple, pixels=math.prod(usual))
@@ -129,12 +133,44 @@ def _file(path: Path, target: Target, threads: int | None) -> NamedModel:
     )
 
 
-def _check_manifest(path: Path) -> None:
-    """UserError when the run's manifest lists the file with another hash."""
+def _check_foreign(path: Path, target: Target) -> None:
+    """UserError for a file that is not a student's, tried out in a process of its own: what is
+    damaged makes runtimes crash."""
+    reason = target.cannot_run()
+    if reason is not None:
+        raise UserError(f"{path} cannot be executed here: {reason}")
+    given = {"path": str(path.resolve()), "target": target.name}
+    try:
+        run_work(Work(f"{__name__}:attempt", given), timeout_s=ATTEMPT_S)
+    except WorkFailed as error:
+        raise UserError(f"{path} cannot be executed ({error}): export it again") from error
+
+
+def attempt(
+    arguments: Mapping[str, Any], arrays: Arrays, say: Say
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Open a file and call it once; UserError unless it makes a focal stack of a photo."""
+    path, target = Path(arguments["path"]), get_target(arguments["target"])
+    shapes = [tuple(shape) for shape in target.input_shapes(path)]
+    photo = shapes[0] if shapes else ()
+    fits = len(photo) == 4 and photo[:2] == (1, 3) and all(0 < n <= LARGEST for n in photo)
+    if not fits or shapes[1:] != [(1, FRAMES)]:
+        raise UserError(f"{path} takes {shapes}, no photo and its position: name a student's file")
+    made = target.open(path, None)(torch.zeros(photo), one_hot(0))
+    found = tuple(made[0].shape) if made else ()
+    if found != (FRAMES, *photo[1:]):
+        raise UserError(f"{path} makes {found}, no stack of {photo}: name a student's file")
+    return {}, {}
+
+
+def _is_listed(path: Path) -> bool:
+    """Whether the run's manifest lists the file; UserError when with another hash."""
     folder = path.resolve().parent.parent
     if not (folder / MANIFEST_FILE).is_file():
-        return
+        return False
     name = path.resolve().relative_to(folder).as_posix()
     for artifact in load_manifest(folder).artifacts:
         if artifact.name == name:
             check_artifact(folder, artifact)
+            return True
+    return False

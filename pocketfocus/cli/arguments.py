@@ -17,6 +17,7 @@ from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import writing_failed
 from pocketfocus.run.progress import say
 from pocketfocus.run.results import GateRow
+from pocketfocus.run.rows import Row, read_rows
 from pocketfocus.run.scratch import sweep
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder of the run")]
@@ -317,6 +318,15 @@ def run_folder(path: Path) -> Path:
             f"{path} is no folder of a run: make one with `pocketfocus build --out {path}`"
         )
     sweep(path, deeper=True)
+    return path
+
+
+def results_folder(path: Path, file: str, kind: type[Row]) -> Path:
+    """Check that rows can be added to a file of results of a run, before any is measured."""
+    run_folder(path)
+    writable(path)
+    if (path / file).exists():
+        read_rows(path / file, kind)
     return path
 
 

@@ -12,11 +12,12 @@ import typer
 from pocketfocus.cli import arguments
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.progress import say
+from pocketfocus.run.results import BenchRow, VerifyRow
 from pocketfocus.run.text import printable
 
 if TYPE_CHECKING:
     from pocketfocus.mobile_harness.options import Options
-    from pocketfocus.run.results import GateRow, VerifyRow
+    from pocketfocus.run.results import GateRow
 
 commands = typer.Typer()
 
@@ -178,7 +179,7 @@ def verify(
     places = None if positions is None else arguments.positions(positions)
     if (run is None) == (replay is None):
         raise UserError("name the folder of a run, or a golden bundle with --replay, not both")
-    folder = arguments.run_folder(run) if run else None
+    folder = arguments.results_folder(run, "verify.json", VerifyRow) if run else None
     files = arguments.sample(arguments.photo_files(photos), all_photos)
     if golden is not None:
         arguments.output_folder(golden)
@@ -248,7 +249,7 @@ def bench(
     wait: Wait = 1800.0,
 ) -> None:
     """Measure load time, latency and memory of every file, the student and the reference."""
-    folder = arguments.run_folder(run)
+    folder = arguments.results_folder(run, "bench.json", BenchRow)
     spec = arguments.reference(reference)
     files = arguments.photo_files(photos)
 
@@ -280,7 +281,7 @@ def devices(runner: Runner = None) -> None:
 @commands.command(epilog="Example: pocketfocus report build/mine")
 def report(run: arguments.Run) -> None:
     """Write DIR/report.html, one self-contained page, from what the other stages wrote."""
-    folder = arguments.run_folder(run)
+    folder = arguments.writable(arguments.run_folder(run))
 
     from pocketfocus.benchmarks.report import write_report
 

@@ -24,6 +24,7 @@ from pocketfocus.quantize.recipes import Granularity, Recipe, Scheme
 TARGET = "executorch"
 FLOAT_BYTES = 4  # of a weight that is not quantized
 LEARNED = True
+GROUPS = 32  # weights that share a 4-bit scale: a multiple of it
 LEAST_SCALE = 2**-12  # of int8 weights, by XNNPACK's quantizer
 
 # All but concatenations, whose annotator takes every one in the graph, whatever the filter says.
@@ -82,6 +83,7 @@ NO_PALETTES = "XNNPACK has no palettes"
 NO_4_BIT_CONVOLUTIONS = "XNNPACK has 4-bit weights in linear layers and 1x1 convolutions only"
 NO_WEIGHTS_ALONE = "XNNPACK takes integer weights with int8 activations only"
 NO_8_BIT_GROUPS = "XNNPACK has groups of 4-bit weights only"
+WHOLE_GROUPS = f"XNNPACK's 4-bit weights share a scale by multiples of {GROUPS}"
 NO_4_BIT_TENSORS = "XNNPACK's 4-bit weights have a scale a channel or a group"
 DYNAMIC_ONLY = "XNNPACK multiplies 4-bit weights with activations quantized at run time"
 DYNAMIC_CHANNELS = "XNNPACK takes ranges found at run time beside a scale a channel only"
@@ -104,6 +106,8 @@ def choose(requested: Scheme, layer: nn.Module) -> Choice:
             why.append(NO_4_BIT_TENSORS)
         elif isinstance(group, int) and inputs % group:
             why.append(f"{inputs} inputs are no whole groups of {group}")
+        elif (inputs if group == "channel" else int(group)) % GROUPS:
+            why.append(WHOLE_GROUPS)
         else:
             why += [DYNAMIC_ONLY] if requested.activations != "dynamic" else []
             return Choice(Scheme(4, "affine", group, "dynamic"), "; ".join(why))

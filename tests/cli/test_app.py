@@ -302,3 +302,18 @@ def test_toolchains_are_imported_without_noise() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(("command", "file"), [("bench", "bench.json"), ("verify", "verify.json")])
+def test_broken_results_are_noticed_before_anything_is_measured(
+    command: str, file: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pocketfocus.benchmarks import latency, verify
+
+    measured: list[object] = []
+    monkeypatch.setattr(latency, "bench_run", lambda *given: measured.append(given))
+    monkeypatch.setattr(verify, "verify_run", lambda *given: measured.append(given))
+    (tmp_path / file).write_text('{"schema_version": 1, "rows": [{}]}')
+    code, _, err = run(command, tmp_path)
+    assert code == 2 and f"{file}, row 1" in err.splitlines()[-1]
+    assert not measured

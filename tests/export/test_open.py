@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from onnx import ValueInfoProto
 from torch import Tensor
 
 from pocketfocus.distill.reference.phases import save_reference
@@ -15,6 +17,7 @@ from pocketfocus.export.open import Autoencoder, open_any, open_model
 from pocketfocus.models import loading
 from pocketfocus.models.reference import Sampling
 from pocketfocus.run.errors import UserError
+from tests.conftest import Exported
 
 
 def test_a_student_folder(small_student: Path, pairs: list[tuple[Tensor, int]]) -> None:
@@ -135,3 +138,56 @@ def test_stacks_of_one_file_do_not_share_memory(run_dir: Path) -> None:
     kept = first.clone()
     model(torch.ones(1, 3, 64, 64), 8)
     assert torch.equal(first, kept)
+
+
+def foreign(path: Path, shapes: list[list[int | str]], made: list[int | str]) -> Path:
+    """An ONNX file of these inputs, which gives zeros."""
+    from onnx import TensorProto, checker, helper, save
+
+    def value(name: str, shape: list[int | str]) -> ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    given = [value(f"in{n}", shape) for n, shape in enumerate(shapes)]
+    size = helper.make_tensor("size", TensorProto.INT64, [len(made)], [int(s) for s in made])
+    nodes = [
+        helper.make_node("Constant", [], ["size"], value=size),
+        helper.make_node("ConstantOfShape", ["size"], ["out"]),
+    ]
+    graph = helper.make_graph(nodes, "foreign", given, [value("out", made)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    checker.check_model(model)
+    save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shapes", "made", "said"),
+    [
+        ([[1, 3, 64, 64]], [9, 3, 64, 64], "no photo and its position"),
+        ([[1, 3, 64], [1, 9]], [9, 3, 64, 64], "no photo and its position"),
+        ([[1, 3, "h", "w"], [1, 9]], [9, 3, 64, 64], "no photo and its position"),
+        ([[1, 3, 64, 64], [1, 10]], [9, 3, 64, 64], "no photo and its position"),
+        ([[1, 3, 64, 64], [1, 9], [1]], [9, 3, 64, 64], "no photo and its position"),
+        ([[1, 3, 64, 64], [1, 9]], [9, 3, 32, 32], "no stack of"),
+    ],
+)
+def test_files_of_others_are_one_line(
+    shapes: list[list[int | str]], made: list[int | str], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        open_model(str(foreign(tmp_path / "a.onnx", shapes, made)))
+
+
+def test_a_file_that_crashes_its_runtime_is_one_line(exported: Exported, tmp_path: Path) -> None:
+    """Flipped bytes in a `.pte` end the process that opens it, which is not this one."""
+    run = exported(["executorch/student-fp32.pte"])
+    content = (run / "executorch/student-fp32.pte").read_bytes()
+    for place in (12, 40, len(content) // 2):
+        damaged = bytearray(content)
+        damaged[place : place + 24] = bytes(255 - each for each in damaged[place : place + 24])
+        (tmp_path / "a.pte").write_bytes(damaged)
+        with suppress(UserError):  # what only changed a weight is executed
+            open_model(str(tmp_path / "a.pte"))
+    (tmp_path / "a.pte").write_bytes(content[:64] + b"\xff" * 4096 + content[4160:])
+    with pytest.raises(UserError, match=r"a\.pte (cannot be executed|is no)"):
+        open_model(str(tmp_path / "a.pte"))
