@@ -25,7 +25,7 @@ from pocketfocus.mobile_harness.web.files import Served
 from pocketfocus.mobile_harness.web.measurement import Measurement, Sustained
 from pocketfocus.mobile_harness.web.server import await_visit
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.manifest import MANIFEST_FILE, Artifact
+from pocketfocus.run.manifest import Artifact, load_manifest
 from pocketfocus.run.results import BenchRow, Origin, Trend, VerifyRow
 from pocketfocus.run.rows import F, merge_rows
 
@@ -62,7 +62,8 @@ class BrowserJudge:
     def take(self, measured: Measurement) -> BenchRow:
         """Merge a measurement into bench.json; UserError when it tells of another file."""
         artifact = self.artifact(measured)
-        entry = Entry(artifact.name, "", artifact.target, artifact.precision, artifact.bytes)
+        fields = (artifact.target, artifact.precision, artifact.bytes, artifact.sha256)
+        entry = Entry(artifact.name, "", *fields)
         times = (measured.load_ms, measured.first_ms, tuple(measured.times_ms))
         result = Result(None, *times, None, measured.threads)  # no browser tells a peak
         row = BenchRow(
@@ -93,7 +94,7 @@ class BrowserJudge:
     def keep(self, name: str, kind: type[F], row: F) -> None:
         """Put a row in place of an older one of the same file, device and gate."""
         folder = self.served.folder
-        merge_rows(folder / name, kind, [row], [], folder / MANIFEST_FILE)
+        merge_rows(folder / name, kind, [row], [], load_manifest(folder).hashes)
 
     def artifact(self, measured: Measurement) -> Artifact:
         """Return the file that was measured; UserError when it is not the one that was served."""
@@ -117,7 +118,6 @@ def origin_of(measured: Measurement) -> Origin:
         cores=measured.phone.cores,
         memory_gib=measured.phone.memory_gib,
         runtime=f"{measured.runtime} in {measured.phone.browser}",
-        sha256=measured.sha256,
     )
 
 

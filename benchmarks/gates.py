@@ -72,6 +72,7 @@ def gate_row(artifact: Artifact, device: str, gate: Gate, verdict: Verdict) -> G
         threshold_db=gate.threshold_db,
         status=verdict.status,
         why=verdict.why,
+        **({"sha256": artifact.sha256} if artifact.sha256 else {}),
     )
 
 

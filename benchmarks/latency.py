@@ -30,7 +30,7 @@ from pocketfocus.models.places import find_places
 from pocketfocus.models.reference import PUBLISHED
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import size_bytes
-from pocketfocus.run.manifest import MANIFEST_FILE, Manifest, check_artifact, load_manifest
+from pocketfocus.run.manifest import Manifest, check_artifact, load_manifest
 from pocketfocus.run.progress import say, track
 from pocketfocus.run.results import BenchRow, Figures, Measured
 from pocketfocus.run.rows import merge_rows
@@ -47,13 +47,15 @@ TIMEOUT_S = 3600.0  # the published reference takes many minutes a stack on a CP
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing to measure: `artifact` as in the rows, `spec` as in a job, `bytes` if known."""
+    """One thing to measure: `artifact` as in the rows, `spec` as in a job, `bytes` if known, and
+    the hash of what is in the run."""
 
     artifact: str
     spec: str
     target: str
     precision: str
     bytes: int | None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -149,18 +151,19 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
     ]
     if eager:
         keep_reference_stack(folder, baselines[0] if baselines else None, measured)
-    merge_rows(folder / BENCH_FILE, BenchRow, rows, [device.name], folder / MANIFEST_FILE)
+    merge_rows(folder / BENCH_FILE, BenchRow, rows, [device.name], manifest.hashes)
     kept = [
         TimesRow(
             artifact=entry.artifact,
             target=entry.target,
             precision=entry.precision,
             device=device.name,
+            sha256=entry.sha256,
             rounds_ms=tuple(result.times_ms for result in results),
         )
         for entry, results in measured.items()
     ]
-    merge_rows(folder / TIMES_FILE, TimesRow, kept, [device.name], folder / MANIFEST_FILE)
+    merge_rows(folder / TIMES_FILE, TimesRow, kept, [device.name], manifest.hashes)
     return rows
 
 
@@ -180,10 +183,10 @@ def list_entries(folder: Path, manifest: Manifest) -> list[Entry]:
     """Return the eager student and every artifact, hashes checked."""
     student = folder / "student"
     weights = sum(size_bytes(path) for path in student.glob("*.safetensors"))
-    entries = [Entry("student", str(student), PYTORCH, "fp32", weights)]
+    entries = [Entry("student", str(student), PYTORCH, "fp32", weights, manifest.student_sha256)]
     for artifact in manifest.artifacts:
         path = check_artifact(folder, artifact)
-        fields = (artifact.target, artifact.precision, size_bytes(path))
+        fields = (artifact.target, artifact.precision, size_bytes(path), artifact.sha256)
         entries.append(Entry(artifact.name, str(path), *fields))
     return entries
 
@@ -253,7 +256,8 @@ def row_of(
         why=why_not or "",
     )
     notes = results[-1].notes if results else None
-    return row.model_copy(update={"notes": notes}) if notes else row
+    more = {"sha256": entry.sha256, "notes": notes}
+    return row.model_copy(update={name: value for name, value in more.items() if value})
 
 
 def pooled(results: Sequence[Result]) -> Figures:

@@ -21,7 +21,7 @@ from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Manifest, load_manifest
 from pocketfocus.run.results import BenchRow, VerifyRow
-from pocketfocus.run.rows import Row, read_rows
+from pocketfocus.run.rows import FileRow, Row, is_of, read_rows
 
 R = TypeVar("R", bound=Row)
 # What numpy raises for an .npz that is cut short, damaged, locked or packed in another way.
@@ -73,6 +73,10 @@ class MeasuredRun:
     def parities(self) -> list[VerifyRow]:
         """The rows of verify.json that compare outputs."""
         return parity_rows(self.gates)
+
+    def are_of_others(self, rows: Sequence[FileRow]) -> bool:
+        """Whether any of these rows tells of another file than the run has now."""
+        return not all(is_of(row, self.manifest.hashes) for row in rows)
 
 
 def read_run(folder: Path) -> MeasuredRun:

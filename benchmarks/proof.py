@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from pocketfocus.benchmarks.gates import failed
 from pocketfocus.benchmarks.latency import BENCH_FILE
@@ -11,7 +10,7 @@ from pocketfocus.benchmarks.measured import MeasuredRun
 from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
-from pocketfocus.run.manifest import MANIFEST_FILE, check_artifact
+from pocketfocus.run.manifest import check_artifact
 from pocketfocus.run.paths import below
 
 
@@ -42,8 +41,8 @@ def unproven(run: MeasuredRun) -> Iterator[str]:
     if not run.gates:
         yield "no parity gate was run (pocketfocus verify)"
         return
-    if is_older(run.folder, VERIFY_FILE):
-        yield f"{VERIFY_FILE} is older than the files (pocketfocus verify)"
+    if run.are_of_others(run.gates):
+        yield f"{VERIFY_FILE} tells of other files than these (pocketfocus verify)"
     for row in failed(run.gates):
         yield f"{row.artifact} failed its gate “{row.gate}” on {row.device}: {row.why}"
     passed = {row.artifact for row in run.parities if row.status == "pass"}
@@ -59,15 +58,9 @@ def unmeasured(run: MeasuredRun) -> Iterator[str]:
     if not run.timings:
         yield "no latency was measured (pocketfocus bench)"
         return
-    if is_older(run.folder, BENCH_FILE):
-        yield f"{BENCH_FILE} is older than the files (pocketfocus bench)"
+    if run.are_of_others(run.bench):
+        yield f"{BENCH_FILE} tells of other files than these (pocketfocus bench)"
     tried = {row.artifact for row in run.bench if row.status != "failed"}
     for artifact in run.manifest.artifacts:
         if artifact.name not in tried:
             yield f"{artifact.name} was not measured (pocketfocus bench)"
-
-
-def is_older(folder: Path, name: str) -> bool:
-    """Return whether a file of results was written before the manifest."""
-    results, manifest = (folder / each for each in (name, MANIFEST_FILE))
-    return results.stat().st_mtime_ns < manifest.stat().st_mtime_ns

@@ -35,7 +35,6 @@ from pocketfocus.mobile_harness.host import Host
 from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import (
-    MANIFEST_FILE,
     Artifact,
     check_artifact,
     load_manifest,
@@ -85,7 +84,8 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
     used = [device.name]
     if not is_of_networks(manifest):
         student = student_check(folder, manifest, how.photos, how.positions)
-        rows.append(row_on(capture_row(student), devices.get(HOST)))
+        row = capture_row(student, manifest.student_sha256)
+        rows.append(row_on(row, devices.get(HOST)))
     beside = [] if student is None else checks_beside(folder, manifest, how.photos)
     kept: dict[str, Pixels] = {}
     for artifact in track(manifest.artifacts, "verifying", len(manifest.artifacts)):
@@ -111,15 +111,15 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
         save_shown(folder, student, kept)
         if how.positions is not None and len(how.positions) < FRAMES:
             rows = [partial_row(row, how.positions) for row in rows]
-    merge_rows(folder / VERIFY_FILE, VerifyRow, rows, used, folder / MANIFEST_FILE)
+    merge_rows(folder / VERIFY_FILE, VerifyRow, rows, used, manifest.hashes)
     return rows
 
 
-def capture_row(check: Check) -> GateRow:
+def capture_row(check: Check, sha256: str) -> GateRow:
     """Return the gate of a student's captured graph, which needs no file."""
     parents, gate = check.parents, CAPTURE_GATE
     verdict = judge(parents[CAPTURED_GRAPH], parents[gate.parent], gate.threshold_db)
-    return gate_row(Artifact("student", PYTORCH, "fp32", "", 0), HOST, gate, verdict)
+    return gate_row(Artifact("student", PYTORCH, "fp32", sha256, 0), HOST, gate, verdict)
 
 
 def execute_artifact(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from pocketfocus.mobile_harness.web.guard import (
 from pocketfocus.mobile_harness.web.lan import lan_address, own_context, tls_context
 from pocketfocus.mobile_harness.web.patience import let_go, server_of
 from pocketfocus.mobile_harness.web.visit import LAN, Visit, check_address
+from pocketfocus.run.ending import SIGNALS, as_interrupted
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.results import BenchRow, VerifyRow
 
@@ -109,7 +109,7 @@ def serve(
         server = server_of(make_app(api, address, token, invite), context)
         if visit:
             stack.enter_context(visit.ends(server))
-        with suppress(KeyboardInterrupt), interrupted_by(signal.SIGTERM, signal.SIGHUP):
+        with suppress(KeyboardInterrupt), as_interrupted(*SIGNALS):
             say(invitation(f"{base}?{TOKEN}={token}{place}" if token else base + place))
             say(hint(network, port))
             say("Ctrl-C stops.")
@@ -137,17 +137,6 @@ def hint(network: Network, port: int) -> str:
         "phone keeps no copy for when the network is gone; it does with --cert and --key that it "
         f"trusts, or by USB without --lan, {reverse}. {once}"
     )
-
-
-@contextmanager
-def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
-    """Let these signals end the block as Ctrl-C does, so that what it opened is cleaned up."""
-    before = [(each, signal.signal(each, signal.default_int_handler)) for each in signals]
-    try:
-        yield
-    finally:
-        for each, handler in before:
-            signal.signal(each, handler)
 
 
 def listen(address: str, port: int) -> socket.socket:

@@ -1,7 +1,8 @@
 """The typer app and its edge: exit codes, and one line for every error.
 
 Exit codes: 0 done; 1 a gate failed; 2 bad input or environment, one line on standard error;
-130 interrupted (Ctrl-C), one line. `--debug`, anywhere on the command line, adds the traceback.
+130 interrupted (Ctrl-C), 143 by SIGTERM, 129 by SIGHUP, one line. `--debug`, anywhere on the
+command line, adds the traceback.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from pocketfocus.cli import (
     streams,
     train,
 )
+from pocketfocus.run.ending import SIGNALS, as_interrupted
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.memory import keep_freed_memory
 from pocketfocus.run.text import printable
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT, INTERRUPTED, SIGNALLED = 2, 130, 128
 DEBUG = "--debug"
 UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 
@@ -75,10 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code, whatever goes wrong."""
     debug = DEBUG in arguments
+    words, came = [a for a in arguments if a != DEBUG], list[int]()
     try:
-        code = app(
-            [a for a in arguments if a != DEBUG], prog_name="pocketfocus", standalone_mode=False
-        )
+        with as_interrupted(*SIGNALS) as came:
+            code = app(words, prog_name="pocketfocus", standalone_mode=False)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:
@@ -86,7 +88,8 @@ def run(arguments: Sequence[str]) -> int:
             traceback.print_exc()
         return fail(describe(error), BAD_INPUT)
     if code == INTERRUPTED:
-        return fail("interrupted: files are whole or absent, run it again to go on", INTERRUPTED)
+        ended = SIGNALLED + came[0] if came else INTERRUPTED
+        return fail("interrupted: files are whole or absent, run it again to go on", ended)
     return code if isinstance(code, int) else 0
 
 

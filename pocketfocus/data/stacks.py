@@ -37,6 +37,7 @@ from pocketfocus.photos.images import (
     to_uint8,
 )
 from pocketfocus.run.cache import Kept
+from pocketfocus.run.child import end_with_parent
 from pocketfocus.run.constants import FRAMES, IMAGES, POSITIONS, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, read_json, write_atomic, writing_failed
@@ -485,6 +486,7 @@ _worker_sources: list[Source] = []
 
 
 def _begin_worker(sources: list[Source]) -> None:
+    end_with_parent()
     torch.set_num_threads(1)
     _worker_sources[:] = sources
 

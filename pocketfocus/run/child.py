@@ -12,6 +12,8 @@ import importlib.util
 import json
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+WATCH_S = 1.0
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Arrays = Mapping[str, NDArray[Any]]
 Say = Callable[[str], None]
@@ -28,6 +31,7 @@ Function = Callable[[Mapping[str, Any], Arrays, Say], tuple[Mapping[str, Any], A
 
 def main() -> None:
     """Answer every order, a line of JSON, with lines of progress and one that ends it."""
+    end_with_parent()
     orders, answers = private_streams()
 
     def send(message: Mapping[str, Any]) -> None:
@@ -36,6 +40,21 @@ def main() -> None:
 
     for line in orders:
         send(perform(json.loads(line), lambda text: send({"progress": text})))
+
+
+def end_with_parent() -> None:
+    """Let this process end soon after the one that started it, however that ends.
+
+    A parent that was killed can tell nobody; whoever has lost its parent is given another.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def private_streams() -> tuple[TextIO, TextIO]:

@@ -19,6 +19,7 @@ from pocketfocus.run.files import once_a_file, read_json, sha256, write_json
 from pocketfocus.run.paths import below
 
 MANIFEST_FILE = "manifest.json"
+STUDENT = "student"  # its folder in a run, and what rows call it
 HASHES_VERSION = 2  # of manifest.json and golden.json: hashes of files are what sha256sum prints
 LARGEST_SIDE = 1 << 24  # of a tensor: to keep nonsense from being allocated
 SHOWN_DIGITS = 12  # of a hash, in messages
@@ -153,6 +154,12 @@ class Manifest:
     calibration: CalibrationInputs = field(default_factory=CalibrationInputs)
     tools: dict[str, str] = field(default_factory=dict)
     sizes: tuple[Size, ...] = ()
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Hashes by name, of all that rows of results tell of: the files and the student."""
+        own = {STUDENT: self.student_sha256} if self.student_sha256 else {}
+        return own | {artifact.name: artifact.sha256 for artifact in self.artifacts}
 
     def save(self, folder: Path) -> None:
         """Write folder/manifest.json, atomically."""

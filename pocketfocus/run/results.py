@@ -12,8 +12,7 @@ GateStatus = Literal["pass", "fail", "not-run", "error"]  # error: it ran and ga
 class Origin(Row):
     """Where a row comes from; "" for what the device does not tell.
 
-    A browser also tells its processor's cores and its memory, both as far as it lets a page know,
-    and the hash of the file that it had.
+    A browser also tells its processor's cores and its memory, both as far as it lets a page know.
     """
 
     model: str
@@ -22,7 +21,6 @@ class Origin(Row):
     cores: int | None = None
     memory_gib: float | None = None
     runtime: str
-    sha256: str | None = None
 
 
 class GateRow(FileRow):

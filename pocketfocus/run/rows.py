@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,12 +31,16 @@ class Row(BaseModel):
 
 
 class FileRow(Row):
-    """A row of what a device made of one file."""
+    """A row of what a device made of one file, which it names by its hash too.
+
+    A row of what is no file of the run, such as the reference, has no hash.
+    """
 
     artifact: str
     target: str
     precision: str
     device: str
+    sha256: str | None = None
 
     @property
     def place(self) -> tuple[str, ...]:
@@ -85,18 +89,22 @@ def part_of(place: str, kind: type[R], content: object, way_out: str = ANEW) -> 
 
 
 def merge_rows(
-    path: Path, kind: type[F], rows: Sequence[F], devices: Sequence[str], since: Path
+    path: Path, kind: type[F], rows: Sequence[F], devices: Sequence[str], files: Mapping[str, str]
 ) -> None:
     """Write `rows` in place of older ones of these `devices`; those of other devices stay.
 
-    Older rows all go when the file `since`, of which they speak, was written after them.
+    Older rows of a file go when it is none of `files`, hashes by their names, any more.
     """
     with alone_in(path.parent, "merge rows", MERGING_S):  # several phones finish at once
-        newer = path.exists() and path.stat().st_mtime_ns >= since.stat().st_mtime_ns
         ours = {row.place for row in rows}
         kept = [
             row
-            for row in (read_rows(path, kind) if newer else ())
-            if row.device not in devices and row.place not in ours
+            for row in (read_rows(path, kind) if path.exists() else ())
+            if row.device not in devices and row.place not in ours and is_of(row, files)
         ]
         write_rows(path, [*kept, *rows])
+
+
+def is_of(row: FileRow, files: Mapping[str, str]) -> bool:
+    """Return whether a row tells of one of these files, hashes by their names, as it is now."""
+    return row.sha256 == files.get(row.artifact)

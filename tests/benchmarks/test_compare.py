@@ -47,7 +47,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def kept(times: Sequence[Any], device: str = "host") -> TimesRow:
     rounds = tuple(tuple(map(float, one)) for one in times)
     about = {"artifact": FILE, "target": "executorch", "precision": "int8", "device": device}
-    return TimesRow(**about, rounds_ms=rounds)
+    return TimesRow(**about, sha256="1" * 64, rounds_ms=rounds)
 
 
 def make(
@@ -398,10 +398,9 @@ def test_the_page_shows_the_worst_frame_and_fetches_nothing(a: Path, tmp_path: P
 
 
 def test_calls_are_kept_and_come_back(tmp_path: Path) -> None:
-    Manifest((32, 32), []).save(tmp_path)
-    since, path = tmp_path / "manifest.json", tmp_path / TIMES_FILE
-    merge_rows(path, TimesRow, [kept([[1, 2], [3]])], ["host"], since)
-    merge_rows(path, TimesRow, [kept([[4]], "phone")], ["phone"], since)
+    files, path = {FILE: "1" * 64}, tmp_path / TIMES_FILE
+    merge_rows(path, TimesRow, [kept([[1, 2], [3]])], ["host"], files)
+    merge_rows(path, TimesRow, [kept([[4]], "phone")], ["phone"], files)
     assert read_times(tmp_path) == {
         (FILE, "host"): ((1.0, 2.0), (3.0,)),
         (FILE, "phone"): ((4.0,),),

@@ -11,6 +11,7 @@ from pocketfocus.benchmarks.latency import Bench
 from pocketfocus.benchmarks.samples import are_of, read_times
 from pocketfocus.mobile_harness.device import PYTORCH, Job, JobError, Result
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.manifest import load_manifest
 from pocketfocus.run.results import MEASURED, BenchRow
 from pocketfocus.run.rows import read_rows
 from tests.benchmarks.rows import bench_row
@@ -21,6 +22,7 @@ COLUMNS = [
     "target",
     "precision",
     "device",
+    "sha256",
     "threads",
     "load_ms",
     "first_ms",
@@ -89,7 +91,10 @@ def test_rows_hold_the_statistics_of_all_rounds(run_folder: Path) -> None:
     device = Scripted()
     rows = latency.bench_run(run_folder, device, Bench(runs=51, warmup=4, threads=3))
     assert read_rows(run_folder / "bench.json", BenchRow) == rows
-    assert all(list(row.as_json()) == COLUMNS for row in rows)
+    hashes = load_manifest(run_folder).hashes
+    for row in rows:
+        assert row.sha256 == hashes.get(row.artifact)
+        assert list(row.as_json()) == [c for c in COLUMNS if c != "sha256" or row.sha256]
     found = {row.artifact: row for row in rows}
     assert list(found) == ["reference", "reference@25", "student", *ONNX, CORE_ML]
     runs = {"reference": 2, "reference@25": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ from pocketfocus.cli import main
 from pocketfocus.mobile_harness.devices import get_device
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json, sha256
-from pocketfocus.run.manifest import load_manifest
+from pocketfocus.run.manifest import Artifact, load_manifest
 from pocketfocus.run.results import BenchRow, VerifyRow
 from pocketfocus.run.rows import write_rows
 from tests.benchmarks.hub_server import Hub, listening
@@ -38,13 +39,23 @@ TOKEN = "hf_thisIsTheSecretOfTheTest"
 def measured(artifact: str, status: str = "measured") -> BenchRow:
     names = ("load_ms", "first_ms", "p50_ms", "p90_ms", "p99_ms", "peak_rss_mib")
     figures = dict.fromkeys(names, 10.0 if status == "measured" else None)
-    about = {"artifact": artifact, "target": artifact.split("/")[0], "status": status}
+    about = {
+        "artifact": artifact,
+        "target": artifact.split("/")[0],
+        "status": status,
+        **of(artifact),
+    }
     return bench_row(**about, **figures, model="board", chip="x1", threads=2, runs=5, bytes=1)
+
+
+def of(artifact: str) -> dict[str, str]:
+    """The hash of a placeholder of `make_run`."""
+    return {"sha256": hashlib.sha256(artifact.encode() * 100).hexdigest()}
 
 
 def gate(artifact: str, status: str = "pass", why: str = "") -> VerifyRow:
     target = artifact.split("/")[0]
-    return verify_row(artifact=artifact, target=target, status=status, why=why)
+    return verify_row(artifact=artifact, target=target, status=status, why=why, **of(artifact))
 
 
 @pytest.fixture
@@ -134,9 +145,16 @@ def crash(run: Path) -> None:
     write_rows(run / "bench.json", [measured(PTE, "failed"), measured(PACKAGE)])
 
 
+def verify_row_of(file: Artifact) -> VerifyRow:
+    return gate(file.name).model_copy(update={"sha256": file.sha256})
+
+
 def export_again(run: Path) -> None:
-    stat = (run / "bench.json").stat()
-    os.utime(run / "bench.json", ns=(stat.st_atime_ns, stat.st_mtime_ns - 10**9))
+    (run / PTE).write_bytes(b"other")
+    manifest = load_manifest(run)
+    files = [replace(a, sha256=sha256(run / a.name)) for a in manifest.artifacts]
+    replace(manifest, artifacts=files).save(run)
+    write_rows(run / "verify.json", [verify_row_of(a) for a in files])
 
 
 @pytest.mark.parametrize(
@@ -150,7 +168,7 @@ def export_again(run: Path) -> None:
         (forget("bench.json"), "no latency was measured"),
         (measure_others, f"{PTE} was not measured"),
         (crash, f"{PTE} was not measured"),
-        (export_again, "bench.json is older than the files"),
+        (export_again, "bench.json tells of other files than these"),
     ],
 )
 def test_what_is_not_proven_is_refused_or_said(
@@ -234,7 +252,9 @@ def proven(exported: Any) -> Path:
     """A run of one real file, executed here."""
     folder: Path = exported(["onnx/student-int8.onnx"])
     verify_run(folder, get_device("host"))
-    write_rows(folder / "bench.json", [measured("onnx/student-int8.onnx")])
+    own = load_manifest(folder).hashes["onnx/student-int8.onnx"]
+    row = measured("onnx/student-int8.onnx").model_copy(update={"sha256": own})
+    write_rows(folder / "bench.json", [row])
     return folder
 
 

@@ -42,6 +42,7 @@ COLUMNS = [
     "target",
     "precision",
     "device",
+    "sha256",
     "gate",
     "psnr_db",
     "threshold_db",

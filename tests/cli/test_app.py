@@ -254,7 +254,12 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_ctrl_c_is_one_line_and_leaves_only_whole_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "kill"]
+)
+def test_ctrl_c_is_one_line_and_leaves_only_whole_files(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
     out = tmp_path / "reference"
     command = [sys.executable, "-m", "pocketfocus", "train-reference", "--minutes", "60"]
     command += ["--scenes", "8", "--size", "128", "--out", str(out)]
@@ -263,9 +268,9 @@ def test_ctrl_c_is_one_line_and_leaves_only_whole_files(tmp_path: Path) -> None:
     while not (out / "autoencoder/train.jsonl").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in err
     assert "pocketfocus: error: interrupted" in err.splitlines()[-1]
     assert not [p for p in out.rglob("*") if p.name.startswith(".")], "no scratch is left"

@@ -1,9 +1,14 @@
 """Readers and the cache, on folders written here."""
 
-from collections.abc import Sequence
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -239,3 +244,45 @@ def test_photos_are_known_by_content_and_broken_ones_counted(
     assert [path.name for path in read_photos(tmp_path)] == [*names, "7.jpg"]
     said = capsys.readouterr().err
     assert "2 of 8 photos in" in said and "6.jpg is damaged" in said and "8.png is empty" in said
+
+
+RENDERS = """
+import sys
+from pathlib import Path
+from pocketfocus.data import stacks
+from pocketfocus.run.ending import SIGNALS, as_interrupted
+
+if __name__ == "__main__":
+    stacks.WORTH_SHARING, stacks.cores = 2, lambda: 2
+    with as_interrupted(*SIGNALS):
+        source = stacks.RenderedScenes(range(10_000), (64, 64))
+        stacks.cache_sources(Path(sys.argv[1]), [source], (64, 64))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_that_render_end_with_the_one_that_started_them(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    (tmp_path / "renders.py").write_text(RENDERS)
+    words = [sys.executable, str(tmp_path / "renders.py"), str(tmp_path / "stacks")]
+    parent = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    try:
+        renders = [psutil.Process(parent.pid)]
+        wait_for(lambda: len(renders[0].children(recursive=True)) >= 3)  # and a resource tracker
+        renders += renders[0].children(recursive=True)
+    finally:
+        parent.send_signal(number)
+    parent.wait(60)
+    wait_for(lambda: not any(map(is_running, renders)))
+
+
+def is_running(process: psutil.Process) -> bool:
+    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

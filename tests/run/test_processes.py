@@ -19,6 +19,7 @@ import pytest
 
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.processes import CHILD_FILE, Answer, Work, Worker, WorkFailed, run_work
+from pocketfocus.run.scratch import sweep
 
 CALLS = """
 import os, signal, subprocess, sys, time
@@ -222,9 +223,11 @@ def test_the_child_needs_the_standard_library_and_numpy_only() -> None:
     assert not tops & {"pocketfocus", "torch", "pydantic", "rich", "PIL"}
 
 
-def test_ctrl_c_kills_the_process_and_leaves_nothing(
-    calls: Callable[..., Work], tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_whatever_ends_the_parent_ends_the_process_and_leaves_nothing(
+    number: signal.Signals, calls: Callable[..., Work], tmp_path: Path
 ) -> None:
+    """What a killed one leaves, the next to start sweeps."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     call, pid = calls("sleeps").call, tmp_path / "pid"
@@ -232,8 +235,10 @@ def test_ctrl_c_kills_the_process_and_leaves_nothing(
         [
             sys.executable,
             "-c",
+            "from pocketfocus.run.ending import SIGNALS, as_interrupted\n"
             "from pocketfocus.run.processes import Work, run_work\n"
-            f"run_work(Work({call!r}, {{'pid': {str(pid)!r}}}))",
+            "with as_interrupted(*SIGNALS):\n"
+            f"    run_work(Work({call!r}, {{'pid': {str(pid)!r}}}))",
         ],
         env={**os.environ, "TMPDIR": str(scratch)},
         stderr=subprocess.PIPE,
@@ -241,11 +246,22 @@ def test_ctrl_c_kills_the_process_and_leaves_nothing(
     )
     wait_for(lambda: pid.is_file() and pid.read_text() != "", 60)
     worker = int(pid.read_text())
-    parent.send_signal(signal.SIGINT)
+    parent.send_signal(number)
     _, errors = parent.communicate(timeout=30)
-    assert errors.strip().endswith("KeyboardInterrupt")
-    assert not psutil.pid_exists(worker)
+    wait_for(lambda: not is_running(worker), 30)
+    if number == signal.SIGKILL:
+        sweep(scratch)
+    else:
+        assert errors.strip().endswith("KeyboardInterrupt")
     assert list(scratch.iterdir()) == []
+
+
+def is_running(process: int) -> bool:
+    """Whether it is there and no zombie, which an init that reaps none leaves."""
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:

@@ -15,46 +15,44 @@ from pocketfocus.run.results import BenchRow, Notes, Operator, Trend, VerifyRow
 from pocketfocus.run.rows import FileRow, Row, merge_rows, read_rows, write_rows
 from tests.benchmarks.rows import bench_row, verify_row
 
-
-def row(device: str, figure: float, artifact: str = "a.pte") -> BenchRow:
-    return bench_row(artifact=artifact, device=device, p50_ms=figure)
+FILES = {"a.pte": "1" * 64, "b.pte": "2" * 64, "a": "3" * 64}
 
 
-@pytest.fixture
-def manifest(tmp_path: Path) -> Path:
-    path = tmp_path / "manifest.json"
-    path.write_text("{}")
-    os.utime(path, (1, 1))
-    return path
+def row(device: str, figure: float, artifact: str = "a.pte", sha256: str = "") -> BenchRow:
+    own = sha256 or FILES.get(artifact)
+    return bench_row(artifact=artifact, device=device, p50_ms=figure, sha256=own)
 
 
-def test_a_device_replaces_its_own_rows_and_keeps_those_of_others(manifest: Path) -> None:
-    path = manifest.with_name("bench.json")
+def test_a_device_replaces_its_own_rows_and_keeps_those_of_others(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
     for rows, device in (
         ([row("host", 1.0), row("host", 2.0, "gone.pte")], "host"),
         ([row("phone", 3.0)], "phone"),
         ([row("host", 4.0)], "host"),
     ):
-        merge_rows(path, BenchRow, rows, [device], manifest)
+        merge_rows(path, BenchRow, rows, [device], FILES)
     assert read_rows(path, BenchRow) == [row("phone", 3.0), row("host", 4.0)]
 
 
-def test_rows_older_than_the_files_they_speak_of_go(manifest: Path) -> None:
-    path = manifest.with_name("bench.json")
-    merge_rows(path, BenchRow, [row("phone", 3.0)], ["phone"], manifest)
-    os.utime(path, (2, 2))
-    os.utime(manifest, (3, 3))
-    merge_rows(path, BenchRow, [row("host", 4.0)], ["host"], manifest)
-    assert read_rows(path, BenchRow) == [row("host", 4.0)]
+def test_rows_go_with_the_files_they_tell_of_whatever_the_clock_says(tmp_path: Path) -> None:
+    """Of a run that was copied, whose clock was set back, to which a file was added: all stay."""
+    path = tmp_path / "bench.json"
+    others = [row("phone", 1.0), row("phone", 2.0, "b.pte"), row("host", 3.0, "reference")]
+    gone = [row("phone", 4.0, "gone.pte", "4" * 64), row("tablet", 5.0, "b.pte", "5" * 64)]
+    write_rows(path, [*others, *gone, bench_row(artifact="a.pte", device="old", p50_ms=6.0)])
+    for seconds in (1, 2**31):
+        os.utime(path, (seconds, seconds))
+        merge_rows(path, BenchRow, [row("board", 7.0)], ["board"], FILES)
+        assert read_rows(path, BenchRow) == [*others, row("board", 7.0)]
 
 
 def merged_elsewhere(path: Path, device: str) -> None:
     for turn in range(20):
-        merge_rows(path, BenchRow, [row(device, float(turn))], [device], path)
+        merge_rows(path, BenchRow, [row(device, float(turn))], [device], FILES)
 
 
-def test_processes_that_merge_at_once_lose_no_row(manifest: Path) -> None:
-    path, names = manifest.with_name("bench.json"), ["a", "b", "c"]
+def test_processes_that_merge_at_once_lose_no_row(tmp_path: Path) -> None:
+    path, names = tmp_path / "bench.json", ["a", "b", "c"]
     write_rows(path, [])
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=merged_elsewhere, args=(path, name)) for name in names]
@@ -66,12 +64,12 @@ def test_processes_that_merge_at_once_lose_no_row(manifest: Path) -> None:
     assert found == dict.fromkeys(names, 19.0)
 
 
-def test_gates_of_one_file_and_device_stand_beside_each_other(manifest: Path) -> None:
-    path = manifest.with_name("verify.json")
-    first, other = verify_row(device="phone"), verify_row(device="phone", gate="delegate coverage")
-    for each in (first, other, verify_row(device="phone", psnr_db=1.0)):
-        merge_rows(path, VerifyRow, [each], [], manifest)
-    assert read_rows(path, VerifyRow) == [other, verify_row(device="phone", psnr_db=1.0)]
+def test_gates_of_one_file_and_device_stand_beside_each_other(tmp_path: Path) -> None:
+    path, own = tmp_path / "verify.json", {"device": "phone", "sha256": FILES["a"]}
+    first, other = verify_row(**own), verify_row(**own, gate="delegate coverage")
+    for each in (first, other, verify_row(**own, psnr_db=1.0)):
+        merge_rows(path, VerifyRow, [each], [], FILES)
+    assert read_rows(path, VerifyRow) == [other, verify_row(**own, psnr_db=1.0)]
 
 
 FULL = [
