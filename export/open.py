@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -147,8 +148,8 @@ def _check_foreign(path: Path, target: Target) -> None:
 
 
 def attempt(
-    arguments: Mapping[str, Any], arrays: Arrays, say: Say
-) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    arguments: Mapping[str, str], arrays: Arrays, say: Say
+) -> tuple[dict[str, str], dict[str, NDArray[np.float32]]]:
     """Open a file and call it once; UserError unless it makes a focal stack of a photo."""
     path, target = Path(arguments["path"]), get_target(arguments["target"])
     shapes = [tuple(shape) for shape in target.input_shapes(path)]
