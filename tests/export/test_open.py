@@ -31,9 +31,16 @@ def test_a_student_folder(small_student: Path, pairs: list[tuple[Tensor, int]]) 
 def test_the_reference_gets_its_spec(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load(spec: str) -> object:
+    class Fake:
+        sampling, relative = Sampling(1, 1.0, 0.0), True
+
+        def __call__(self, photo: Tensor, position: int, how: Sampling) -> Tensor:
+            assert how == self.sampling
+            return photo.repeat(9, 1, 1, 1) * position
+
+    def load(spec: str) -> Fake:
         asked.append(spec)
-        return lambda photo, position: photo.repeat(9, 1, 1, 1) * position
+        return Fake()
 
     monkeypatch.setattr(loading, "load_reference", load)
     model = open_model("reference")
@@ -50,7 +57,7 @@ def test_the_reference_samples_as_its_spec_says(
     ways: list[Sampling | None] = []
 
     class Spy:
-        sampling = pipeline.sampling
+        sampling, relative = pipeline.sampling, True
 
         def __call__(
             self, photo: torch.Tensor, position: int, sampling: Sampling | None = None
@@ -66,7 +73,12 @@ def test_the_reference_samples_as_its_spec_says(
     for spec in ("reference", "reference@4", "reference@25/1.5/1", "reference:some/model@2/1"):
         open_model(spec)(torch.zeros(1, 3, 64, 64), 0)
     assert asked == ["default", "default", "default", "some/model"]
-    assert ways == [None, Sampling(4, 1.0, 0.0), Sampling(25, 1.5, 1.0), Sampling(2, 1.0, 0.0)]
+    assert ways == [
+        pipeline.sampling,
+        Sampling(4, 1.0, 0.0),
+        Sampling(25, 1.5, 1.0),
+        Sampling(2, 1.0, 0.0),
+    ]
     for text in ("0", "x", "4/", "4/1/1/1", "4/-1", "4/nan", "2000", "1.5"):
         with pytest.raises(UserError, match="no way to sample"):
             open_model(f"reference@{text}")
