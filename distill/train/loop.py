@@ -172,7 +172,7 @@ class Trainer:
                     f"{description} stopped at step {self.step}, saved in {self.folder}: run the "
                     "same command again to go on"
                 )
-            raise KeyboardInterrupt
+            self.interruption.heed()
 
     def _any(self, flag: bool) -> bool:
         """Whether any process says so."""
