@@ -138,18 +138,27 @@ def session_of(model: str | bytes, name: str, threads: int | None = None) -> Any
 
 def sizes(path: Path) -> Sizes:
     """See `Target.sizes`."""
-    (shape, *_), about = input_shapes(path), properties(onnx.load(path, load_external_data=False))
+    (shape, *_), about = input_shapes(path), properties(parsed(path))
     return Sizes(((shape[-2], shape[-1]),), int(about.get(MULTIPLE, 0)))
 
 
 def input_shapes(path: Path) -> list[tuple[int, ...]]:
     """The shapes of a file's inputs, in order; free sides are the usual ones."""
-    model = onnx.load(path, load_external_data=False)
+    model = parsed(path)
     shapes = [tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.input]
     width, _, height = properties(model).get(SIZE, "").partition("x")
     if height:
         shapes[0] = (*shapes[0][:-2], int(height), int(width))
     return shapes
+
+
+def parsed(path: Path) -> onnx.ModelProto:
+    """A model without weights that lie beside it; UserError for what is none."""
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own, of which each of its builds has another
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{path} is no ONNX file that loads ({line}): export it again") from error
 
 
 def properties(model: onnx.ModelProto) -> dict[str, str]:
