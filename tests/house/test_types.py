@@ -19,7 +19,6 @@ ALLOWED = {
     "export/executorch/read.py": FOREIGN,
     "export/isolated.py": MESSAGES,
     "export/onnx/read.py": FOREIGN,
-    "export/open.py": MESSAGES,
     "export/onnx/write.py": FOREIGN,
     "export/targets.py": "what a backend took, in its own words",
     "mobile_harness/arm64/worker.py": MESSAGES,
