@@ -49,8 +49,7 @@ async function download(id: number, choice: Choice): Promise<Uint8Array<ArrayBuf
     done += part.value.length;
     scope.postMessage({ id, kind: "progress", done, total: file.bytes, what: "Getting the file" });
   }
-  // The manifest's hashes are SHA-256 of the SHA-256 of each file (pocketfocus/run/files.py).
-  const digest = await crypto.subtle.digest("SHA-256", await crypto.subtle.digest("SHA-256", bytes));
+  const digest = await crypto.subtle.digest("SHA-256", bytes);  // as the manifest has it
   const hex = [...new Uint8Array(digest)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   if (hex !== file.sha256) throw new Error(`${file.name} is not the file that the manifest lists; load the page again`);
   return bytes;
