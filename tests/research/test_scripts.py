@@ -17,7 +17,7 @@ MISSING = "no/such/folder"
 @pytest.mark.parametrize(
     ("script", "arguments"),
     [
-        (card, [MISSING]),
+        (card, ["student", MISSING]),
         (full, [MISSING]),
         (losses, [MISSING, "synthetic"]),
         (methods, [f"mine={MISSING}"]),
