@@ -79,7 +79,7 @@ def saved_check(folder: Path, artifact: Artifact) -> Check:
 
 
 def student_check(
-    folder: Path,
+    student: RefocusStudent,
     manifest: Manifest,
     photos: Sequence[Path] | None,
     positions: Sequence[int] | None,
@@ -89,7 +89,6 @@ def student_check(
     `photos` None for the bundled held-out ones, which calibration never sees; `positions` None for
     all.
     """
-    student = load_parent(folder, manifest)
     fitting = fitted_photos(photos, manifest.size)
     places = range(FRAMES) if positions is None else positions
     calls = [(index, position) for index in range(len(fitting)) for position in places]
@@ -117,10 +116,12 @@ class Beside:
     calls: Sequence[str] = ()
 
 
-def checks_beside(folder: Path, manifest: Manifest, photos: Sequence[Path] | None) -> list[Beside]:
+def checks_beside(
+    student: RefocusStudent, manifest: Manifest, photos: Sequence[Path] | None
+) -> list[Beside]:
     """Return the checks of a student's files at their other sizes, of one photo near and far, and
     on drawn pictures (`data.hard`)."""
-    student, found = load_parent(folder, manifest), []
+    found = []
     for size in manifest.sizes[1:]:
         fitting = fitted_photos(None if photos is None else photos[:1], size)[:1]
         check = eager_check(student, fitting, [(0, at) for at in OTHER_SIZE_POSITIONS])

@@ -12,6 +12,7 @@ from pocketfocus.benchmarks.checks import (
     Pixels,
     checks_beside,
     is_of_networks,
+    load_parent,
     save_shown,
     saved_check,
     shown,
@@ -78,15 +79,17 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
     """
     manifest = load_manifest(folder)
     files = {a.name: check_artifact(folder, a) for a in manifest.artifacts}
-    student = None
+    student, beside = None, list[Beside]()
     rows: list[VerifyRow] = []
     devices = {each.name: each for each in (device, *how.fallbacks)}
     used = [device.name]
     if not is_of_networks(manifest):
-        student = student_check(folder, manifest, how.photos, how.positions)
+        parent = load_parent(folder, manifest)
+        student = student_check(parent, manifest, how.photos, how.positions)
         row = capture_row(student, manifest.student_sha256)
         rows.append(row_on(row, devices.get(HOST)))
-    beside = [] if student is None else checks_beside(folder, manifest, how.photos)
+        if any(isinstance(each, Host) for each in devices.values()):
+            beside = checks_beside(parent, manifest, how.photos)
     kept: dict[str, Pixels] = {}
     for artifact in track(manifest.artifacts, "verifying", len(manifest.artifacts)):
         chosen = able_device([*devices.values()], artifact.target)

@@ -138,13 +138,18 @@ def session_of(model: str | bytes, name: str, threads: int | None = None) -> Any
 
 def sizes(path: Path) -> Sizes:
     """See `Target.sizes`."""
-    (shape, *_), about = input_shapes(path), properties(parsed(path))
-    return Sizes(((shape[-2], shape[-1]),), int(about.get(MULTIPLE, 0)))
+    model = parsed(path)
+    shape, *_ = shapes_in(model)
+    return Sizes(((shape[-2], shape[-1]),), int(properties(model).get(MULTIPLE, 0)))
 
 
 def input_shapes(path: Path) -> list[tuple[int, ...]]:
     """The shapes of a file's inputs, in order; free sides are the usual ones."""
-    model = parsed(path)
+    return shapes_in(parsed(path))
+
+
+def shapes_in(model: onnx.ModelProto) -> list[tuple[int, ...]]:
+    """The shapes of a model's inputs, as of `input_shapes`."""
     shapes = [tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.input]
     width, _, height = properties(model).get(SIZE, "").partition("x")
     if height:
