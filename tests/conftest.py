@@ -57,6 +57,7 @@ SLOW = {
 Exported = Callable[[Sequence[str]], Path]
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what needs exported files or a browser and what is slow, which `make check` leaves out;
     and what one worker of pytest-xdist runs: the tests of a module, for its fixtures' sake; those

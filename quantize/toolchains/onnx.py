@@ -140,7 +140,7 @@ def half(model: onnx.ModelProto) -> onnx.ModelProto:
 def prepare(model: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
     """Infer shapes; onnxruntime's own optimizer stays off.
 
-    It would turn MatMul into Gemm, which has no 4-bit form, and take HardSwish apart.
+    It would turn MatMul into Gemm, which has no 4-bit form.
     """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

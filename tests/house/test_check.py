@@ -40,3 +40,10 @@ def test_what_exports_is_marked(request: pytest.FixtureRequest) -> None:
         marked = {mark.name for mark in item.iter_markers()}
         used = {"exported", "browser"} & set(getattr(item, "fixturenames", ()))
         assert used <= marked, item.nodeid
+
+
+def test_a_worker_gets_whole_groups(request: pytest.FixtureRequest) -> None:
+    """Else each exports everything anew; pytest-xdist does it by names of tests, as `make test`
+    asks it to."""
+    grouped = request.config.getoption("loadgroup", default=False)
+    assert ("@" in request.node.nodeid) == bool(grouped)

@@ -70,18 +70,6 @@ def clip(x: Tensor, alpha: Any, beta: Any) -> Tensor:
     return torch.clamp(x, float(alpha), float(beta))
 
 
-@operator("thresholded_relu")
-def thresholded_relu(x: Tensor, alpha: Any) -> Tensor:
-    """The value, 0 where it is under alpha."""
-    return torch.where(x >= alpha, x, torch.zeros_like(x))
-
-
-@operator("sigmoid_hard")
-def sigmoid_hard(x: Tensor, alpha: Any, beta: Any) -> Tensor:
-    """Alpha x + beta, between 0 and 1."""
-    return torch.clamp(x * alpha + beta, 0.0, 1.0)
-
-
 @operator("gelu")
 def gelu(x: Tensor, mode: str) -> Tensor:
     """The Gaussian error linear unit, exact or by tanh."""

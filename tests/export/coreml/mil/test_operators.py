@@ -4,7 +4,8 @@ built by hand and the truth stands beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import coremltools as ct
@@ -17,8 +18,16 @@ from torch import Tensor, nn
 
 from pocketfocus.export.coreml.mil.operators import OPERATORS
 from pocketfocus.export.coreml.mil.program import from_pymil
+from pocketfocus.export.coreml.write import converted as written
+from pocketfocus.export.coreml.write import operators
 from pocketfocus.export.quiet import quiet
+from pocketfocus.export.reference import PARTS, reference_network
+from pocketfocus.mobile.layers import Downsample
+from pocketfocus.quantize.layers import capture
+from pocketfocus.quantize.recipes import RECIPES
+from pocketfocus.research.random_svd import write_random
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.manifest import load_manifest
 
 mb = mil.Builder
 SHAPE = (2, 4, 6, 6)
@@ -72,7 +81,6 @@ CONVERTED: dict[str, Function] = {
     "relu": F.relu,
     "silu": F.silu,
     "gelu": lambda x: F.gelu(x, approximate="tanh"),
-    "sigmoid_hard": F.hardsigmoid,
     "clip": lambda x: x.clamp(-0.4, 0.9),
     "softmax": lambda x: torch.softmax(x, 1),
     "cast": lambda x: x.to(torch.int32).float(),
@@ -97,10 +105,6 @@ POSITIVE: dict[str, Function] = {
 }
 # name: (built with MIL's own builder, what it means)
 BUILT: dict[str, tuple[Callable[[Any], Any], Function]] = {
-    "thresholded_relu": (
-        lambda x: mb.thresholded_relu(x=x, alpha=0.5),
-        lambda x: F.threshold(x, 0.5, 0.0),
-    ),
     "quantize": (
         lambda x: mb.cast(
             x=mb.quantize(
@@ -134,7 +138,6 @@ EXTRA: list[tuple[str, Function]] = [  # other parameters of the same operators
     ("conv_transpose", nn.ConvTranspose2d(4, 3, 4, stride=2, padding=1)),
     ("conv_transpose", nn.ConvTranspose2d(4, 3, 2, stride=2, bias=False)),
     ("matmul", lambda x: x[:1] @ x[1:]),
-    ("thresholded_relu", F.hardswish),
     ("slice_by_index", lambda x: x[1:2, ..., ::3] * 1.0),
     (
         "upsample_bilinear",
@@ -184,6 +187,28 @@ def test_built_operator(name: str) -> None:
 
 def test_every_operator_is_tested() -> None:
     assert {*CONVERTED, *POSITIVE, *BUILT} == set(OPERATORS)
+
+
+@pytest.mark.timeout(300)
+def test_only_what_files_contain_is_here(
+    exported: Callable[[Sequence[str]], Path], tmp_path: Path
+) -> None:
+    """Of a student in every form, of each part of a reference that is built as the published one
+    is, and of what halves images where that has several levels."""
+    write_random(tmp_path, width=0.1, layers=0, levels=1)
+    run = exported([f"coreml/student-{precision}.mlpackage" for precision in RECIPES])
+    found = {
+        name
+        for artifact in load_manifest(run).artifacts
+        for name in artifact.applied["operators"]
+    }
+    found |= {op.op_type for op in from_pymil(converted(Downsample(4, False), x_of())).operations()}
+    for part in PARTS:
+        network = reference_network(str(tmp_path), part, (16, 16))
+        with quiet():
+            captured = capture(network.make(), network.calibration()[:1]).run_decompositions({})
+            found |= operators(written(captured, RECIPES["fp32"], network).get_spec()).keys()
+    assert sorted(OPERATORS.keys() - found) == []
 
 
 def test_an_unknown_operator_is_named_and_nothing_runs() -> None:
