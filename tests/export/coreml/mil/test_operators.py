@@ -198,9 +198,7 @@ def test_only_what_files_contain_is_here(
     write_random(tmp_path, width=0.1, layers=0, levels=1)
     run = exported([f"coreml/student-{precision}.mlpackage" for precision in RECIPES])
     found = {
-        name
-        for artifact in load_manifest(run).artifacts
-        for name in artifact.applied["operators"]
+        name for artifact in load_manifest(run).artifacts for name in artifact.applied["operators"]
     }
     found |= {op.op_type for op in from_pymil(converted(Downsample(4, False), x_of())).operations()}
     for part in PARTS:
