@@ -217,6 +217,7 @@ BOMB = "a: &a [x, x, x, x]\n" + "".join(
         ("min_psnr_db: " + "9" * 5000, "no YAML"),
         ("# " + "x" * 1_000_001, "1,000,000 bytes"),
     ],
+    ids=["bomb", "itself", "deep", "a date", "digits", "long"],
 )
 def test_what_would_eat_memory_is_refused(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "bomb.yaml").write_text(text)
