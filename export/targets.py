@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from torch import Tensor
 
@@ -25,6 +25,8 @@ TARGETS = {
     "onnx": "pocketfocus.export.onnx",
     "coreai": "pocketfocus.export.coreai",
 }
+
+Severity = Literal["error", "warning", "note"]
 
 Runner = Callable[..., tuple[Tensor, ...]]
 """Takes the inputs of a file in its order, and gives its outputs in its order."""
@@ -91,6 +93,27 @@ class Finding:
     why: str
 
 
+class Advice(NamedTuple):
+    """What a written file may do badly on some device, by a rule that rests on a report.
+
+    Attributes:
+        rule: its name, for scripts.
+        severity: an error is known to break, a warning has been seen to, a note says where not to
+            take the file.
+        where: in the file.
+        what: is wrong there.
+        remedy: the way out.
+        link: the report or the documentation that the rule rests on.
+    """
+
+    rule: str
+    severity: Severity
+    where: str
+    what: str
+    remedy: str
+    link: str
+
+
 Options = Mapping[str, str | int]
 """What is asked of targets beyond recipes, by the names that the targets gave it."""
 
@@ -98,6 +121,11 @@ Options = Mapping[str, str | int]
 def no_gate(artifact: Artifact, recipe: Recipe) -> Finding | None:
     """Nothing: most targets have no gate of their own."""
     return None
+
+
+def no_rules(path: Path) -> list[Advice]:
+    """Nothing: a target without rules of its own."""
+    return []
 
 
 def unchanged(recipe: Recipe, options: Options) -> Recipe:
@@ -136,6 +164,7 @@ class Target:
         adapted: the recipe that an option asks for; UserError for one that cannot be.
         own_gate: how a file did at the target's own gate, of its artifact and recipe; None where
             there is none.
+        lint: what may go badly with a file, by its graph alone; UserError for a file that is none.
     """
 
     name: str
@@ -160,6 +189,7 @@ class Target:
     reference_options: Options = field(default_factory=dict)
     adapted: Callable[[Recipe, Options], Recipe] = unchanged
     own_gate: Callable[[Artifact, Recipe], Finding | None] = no_gate
+    lint: Callable[[Path], list[Advice]] = no_rules
 
 
 def get_target(name: str) -> Target:

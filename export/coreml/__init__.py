@@ -30,4 +30,5 @@ TARGET = Target(
     fallback="mil-check",
     reference_options={"ios": 18, "form": "blocks"},  # palettes by k-means take hours at full size
     adapted=later("pocketfocus.quantize.toolchains.coreml", "adapted"),
+    lint=later("pocketfocus.export.coreml.lint", "lint"),
 )

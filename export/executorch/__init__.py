@@ -27,4 +27,5 @@ TARGET = Target(
     cannot_run=write.cannot_run,
     cannot_write=write.cannot_write,
     own_gate=later("pocketfocus.export.executorch.coverage", "coverage"),
+    lint=later("pocketfocus.export.executorch.lint", "lint"),
 )

@@ -29,4 +29,5 @@ TARGET = Target(
     cannot_run=write.cannot_run,
     cannot_write=write.cannot_write,
     writes_references=False,  # a file of more than 2 GB keeps its weights beside itself
+    lint=later("pocketfocus.export.onnx.lint", "lint"),
 )

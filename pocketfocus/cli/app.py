@@ -20,6 +20,7 @@ from pocketfocus.cli import (
     artifacts,
     build,
     compare,
+    lint,
     machine,
     photos,
     publish,
@@ -46,7 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (build, train, artifacts, compare, recipes, photos, machine, publish):
+for group in (build, train, artifacts, lint, compare, recipes, photos, machine, publish):
     app.add_typer(group.commands)
 
 

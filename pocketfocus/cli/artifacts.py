@@ -208,6 +208,11 @@ def verify(
     else:
         rows = verified(folder, device, options, files, places)
     print_rows(rows, ROW_COLUMNS)
+    if folder is not None:
+        from pocketfocus.benchmarks.lint import lint_of_student
+
+        seen = lint_of_student(folder)
+        say(f"lint: {seen}: see pocketfocus lint {folder}" if seen else "lint: nothing found")
     arguments.exit_by_gates(rows)
 
 

@@ -109,7 +109,8 @@ def test_demo_builds_into_the_folder_asked_for(root: Path, tmp_path: Path) -> No
     ]
 
 
-NEEDED = ("chromium", "adb", "npm")
+NEEDED = ("chromium", "adb", "npm", "qemu-aarch64")
+STEPS = ["make lint", "pocketfocus doctor --install arm64", "make test"]
 
 
 def continuous(
@@ -121,6 +122,7 @@ def continuous(
     shutil.copy(root / ".ci/run", script)
     for name in there:
         stub(programs / name, tmp_path / "log", (codes or {}).get(name, 0))
+    stub(tmp_path / ".venv/bin/pocketfocus", tmp_path / "log", (codes or {}).get("pocketfocus", 0))
     for name in ("bash", "dirname", "env"):  # what the script itself is made of
         (programs / name).symlink_to(shutil.which(name) or name)
     (programs / "id").write_text("#!/bin/sh\necho 1000\n")
@@ -133,7 +135,7 @@ def continuous(
 def test_ci_runs_linters_and_tests(root: Path, tmp_path: Path) -> None:
     result = continuous(root, tmp_path, ["make", "apt-get", *NEEDED])
     assert result.returncode == 0, result.stderr
-    assert called(tmp_path / "log") == ["make lint", "make test"]
+    assert called(tmp_path / "log") == STEPS
     for name in NEEDED:
         assert f"{name}: {tmp_path}/programs/{name}" in result.stdout
 
@@ -145,27 +147,36 @@ def test_ci_fails_with_them(root: Path, tmp_path: Path, failing: str) -> None:
     (tmp_path / "programs/make").write_text(script)
     (tmp_path / "programs/make").chmod(0o755)
     assert continuous(root, tmp_path, NEEDED).returncode != 0
-    assert called(tmp_path / "log") == ["make lint", "make test"][: 1 + (failing == "test")]
+    assert called(tmp_path / "log") == STEPS[: 3 if failing == "test" else 1]
+
+
+def test_ci_goes_on_without_emulation(root: Path, tmp_path: Path) -> None:
+    result = continuous(root, tmp_path, ["make", *NEEDED], {"pocketfocus": 2})
+    assert result.returncode == 0
+    assert result.stderr == "no emulated ARM64 here: its test will be skipped\n"
+    assert called(tmp_path / "log") == STEPS
 
 
 def test_ci_installs_what_is_missing(root: Path, tmp_path: Path) -> None:
-    result = continuous(root, tmp_path, ["make", "apt-get", "chromium-browser", "npm"])
+    result = continuous(
+        root, tmp_path, ["make", "apt-get", "chromium-browser", "npm", "qemu-aarch64"]
+    )
     assert result.returncode == 0, result.stderr
     update, install, *rest = called(tmp_path / "log")
     assert update.startswith("apt-get update") and install.startswith("apt-get install")
     assert install.split()[-1] == "adb" and "-y" in install.split()
-    assert rest == ["make lint", "make test"]
+    assert rest == STEPS
 
 
 def test_ci_says_what_cannot_be_tested(root: Path, tmp_path: Path) -> None:
-    result = continuous(root, tmp_path, ["make", "chromium", "npm"])
+    result = continuous(root, tmp_path, ["make", "chromium", "npm", "qemu-aarch64"])
     assert result.returncode == 0
     assert result.stderr == "no apt-get and no adb here: its tests will be skipped\n"
-    assert called(tmp_path / "log") == ["make lint", "make test"]
+    assert called(tmp_path / "log") == STEPS
 
 
 def test_ci_ends_where_nothing_can_be_installed(root: Path, tmp_path: Path) -> None:
-    there = ["make", "apt-get", "chromium", "npm"]
+    there = ["make", "apt-get", "chromium", "npm", "qemu-aarch64"]
     assert continuous(root, tmp_path, there, {"apt-get": 100}).returncode == 100
     assert "make lint" not in called(tmp_path / "log")
 

@@ -1,0 +1,61 @@
+"""`lint`: what may go badly with written files on some device."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pocketfocus.run.progress import say
+from pocketfocus.run.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pocketfocus.benchmarks.lint import Found
+
+commands = typer.Typer()
+
+
+@commands.command(
+    epilog="Example: pocketfocus lint build/mine\n\n"
+    "One file: pocketfocus lint build/mine/coreml/student-int4.mlpackage"
+)
+def lint(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="runs, or files of any target")
+    ],
+    measure: Annotated[
+        bool, typer.Option(help="call the files of a run, to see how large values become")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of lines")] = False,
+) -> None:
+    """Say what is known to go badly with such files on some device, with the report and a way out.
+
+    Ends with 1 where a file has an error. A single file is read, never called.
+    """
+    from pocketfocus.benchmarks.lint import lint as findings
+    from pocketfocus.benchmarks.lint import summary
+    from pocketfocus.run.files import SCHEMA_VERSION
+
+    found = [each for path in paths for each in findings(path, measure)]
+    if as_json:
+        rows = [asdict(each) for each in found]
+        typer.echo(json.dumps({"schema_version": SCHEMA_VERSION, "rows": rows}, indent=1))
+    else:
+        print_findings(found)
+        say(summary(found) or "nothing found")
+    if any(each.severity == "error" for each in found):
+        raise typer.Exit(1)
+
+
+def print_findings(found: Sequence[Found]) -> None:
+    """Print three lines a finding: what and where, the way out, the source."""
+    for each in found:
+        head = f"{each.severity}: {each.file}: {each.where}: {each.what} [{each.rule}]"
+        typer.echo(printable(head))
+        typer.echo(printable(f"    so: {each.remedy}"))
+        typer.echo(f"    see {each.link}")
