@@ -220,6 +220,7 @@ def make(
         delegation=written.delegation,
         functions=written.functions,
         multiple=written.multiple,
+        compatibility=target.compatibility(written.applied),
     )
 
 

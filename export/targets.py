@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.manifest import Artifact, Delegation, Function, TensorSpec
+from pocketfocus.run.manifest import Artifact, Compatibility, Delegation, Function, TensorSpec
 
 if TYPE_CHECKING:  # what executes a file needs none of these and their many imports
     from pocketfocus.export.network import Network
@@ -128,6 +128,11 @@ def no_rules(path: Path) -> list[Advice]:
     return []
 
 
+def unsaid(applied: Mapping[str, Any]) -> Compatibility | None:
+    """Nothing: nobody says yet what loads the files of a target."""
+    return None
+
+
 def unchanged(recipe: Recipe, options: Options) -> Recipe:
     """The recipe: most targets have no options."""
     return recipe
@@ -164,6 +169,7 @@ class Target:
         adapted: the recipe that an option asks for; UserError for one that cannot be.
         own_gate: how a file did at the target's own gate, of its artifact and recipe; None where
             there is none.
+        compatibility: what loads a file, of its `Written.applied`.
         lint: what may go badly with a file, by its graph alone; UserError for a file that is none.
     """
 
@@ -189,6 +195,7 @@ class Target:
     reference_options: Options = field(default_factory=dict)
     adapted: Callable[[Recipe, Options], Recipe] = unchanged
     own_gate: Callable[[Artifact, Recipe], Finding | None] = no_gate
+    compatibility: Callable[[Mapping[str, Any]], Compatibility | None] = unsaid
     lint: Callable[[Path], list[Advice]] = no_rules
 
 

@@ -131,6 +131,10 @@ def conversions(targets: Iterable[Target]) -> list[Finding]:
                 findings.append(Finding(group, target.name, "ok", f"{target.name} files: yes"))
             else:
                 findings.append(Finding(group, target.name, "missing", reason, REMEDIES[group]))
+        loads = target.compatibility({})
+        if loads is not None:
+            detail = f"must: {loads.must}; may: {loads.may}; cannot: {loads.cannot}"
+            findings.append(Finding("load", target.name, "ok", detail))
     return findings
 
 
@@ -163,6 +167,7 @@ TITLES = {
     "package": "Packages",
     "convert": "Can convert to",
     "execute": "Can execute",
+    "load": "Which runtimes load the files (each file's own are in manifest.json)",
     "program": "Programs",
 }
 

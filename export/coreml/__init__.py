@@ -30,5 +30,6 @@ TARGET = Target(
     fallback="mil-check",
     reference_options={"ios": 18, "form": "blocks"},  # palettes by k-means take hours at full size
     adapted=later("pocketfocus.quantize.toolchains.coreml", "adapted"),
+    compatibility=write.compatibility,
     lint=later("pocketfocus.export.coreml.lint", "lint"),
 )

@@ -18,6 +18,7 @@ from pocketfocus.export.phases import MAKE, Phases
 from pocketfocus.export.quiet import missing, quiet
 from pocketfocus.export.targets import Runner, Sizes, Written
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.manifest import Compatibility
 from pocketfocus.run.scratch import temporary_folder
 
 if TYPE_CHECKING:  # what executes a file needs none of these
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # what executes a file needs none of these
 
 DEBUG_TABLE = "executorch_debug_handle_mapping.json"
 MAIN = "main"
+USUAL_IOS = 18  # unless a recipe asks for another
 FUNCTIONS_IOS = 18  # the first that has several functions in a package
 WRITER_FAILED = "[MIL FileWriter]"  # how its RuntimeError begins when the disk is full
 
@@ -180,6 +182,18 @@ def facts(spec: Any, kept: Sequence[Scheme], recipe: Recipe) -> dict[str, Any]:
         "compressed_weights": dict(Counter(label(scheme) for scheme in kept if scheme.bits < 16)),
         "float_weights": sum(scheme.bits >= 16 for scheme in kept),
     }
+
+
+def compatibility(applied: Mapping[str, Any]) -> Compatibility:
+    """See `Target.compatibility`."""
+    ios = int(applied.get("deployment_target", f"iOS{USUAL_IOS}").removeprefix("iOS"))
+    systems = f"iOS {ios}, macOS {ios - 3}, tvOS {ios}, watchOS {ios - 7}"
+    return Compatibility(
+        must=f"{systems} and later",
+        may="none but these",
+        cannot="earlier systems, which end with an unknown opset",
+        source="https://apple.github.io/coremltools/docs-guides/source/target-conversion-formats.html",
+    )
 
 
 def open_file(path: Path, threads: int | None = None) -> Runner:

@@ -27,5 +27,6 @@ TARGET = Target(
     cannot_run=write.cannot_run,
     cannot_write=write.cannot_write,
     own_gate=later("pocketfocus.export.executorch.coverage", "coverage"),
+    compatibility=write.compatibility,
     lint=later("pocketfocus.export.executorch.lint", "lint"),
 )

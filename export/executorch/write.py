@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
-from importlib import import_module
+from importlib import import_module, metadata
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from pocketfocus.export.phases import MAKE, Phases
 from pocketfocus.export.quiet import missing, quiet, quiet_native
 from pocketfocus.export.targets import Runner, Sizes, Written
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.manifest import Delegation
+from pocketfocus.run.manifest import Compatibility, Delegation
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -173,6 +173,17 @@ def cannot_run() -> str | None:
     if reason is None and not import_module(BINDINGS)._is_available("XnnpackBackend"):
         return "this build of executorch comes without XNNPACK"
     return reason
+
+
+def compatibility(applied: Mapping[str, object]) -> Compatibility:
+    """See `Target.compatibility`."""
+    major, minor = metadata.version("executorch").split(".")[:2]
+    return Compatibility(
+        must=f"ExecuTorch {major}.{minor} and the release after it, with XNNPACK",
+        may="later releases",
+        cannot="nothing is promised of earlier ones, which may misread it",
+        source="https://github.com/pytorch/executorch/blob/main/runtime/COMPATIBILITY.md",
+    )
 
 
 cannot_write = partial(

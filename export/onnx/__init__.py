@@ -29,5 +29,6 @@ TARGET = Target(
     cannot_run=write.cannot_run,
     cannot_write=write.cannot_write,
     writes_references=False,  # a file of more than 2 GB keeps its weights beside itself
+    compatibility=write.compatibility,
     lint=later("pocketfocus.export.onnx.lint", "lint"),
 )

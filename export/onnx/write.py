@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,15 @@ from pocketfocus.export.quiet import missing, quiet
 from pocketfocus.export.targets import Runner, Sizes, Written
 from pocketfocus.run.constants import size_text
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.manifest import Compatibility
 
 if TYPE_CHECKING:
     from pocketfocus.export.network import Network
     from pocketfocus.quantize.recipes import Recipe
 
 FOUR_BIT = "MatMulNBits"
+OPSET, OLDEST = 20, "1.18"  # of files without 4-bit weights, and the first onnxruntime for it
+OLDEST_OF_4_BITS = "1.20"
 MULTIPLE, SIZE = "pocketfocus.multiple", "pocketfocus.size"  # properties of a model of free sizes
 
 
@@ -102,6 +106,18 @@ def facts(model: onnx.ModelProto) -> dict[str, Any]:
         "weight_bytes": dict(sorted(weights.items())),
         "linear_layers_at_4_bits": operators[FOUR_BIT],
     }
+
+
+def compatibility(applied: Mapping[str, Any]) -> Compatibility:
+    """See `Target.compatibility`; both versions were tried, and those before them."""
+    opset = applied.get("opset", OPSET)
+    oldest = OLDEST if opset <= OPSET else OLDEST_OF_4_BITS
+    return Compatibility(
+        must=f"onnxruntime {oldest} and later, also onnxruntime-web and on phones",
+        may=f"other runtimes that implement opset {opset}",
+        cannot=f"onnxruntime before {oldest}",
+        source="https://onnxruntime.ai/docs/reference/compatibility.html",
+    )
 
 
 def open_file(path: Path, threads: int | None = None) -> Runner:

@@ -57,6 +57,18 @@ class Delegation:
 
 
 @dataclass(frozen=True)
+class Compatibility:
+    """Which runtimes and systems load a file, as its format's makers say and as was tried."""
+
+    __pydantic_config__ = EXACT
+
+    must: str
+    may: str
+    cannot: str
+    source: str
+
+
+@dataclass(frozen=True)
 class Function:
     """What of a file to call for photos of one `size`, (H, W) in pixels: a method of a `.pte`, a
     function of a Core ML package. All share the file's weights."""
@@ -88,6 +100,7 @@ class Artifact:
         functions: for photos of each size, the usual one first; `inputs` and `outputs` are those
             of that one. None where the file has a single function.
         multiple: where not 0, the file takes photos of any size whose sides are multiples of it.
+        compatibility: what loads the file; None where nobody says.
     """
 
     __pydantic_config__ = EXACT
@@ -107,6 +120,7 @@ class Artifact:
     delegation: Delegation | None = None
     functions: tuple[Function, ...] = ()
     multiple: int = 0
+    compatibility: Compatibility | None = None
 
 
 class CalibrationInputs(TypedDict, total=False):
