@@ -170,12 +170,20 @@ def verify(
     positions: Annotated[
         str | None, arguments.positions_option("only from these positions: for a slow device")
     ] = None,
+    repeat: Annotated[
+        int | None,
+        typer.Option(
+            "--repeat", min=2, metavar="N", help="call each file N times more: the same values?"
+        ),
+    ] = None,
 ) -> None:
     """Execute every file of a run on real photos and gate it against its parent."""
     if sum(value is not None for value in (golden, replay, locate)) > 1:
         raise UserError("--golden, --replay and --locate are three tasks: give one of them")
     if positions is not None and (golden or replay or locate):
         raise UserError("--positions is of verify itself: leave it out, or the other task")
+    if repeat is not None and (golden or replay or locate):
+        raise UserError("--repeat is of verify itself: leave it out, or the other task")
     places = None if positions is None else arguments.positions(positions)
     if (run is None) == (replay is None):
         raise UserError("name the folder of a run, or a golden bundle with --replay, not both")
@@ -207,6 +215,8 @@ def verify(
         return
     else:
         rows = verified(folder, device, options, files, places)
+        if repeat is not None:
+            rows = [*rows, *repeated(folder, device, options, repeat)]
     print_rows(rows, ROW_COLUMNS)
     if folder is not None:
         from pocketfocus.benchmarks.lint import lint_of_student
@@ -214,6 +224,14 @@ def verify(
         seen = lint_of_student(folder)
         say(f"lint: {seen}: see pocketfocus lint {folder}" if seen else "lint: nothing found")
     arguments.exit_by_gates(rows)
+
+
+def repeated(folder: Path, device: str, options: Options, times: int) -> list[VerifyRow]:
+    """The rows of repeat.json of a run on the devices of that name."""
+    from pocketfocus.benchmarks.repeat import repeat_run
+    from pocketfocus.mobile_harness.devices import get_devices, on_each
+
+    return on_each(get_devices(device, options), lambda one: repeat_run(folder, one, times))
 
 
 def verified(
