@@ -1,5 +1,4 @@
-"""`verify --repeat`: a file called again and again makes the same values, all finite, in the same
-memory.
+"""`verify --repeat`: a file called again and again makes the same finite values in the same memory.
 
 GPU delegates of some phones do not (executorch#21938), and one call cannot show it.
 """
