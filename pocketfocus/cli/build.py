@@ -35,6 +35,7 @@ REPORTED = (
 )
 
 
+LOOK = "first.jpg"
 DISTILLED = ("student", "distill.json", "loss.png*")
 VERIFIED = ("verify.json", "stacks.npz")
 TIMED = ("bench.json", "bench.samples.json*", "reference.npz*")
@@ -119,6 +120,13 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
         return {**files(), "reference": find_places(settings.reference).key}
 
     table: tuple[tuple[str, Inputs, tuple[str, ...], tuple[str, ...], Run], ...] = (
+        (
+            "look",
+            lambda: {"start": hashes(_first(settings)), "photos": photos},
+            ("export",),
+            (LOOK,),
+            _look,
+        ),
         ("distill", lambda: _start(settings), DISTILLS, DISTILLED, _distill),
         ("export", requested, EXPORTS, ("manifest.json", "*/student-*"), _export),
         ("verify", lambda: {**files(), "photos": photos}, MEASURES, VERIFIED, _verify),
@@ -148,7 +156,7 @@ def _start(settings: Settings) -> dict[str, object]:
     """Say what a distillation depends on."""
     return {
         "reference": find_places(settings.reference).key,
-        "start": hashes(settings.student or WEIGHTS / "student"),
+        "start": hashes(_first(settings)),
         "photos": hashes(*(settings.photos or ())),
         "minutes": settings.minutes,
         "from_scratch": settings.from_scratch,
@@ -156,9 +164,28 @@ def _start(settings: Settings) -> dict[str, object]:
     }
 
 
+def _first(settings: Settings) -> Path:
+    """Return the folder of the student that is there before anything is distilled."""
+    return settings.student or WEIGHTS / "student"
+
+
 def _distilled_of(settings: Settings) -> str:
     """Return the key of all that."""
     return key_of(code=source_hash(*DISTILLS), tools=tools(), **_start(settings))
+
+
+def _look(settings: Settings) -> None:
+    """Show within seconds what it is all about."""
+    from pocketfocus.data.scenes import held_out_photos
+    from pocketfocus.export.open import open_model
+    from pocketfocus.photos.firstlook import save_first_look
+    from pocketfocus.photos.pixels import open_photo
+
+    photos = settings.photos
+    pixels = open_photo(photos[0]).pixels if photos else held_out_photos()[0]
+    path = settings.out / LOOK
+    save_first_look(open_model(str(_first(settings))), pixels, path)
+    say(f"a first look: {path} (focused near, the photo, focused far)")
 
 
 def _distill(settings: Settings) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pocketfocus.cli import build, main
 from pocketfocus.mobile_harness.device import JobError
@@ -57,6 +58,7 @@ def test_every_stage_wrote_its_file(run: Path) -> None:
         row["model"] for row in read_json(run / "evaluate.json")["rows"] if "mean_psnr_db" in row
     }
     assert scored == {"reference", "student", ARTIFACT, "copy", "blur"}
+    assert Image.open(run / "first.jpg").size == (1369, 300)
     page = (run / "report.html").read_text(encoding="utf-8")
     assert ARTIFACT in page
 
@@ -73,7 +75,7 @@ def test_a_second_build_skips_every_stage(
     out, err = capsys.readouterr()
     assert out == f"report: {run / 'report.html'}\n"
     stages = [line.partition(":")[0] for line in err.splitlines() if "skipped" in line]
-    assert stages == ["distill", "export", "verify", "bench", "evaluate", "report"]
+    assert stages == ["look", "distill", "export", "verify", "bench", "evaluate", "report"]
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
 
 
@@ -131,7 +133,7 @@ def test_the_stages_key_holds_every_setting(small_student: Path, tmp_path: Path)
 
     assert changed() == []
     assert changed(reference="learn2refocus") == ["distill", "bench", "evaluate"]
-    assert changed(student=tmp_path) == ["distill"]
+    assert changed(student=tmp_path) == ["look", "distill"]
     assert changed(minutes=2.0) == ["distill"]
     assert changed(from_scratch=True) == ["distill"]
     assert changed(seed=1) == ["distill"]
@@ -139,7 +141,7 @@ def test_the_stages_key_holds_every_setting(small_student: Path, tmp_path: Path)
     assert changed(precisions=("int8",)) == ["export"]
     photo = tmp_path / "photo.png"
     photo.write_bytes(b"pixels")
-    assert changed(photos=[photo]) == ["distill", "export", "verify"]
+    assert changed(photos=[photo]) == ["look", "distill", "export", "verify"]
 
 
 def test_what_was_not_measured_is_told_and_tried_again(
