@@ -90,12 +90,14 @@ class Source:
         names: of all that a folder of them may hold.
         key: what tells their weights from others.
         manifest: what a run says of them, without files.
+        again: JSON of which another process makes the same; None where one never does.
     """
 
     networks: Sequence[Network]
     names: Sequence[str]
     key: Any
     manifest: Manifest
+    again: Mapping[str, object] | None = None
 
 
 def functions_of(network: Network, main: str) -> tuple[Function, ...]:

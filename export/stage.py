@@ -7,14 +7,25 @@ that an interrupted run goes on where it stopped.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from importlib import metadata, util
 from itertools import product
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
+import psutil
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from pocketfocus.data.stacks import cores
 from pocketfocus.export.isolated import write_isolated
 from pocketfocus.export.network import Network, Source
 from pocketfocus.export.phases import Phases
@@ -24,18 +35,24 @@ from pocketfocus.export.student import STUDENT, Log, Wanted, student_source
 from pocketfocus.export.targets import TARGETS, Options, Target, Written, get_target, get_targets
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.plan import statement, summary
-from pocketfocus.quantize.recipes import NAME, RECIPES, Recipe, get_recipe
+from pocketfocus.quantize.recipes import NAME, RECIPES, Recipe, get_recipe, recipe_from
 from pocketfocus.quantize.toolchains import TOOLCHAINS
 from pocketfocus.run.cache import source_hash
+from pocketfocus.run.child import Say
 from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import alone_in, key_of, sha256, size_bytes, write_atomic
 from pocketfocus.run.manifest import MANIFEST_FILE, Artifact, Manifest, load_manifest
 from pocketfocus.run.paths import below
+from pocketfocus.run.processes import Work, Worker, WorkFailed
 
 CHECKS = "checks"
 THREADS = 2
 FULL_PRECISIONS = ("int4",)
+TOGETHER = 4  # a student's files; for fewer, processes would cost more than they save
+NEEDS_BYTES = 3 << 30  # of memory, that a process takes which writes a file
+CALL = f"{__name__}:work"
+ARTIFACT = TypeAdapter(Artifact)
 
 Files = list[tuple[Target, Recipe]]
 
@@ -94,6 +111,24 @@ class Run:
         return Path(self.request.out)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A file that was asked for."""
+
+    network: Network
+    target: Target
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """Its path below the run's folder."""
+        return path_of(self.target, self.recipe.name, self.network.name)
+
+    def paths(self, run: Run) -> tuple[Path, Path]:
+        """Where it lies, and where its check does if it has one."""
+        return run.out / self.name, run.out / CHECKS / f"{self.network.name}.safetensors"
+
+
 def export_run(
     student_dir: Path | None,
     request: Export,
@@ -149,12 +184,89 @@ def full_targets() -> tuple[str, ...]:
 def write_files(run: Run) -> Manifest:
     """Write every network × target × precision; the manifest, saved after every file."""
     known = previous(run)
-    for network in run.source.networks:
-        for target, recipe in run.files:
-            artifact = make(run, network, target, recipe, known)
-            known[artifact.name] = artifact
-            assemble(run, known).save(run.out)
+    asked = [Asked(network, *file) for network in run.source.networks for file in run.files]
+    for artifact in written(run, [one for one in asked if not is_there(run, one, known)]):
+        known[artifact.name] = artifact
+        assemble(run, known).save(run.out)
+    assemble(run, known).save(run.out)
     return assemble(run, known)
+
+
+def is_there(run: Run, asked: Asked, known: Mapping[str, Artifact]) -> bool:
+    """Whether the file is there already, and nothing that it depends on has changed."""
+    path, check = asked.paths(run)
+    old, there = (
+        known.get(asked.name),
+        path.exists() and (not asked.network.check or check.exists()),
+    )
+    if old is None or not there or old.key != file_key(run, asked) or sha256(path) != old.sha256:
+        return False
+    run.log(f"{asked.name}: unchanged, kept")
+    return True
+
+
+def written(run: Run, asked: Sequence[Asked]) -> Iterator[Artifact]:
+    """Write files one after another; many of a student's, by as many processes as there are cores
+    and memory for."""
+    memory = psutil.virtual_memory().available // NEEDS_BYTES
+    count = min(cores(), memory, len(asked))
+    if len(asked) < TOGETHER or count < 2 or run.source.again is None:
+        yield from (make(run, one) for one in asked)
+        return
+    free: SimpleQueue[Worker] = SimpleQueue()
+
+    def tell(line: str) -> None:
+        run.log(line)
+
+    def one_of(one: Asked) -> Artifact:
+        worker = free.get()
+        try:
+            return ARTIFACT.validate_python(worker.run(order(run, one), on_progress=tell).fields)
+        except WorkFailed as error:
+            raise UserError(f"{one.name} was not written: {error}") from error
+        finally:
+            free.put(worker)
+
+    with ThreadPoolExecutor(count) as pool, ExitStack() as workers:
+        for _ in range(count):
+            free.put(workers.enter_context(Worker()))
+        futures = [pool.submit(one_of, one) for one in asked]
+        workers.callback(lambda: [future.cancel() for future in futures])
+        for future in as_completed(futures):
+            yield future.result()
+
+
+def order(run: Run, asked: Asked) -> Work:
+    """What another process is told, to write a file of a student."""
+    return Work(
+        CALL,
+        {
+            "out": str(run.out),
+            "source": json.dumps(run.source.again),
+            "target": asked.target.name,
+            "recipe": asked.recipe.model_dump(mode="json"),
+        },
+    )
+
+
+def work(
+    arguments: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], say: Say
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Write a file of a student, in the process: the artifact as JSON."""
+    out, target = Path(arguments["out"]), get_target(arguments["target"])
+    source = source_again(out, arguments["source"])
+    files = [(target, recipe_from(arguments["recipe"], "the work"))]
+    run = Run(Export(out, [target.name], []), files, source, say)
+    return asdict(make(run, Asked(source.networks[0], *files[0]))), {}
+
+
+@lru_cache(maxsize=1)
+def source_again(out: Path, again: str) -> Source:
+    """The source of a student's files, once in a process that writes several."""
+    made = json.loads(again)
+    photos = None if made["photos"] is None else [Path(path) for path in made["photos"]]
+    sizes = [(height, width) for height, width in made["sizes"]]
+    return student_source(None, out, Wanted(photos, sizes), lambda line: None)
 
 
 def previous(run: Run) -> dict[str, Artifact]:
@@ -186,20 +298,13 @@ def previous(run: Run) -> dict[str, Artifact]:
     return {}
 
 
-def make(
-    run: Run, network: Network, target: Target, recipe: Recipe, known: dict[str, Artifact]
-) -> Artifact:
-    """Write one file, unless it is there already."""
-    name = path_of(target, recipe.name, network.name)
-    path, check = run.out / name, run.out / CHECKS / f"{network.name}.safetensors"
-    key, old = file_key(run, network, target, recipe), known.get(name)
-    there = path.exists() and (network.check is None or check.exists())
-    if old is not None and old.key == key and there and sha256(path) == old.sha256:
-        run.log(f"{name}: unchanged, kept")
-        return old
+def make(run: Run, asked: Asked) -> Artifact:
+    """Write one file."""
+    network, target, recipe, name = asked.network, asked.target, asked.recipe, asked.name
+    path, _ = asked.paths(run)
     started = time.monotonic()
     try:
-        written = write(run, network, target, recipe, (path, check))
+        written = write(run, asked)
     except Exception as error:
         error.add_note(f"while writing {path}")
         raise
@@ -212,7 +317,7 @@ def make(
         precision=recipe.name,
         sha256=sha256(path),
         bytes=size,
-        key=key,
+        key=file_key(run, asked),
         inputs=written.inputs or network.inputs,
         outputs=written.outputs or network.outputs,
         recipe=recipe.model_dump(mode="json"),
@@ -224,11 +329,10 @@ def make(
     )
 
 
-def write(
-    run: Run, network: Network, target: Target, recipe: Recipe, paths: tuple[Path, Path]
-) -> Written:
+def write(run: Run, asked: Asked) -> Written:
     """Write a file, and its check if it has one, here or in a process of its own."""
-    path, check = paths
+    network, target, recipe = asked.network, asked.target, asked.recipe
+    path, check = asked.paths(run)
     notes = target.notes[recipe.weight_bits]
     if network.isolated:
         with write_atomic(path) as scratch, write_atomic(check) as check_scratch:
@@ -284,8 +388,9 @@ def network_of(run: Run, artifact: Artifact) -> str:
     )
 
 
-def file_key(run: Run, network: Network, target: Target, recipe: Recipe) -> str:
+def file_key(run: Run, asked: Asked) -> str:
     """Hash of everything that a file depends on."""
+    network, target, recipe = asked.network, asked.target, asked.recipe
     return key_of(
         network=network.name,
         target=target.name,

@@ -67,7 +67,9 @@ def student_source(student_dir: Path | None, out: Path, wanted: Wanted, log: Log
     network = student_network(folder, student.photo_size, inputs)
     variants = tuple(student_network(folder, size, at_size(inputs, size)) for size in others)
     network = replace(network, variants=variants, multiple=student.multiple)
-    return Source([network], [STUDENT], manifest.student_sha256, manifest)
+    photos = None if wanted.photos is None else [str(path) for path in wanted.photos]
+    again = {"photos": photos, "sizes": [list(size) for size in others]}
+    return Source([network], [STUDENT], manifest.student_sha256, manifest, again)
 
 
 def other_sizes(student: RefocusStudent, sizes: Sequence[Size] | None) -> list[Size]:

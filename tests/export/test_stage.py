@@ -8,11 +8,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from PIL import Image
 
-from pocketfocus.export import onnx
+from pocketfocus.export import onnx, stage
 from pocketfocus.export.network import Source
 from pocketfocus.export.onnx.write import write
 from pocketfocus.export.stage import Export, Run, code_hash, export_run, previous
@@ -24,6 +25,7 @@ from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
 from pocketfocus.run.manifest import Artifact, Manifest, load_manifest
+from pocketfocus.run.processes import CHILD, Work
 
 
 class Lines(list[str]):
@@ -153,6 +155,47 @@ def test_an_interrupted_export_goes_on(
     log = Lines()
     export_run(small_student, Export(tmp_path, ["onnx"], ["fp32", "fp16"]), log=log)
     assert "unchanged" in log.of("onnx/student-fp32.onnx")
+
+
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two files are enough for two processes."""
+    monkeypatch.setattr(stage, "TOGETHER", 2)
+    monkeypatch.setattr(stage, "cores", lambda: 2)
+    monkeypatch.setattr(stage, "NEEDS_BYTES", 1)
+
+
+@pytest.mark.usefixtures("together")
+def test_processes_write_the_same_files_at_once(
+    run_dir: Path, small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Lines()
+    monkeypatch.setattr(stage, "make", lambda *_: pytest.fail("made in this process"))
+    request = Export(tmp_path, ["onnx"], ["fp32", "int8"])
+    found = export_run(small_student, request, log=here).artifacts
+    alone = {a.name: a for a in load_manifest(run_dir).artifacts}
+    assert found == [alone[a.name] for a in found] and len(found) == 2
+    assert all(sha256(tmp_path / a.name) == a.sha256 for a in found)
+    assert all(" MB, " in here.of(a.name) for a in found)
+    assert load_manifest(tmp_path).artifacts == found
+
+
+@pytest.mark.usefixtures("together")
+def test_a_process_that_fails_is_one_error_and_ends_the_others(
+    small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = stage.order
+
+    def order(run: Run, asked: stage.Asked) -> Work:
+        found = real(run, asked)
+        bad = {**found.arguments, "target": "toaster"}
+        return replace(found, arguments=bad) if asked.recipe.name == "int8" else found
+
+    monkeypatch.setattr(stage, "order", order)
+    with pytest.raises(UserError, match="unknown target 'toaster'"):
+        export_run(small_student, Export(tmp_path, ["onnx"], ["int8", "fp32"]), log=Lines())
+    children = psutil.Process().children(recursive=True)
+    assert not [child for child in children if CHILD in " ".join(child.cmdline())]
 
 
 def test_a_second_export_into_the_folder_is_one_line(
