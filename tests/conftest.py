@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -65,6 +66,7 @@ SLOW = {
     "student/test_teacher_stacks.py",
     "test_build.py",
     "test_clock.py",
+    "cli/test_start_page.py",
     "test_full.py",
     "test_host.py",
     "test_processes.py",
@@ -140,6 +142,18 @@ def browser() -> Iterator[Browser]:
         chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def built_page(root: Path) -> Path:
+    """The page's folder after `make web`; skipped without Node.js."""
+    if shutil.which("npm") is None:
+        pytest.skip("no npm found: apt-get install nodejs npm")
+    made = subprocess.run(
+        ["make", "web"], cwd=root, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    return root / "mobile_harness/web/page/dist"
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,18 +14,6 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Exported
-
-
-@pytest.fixture(scope="session")
-def built_page(root: Path) -> Path:
-    """The page's folder after `make web`; skipped without Node.js."""
-    if shutil.which("npm") is None:
-        pytest.skip("no npm found: apt-get install nodejs npm")
-    made = subprocess.run(
-        ["make", "web"], cwd=root, capture_output=True, text=True, timeout=900, check=False
-    )
-    assert made.returncode == 0, made.stdout + made.stderr
-    return root / "mobile_harness/web/page/dist"
 
 
 @pytest.fixture(scope="session")
