@@ -1,0 +1,36 @@
+"""Whether a made focal stack is sharp where the true one is: the focus accuracy of its patches.
+
+Legend: T frames, h, w patches down and across.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pocketfocus.photos.focusmap import sharpness
+
+PATCH = 16  # pixels a side
+NOISE = 1e-3  # of `sharpness`, about that of a standard deviation of one grey level in 255
+CONTRAST = 2.0  # times the least sharp frame: less, and a patch has no focus to be found
+
+
+class FocusAccuracy(NamedTuple):
+    """Of patches that have a focus in the truth: the share whose sharpest frame is the true one,
+    and how many positions the sharpest frame is off, on average."""
+
+    share: float
+    error: float
+
+
+def focus_accuracy(made: Tensor, truth: Tensor) -> FocusAccuracy | None:
+    """Compare where two stacks [T,3,H,W] in [-1, 1] are sharpest, patch by patch; None where no
+    patch of the truth has a focus."""
+    found, true = (F.avg_pool2d(sharpness(stack)[:, None], PATCH)[:, 0] for stack in (made, truth))
+    has_focus = (true.amax(0) > NOISE) & (true.amax(0) >= CONTRAST * true.amin(0))
+    if not bool(has_focus.any()):
+        return None
+    off = (found.argmax(0) - true.argmax(0)).abs()[has_focus].float()
+    return FocusAccuracy(float((off == 0).float().mean()), float(off.mean()))
