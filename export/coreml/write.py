@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ if TYPE_CHECKING:  # what executes a file needs none of these
 DEBUG_TABLE = "executorch_debug_handle_mapping.json"
 MAIN = "main"
 FUNCTIONS_IOS = 18  # the first that has several functions in a package
-WRITER_FAILED = "[MIL FileWriter]"  # how its RuntimeError begins when the disk is full
+FAILED = ("[MIL FileWriter]", "filesystem error")  # its RuntimeErrors when the disk is full
 
 
 def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Written:
@@ -48,7 +49,7 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
         programs,
     )
 
-    with quiet():
+    with quiet(), full_disk():
         with phases(MAKE):
             held: list[Any] = [network.make()]  # taken out by who needs it, who alone holds it
             chosen = choices(recipe, held[0])
@@ -124,18 +125,24 @@ def save_all(models: Mapping[str, Any], path: Path) -> None:
 
 
 def save(model: Any, path: Path) -> None:
-    """Write a model; OSError when the disk is full.
+    """Write a model.
 
     coremltools leaves a table for ExecuTorch's debugger in packages of captured graphs: as large as
     the program itself, and nothing reads it here.
     """
+    model.save(str(path))
+    (path / DEBUG_TABLE).unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Make an OSError of what coremltools raises when the disk is full, converting or saving."""
     try:
-        model.save(str(path))
-        (path / DEBUG_TABLE).unlink(missing_ok=True)
+        yield
     except RuntimeError as error:
-        if str(error).startswith(WRITER_FAILED):
-            raise OSError(f"{error} (a full disk, here or in the temporary folder)") from error
-        raise
+        if not str(error).startswith(FAILED):
+            raise
+        raise OSError(f"{error} (a full disk)") from error
 
 
 def converted(captured: ExportedProgram, recipe: Recipe, network: Network) -> Any:
