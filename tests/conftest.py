@@ -38,6 +38,7 @@ SLOW = {
     "test_12_megapixels_take_less_than_900_mb",
     "test_build.py",
     "test_clock.py",
+    "test_a_large_photo_takes_little_more_memory_than_its_decoding",
     "test_consistency_makes_a_reference_that_draws_in_few_steps",
     "test_ctrl_c_is_one_line_and_leaves_only_whole_files",
     "test_full.py",
