@@ -6,15 +6,11 @@ import io
 import math
 import os
 import struct
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -318,48 +314,7 @@ def test_strips_change_nothing_nor_does_lying_on_a_side(
     assert np.array_equal(pixels(load_photo(tmp_path / "6.tif")), pixels(turned))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_photo_is_read_as_small_as_is_needed(kind: str, tmp_path: Path) -> None:
-    photo = Image.fromarray(bundled_photos()["coffee"])
-    photo.resize((900, 600)).save(tmp_path / "photo", kind, quality=95)
-    small = load_photo(tmp_path / "photo", (32, 48))
-    assert 3 * 48 <= min(small.size) < 600
-    whole = load_photo(tmp_path / "photo").resize((48, 32), Image.Resampling.LANCZOS)
-    difference = pixels(small.resize((48, 32), Image.Resampling.LANCZOS)) - pixels(whole)
-    assert np.abs(difference).mean() < 0.5
-
-
-LARGE = """
-import sys
-from pathlib import Path
-from pocketfocus.photos.images import load_photo
-from pocketfocus.run.memory import peak_mib
-before = peak_mib()
-load_photo(Path(sys.argv[1]), (256, 256))
-print(peak_mib() - before)
-"""
-
-
-def test_a_large_photo_takes_little_more_memory_than_its_decoding(tmp_path: Path) -> None:
-    """24 million pixels: 92 MiB decoded, 430 MiB when they were converted as a whole."""
-    Image.new("RGBA", (6000, 4000), (1, 2, 3, 99)).save(tmp_path / "l.png", compress_level=1)
-    command = [sys.executable, "-c", LARGE, str(tmp_path / "l.png")]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert float(said) < 220
-
-
 # bad input
-
-
-def test_what_memory_is_too_small_for_is_refused_by_its_head(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Image.new("L", (4096, 2048)).save(tmp_path / "large.png")
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=50_000_000))
-    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("it is decoded"))
-    assert "4096x2048 pixels, which take 0.1 GB of memory, and 0.1 GB are" in refusal(
-        tmp_path / "large.png"
-    )
 
 
 def damaged(kind: str, keep: float, photo: Image.Image) -> bytes:
