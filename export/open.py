@@ -54,7 +54,7 @@ class Autoencoder:
 def open_any(spec: str) -> NamedModel | Autoencoder:
     """As `open_model`, and `autoencoder[:DIR_or_HUB_ID]`; for evaluations."""
     kind, _, rest = spec.partition(":")
-    if kind == AUTOENCODER and not Path(spec).exists():
+    if kind == AUTOENCODER and (spec == kind or not Path(spec).exists()):
         from pocketfocus.models.loading import load_reference
 
         return Autoencoder(load_reference(rest or "default"), spec)

@@ -269,7 +269,7 @@ def _list_scene(scene: Path) -> _Scene:
 
 def _read_positions(path: Path) -> tuple[float, ...]:
     try:
-        lines = path.read_text(encoding="utf-8").split()
+        lines = path.read_text(encoding="utf-8-sig").split()
         positions = tuple(float(line) for line in lines)
     except (OSError, ValueError) as error:
         raise _SceneError(f"{POSITIONS_FILE} is not a list of numbers ({error})") from error

@@ -44,6 +44,33 @@ pillow_heif.register_heif_opener()
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "HEIF", "AVIF", "GIF", "BMP", "JPEG2000", "PPM")
 """Pillow's names of what is opened: no others, some of which start programs, as EPS does."""
 
+OTHERS = (
+    (0, b"\xff\x0a", "a JPEG XL file"),
+    (0, b"\0\0\0\x0cJXL ", "a JPEG XL file"),
+    (0, b"8BPS", "a Photoshop file"),
+    (0, b"gimp xcf", "a GIMP file"),
+    (0, b"%PDF", "a PDF document"),
+    (0, b"%!PS", "a PostScript file"),
+    (0, b"<svg", "an SVG drawing"),
+    (0, b"<?xml", "an SVG drawing or another XML file"),
+    (0, b"v/1\x01", "an OpenEXR file"),
+    (0, b"#?RADIANCE", "a Radiance HDR file"),
+    (0, b"II\xbc\x01", "a JPEG XR file"),
+    (0, b"\0\0\x01\0", "an icon"),
+    (0, b"FUJIFILMCCD-RAW", "a raw photo (RAF)"),
+    (0, b"IIU\0", "a raw photo (RW2)"),
+    (0, b"IIRO", "a raw photo (ORF)"),
+    (0, b"IIRS", "a raw photo (ORF)"),
+    (4, b"ftypcrx ", "a raw photo (CR3)"),
+    (4, b"ftypheic", "a HEIC file that is damaged"),
+    (4, b"ftypavif", "an AVIF file that is damaged"),
+    (4, b"ftyp", "a video"),
+    (0, b"\x1aE\xdf\xa3", "a video"),
+    (8, b"AVI ", "a video"),
+    (0, b"PK\x03\x04", "an archive"),
+)
+"""How files begin that are taken for photos, from which byte on, and what they are."""
+
 BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises for files that are damaged, foreign or too large."""
 
@@ -165,7 +192,8 @@ def _check_tiff(path: Path, image: Image.Image) -> None:
             f"{path} begins with a thumbnail, which is all that would be read: save the photo alone"
         )
     if tags.get(ExifTags.Base.Orientation, 1) in SIDEWAYS:
-        image.filename = ""  # else Pillow maps some modes' pixels with width and height exchanged
+        # Else Pillow maps the pixels of some modes with width and height exchanged.
+        image.filename = ""  # type: ignore[attr-defined]
     planes = tags.get(ExifTags.Base.PlanarConfiguration, 1) == PLANES_APART
     if planes and bits_of(path, image) > BYTE:
         raise UserError(
@@ -229,10 +257,15 @@ def is_photo(path: Path) -> bool:
 def _unknown_content(path: Path) -> str:
     if path.stat().st_size == 0:
         return f"{path} is empty: export the photo again"
-    return (
-        f"{path} is not an image that can be read (its content, not its name, decides): "
-        "save it as JPEG, PNG, WebP, TIFF, HEIC, AVIF, JPEG 2000, BMP or GIF"
+    with open(path, "rb") as file:
+        start = file.read(64)
+    kind = next((name for at, sign, name in OTHERS if start.startswith(sign, at)), "")
+    what = (
+        f"{path} is {kind}, not an image that can be read: "
+        if kind
+        else (f"{path} is not an image that can be read (its content, not its name, decides): ")
     )
+    return what + "save it as JPEG, PNG, WebP, TIFF, HEIC, AVIF, JPEG 2000, BMP or GIF"
 
 
 def _unreadable(path: Path, error: Exception) -> str:

@@ -21,7 +21,7 @@ from pocketfocus.run.swap import put
 
 SCHEMA_VERSION = 1
 ESCAPED = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\r", b"\\r"))  # in names, by sha256sum
-READABLE = 0o044  # by group and others
+FILE, FOLDER, EXECUTABLE = 0o666, 0o777, 0o111  # modes that the umask is taken from
 UMASK = os.umask(0o077)  # only setting it tells what it was
 os.umask(UMASK)
 SETTLED_NS = 100_000_000
@@ -151,9 +151,13 @@ def writing_failed(path: Path, error: OSError) -> UserError:
 
 
 def _sync(path: Path) -> None:
+    """Write to the disk what is there, under the modes that the umask gives new files: libraries
+    and copies have others."""
     for entry in [path, *(path.rglob("*") if path.is_dir() else ())]:
-        if entry.is_file():
-            entry.chmod(entry.stat().st_mode | READABLE & ~UMASK)  # safetensors writes 0600
+        if entry.is_dir():
+            entry.chmod(FOLDER & ~UMASK)
+        elif entry.is_file():
+            entry.chmod((FILE | entry.stat().st_mode & EXECUTABLE) & ~UMASK)
             with open(entry, "rb+") as handle:
                 os.fsync(handle.fileno())
 

@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -298,7 +299,10 @@ def test_strips_change_nothing_nor_does_lying_on_a_side(
 ) -> None:
     """Pillow reads uncompressed TIFF files of some modes askew that lie on a side."""
     grey = np.asarray(coffee.convert("L"))
-    deep = {"I;16": grey.astype(np.uint16) * 200, "F": grey.astype(np.float32) * 3}
+    deep: dict[str, NDArray[Any]] = {
+        "I;16": grey.astype(np.uint16) * 200,
+        "F": grey.astype(np.float32) * 3,
+    }
     image = Image.fromarray(deep[mode]) if mode in deep else coffee.convert(mode)
     if mode.endswith("A"):
         image.putalpha(coffee.convert("L"))

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pocketfocus.run import files
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import reserve, sha256, write_atomic, write_set
 
@@ -110,3 +111,28 @@ def test_a_file_that_is_written_through_memory_has_its_space_before(
     with pytest.raises(UserError, match="No space left"), write_atomic(tmp_path / "x") as scratch:
         scratch.touch()
         reserve(scratch)
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+@pytest.mark.parametrize("write", [write_atomic, write_set])
+def test_files_and_folders_have_the_modes_of_the_umask(
+    write: Callable[[Path], AbstractContextManager[Path]],
+    umask: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever a library gives its files, as safetensors 0600, or a copy had."""
+    monkeypatch.setattr(files, "UMASK", umask)
+    with write(tmp_path / "out") as scratch:
+        scratch.mkdir(exist_ok=True)
+        (scratch / "deeper").mkdir(mode=0o700)
+        for name, mode in (("private", 0o600), ("public", 0o644), ("program", 0o755)):
+            (scratch / "deeper" / name).touch()
+            (scratch / "deeper" / name).chmod(mode)
+    found = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*")}
+    assert found == {
+        "deeper": 0o777 & ~umask,
+        "private": 0o666 & ~umask,
+        "public": 0o666 & ~umask,
+        "program": 0o777 & ~umask,
+    }
