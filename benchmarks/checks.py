@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file
 
 from pocketfocus.benchmarks.gates import CAPTURED_GRAPH, DRAWN, DRAWN_DB, OTHER_SIZE, STUDENT
 from pocketfocus.data.hard import HARD, hard_picture
+from pocketfocus.data.optics import one_hot
 from pocketfocus.data.scenes import held_out_photos
 from pocketfocus.mobile_harness.device import Arrays, Call
 from pocketfocus.models.student import Analysis, RefocusStudent, load_student
@@ -175,12 +177,18 @@ def parent_stacks(
     """Return what files are held against, of the student and its captured graph, by `Gate.parent`:
     stacks [N,9,3,H,W], sharp pictures [N,1,3,H,W], and gains of finer detail [N,1,10,H,W]."""
     given = called(inputs, calls)
-    captured = torch.export.export(student, given[0]).module()
+    captured = captured_graph(student, tuple(inputs[0][0].shape))
     with torch.inference_mode():
         return {
             name: images_of([Analysis(*network(*pair)) for pair in given])
             for name, network in ((STUDENT, student), (CAPTURED_GRAPH, captured))
         }
+
+
+@lru_cache(maxsize=1)
+def captured_graph(student: RefocusStudent, shape: tuple[int, ...]) -> torch.nn.Module:
+    """Return the captured graph of a student for photos of a shape."""
+    return torch.export.export(student, (torch.zeros(shape), one_hot(0))).module()
 
 
 def images_of(made: Sequence[Analysis]) -> Arrays:
@@ -196,7 +204,7 @@ def fitted_photos(paths: Sequence[Path] | None, size: tuple[int, int]) -> Stacks
     elif not paths:
         raise UserError("no photo to verify on: name some, or leave --photos out")
     else:
-        images = [load_photo(path) for path in paths]
+        images = [load_photo(path, size) for path in paths]
     return np.concatenate([fitted(image, size).numpy() for image in images])
 
 

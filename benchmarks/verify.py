@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,15 +39,19 @@ from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import (
     Artifact,
+    Manifest,
     check_artifact,
     load_manifest,
 )
 from pocketfocus.run.metrics import PEAK
+from pocketfocus.run.paths import below
 from pocketfocus.run.progress import say, track
 from pocketfocus.run.results import CallFigures, GateRow, VerifyRow
 from pocketfocus.run.rows import merge_rows
 
 VERIFY_FILE = "verify.json"
+TOGETHER = 4  # photos whose stacks are in memory at a time
+SEVERITY = ("error", "fail", "not-run", "pass")
 UNKNOWN = CallFigures()
 
 
@@ -78,44 +84,89 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
     (see `save_shown`). Raises UserError for a missing or damaged file.
     """
     manifest = load_manifest(folder)
-    files = {a.name: check_artifact(folder, a) for a in manifest.artifacts}
-    student, beside = None, list[Beside]()
+    for artifact in manifest.artifacts:
+        check_artifact(folder, artifact)
+    devices = list({each.name: each for each in (device, *how.fallbacks)}.values())
     rows: list[VerifyRow] = []
-    devices = {each.name: each for each in (device, *how.fallbacks)}
-    used = [device.name]
-    if not is_of_networks(manifest):
+    if is_of_networks(manifest):
+        rows, _ = rows_of(folder, manifest, devices, how)
+    else:
         parent = load_parent(folder, manifest)
-        student = student_check(parent, manifest, how.photos, how.positions)
-        row = capture_row(student, manifest.student_sha256)
-        rows.append(row_on(row, devices.get(HOST)))
-        if any(isinstance(each, Host) for each in devices.values()):
-            beside = checks_beside(parent, manifest, how.photos)
+        host = next((each for each in devices if each.name == HOST), None)
+        for number, photos in enumerate(groups(how.photos)):
+            check, beside = student_check(parent, manifest, photos, how.positions), list[Beside]()
+            rows.append(row_on(capture_row(check, manifest.student_sha256), host))
+            if number == 0 and any(isinstance(each, Host) for each in devices):
+                beside = checks_beside(parent, manifest, photos)
+            found, kept = rows_of(folder, manifest, devices, how, (check, beside))
+            rows += found
+            if number == 0:
+                save_shown(folder, check, kept)
+        rows = worst_rows(rows)
+        if how.positions is not None and len(how.positions) < FRAMES:
+            rows = [partial_row(row, how.positions) for row in rows]
+    used = [device.name, *(able_device(devices, a.target).name for a in manifest.artifacts)]
+    merge_rows(folder / VERIFY_FILE, VerifyRow, rows, used, manifest.hashes)
+    return rows
+
+
+def groups(photos: Sequence[Path] | None) -> Iterator[Sequence[Path] | None]:
+    """Yield photos so many at a time that their stacks fit into memory, saying what is left."""
+    if photos is None or len(photos) <= TOGETHER:
+        yield photos
+        return
+    began, total = time.monotonic(), len(photos)
+    for first in range(0, total, TOGETHER):
+        group = photos[first : first + TOGETHER]
+        minutes = (time.monotonic() - began) / 60 * (total - first) / max(first, 1)
+        left = f", about {math.ceil(minutes)} minutes left" if first else ""
+        say(f"photos {first + 1} to {first + len(group)} of {total}{left}")
+        yield group
+
+
+def worst_rows(rows: Sequence[VerifyRow]) -> list[VerifyRow]:
+    """Return of all rows of a gate of a file on a device that which ended worst, in order."""
+    found: dict[tuple[str, str, str], VerifyRow] = {}
+
+    def severity(row: VerifyRow) -> tuple[int, float]:
+        return SEVERITY.index(row.status), math.inf if row.psnr_db is None else row.psnr_db
+
+    for row in rows:
+        key = row.artifact, row.device, row.gate
+        found[key] = min(found.get(key, row), row, key=severity)
+    return list(found.values())
+
+
+def rows_of(
+    folder: Path,
+    manifest: Manifest,
+    devices: Sequence[Device],
+    how: Verification,
+    student: tuple[Check, Sequence[Beside]] | None = None,
+) -> tuple[list[VerifyRow], dict[str, Pixels]]:
+    """Execute every artifact with the checks of a student, or with its own: rows, and what the
+    report shows."""
+    rows: list[VerifyRow] = []
     kept: dict[str, Pixels] = {}
     for artifact in track(manifest.artifacts, "verifying", len(manifest.artifacts)):
-        chosen = able_device([*devices.values()], artifact.target)
-        used.append(chosen.name)
+        chosen = able_device(devices, artifact.target)
         why = chosen.why_not(artifact.target)
         if why is None:
-            check = student or saved_check(folder, artifact)
-            path, reference = files[artifact.name], how.reference_device
+            check, beside = student or (saved_check(folder, artifact), ())
+            path, reference = below(folder, artifact.name), how.reference_device
             found, outputs = execute_artifact(artifact, path, chosen, check, reference)
             rows += found
             for each in beside if isinstance(chosen, Host) else ():
                 if takes(artifact, each, manifest.size):
                     rows.append(row_beside(artifact, path, chosen, each))
             if student and outputs:
-                kept[artifact.name] = shown(outputs[0], student.calls)
+                kept[artifact.name] = shown(outputs[0], check.calls)
         else:
             gate = gate_of(artifact.precision, chosen.name, artifact.recipe)
             verdict = Verdict(None, "not-run", why)
             rows.append(row_on(gate_row(artifact, chosen.name, gate, verdict), chosen))
         rows += [row_on(row, chosen) for row in own_rows(artifact, chosen.name)]
-    if student:
-        save_shown(folder, student, kept)
-        if how.positions is not None and len(how.positions) < FRAMES:
-            rows = [partial_row(row, how.positions) for row in rows]
-    merge_rows(folder / VERIFY_FILE, VerifyRow, rows, used, manifest.hashes)
-    return rows
+    return rows, kept
 
 
 def capture_row(check: Check, sha256: str) -> GateRow:

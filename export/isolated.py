@@ -21,9 +21,11 @@ from pocketfocus.export.targets import Target, Written, get_target
 from pocketfocus.quantize.recipes import Recipe, recipe_from
 from pocketfocus.run.child import Say
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import one_line
 from pocketfocus.run.manifest import TensorSpec
 from pocketfocus.run.memory import peak_mib, swapped_mib
 from pocketfocus.run.processes import Work, WorkFailed, run_work
+from pocketfocus.run.scratch import temporary_files_in
 
 CALL = f"{__name__}:work"
 WRITTEN = TypeAdapter(Written)
@@ -71,9 +73,9 @@ def work(
     target, recipe = get_target(arguments["target"]), recipe_from(arguments["recipe"], "the work")
     phases = Phases(arguments["name"], target.phases, say)
     found: dict[str, Any] = {}
-    written = target.write(
-        checked(network, Path(arguments["check"]), found), recipe, Path(arguments["path"]), phases
-    )
+    path, check = Path(arguments["path"]), Path(arguments["check"])
+    with one_line(path), temporary_files_in(path.parent):
+        written = target.write(checked(network, check, found), recipe, path, phases)
     costs = {
         "parameters": found["parameters"],
         "seconds": phases.seconds,

@@ -17,7 +17,7 @@ from pocketfocus.data.optics import one_hot
 from pocketfocus.export.targets import Target, get_target, get_targets, target_of
 from pocketfocus.models.analyse import Analyser
 from pocketfocus.models.model import NamedModel
-from pocketfocus.run.child import Arrays, Say
+from pocketfocus.run.child import Say
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import MANIFEST_FILE, check_artifact, load_manifest
@@ -25,6 +25,7 @@ from pocketfocus.run.processes import Work, WorkFailed, run_work
 
 if TYPE_CHECKING:
     from pocketfocus.models.reference import ReferencePipeline
+    from pocketfocus.run.child import Arrays
 
 REFERENCE, AUTOENCODER, STUDENT = "reference", "autoencoder", "student"
 ATTEMPT_S = 300.0  # for one call of a file that nobody vouches for
@@ -53,7 +54,7 @@ class Autoencoder:
 def open_any(spec: str) -> NamedModel | Autoencoder:
     """As `open_model`, and `autoencoder[:DIR_or_HUB_ID]`; for evaluations."""
     kind, _, rest = spec.partition(":")
-    if kind == AUTOENCODER and not Path(spec).exists():
+    if kind == AUTOENCODER and (spec == kind or not Path(spec).exists()):
         from pocketfocus.models.loading import load_reference
 
         return Autoencoder(load_reference(rest or "default"), spec)

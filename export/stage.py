@@ -45,6 +45,7 @@ from pocketfocus.run.files import alone_in, key_of, sha256, size_bytes, write_at
 from pocketfocus.run.manifest import MANIFEST_FILE, Artifact, Manifest, load_manifest
 from pocketfocus.run.paths import below
 from pocketfocus.run.processes import Work, Worker, WorkFailed
+from pocketfocus.run.scratch import temporary_files_in
 
 CHECKS = "checks"
 THREADS = 2
@@ -340,7 +341,7 @@ def write(run: Run, asked: Asked) -> Written:
                 network, target, recipe, scratch, check_scratch, run.request.threads
             )
         return replace(written, applied=written.applied | {"note": notes})
-    with write_atomic(path) as scratch:
+    with write_atomic(path) as scratch, temporary_files_in(scratch.parent):
         phases = Phases(path.name, target.phases, lambda line: None)
         written = target.write(network, recipe, scratch, phases)
         with quiet():

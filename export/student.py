@@ -183,7 +183,7 @@ def check_never_had_its_own(out: Path) -> None:
 def reference_of(out: Path) -> str:
     """What `distill` recorded as the model the student learned from; "" when it did not."""
     try:
-        found = json.loads((out / DISTILLED).read_text(encoding="utf-8"))["reference"]
+        found = json.loads((out / DISTILLED).read_text(encoding="utf-8-sig"))["reference"]
     except (OSError, ValueError, KeyError, TypeError):
         return ""
     return str(found)

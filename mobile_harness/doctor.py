@@ -72,6 +72,7 @@ REMEDIES = {
     "convert": "make setup installs the pinned packages",
     "execute": "verify and bench on a machine that can; here their rows say not-run",
 }
+FALLBACK = "verify checks them here by {}; bench on a machine that can, here its rows say not-run"
 
 
 def examine(targets: Iterable[Target]) -> list[Finding]:
@@ -130,7 +131,9 @@ def conversions(targets: Iterable[Target]) -> list[Finding]:
             if reason is None:
                 findings.append(Finding(group, target.name, "ok", f"{target.name} files: yes"))
             else:
-                findings.append(Finding(group, target.name, "missing", reason, REMEDIES[group]))
+                checked = group == "execute" and target.fallback and not target.cannot_write()
+                remedy = FALLBACK.format(target.fallback) if checked else REMEDIES[group]
+                findings.append(Finding(group, target.name, "missing", reason, remedy))
         loads = target.compatibility({})
         if loads is not None:
             detail = f"must: {loads.must}; may: {loads.may}; cannot: {loads.cannot}"

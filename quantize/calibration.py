@@ -88,7 +88,7 @@ def calibration(
         raise UserError("no photo to calibrate with: name some, or leave --photos out")
     else:
         spread = np.linspace(0, len(paths) - 1, min(len(paths), inputs)).round().astype(int)
-        named = [(paths[i].name, load_photo(paths[i])) for i in spread]
+        named = [(paths[i].name, load_photo(paths[i], size)) for i in spread]
     calls = [(i % len(named), i % FRAMES) for i in range(max(inputs, FRAMES))]
     for name in CALIBRATING:
         calls += [(len(named), position) for position in DRAWN_POSITIONS]

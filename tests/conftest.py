@@ -67,6 +67,7 @@ SLOW = {
     "test_build.py",
     "test_clock.py",
     "cli/test_start_page.py",
+    "test_a_large_photo_takes_little_more_memory_than_its_decoding",
     "test_full.py",
     "test_host.py",
     "test_processes.py",

@@ -27,6 +27,7 @@ from pocketfocus.distill.student.samples import (
     true_batch,
 )
 from pocketfocus.distill.student.teacher_stacks import (
+    Pool,
     TeacherStacks,
     load_photos,
     load_sample,
@@ -34,7 +35,6 @@ from pocketfocus.distill.student.teacher_stacks import (
 )
 from pocketfocus.distill.student.trainer import StudentTrainer
 from pocketfocus.distill.train.checkpoint import FILE, check_config
-from pocketfocus.distill.train.crops import Pixels
 from pocketfocus.distill.train.distributed import can_compile, main_process_first
 from pocketfocus.distill.train.loop import Task, Trainer
 from pocketfocus.distill.train.plot import loss_figure, save
@@ -184,7 +184,7 @@ def _material(
     plan: Plan,
     reference: ReferencePipeline,
     student: StudentTrainer,
-    photos: Sequence[Pixels] | None,
+    photos: Pool | None,
     out: Path,
 ) -> Material:
     """Gather true stacks and sample teacher stacks, as far as they are learned from."""

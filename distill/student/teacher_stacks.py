@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,11 +20,25 @@ from pocketfocus.distill.student.samples import Sample
 from pocketfocus.distill.train.crops import Pixels
 from pocketfocus.distill.train.distributed import process_state
 from pocketfocus.models.reference import ReferencePipeline, Sampling
-from pocketfocus.photos.images import from_uint8, load_photo, to_uint8
+from pocketfocus.photos.images import from_uint8, load_photo, stored_size, to_uint8
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import write_atomic
 from pocketfocus.run.progress import console, progress_bar
+
+KEPT_BYTES = 1 << 29
+
+
+class Pool(Protocol):
+    """Photos to draw crops from, uint8 [H,W,3]."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Pixels:
+        """Return one of them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +59,7 @@ class TeacherStacks:
         """Say where stack number `index` lies."""
         return self.folder / f"{index:06d}.safetensors"
 
-    def sample(self, reference: ReferencePipeline, photos: Sequence[Pixels], index: int) -> Sample:
+    def sample(self, reference: ReferencePipeline, photos: Pool, index: int) -> Sample:
         """Make stack number `index` of a crop of the photos; positions cycle through all nine."""
         seed, position = self.seed * 1_000_003 + index, index % FRAMES
         photo = random_photo_crop(photos, self.size, torch.Generator().manual_seed(seed))
@@ -51,7 +68,7 @@ class TeacherStacks:
 
 
 def sample_teacher_stacks(
-    reference: ReferencePipeline, photos: Sequence[Pixels], wanted: TeacherStacks
+    reference: ReferencePipeline, photos: Pool, wanted: TeacherStacks
 ) -> list[Path]:
     """Sample the reference on crops of photos, uint8 [H,W,3], those stacks that are not there yet.
 
@@ -79,7 +96,7 @@ def sample_teacher_stacks(
     return list(takewhile(Path.exists, map(wanted.path, range(wanted.count))))
 
 
-def random_photo_crop(photos: Sequence[Pixels], size: int, generator: torch.Generator) -> Tensor:
+def random_photo_crop(photos: Pool, size: int, generator: torch.Generator) -> Tensor:
     """Cut a random square out of a random photo (uint8 [H,W,3]), scaled down: [1,3,size,size]."""
     photo = photos[int(torch.randint(0, len(photos), (), generator=generator))]
     shortest = min(photo.shape[:2])
@@ -96,15 +113,34 @@ def random_photo_crop(photos: Sequence[Pixels], size: int, generator: torch.Gene
     ).clamp(-1, 1)
 
 
-def load_photos(photos: Sequence[Path], crop: int) -> list[Pixels]:
-    """Load photos as uint8 [H,W,3]; those smaller than a crop are left out, saying so."""
-    pixels = [np.asarray(load_photo(path)) for path in photos]
-    large = [p for p in pixels if min(p.shape[:2]) >= crop]
+class Photos:
+    """The photos of files, uint8 [H,W,3], decoded as they are asked for: as many as fit into
+    `KEPT_BYTES` stay decoded, the last ones."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = files
+        largest = max(math.prod(stored_size(path)) for path in files)
+        self._load = lru_cache(max(1, KEPT_BYTES // (3 * largest)))(self._decoded)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Pixels:
+        return self._load(self.files[index])
+
+    @staticmethod
+    def _decoded(path: Path) -> Pixels:
+        return np.asarray(load_photo(path))
+
+
+def load_photos(photos: Sequence[Path], crop: int) -> Photos:
+    """Open photos; those smaller than a crop are left out, saying so."""
+    large = [path for path in photos if min(stored_size(path)) >= crop]
     if not large:
         raise UserError(f"no photo is at least {crop} pixels on both sides: name larger ones")
-    if len(large) < len(pixels) and process_state().is_main_process:
-        console.print(f"{len(pixels) - len(large)} photos are smaller than {crop} pixels: left out")
-    return large
+    if len(large) < len(photos) and process_state().is_main_process:
+        console.print(f"{len(photos) - len(large)} photos are smaller than {crop} pixels: left out")
+    return Photos(large)
 
 
 def save_sample(path: Path, sample: Sample) -> None:

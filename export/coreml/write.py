@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import NAMESPACE_URL, uuid5
 
 import numpy as np
 import torch
@@ -29,10 +32,11 @@ if TYPE_CHECKING:  # what executes a file needs none of these
     from pocketfocus.quantize.toolchains.coreml import Compression
 
 DEBUG_TABLE = "executorch_debug_handle_mapping.json"
+DATE = "com.github.apple.coremltools.conversion_date"
 MAIN = "main"
 USUAL_IOS = 18  # unless a recipe asks for another
 FUNCTIONS_IOS = 18  # the first that has several functions in a package
-WRITER_FAILED = "[MIL FileWriter]"  # how its RuntimeError begins when the disk is full
+FAILED = ("[MIL FileWriter]", "filesystem error")  # its RuntimeErrors when the disk is full
 
 
 def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Written:
@@ -50,7 +54,7 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
         programs,
     )
 
-    with quiet():
+    with quiet(), full_disk():
         with phases(MAKE):
             held: list[Any] = [network.make()]  # taken out by who needs it, who alone holds it
             chosen = choices(recipe, held[0])
@@ -114,6 +118,7 @@ def save_all(models: Mapping[str, Any], path: Path) -> None:
 
     if len(models) == 1:
         save(models[MAIN], path)
+        settle(path)
         return
     together = ct.utils.MultiFunctionDescriptor()
     with temporary_folder("coreml") as scratch:
@@ -123,21 +128,47 @@ def save_all(models: Mapping[str, Any], path: Path) -> None:
             together.add_function(str(part), MAIN, name)
         together.default_function_name = MAIN
         ct.utils.save_multifunction(together, str(path))
+    settle(path)
 
 
 def save(model: Any, path: Path) -> None:
-    """Write a model; OSError when the disk is full.
+    """Write a model.
 
     coremltools leaves a table for ExecuTorch's debugger in packages of captured graphs: as large as
     the program itself, and nothing reads it here.
     """
+    model.save(str(path))
+    (path / DEBUG_TABLE).unlink(missing_ok=True)
+
+
+def settle(path: Path) -> None:
+    """Make a package the same bytes whenever it is written: items are known by their paths, not by
+    random numbers, the program keeps no date, and its maps are in order."""
+    from coremltools.models.utils import load_spec
+
+    manifest = path / "Manifest.json"
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    items = content["itemInfoEntries"]
+    names = {name: str(uuid5(NAMESPACE_URL, item["path"])) for name, item in items.items()}
+    entries = sorted((names[name], item) for name, item in items.items())
+    root = content["rootModelIdentifier"]
+    content |= {"itemInfoEntries": dict(entries), "rootModelIdentifier": names[root]}
+    manifest.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+    spec = load_spec(str(path))
+    spec.description.metadata.userDefined.pop(DATE, None)
+    program = path / "Data" / items[root]["path"]
+    program.write_bytes(spec.SerializeToString(deterministic=True))
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Make an OSError of what coremltools raises when the disk is full, converting or saving."""
     try:
-        model.save(str(path))
-        (path / DEBUG_TABLE).unlink(missing_ok=True)
+        yield
     except RuntimeError as error:
-        if str(error).startswith(WRITER_FAILED):
-            raise OSError(f"{error} (a full disk, here or in the temporary folder)") from error
-        raise
+        if not str(error).startswith(FAILED):
+            raise
+        raise OSError(f"{error} (a full disk)") from error
 
 
 def converted(captured: ExportedProgram, recipe: Recipe, network: Network) -> Any:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module, metadata
 from itertools import chain, repeat
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,7 +50,7 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
         with phases("capture"):
             held.append({name: capture(model, of) for name, of in methods(network, calls)})
         del model
-        with phases("lower"):
+        with phases("lower"), full_disk():
             delegation = lower(held.pop(), path)
         if not network.isolated:
             four_bit = sum(scheme.bits == 4 for scheme, _ in schemes(path))
@@ -80,6 +81,15 @@ def lower(captured: dict[str, ExportedProgram], path: Path) -> Delegation:
     with path.open("wb") as handle:
         edge.to_executorch().write_to_file(handle)
     return min(found, key=lambda delegation: delegation.share)
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Make an OSError of how flatc ends, which says no more, when it cannot write its files."""
+    try:
+        yield
+    except CalledProcessError as error:
+        raise OSError("flatc could not write its files (a full disk)") from error
 
 
 def delegated(graph: torch.fx.GraphModule) -> Delegation:

@@ -11,6 +11,7 @@ import errno
 import sys
 import traceback
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import Annotated
 
 import typer
@@ -35,6 +36,7 @@ from pocketfocus.run.memory import keep_freed_memory
 from pocketfocus.run.text import printable
 
 BAD_INPUT, INTERRUPTED, SIGNALLED = 2, 130, 128
+LONGEST = 400  # characters of an error that is not foreseen
 DEBUG = "--debug"
 UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 
@@ -117,4 +119,5 @@ def describe(error: Exception) -> str:
         return f"{error.filename} cannot be reached ({error.strerror}): name another path"
     if isinstance(error, MemoryError):
         return f"out of memory ({error}): close other programs or use smaller photos"
-    return f"{type(error).__name__}: {error} (not foreseen; add {DEBUG} to see where)"
+    said = shorten(str(error), LONGEST, placeholder=" …")  # compilers say 600 kB
+    return f"{type(error).__name__}: {said} (not foreseen; add {DEBUG} to see where)"

@@ -72,7 +72,7 @@ class Request:
 def open_source(spec: str, request: Request) -> Source:
     """Return a source by its name; UserError, naming the kinds, when there is none such."""
     check_source(spec)
-    if spec in KINDS or not Path(spec).exists():
+    if _is_kind(spec):
         kind, _, folder = spec.partition(":")
         return KINDS[kind](folder, request)
     only = scene_list(Path(spec), request.split)
@@ -90,7 +90,12 @@ def check_source(spec: str) -> None:
 
 def is_rgbd(spec: str) -> bool:
     """Say whether a name is that of scenes of photos with depth."""
-    return not Path(spec).exists() and spec.partition(":")[0] == RGBD_PAIRS
+    return _is_kind(spec) and spec.partition(":")[0] == RGBD_PAIRS
+
+
+def _is_kind(spec: str) -> bool:
+    """Say whether a name is one of `KINDS`, of which a folder of that very name is none: ./NAME."""
+    return spec in KINDS or not Path(spec).exists()
 
 
 def scene_list(folder: Path, split: str) -> set[str] | None:
@@ -101,7 +106,7 @@ def scene_list(folder: Path, split: str) -> set[str] | None:
     """
     path = folder / f"{split}_scenes.txt"
     if path.is_file():
-        names = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
+        names = {line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()} - {""}
         if not names:
             raise UserError(f"{path} is empty: name a scene of {folder} a line, or delete it")
         return names

@@ -40,7 +40,7 @@ from pocketfocus.run.cache import Kept
 from pocketfocus.run.child import end_with_parent
 from pocketfocus.run.constants import FRAMES, IMAGES, POSITIONS, Size, size_text
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import key_of, read_json, write_atomic, writing_failed
+from pocketfocus.run.files import key_of, one_line, read_json, reserve, write_atomic
 from pocketfocus.run.progress import say, track
 
 IMAGE_SUFFIXES = (
@@ -269,7 +269,7 @@ def _list_scene(scene: Path) -> _Scene:
 
 def _read_positions(path: Path) -> tuple[float, ...]:
     try:
-        lines = path.read_text(encoding="utf-8").split()
+        lines = path.read_text(encoding="utf-8-sig").split()
         positions = tuple(float(line) for line in lines)
     except (OSError, ValueError) as error:
         raise _SceneError(f"{POSITIONS_FILE} is not a list of numbers ({error})") from error
@@ -380,10 +380,8 @@ def cache_sources(folder: Path, sources: Sequence[Source], size: Size) -> StackC
     if "taken" not in kept.fields or _misfit(folder, shapes):
         kept.fields = {"size": list(size), "total": total, "taken": 0, "names": []}
     if kept.fields["taken"] < total:
-        try:
+        with one_line(folder):
             _gather(folder, sources, kept, shapes)
-        except OSError as error:
-            raise writing_failed(folder, error) from error
     return load_cache(folder)
 
 
@@ -435,6 +433,7 @@ def _gather(folder: Path, sources: Sequence[Source], kept: Kept, shapes: Shapes)
         for name, (kind, shape) in shapes.items():
             with write_atomic(folder / name) as scratch:
                 np.lib.format.open_memmap(scratch, "w+", kind, shape).flush()
+                reserve(scratch)
         kept.save()
     images, dioptres = (np.lib.format.open_memmap(folder / name, "r+") for name in shapes)
     places = [(source, n) for source in sources for n in range(len(source.names))]

@@ -1,4 +1,4 @@
-"""Weights in the Hub's layout: one safetensors file, or shards under an index, in fp32 or fp16.
+"""Weights in the Hub's layout: a safetensors file, or shards under an index, of 32 or 16 bits.
 
 They are memory-mapped: a tensor is read from disk when it is used, and float32 is never copied.
 """
@@ -19,12 +19,12 @@ from pocketfocus.run.paths import below
 
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-VARIANTS = (None, "fp16")  # in the order of preference, unless said otherwise
+VARIANTS = (None, "fp16", "bf16")  # in the order of preference, unless said otherwise
 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The files of a component and their variant: None for the full one, or `fp16`."""
+    """The files of a component and their variant: one of `VARIANTS`, None for the full one."""
 
     files: tuple[Path, ...]
     variant: str | None
@@ -63,17 +63,18 @@ def find_weights(folder: Path, stem: str, preferred: str | None = None) -> Weigh
     if shards:
         raise UserError(
             f"{folder} has {shards[0].name}, but neither {stem}.safetensors nor its index "
-            f"{stem}.safetensors.index.json (or their fp16 variants): download the missing file"
+            f"{stem}.safetensors.index.json (or their fp16 or bf16 variants): download what is "
+            "missing"
         )
     raise UserError(
-        f"{folder} has no weights ({stem}.safetensors or {stem}.fp16.safetensors): download them"
+        f"{folder} has no weights ({stem}.safetensors, or its fp16 or bf16 variant): download them"
     )
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
     """Return the files that an index names."""
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
         names = sorted(set(weight_map.values()))
         files = {name: below(index.parent, name) for name in names}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -72,7 +72,7 @@ def default_sampling(spec: str) -> Sampling:
     places = find_places(spec)
     stored = _stored_sampling(Path(places.unet[0]) / SAMPLING_FILE)
     config = Path(places.base) / "vae" / "config.json"
-    fields_there = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    fields_there = json.loads(config.read_text(encoding="utf-8-sig")) if config.is_file() else {}
     return own_sampling(stored, bool(fields_there.get("relative_latents", False)))
 
 
@@ -92,7 +92,7 @@ def _stored_sampling(path: Path) -> Sampling | None:
 def _autoencoder_class(root: str) -> Any:
     """Return the published class, or the compact one where the folder's config names it."""
     config = Path(root) / "vae" / "config.json"
-    if config.is_file() and CompactAutoencoder.__name__ in config.read_text(encoding="utf-8"):
+    if config.is_file() and CompactAutoencoder.__name__ in config.read_text(encoding="utf-8-sig"):
         return CompactAutoencoder
     return AutoencoderKLTemporalDecoder
 

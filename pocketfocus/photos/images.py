@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pillow_heif
+import psutil
 import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -29,7 +30,12 @@ MAX_PIXELS = 200_000_000  # a decompression bomb beyond this; 20 000 x 10 000 st
 SMALLEST_SIDE = 16
 LONGEST_ASPECT = 16
 DRAFT = (64, 64)  # pixels at least
+LONG = 2  # times as long for its width as a model's frames: what its photo may be to be enlarged
+GAP = 3  # how many times larger than needed a photo at least stays before it is resized
+STRIP = 1 << 22  # pixels that are converted at a time
+BYTES_A_PIXEL = 12  # of memory at most: as the file has it, as it is decoded, and converted
 DNG_VERSION, THUMBNAIL, PLANES_APART = 50706, 1, 2  # a tag of TIFF files, and values of others
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations
 BYTE, DEEP, UNUSED = 8, 16, 4  # bits of a colour; the last are the highest ones of 12 in 16
 WORKING_PIXELS = 256 * 256  # what the default reference and student were trained at
 
@@ -37,6 +43,33 @@ pillow_heif.register_heif_opener()
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "HEIF", "AVIF", "GIF", "BMP", "JPEG2000", "PPM")
 """Pillow's names of what is opened: no others, some of which start programs, as EPS does."""
+
+OTHERS = (
+    (0, b"\xff\x0a", "a JPEG XL file"),
+    (0, b"\0\0\0\x0cJXL ", "a JPEG XL file"),
+    (0, b"8BPS", "a Photoshop file"),
+    (0, b"gimp xcf", "a GIMP file"),
+    (0, b"%PDF", "a PDF document"),
+    (0, b"%!PS", "a PostScript file"),
+    (0, b"<svg", "an SVG drawing"),
+    (0, b"<?xml", "an SVG drawing or another XML file"),
+    (0, b"v/1\x01", "an OpenEXR file"),
+    (0, b"#?RADIANCE", "a Radiance HDR file"),
+    (0, b"II\xbc\x01", "a JPEG XR file"),
+    (0, b"\0\0\x01\0", "an icon"),
+    (0, b"FUJIFILMCCD-RAW", "a raw photo (RAF)"),
+    (0, b"IIU\0", "a raw photo (RW2)"),
+    (0, b"IIRO", "a raw photo (ORF)"),
+    (0, b"IIRS", "a raw photo (ORF)"),
+    (4, b"ftypcrx ", "a raw photo (CR3)"),
+    (4, b"ftypheic", "a HEIC file that is damaged"),
+    (4, b"ftypavif", "an AVIF file that is damaged"),
+    (4, b"ftyp", "a video"),
+    (0, b"\x1aE\xdf\xa3", "a video"),
+    (8, b"AVI ", "a video"),
+    (0, b"PK\x03\x04", "an archive"),
+)
+"""How files begin that are taken for photos, from which byte on, and what they are."""
 
 BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises for files that are damaged, foreign or too large."""
@@ -47,24 +80,31 @@ Pixels = NDArray[Any]
 _MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "LAB": "LAB"}
 
 
-def load_photo(path: Path) -> Image.Image:
+def load_photo(path: Path, needed: Size | None = None) -> Image.Image:
     """Open a photo as 8-bit sRGB: upright (EXIF), its ICC profile applied, alpha over white.
+
+    Where a picture of `needed` (H, W) will be made of it, a much larger one is read smaller.
 
     16 bits are scaled down, grey and palette images become RGB, CMYK is converted (through its
     profile if it has one), of an animation the first frame is taken (saying so); EXIF data or a
     profile that cannot be read is ignored (saying so). Raises UserError for anything that is not a
     readable image of at least 16 pixels a side, at most 200 million pixels, and at most 16 times
-    as long as wide.
+    as long as wide; and for one that takes more memory than is free.
     """
-    with opened(path) as image:
-        return to_srgb(ImageOps.exif_transpose(image), path.name)
+    least = None if needed is None else (GAP * max(needed), GAP * max(needed))
+    with opened(path, least) as image:
+        factor = 1 if least is None else max(1, min(image.size) // max(least))
+        photo, turn = to_srgb(image, path.name, factor), ExifTags.Base.Orientation
+        photo.getexif()[turn] = image.getexif().get(turn, 1)
+        ImageOps.exif_transpose(photo, in_place=True)
+        return photo
 
 
 @contextmanager
-def opened(path: Path, draft: bool = False) -> Iterator[Image.Image]:
+def opened(path: Path, draft: Size | None = None) -> Iterator[Image.Image]:
     """Yield the image of a file, decoded, as its file has it; EXIF data that cannot be read are
-    gone (saying so). A `draft` of a JPEG file is small. UserError as of `load_photo`, also for what
-    goes wrong with it meanwhile."""
+    gone (saying so). A JPEG file with a `draft` is as small as holds that. UserError as of
+    `load_photo`, also for what goes wrong with it meanwhile."""
     path = Path(path)
     try:
         if path.is_dir():
@@ -75,8 +115,9 @@ def opened(path: Path, draft: bool = False) -> Iterator[Image.Image]:
             _check_size(path, size_of(image))
             _check_frames(path, image)
             _check_tiff(path, image)
-            if draft:
-                image.draft("RGB", DRAFT)
+            if draft is not None:
+                image.draft(image.mode, draft[::-1])
+            _check_memory(path, size_of(image))
             image.load()
             _check_depth(path, image)
             yield _with_sound_exif(image, path.name)
@@ -118,6 +159,17 @@ def _check_size(path: Path, size: Size) -> None:
         )
 
 
+def _check_memory(path: Path, size: Size) -> None:
+    """Raise UserError for a photo that would take more memory than is free, before it does."""
+    wanted = BYTES_A_PIXEL * math.prod(size)
+    if wanted > STRIP * BYTES_A_PIXEL and wanted > psutil.virtual_memory().available:
+        free = psutil.virtual_memory().available
+        raise UserError(
+            f"{path} is {size_text(size)} pixels, which take {wanted / 1e9:.1f} GB of memory, and "
+            f"{free / 1e9:.1f} GB are free: scale it down, or close other programs"
+        )
+
+
 def _check_frames(path: Path, image: Image.Image) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a phone's JPEG with a depth map or preview behind
@@ -139,6 +191,9 @@ def _check_tiff(path: Path, image: Image.Image) -> None:
         raise UserError(
             f"{path} begins with a thumbnail, which is all that would be read: save the photo alone"
         )
+    if tags.get(ExifTags.Base.Orientation, 1) in SIDEWAYS:
+        # Else Pillow maps the pixels of some modes with width and height exchanged.
+        image.filename = ""  # type: ignore[attr-defined]
     planes = tags.get(ExifTags.Base.PlanarConfiguration, 1) == PLANES_APART
     if planes and bits_of(path, image) > BYTE:
         raise UserError(
@@ -156,8 +211,8 @@ def _check_depth(path: Path, image: Image.Image) -> None:
         say(f"{path.name}: its transparent colour, of 16 bits, is taken as any other")
     if image.mode not in ("L", "RGB", "I;16", "I;16B", "I;16L"):
         return
-    ends = np.asarray(image)
-    largest, white = int(ends.max()), int(np.iinfo(ends.dtype).max)
+    first = np.asarray(next(_strips(image)))
+    largest, white = int(_largest(image)), int(np.iinfo(first.dtype).max)
     if 0 < largest <= white >> UNUSED:
         raise UserError(
             f"{path} has 16 bits a colour and uses the lowest {DEEP - UNUSED}, so that white is "
@@ -180,8 +235,14 @@ def bits_of(path: Path, image: Image.Image) -> int:
 
 def check_photo(path: Path) -> None:
     """Raise UserError as of `load_photo`, decoding a JPEG file at an eighth of its size."""
-    with opened(path, draft=True):
+    with opened(path, DRAFT):
         pass
+
+
+def stored_size(path: Path) -> Size:
+    """Return the (H, W) that the head of a photo's file tells, as it is stored."""
+    with bomb_limit(), Image.open(path, formats=FORMATS) as image:
+        return size_of(image)
 
 
 def is_photo(path: Path) -> bool:
@@ -196,10 +257,15 @@ def is_photo(path: Path) -> bool:
 def _unknown_content(path: Path) -> str:
     if path.stat().st_size == 0:
         return f"{path} is empty: export the photo again"
-    return (
-        f"{path} is not an image that can be read (its content, not its name, decides): "
-        "save it as JPEG, PNG, WebP, TIFF, HEIC, AVIF, JPEG 2000, BMP or GIF"
+    with open(path, "rb") as file:
+        start = file.read(64)
+    kind = next((name for at, sign, name in OTHERS if start.startswith(sign, at)), "")
+    what = (
+        f"{path} is {kind}, not an image that can be read: "
+        if kind
+        else (f"{path} is not an image that can be read (its content, not its name, decides): ")
     )
+    return what + "save it as JPEG, PNG, WebP, TIFF, HEIC, AVIF, JPEG 2000, BMP or GIF"
 
 
 def _unreadable(path: Path, error: Exception) -> str:
@@ -222,32 +288,47 @@ def _with_sound_exif(image: Image.Image, name: str) -> Image.Image:
     return image
 
 
-def to_srgb(image: Image.Image, name: str) -> Image.Image:
-    """Turn a picture into 8-bit sRGB in mode RGB, transparency laid over white."""
-    profile = image.info.get("icc_profile")
-    alpha = None
-    if image.has_transparency_data:
-        colours = "L" if image.mode in ("LA", "La") else "RGB"
-        image = image.convert("RGBA")
-        alpha = image.getchannel("A")
-        image = image.convert(colours)
-    image = _eight_bits(image)
-    if profile:
-        image = _apply_profile(image, profile, name)
-    photo = image.convert("RGB")
-    if alpha is None:
-        return photo
-    return Image.composite(photo, Image.new("RGB", photo.size, "white"), alpha)
+def to_srgb(image: Image.Image, name: str, factor: int = 1) -> Image.Image:
+    """Turn a picture into 8-bit sRGB in mode RGB, transparency laid over white, and divide its
+    sides by a whole `factor`: strip by strip, so that what lies between takes little memory. A
+    profile that does not work is ignored, saying so."""
+    profile, white = image.info.get("icc_profile"), _white(image)
+    photo = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+    row = 0
+    for strip in _strips(image, factor):
+        plain, alpha = _eight_bits(strip, white), None
+        if strip.has_transparency_data:
+            plain = strip.convert("RGBA")
+            alpha = plain.getchannel("A")
+            plain = plain.convert("L" if strip.mode in ("LA", "La") else "RGB")
+        converted = _through(plain, profile) if profile else None
+        if profile and converted is None:
+            profile = None
+            say(f"{name}: its ICC profile cannot be used, sRGB is assumed")
+        plain = (converted or plain).convert("RGB")
+        if alpha is not None:
+            plain = Image.composite(plain, Image.new("RGB", plain.size, "white"), alpha)
+        plain = plain.reduce(factor)
+        photo.paste(plain, (0, row))
+        row += plain.height
+    return photo
 
 
-def _apply_profile(image: Image.Image, profile: bytes, name: str) -> Image.Image:
-    """Convert through the embedded ICC profile to sRGB; one that does not work is ignored."""
+def _strips(image: Image.Image, multiple: int = 1) -> Iterator[Image.Image]:
+    """Cut a picture into strips of few pixels, and of a multiple of rows but for the last."""
+    rows = multiple * max(1, STRIP // image.width // multiple)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _through(image: Image.Image, profile: bytes) -> Image.Image | None:
+    """Convert through an ICC profile to sRGB; None for one that does not work."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = _MODE_OF_SPACE[source.profile.xcolor_space.strip().upper()]
         if image.mode == "1" or (mode == "RGB" and image.mode in ("L", "P")):
             image = image.convert(mode)
-        converted = ImageCms.profileToProfile(
+        return ImageCms.profileToProfile(
             image,
             source,
             ImageCms.createProfile("sRGB"),
@@ -256,29 +337,35 @@ def _apply_profile(image: Image.Image, profile: bytes, name: str) -> Image.Image
             flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
     except (ImageCms.PyCMSError, OSError, ValueError, KeyError, AttributeError):
-        converted = None
-    if converted is None:
-        say(f"{name}: its ICC profile cannot be used, sRGB is assumed")
-        return image
-    return converted
+        return None
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit, 32-bit and float greys to 8 bits; other modes stay as they are.
+def _white(image: Image.Image) -> float:
+    """Return which value of 16-bit, 32-bit and float greys is white.
 
-    16-bit values are scaled from 0..65535. 32-bit integers and floats say nothing of their range:
-    the smallest of 1 (floats), 255 and 65535 that holds their largest value counts as white.
+    16-bit values are of 0..65535. 32-bit integers and floats say nothing of their range: the
+    smallest of 1 (floats), 255 and 65535 that holds their largest value counts as white.
     """
+    if image.mode not in ("I", "F"):
+        return 65535.0
+    largest = _largest(image)
+    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+    return next((w for w in whites if largest <= w), largest)
+
+
+def _largest(image: Image.Image) -> float:
+    return max(float(_finite(np.asarray(strip)).max()) for strip in _strips(image))
+
+
+def _finite(values: NDArray[Any]) -> NDArray[Any]:
+    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _eight_bits(image: Image.Image, white: float) -> Image.Image:
+    """Scale 16-bit, 32-bit and float greys to 8 bits; other modes stay as they are."""
     if not image.mode.startswith(("I", "F")):
         return image
-    values = np.asarray(image)
-    if values.dtype.kind == "u":
-        table = np.rint(np.arange(65536) * (255 / 65535)).astype(np.uint8)
-        return Image.fromarray(table[values])
-    values = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    largest = float(values.max())
-    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-    white = next((w for w in whites if largest <= w), largest)
+    values = _finite(np.asarray(image)).astype(np.float32)
     return Image.fromarray(np.clip(np.rint(values * (255 / white)), 0, 255).astype(np.uint8))
 
 
@@ -315,9 +402,11 @@ def photo_size(working: Size, photo: Size) -> Size:
     """Return the smallest even size of the photo's aspect ratio that holds `working`.
 
     A model's frames are stretched to multiples of 64 or to a square; at this size they are as wide
-    and as high as the photo again, and neither direction loses pixels. Even, for video.
+    and as high as the photo again, and neither direction loses pixels, but of a photo that is
+    longer still. Even, for video.
     """
-    scale = max(working[0] / photo[0], working[1] / photo[1])
+    scales = working[0] / photo[0], working[1] / photo[1]
+    scale = min(max(scales), max(1, LONG * min(scales)))  # a strip of a photo is not blown up
     height, width = (2 * max(1, round(side * scale / 2)) for side in photo)
     return height, width
 

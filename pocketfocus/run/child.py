@@ -11,22 +11,28 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 WATCH_S = 1.0
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-Arrays = Mapping[str, NDArray[Any]]
+NUMBER = re.compile(
+    r"\(os error (\d+)\)"
+)  # in the errors of libraries in Rust, such as safetensors
+CUT_SHORT = re.compile(r"\d+ requested and \d+ written")  # numpy's error of a full disk
 Say = Callable[[str], None]
-Function = Callable[[Mapping[str, Any], Arrays, Say], tuple[Mapping[str, Any], Arrays]]
+if TYPE_CHECKING:
+    Arrays = Mapping[str, NDArray[Any]]
+    Function = Callable[[Mapping[str, Any], Arrays, Say], tuple[Mapping[str, Any], Arrays]]
 
 
 def main() -> None:
@@ -72,6 +78,8 @@ def private_streams() -> tuple[TextIO, TextIO]:
 
 def perform(order: Mapping[str, Any], say: Say) -> dict[str, Any]:
     """Call the function that an order names; its message tells what it gave or how it failed."""
+    import numpy as np
+
     folder = Path(order["folder"])
     try:
         arrays = {
@@ -95,11 +103,20 @@ def perform(order: Mapping[str, Any], say: Say) -> dict[str, Any]:
     return {"fields": dict(fields), "arrays": list(made)}
 
 
+def os_error(error: BaseException) -> OSError | None:
+    """Return the system's error that an exception is or tells of; None for any other."""
+    number = NUMBER.search(str(error))
+    if number is not None:
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    if isinstance(error, OSError) and CUT_SHORT.fullmatch(str(error)):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return error if isinstance(error, OSError) else None
+
+
 def is_full(error: BaseException) -> bool:
-    """Return whether an error says that a disk is full; numpy's own has no number."""
-    if not isinstance(error, OSError):
-        return False
-    return error.errno in FULL or (error.errno is None and "requested and" in str(error))
+    """Return whether an error says that a disk is full."""
+    found = os_error(error)
+    return found is not None and found.errno in FULL
 
 
 def full(folder: Path, error: BaseException) -> str:

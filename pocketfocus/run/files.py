@@ -14,17 +14,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pocketfocus.run.child import os_error
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.scratch import SET, exchanged, move_set, scratch_beside
 from pocketfocus.run.swap import put
 
 SCHEMA_VERSION = 1
 ESCAPED = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\r", b"\\r"))  # in names, by sha256sum
-READABLE = 0o044  # by group and others
+FILE, FOLDER, EXECUTABLE = 0o666, 0o777, 0o111  # modes that the umask is taken from
 UMASK = os.umask(0o077)  # only setting it tells what it was
 os.umask(UMASK)
 SETTLED_NS = 100_000_000
 POLL_S = 0.05
+BLOCK = 512  # bytes that `st_blocks` counts in
 T = TypeVar("T")
 
 
@@ -38,15 +40,13 @@ def write_atomic(path: Path) -> Iterator[Path]:
     disk is full.
     """
     path = Path(path)
-    try:
+    with one_line(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch_beside(path) as folder:
             scratch = folder / path.name
             yield scratch
             _sync(scratch)
             put(scratch, path)
-    except OSError as error:
-        raise writing_failed(path, error) from error
 
 
 @contextmanager
@@ -60,21 +60,20 @@ def write_set(folder: Path) -> Iterator[Path]:
     folder = Path(folder)
     is_new = False
     try:
-        is_new = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        with scratch_beside(folder / SET) as hidden:
-            made = hidden / SET
-            made.mkdir()
-            yield made
-            _sync(made)
-            for name in (each.name for each in made.iterdir() if each.is_file()):
-                if (folder / name).is_dir():
-                    raise IsADirectoryError(errno.EISDIR, f"{name} in it is a folder")
-            if not exchanged(hidden, folder.resolve()):
-                move_set(hidden, folder)
+        with one_line(folder):
+            is_new = not folder.exists()
+            folder.mkdir(parents=True, exist_ok=True)
+            with scratch_beside(folder / SET) as hidden:
+                made = hidden / SET
+                made.mkdir()
+                yield made
+                _sync(made)
+                for name in (each.name for each in made.iterdir() if each.is_file()):
+                    if (folder / name).is_dir():
+                        raise IsADirectoryError(errno.EISDIR, f"{name} in it is a folder")
+                if not exchanged(hidden, folder.resolve()):
+                    move_set(hidden, folder)
         is_new = False
-    except OSError as error:
-        raise writing_failed(folder, error) from error
     finally:
         if is_new:
             with suppress(OSError):  # it holds files
@@ -115,6 +114,34 @@ def alone_in(folder: Path, what: str, wait_s: float = 0.0) -> Iterator[None]:
                 folder.rmdir()
 
 
+@contextmanager
+def one_line(path: Path) -> Iterator[None]:
+    """Make a UserError about `path` of any exception that is or tells of the system's error."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        failed = os_error(error)
+        if failed is None:
+            raise
+        raise writing_failed(path, failed) from error
+
+
+def reserve(path: Path) -> None:
+    """Take the space on the disk that a file only claims, before its pages are written through
+    memory, which a full disk would answer with SIGBUS. OSError when there is too little.
+    """
+    size = path.stat().st_size
+    with open(path, "rb+") as handle:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle.fileno(), 0, size)
+        elif path.stat().st_blocks * BLOCK < size:  # macOS
+            while block := handle.read(1 << 20):
+                handle.seek(-len(block), os.SEEK_CUR)
+                handle.write(block)
+
+
 def writing_failed(path: Path, error: OSError) -> UserError:
     """Return the one line for a file that could not be written."""
     reason = error.strerror or str(error)
@@ -124,9 +151,13 @@ def writing_failed(path: Path, error: OSError) -> UserError:
 
 
 def _sync(path: Path) -> None:
+    """Write to the disk what is there, under the modes that the umask gives new files: libraries
+    and copies have others."""
     for entry in [path, *(path.rglob("*") if path.is_dir() else ())]:
-        if entry.is_file():
-            entry.chmod(entry.stat().st_mode | READABLE & ~UMASK)  # safetensors writes 0600
+        if entry.is_dir():
+            entry.chmod(FOLDER & ~UMASK)
+        elif entry.is_file():
+            entry.chmod((FILE | entry.stat().st_mode & EXECUTABLE) & ~UMASK)
             with open(entry, "rb+") as handle:
                 os.fsync(handle.fileno())
 

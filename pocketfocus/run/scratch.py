@@ -46,6 +46,16 @@ def temporary_folder(what: str) -> Iterator[Path]:
         yield folder
 
 
+@contextmanager
+def temporary_files_in(folder: Path) -> Iterator[None]:
+    """Let libraries put their temporary files into a folder, and leave there what they forget."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
 @cache
 def swept(folder: Path) -> None:
     """Sweep a folder, once a process."""

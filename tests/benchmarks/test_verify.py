@@ -269,6 +269,41 @@ def test_fewer_positions_are_told_and_leave_the_shown_stacks(
     assert (tmp_path / "stacks.npz").exists()
 
 
+def test_stacks_of_few_of_many_photos_are_in_memory_at_a_time(
+    student: RefocusStudent,
+    small_student: Path,
+    tmp_path: Path,
+    make_run: MakeRun,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Once 191 MB a photo, of any number. A file that is wrong on one of them fails."""
+    name, jobs = "onnx/student-int8.onnx", list[int]()
+    (tmp_path / "photos").mkdir()
+    paths = [tmp_path / "photos" / f"{number}.png" for number in range(26)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (16, 16), (number % 256, 255 * (number == 17), 0)).save(path)
+
+    def model(photo: Tensor, position: Tensor) -> Outputs:
+        made = student.analyse(photo, position)
+        off = photo[0, 1].mean() > 0
+        return made._replace(stack=made.stack + 0.5) if off else made
+
+    class Counting(InProcess):
+        def run(self, job: Job) -> Result:
+            jobs.append(len(job.inputs[0]))
+            return super().run(job)
+
+    make_run(tmp_path, small_student, [name])
+    how = Verification(photos=paths, positions=(4,))
+    rows = verify.verify_run(tmp_path, Counting({name: model}), how)
+    assert (sum(jobs), max(jobs)) == (26, verify.TOGETHER)
+    assert [(row.artifact, row.status) for row in rows] == [("student", "pass"), (name, "fail")]
+    assert rows[1].psnr_db == pytest.approx(12.04, abs=0.5)
+    said = capfd.readouterr().err
+    assert "photos 1 to 4 of 26\n" in said
+    assert "photos 25 to 26 of 26, about 1 minutes left\n" in said
+
+
 def test_takes_the_users_photos_and_crops_their_centre(tmp_path: Path) -> None:
     pixels = np.zeros((100, 200, 3), np.uint8)
     pixels[:, 50:150] = 255

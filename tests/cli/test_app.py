@@ -234,12 +234,13 @@ def test_unforeseen_errors_are_one_line_and_a_traceback_only_with_debug(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_: Path) -> Path:
-        raise KeyError("first line\nsecond line")
+        raise KeyError("first line\nsecond line" + 100_000 * " word")
 
     monkeypatch.setattr(arguments, "run_folder", broken)
     code, _, err = run("verify", tmp_path)
     assert code == 2
     assert "add --debug to see where" in one_line(err)
+    assert len(err) < 600
     for words in (("--debug", "verify", tmp_path), ("verify", tmp_path, "--debug")):
         code, _, err = run(*words)
         assert code == 2

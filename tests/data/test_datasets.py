@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pocketfocus.data.datasets import TEST, Request, open_source, scene_list, textures
+from pocketfocus.data.datasets import TEST, Request, is_rgbd, open_source, scene_list, textures
 from pocketfocus.data.scenes import bundled_photos
 from pocketfocus.data.stacks import cache_sources
 from pocketfocus.run.errors import UserError
@@ -132,3 +132,21 @@ def test_a_cache_keeps_what_is_sharp_everywhere_and_dioptres_where_they_are_know
     assert torch.equal(kept.sharp, scene.sharp) and torch.equal(kept.frames, scene.frames)
     torch.testing.assert_close(kept.dioptres, scene.dioptres, rtol=1e-3, atol=1e-3)
     assert cache.part(slice(3, None)).names == ("rgbd-1",)
+
+
+def test_a_folder_named_as_a_kind_of_source_shadows_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`./NAME` is the folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("synthetic", "rgbd"):
+        (tmp_path / name).mkdir()
+        assert len(open_source(name, REQUEST).names) == REQUEST.scenes
+        with pytest.raises(UserError, match="no usable focal stack"):
+            open_source(f"./{name}", REQUEST)
+    assert is_rgbd("rgbd") and not is_rgbd("./rgbd")
+
+
+def test_lists_of_scenes_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "train_scenes.txt").write_bytes(b"\xef\xbb\xbfone\ntwo\n")
+    assert scene_list(tmp_path, "train") == {"one", "two"}

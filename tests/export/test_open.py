@@ -84,6 +84,18 @@ def test_the_reference_samples_as_its_spec_says(
             open_model(f"reference@{text}")
 
 
+def test_folders_named_as_models_shadow_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "load_reference", lambda spec: build_reference(SMALLEST))
+    for name in ("reference", "autoencoder"):
+        (tmp_path / name).mkdir()
+        assert open_any(name).name == name
+        with pytest.raises(UserError, match=r"config\.json"):
+            open_any(f"./{name}")
+
+
 def test_the_autoencoder_alone_reconstructs_stacks(tmp_path: Path) -> None:
     pipeline = build_reference(SMALLEST)
     save_reference(pipeline, tmp_path, {})

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import psutil
 import pytest
@@ -268,18 +270,39 @@ def test_a_missing_toolchain_is_a_user_error(
         export_run(small_student, Export(tmp_path / "out", ["onnx"], ["fp32"]), log=Lines())
 
 
-def test_core_ml_on_a_full_disk_is_a_user_error(
-    small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("target", "name", "error"),
+    [
+        ("coreml", "models.MLModel.save", "[MIL FileWriter]: Unknown error while writing data."),
+        ("coreml", "convert", "filesystem error: cannot copy: Input/output error"),
+        ("executorch", "", ""),
+    ],
+)
+def test_a_toolchain_on_a_full_disk_is_a_user_error(
+    target: str,
+    name: str,
+    error: str,
+    small_student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import coremltools as ct
+    """They do not say so, neither of the disk of --out nor of temporary files, which go there."""
+    places = []
 
-    def full(model: object, path: str) -> None:
-        raise RuntimeError("[MIL FileWriter]: Unknown error occurred while writing data.")
+    def full(*_: object, **__: object) -> None:
+        places.append(Path(tempfile.gettempdir()))
+        raise RuntimeError(error) if error else CalledProcessError(1, "flatc")
 
-    monkeypatch.setattr(ct.models.MLModel, "save", full)
-    with pytest.raises(UserError, match=r"cannot write .*fp32\.mlpackage.*full disk"):
-        export_run(small_student, Export(tmp_path, ["coreml"], ["fp32"]), log=Lines())
-    assert not list((tmp_path / "coreml").iterdir())
+    calls = {
+        "coreml": f"coremltools.{name}",
+        "executorch": "executorch.exir.to_edge_transform_and_lower",
+    }
+    monkeypatch.setattr(calls[target], full)
+    with pytest.raises(UserError, match=r"cannot write .*fp32\..*full disk"):
+        export_run(small_student, Export(tmp_path, [target], ["fp32"]), log=Lines())
+    assert not list((tmp_path / target).iterdir())
+    assert tempfile.gettempdir() != str(places[0])
+    assert places[0].parent == tmp_path / target
 
 
 def test_the_caller_s_student_is_left_alone(run_dir: Path, small_student: Path) -> None:

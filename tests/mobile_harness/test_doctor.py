@@ -64,6 +64,17 @@ def test_targets_tell_what_they_cannot_do() -> None:
     assert all(bool(f.remedy) == (f.status != "ok") for f in rows)
 
 
+def test_what_a_check_executes_is_told_beside_what_this_machine_cannot() -> None:
+    """Core ML anywhere but on a Mac."""
+    able = replace(target("a", None, "only on a Mac"), fallback="mil-check")
+    unable = replace(target("b", "no", "only on a Mac"), fallback="mil-check")
+    remedies = {
+        f.name: f.remedy for f in doctor.conversions([able, unable]) if f.group != "convert"
+    }
+    assert "verify checks them here by mil-check; bench" in remedies["a"]
+    assert "mil-check" not in remedies["b"]
+
+
 def test_programs_are_looked_up_on_the_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,7 +35,7 @@ def test_the_full_file_is_preferred_to_fp16(tmp_path: Path) -> None:
     assert found.variant is None and found.files == (tmp_path / WHOLE,)
 
 
-@pytest.mark.parametrize("infix", ["", ".fp16"])
+@pytest.mark.parametrize("infix", ["", ".fp16", ".bf16"])
 def test_shards_are_those_of_the_index(tmp_path: Path, infix: str) -> None:
     names = [f"{STEM}{infix}-0000{n}-of-00002.safetensors" for n in (1, 2)]
     touch(tmp_path, *names, "unrelated.safetensors")
@@ -52,6 +52,18 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         find_weights(tmp_path, STEM)
 
 
+def test_bf16_alone_is_read_and_a_byte_order_mark_is_no_part_of_an_index(tmp_path: Path) -> None:
+    weight = torch.randn(3).bfloat16()
+    save_file({"w": weight}, tmp_path / f"{STEM}.bf16.safetensors")
+    found = find_weights(tmp_path, STEM)
+    assert found.variant == "bf16"
+    torch.testing.assert_close(Checkpoint(found.files)["w"], weight.float())
+    found.files[0].rename(tmp_path / "a.safetensors")
+    index(tmp_path, INDEX, "a.safetensors")
+    (tmp_path / INDEX).write_bytes(b"\xef\xbb\xbf" + (tmp_path / INDEX).read_bytes())
+    assert find_weights(tmp_path, STEM).files == (tmp_path / "a.safetensors",)
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"weight_map": 3}'])
 def test_a_broken_index_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / INDEX).write_text(text)
@@ -61,7 +73,7 @@ def test_a_broken_index_is_named(tmp_path: Path, text: str) -> None:
 
 def test_shards_without_their_index_are_not_guessed(tmp_path: Path) -> None:
     touch(tmp_path, f"{STEM}-00001-of-00002.safetensors")
-    with pytest.raises(UserError, match=r"index\.json .*: download the missing file"):
+    with pytest.raises(UserError, match=r"index\.json .*: download what is missing"):
         find_weights(tmp_path, STEM)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -93,3 +94,23 @@ def test_a_transparent_colour_of_16_bits_is_left_out(
     (tmp_path / "a.png").write_bytes(data[:at] + chunk + data[at:])
     assert np.array_equal(pixels(load_photo(tmp_path / "a.png")), COLOURED >> 8)
     assert "transparent colour" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"\xff\x0a" + bytes(40), "a JPEG XL file"),
+        (b"%PDF-1.7\n", "a PDF document"),
+        (b"\0\0\0\x18ftypcrx " + bytes(40), "a raw photo (CR3)"),
+        (b"\0\0\0\x14ftypqt  " + bytes(40), "a video"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), "a HEIC file that is damaged"),
+        (b"RIFF....AVI LIST", "a video"),
+        (b"hello", ""),
+    ],
+)
+def test_files_that_are_no_photos_are_named(content: bytes, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(content)
+    said = f"is {kind}, not an image" if kind else "its content, not its name, decides"
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_photo(path)

@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pocketfocus.data.scenes import bundled_photos
+from pocketfocus.photos import images
 from pocketfocus.photos.images import (
     from_uint8,
     load_photo,
@@ -289,6 +291,31 @@ def test_20_000_pixels_wide(tmp_path: Path) -> None:
     photo = load_photo(tmp_path / "wide.png")
     assert photo.size == (20_000, 1_300)
     assert prepare(photo).shape == (1, 3, 64, 1024)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "I;16", "F", "CMYK"])
+def test_strips_change_nothing_nor_does_lying_on_a_side(
+    mode: str, tmp_path: Path, coffee: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow reads uncompressed TIFF files of some modes askew that lie on a side."""
+    grey = np.asarray(coffee.convert("L"))
+    deep: dict[str, NDArray[Any]] = {
+        "I;16": grey.astype(np.uint16) * 200,
+        "F": grey.astype(np.float32) * 3,
+    }
+    image = Image.fromarray(deep[mode]) if mode in deep else coffee.convert(mode)
+    if mode.endswith("A"):
+        image.putalpha(coffee.convert("L"))
+    exif = image.getexif()
+    for orientation in (1, 6):
+        exif[ORIENTATION] = orientation
+        path = tmp_path / f"{orientation}.tif"
+        image.save(path, exif=exif, icc_profile=rgb_profile(P3_TO_XYZ, 2.2))
+    whole = load_photo(tmp_path / "1.tif")
+    turned = whole.transpose(Image.Transpose.ROTATE_270)
+    monkeypatch.setattr(images, "STRIP", 5 * image.width)
+    assert np.array_equal(pixels(load_photo(tmp_path / "1.tif")), pixels(whole))
+    assert np.array_equal(pixels(load_photo(tmp_path / "6.tif")), pixels(turned))
 
 
 # bad input

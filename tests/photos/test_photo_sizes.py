@@ -82,10 +82,26 @@ def test_photo_size_has_the_photos_aspect(photo: tuple[int, int], max_pixels: in
     working = fit_size(photo, max_pixels)
     height, width = photo_size(working, photo)
     assert width % 2 == height % 2 == 0
-    assert height >= working[0]
-    assert width >= working[1]
-    assert working[0] == height or working[1] == width
+    if max(photo) <= 2 * min(photo):
+        assert height >= working[0]
+        assert width >= working[1]
+        assert working[0] == height or working[1] == width
     assert abs(width - height * photo[1] / photo[0]) <= 1 + photo[1] / photo[0]
+
+
+@pytest.mark.parametrize(
+    ("photo", "expected"),
+    [
+        ((20, 320), (32, 512)),  # 256x4096 once
+        ((250, 4000), (250, 4000)),  # its own
+        ((100, 100), (256, 256)),
+        ((100, 190), (256, 486)),
+    ],
+)
+def test_a_long_photo_is_not_blown_up_to_a_square_s_side(
+    photo: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert photo_size((256, 256), photo) == expected
 
 
 @pytest.mark.parametrize(

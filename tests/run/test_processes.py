@@ -219,7 +219,6 @@ def test_the_child_needs_the_standard_library_and_numpy_only() -> None:
     command = [sys.executable, "-P", "-c", program]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     tops = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
-    assert "numpy" in tops
     assert not tops & {"pocketfocus", "torch", "pydantic", "rich", "PIL"}
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pocketfocus.data.scenes import held_out_photos
 from pocketfocus.distill.student import teacher_stacks
@@ -18,6 +19,7 @@ from pocketfocus.distill.student.samples import Sample
 from pocketfocus.distill.student.stage import distill_run
 from pocketfocus.distill.student.teacher_stacks import (
     TeacherStacks,
+    load_photos,
     load_sample,
     random_photo_crop,
     sample_teacher_stacks,
@@ -76,6 +78,22 @@ def test_a_saved_one_comes_back(tmp_path: Path) -> None:
     assert (back.position, back.seed) == (5, 7)
     torch.testing.assert_close(back.photo, photo, atol=1 / 255, rtol=0)
     torch.testing.assert_close(back.stack, stack, atol=1 / 255, rtol=0)
+
+
+def test_photos_are_decoded_as_they_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """500 photos of 12 megapixels, decoded at once, would take 18 GB."""
+    for grey in range(6):
+        Image.new("RGB", (64, 48 + grey), (grey, grey, grey)).save(tmp_path / f"{grey}.png")
+    Image.new("RGB", (64, 20)).save(tmp_path / "small.png")
+    monkeypatch.setattr(teacher_stacks, "KEPT_BYTES", 2 * 3 * 64 * 53)
+    photos = load_photos(sorted(tmp_path.glob("*.png")), 32)
+    assert "1 photos are smaller than 32 pixels" in capfd.readouterr().err
+    assert photos._load.cache_info().currsize == 0
+    assert [photos[index].max() for index in range(len(photos))] == [0, 1, 2, 3, 4, 5]
+    assert photos._load.cache_info().currsize == 2
+    assert random_photo_crop(photos, 32, torch.Generator()).shape == (1, 3, 32, 32)
 
 
 def test_small_photos_are_refused() -> None:

@@ -1,0 +1,60 @@
+"""Photos that are much larger than what is made of them: the memory that they take."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from pocketfocus.data.scenes import bundled_photos
+from pocketfocus.photos.images import load_photo
+from pocketfocus.run.errors import UserError
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_photo_is_read_as_small_as_is_needed(kind: str, tmp_path: Path) -> None:
+    photo = Image.fromarray(bundled_photos()["coffee"])
+    photo.resize((900, 600)).save(tmp_path / "photo", kind, quality=95)
+    small = load_photo(tmp_path / "photo", (32, 48))
+    assert 3 * 48 <= min(small.size) < 600
+    resized = [
+        np.asarray(image.resize((48, 32), Image.Resampling.LANCZOS), np.float32)
+        for image in (small, load_photo(tmp_path / "photo"))
+    ]
+    assert np.abs(resized[0] - resized[1]).mean() < 0.5
+
+
+LARGE = """
+import sys
+from pathlib import Path
+from pocketfocus.photos.images import load_photo
+from pocketfocus.run.memory import peak_mib
+before = peak_mib()
+load_photo(Path(sys.argv[1]), (256, 256))
+print(peak_mib() - before)
+"""
+
+
+def test_a_large_photo_takes_little_more_memory_than_its_decoding(tmp_path: Path) -> None:
+    """24 million pixels: 92 MiB decoded, 430 MiB when they were converted as a whole."""
+    Image.new("RGBA", (6000, 4000), (1, 2, 3, 99)).save(tmp_path / "l.png", compress_level=1)
+    command = [sys.executable, "-c", LARGE, str(tmp_path / "l.png")]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert float(said) < 220
+
+
+def test_what_memory_is_too_small_for_is_refused_by_its_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", (4096, 2048)).save(tmp_path / "large.png")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=50_000_000))
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("it is decoded"))
+    said = "4096x2048 pixels, which take 0.1 GB of memory, and 0.1 GB are free: scale it down"
+    with pytest.raises(UserError, match=said):
+        load_photo(tmp_path / "large.png")
