@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 from zipfile import BadZipFile
 from zlib import error
 
@@ -21,9 +20,8 @@ from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Manifest, load_manifest
 from pocketfocus.run.results import BenchRow, VerifyRow
-from pocketfocus.run.rows import FileRow, Row, is_of, read_rows
+from pocketfocus.run.rows import F, read_current
 
-R = TypeVar("R", bound=Row)
 # What numpy raises for an .npz that is cut short, damaged, locked or packed in another way.
 UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, KeyError, RuntimeError, BadZipFile, error)
 PARTIAL = re.compile(r"at positions ([\d, ]+) only")  # in `why`
@@ -74,16 +72,13 @@ class MeasuredRun:
         """The rows of verify.json that compare outputs."""
         return parity_rows(self.gates)
 
-    def are_of_others(self, rows: Sequence[FileRow]) -> bool:
-        """Whether any of these rows tells of another file than the run has now."""
-        return not all(is_of(row, self.manifest.hashes) for row in rows)
-
 
 def read_run(folder: Path) -> MeasuredRun:
     """Return a run with what was measured of it; UserError for a file that cannot be read."""
     manifest, evaluation = load_manifest(folder), folder / EVALUATE_FILE
-    bench = rows_of(folder / BENCH_FILE, BenchRow)
-    gates = rows_of(folder / VERIFY_FILE, VerifyRow)
+    files = manifest.hashes_in(folder)
+    bench = rows_of(folder / BENCH_FILE, BenchRow, files)
+    gates = rows_of(folder / VERIFY_FILE, VerifyRow, files)
     run = (folder, manifest, bench, timings(bench, read_times(folder)), gates)
     stacks = stacks_of(folder / STACKS_FILE)
     if not evaluation.exists():
@@ -106,9 +101,9 @@ def names_in(manifest: Manifest, models: Sequence[str]) -> dict[str, str]:
     return short if len({*short.values()}) == len(short) else {m: m for m in models}
 
 
-def rows_of(path: Path, kind: type[R]) -> list[R]:
-    """Return the rows of a stage's file, none where the stage did not run."""
-    return read_rows(path, kind) if path.exists() else []
+def rows_of(path: Path, kind: type[F], files: Mapping[str, str]) -> list[F]:
+    """Return the rows of a stage's file about `files`, none where the stage did not run."""
+    return read_current(path, kind, files) if path.exists() else []
 
 
 def timings(rows: Sequence[BenchRow], kept: Mapping[tuple[str, ...], Times]) -> list[Timing]:

@@ -36,7 +36,7 @@ from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.files import read_json, write_atomic
 from pocketfocus.run.manifest import check_artifact, load_manifest
 from pocketfocus.run.results import BenchRow, GateStatus, VerifyRow
-from pocketfocus.run.rows import read_rows
+from pocketfocus.run.rows import read_current
 
 REPORT_FILE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -70,8 +70,9 @@ def render(folder: Path) -> str:
     manifest = load_manifest(folder)
     for artifact in manifest.artifacts:
         check_artifact(folder, artifact)
-    verify = read_rows(folder / VERIFY_FILE, VerifyRow)
-    bench = read_rows(folder / BENCH_FILE, BenchRow)
+    files = manifest.hashes_in(folder)
+    verify = read_current(folder / VERIFY_FILE, VerifyRow, files)
+    bench = read_current(folder / BENCH_FILE, BenchRow, files)
     path = folder / EVALUATE_FILE
     scores = read_evaluation(path) if path.exists() else Evaluation((), ())
     sustained = sustained_chart(bench)

@@ -16,8 +16,9 @@ from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.mobile_harness.device import HOST
 from pocketfocus.mobile_harness.devices import fallback_of
 from pocketfocus.run.errors import UserError, reported
+from pocketfocus.run.manifest import load_manifest
 from pocketfocus.run.results import BenchRow, VerifyRow
-from pocketfocus.run.rows import read_rows
+from pocketfocus.run.rows import read_current
 
 WHERE_SHARPER = ("where sharper", "restored")
 
@@ -154,8 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "and `bench`, or `evaluate`, first"
         )
     if (folder / BENCH_FILE).exists():
-        bench = read_rows(folder / BENCH_FILE, BenchRow)
-        print(files_table(bench, read_rows(folder / VERIFY_FILE, VerifyRow)))
+        files = load_manifest(folder).hashes_in(folder)
+        bench = read_current(folder / BENCH_FILE, BenchRow, files)
+        print(files_table(bench, read_current(folder / VERIFY_FILE, VerifyRow, files)))
     if (folder / EVALUATE_FILE).exists():
         print("\n" + distance_table(read_evaluation(folder / EVALUATE_FILE).means))
 

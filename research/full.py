@@ -22,7 +22,7 @@ from pocketfocus.run.errors import reported
 from pocketfocus.run.manifest import Artifact, Manifest, load_manifest
 from pocketfocus.run.metrics import psnr
 from pocketfocus.run.results import VerifyRow
-from pocketfocus.run.rows import read_rows
+from pocketfocus.run.rows import read_current
 
 REWRITTEN_DB = 90.0
 
@@ -86,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rewritten", action="store_true")
     options = parser.parse_args(arguments)
     manifest = load_manifest(options.folder)
-    print(table(manifest, read_rows(options.folder / VERIFY_FILE, VerifyRow)))
+    files = manifest.hashes_in(options.folder)
+    print(table(manifest, read_current(options.folder / VERIFY_FILE, VerifyRow, files)))
     if options.rewritten:
         for name, db in rewritten_db(manifest.reference, options.folder).items():
             print(f"{name}, rewritten against diffusers: {db:.1f} dB, {REWRITTEN_DB:g} are needed")

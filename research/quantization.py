@@ -21,7 +21,7 @@ from pocketfocus.research.losses import LOSSES_FILE, Loss
 from pocketfocus.run.errors import reported
 from pocketfocus.run.manifest import Artifact, load_manifest
 from pocketfocus.run.results import VerifyRow
-from pocketfocus.run.rows import read_rows
+from pocketfocus.run.rows import read_current, read_rows
 
 FLOAT = "fp32"
 
@@ -89,8 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="sizes, parity and differences of a run's files")
     parser.add_argument("run", type=Path, help="after export and verify")
     folder: Path = parser.parse_args(arguments).run
-    artifacts = load_manifest(folder).artifacts
-    verify = read_rows(folder / VERIFY_FILE, VerifyRow)
+    manifest = load_manifest(folder)
+    artifacts = manifest.artifacts
+    verify = read_current(folder / VERIFY_FILE, VerifyRow, manifest.hashes_in(folder))
     losses = folder / LOSSES_FILE
     lost = read_rows(losses, Loss) if losses.exists() else []
     print(files_table(artifacts, verify, lost), "", differences_table(artifacts), sep="\n")

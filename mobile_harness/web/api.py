@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -28,10 +29,12 @@ from pocketfocus.run.results import BenchRow, VerifyRow
 
 JSON_BYTES = 2 * 2**20  # 50,000 times at most
 UPLOADS = 8  # at once
+JUDGING = 4  # at once, so that files find a thread
 MOST_RESULTS = 200  # of one session of `serve`: a page that measures without end fills no disk
 WAITING = 64  # measurements whose outputs have not come yet
 MEDIA = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm"}
 
+T = TypeVar("T")
 MakeJudge = Callable[[Served], Judge]
 
 
@@ -58,6 +61,7 @@ class Api:
         self.waiting: OrderedDict[str, tuple[Measurement, BenchRow]] = OrderedDict()
         self.kept: set[tuple[str, str]] = set()  # files and devices that measured them
         self.uploads = asyncio.Semaphore(UPLOADS)  # stacks are megabytes each
+        self.judging = asyncio.Semaphore(JUDGING)
         self._make_judge = make_judge
         self._judge: Judge | None = None
         self._making = threading.Lock()
@@ -100,11 +104,10 @@ class Api:
     async def golden(self, request: Request) -> Response:
         """Give the golden photo, raw float32; its positions are in a header."""
         try:
-            judge = await run_in_threadpool(self.judge)
-            raw = await run_in_threadpool(judge.photo)
+            raw = await self.judged_by(lambda judge: judge.photo())
         except UserError as error:
             return refusal(409, str(error))
-        positions = {"X-Positions": ",".join(map(str, judge.positions))}
+        positions = {"X-Positions": ",".join(map(str, self.judge().positions))}
         return Response(raw, media_type="application/octet-stream", headers=positions)
 
     async def measurement(self, request: Request) -> Response:
@@ -125,12 +128,12 @@ class Api:
         if place not in self.kept and len(self.kept) >= MOST_RESULTS:
             return refusal(429, f"{MOST_RESULTS} results were taken: start `serve` again for more")
         try:
-            row = await run_in_threadpool(lambda: self.judge().take(measured))
+            row = await self.judged_by(lambda judge: judge.take(measured))
         except UserError as error:
             return refusal(409, str(error))
         self.kept.add(place)
         key = new_token()
-        self.waiting[key] = measured, row
+        self.waiting[key] = measured.model_copy(update={"times_ms": [], "sustained": None}), row
         while len(self.waiting) > WAITING:
             self.waiting.popitem(last=False)
         return JSONResponse({"id": key, "row": row.as_json()}, 201)
@@ -154,11 +157,16 @@ class Api:
                 return refusal(404, "no such measurement waits for outputs")
             measured, times = found
             try:
-                row = await run_in_threadpool(lambda: self.judge().judge(measured, body))
+                row = await self.judged_by(lambda judge: judge.judge(measured, body))
             except UserError as error:
                 return refusal(409, str(error))
         self.judged(times, row)
         return JSONResponse({"row": row.as_json()}, 201)
+
+    async def judged_by(self, what: Callable[[Judge], T]) -> T:
+        """Return what the judge says, in a thread."""
+        async with self.judging:
+            return await run_in_threadpool(lambda: what(self.judge()))
 
     def judge(self) -> Judge:
         """Return what judges; it is made once."""

@@ -27,7 +27,7 @@ from pocketfocus.mobile_harness.web.guard import (
     new_token,
 )
 from pocketfocus.mobile_harness.web.lan import lan_address, own_context, tls_context
-from pocketfocus.mobile_harness.web.patience import let_go, server_of
+from pocketfocus.mobile_harness.web.patience import Door, let_go, server_of
 from pocketfocus.mobile_harness.web.visit import LAN, Visit, check_address
 from pocketfocus.run.ending import SIGNALS, as_interrupted
 from pocketfocus.run.errors import UserError
@@ -106,7 +106,7 @@ def serve(
             say(invitation(f"{base}?{TOKEN}={token}{place}"))
 
         api = Api(served, page, make_judge, visit.take if visit else lambda bench, verify: None)
-        server = server_of(make_app(api, address, token, invite), context)
+        server = server_of(make_app(api, address, token, invite), listener, context)
         if visit:
             stack.enter_context(visit.ends(server))
         with suppress(KeyboardInterrupt), as_interrupted(*SIGNALS):
@@ -139,10 +139,10 @@ def hint(network: Network, port: int) -> str:
     )
 
 
-def listen(address: str, port: int) -> socket.socket:
+def listen(address: str, port: int) -> Door:
     """Return a listening socket; UserError when the port cannot be had."""
     try:
-        return socket.create_server((address, port), backlog=256)
+        return Door(socket.create_server((address, port), backlog=256))
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(

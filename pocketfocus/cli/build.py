@@ -92,10 +92,12 @@ def build(
         if (settings.out / "report.html").exists():
             typer.echo(f"report: {settings.out / 'report.html'}")
 
+    from pocketfocus.run.manifest import load_manifest
     from pocketfocus.run.results import VerifyRow
-    from pocketfocus.run.rows import read_rows
+    from pocketfocus.run.rows import read_current
 
-    arguments.exit_by_gates(read_rows(settings.out / "verify.json", VerifyRow))
+    hashes = load_manifest(settings.out).hashes_in(settings.out)
+    arguments.exit_by_gates(read_current(settings.out / "verify.json", VerifyRow, hashes))
 
 
 def stages(settings: Settings) -> tuple[Stage, ...]:

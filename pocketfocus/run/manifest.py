@@ -175,6 +175,15 @@ class Manifest:
         own = {STUDENT: self.student_sha256} if self.student_sha256 else {}
         return own | {artifact.name: artifact.sha256 for artifact in self.artifacts}
 
+    def hashes_in(self, folder: Path) -> dict[str, str]:
+        """Return `hashes` without those of files in the run's folder that have changed since."""
+        there = {name: below(folder, name) for name in self.hashes}
+        return {
+            name: stated
+            for name, stated in self.hashes.items()
+            if not there[name].exists() or sha256(there[name]) == stated
+        }
+
     def save(self, folder: Path) -> None:
         """Write folder/manifest.json, atomically."""
         content = asdict(self, dict_factory=_as_json)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import alone_in, read_json, write_json
+from pocketfocus.run.progress import say
 
 ANEW = "delete the file and run the stage that writes it"
 MERGING_S = 60.0  # an export of the same run may take longer
@@ -63,6 +64,21 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
     UserError when it is missing, or names the first field of a row that is not as `kind` has it.
     """
     return [row_of(path, kind, *each) for each in enumerate(contents(path))]
+
+
+def read_current(path: Path, kind: type[F], files: Mapping[str, str]) -> list[F]:
+    """Return the rows of `read_rows` that tell of `files`, hashes by their names, as they are now.
+
+    That others are left out is said in one line.
+    """
+    rows = read_rows(path, kind)
+    found = [row for row in rows if is_of(row, files)]
+    if len(found) < len(rows):
+        say(
+            f"{path}: {len(rows) - len(found)} of {len(rows)} rows left out, which tell of other "
+            "files than the run has now: run the stage that writes it again"
+        )
+    return found
 
 
 def contents(path: Path) -> list[Any]:

@@ -64,6 +64,7 @@ def make(
     p50 = float(np.median(np.concatenate(rounds)))
     machine = {"device": "host", "model": "board", "chip": chip, "os": "", "runtime": ""}
     about = {"artifact": FILE, "target": "executorch", "precision": "int8", **machine}
+    about["sha256"] = artifact.sha256
     figures = {"load_ms": 3.0, "first_ms": 4.0, "p50_ms": round(p50, 3), "p90_ms": p50}
     more = {"p99_ms": p50, "runs": 80, "peak_rss_mib": 300.0, "bytes": size, "threads": threads}
     ended = {"status": "measured", "why": ""}
@@ -196,6 +197,23 @@ def test_samples_of_another_measurement_are_not_believed(a: Path) -> None:
     again = read_run(a)
     assert again.timings[0].times == ()
     assert again.scenes == {}
+
+
+def test_rows_of_another_file_are_left_out(
+    a: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("bench.json", "verify.json"):
+        write_rows(a / name, [row | {"sha256": "1" * 64} for row in contents(a / name)])
+    found = changes(a, make(tmp_path / "b"))
+    assert found["latency p50"].verdict == "only in B"
+    assert capsys.readouterr().err.count("1 of 1 rows left out") == 2
+
+
+def test_a_file_that_changed_has_no_rows(a: Path) -> None:
+    assert read_run(a).bench
+    (a / FILE).parent.mkdir()
+    (a / FILE).write_text("changed since")
+    assert not read_run(a).bench and not read_run(a).gates
 
 
 def test_a_gate_that_fails_now_is_worse(a: Path, tmp_path: Path) -> None:

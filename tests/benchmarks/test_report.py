@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,9 @@ from pocketfocus.benchmarks.tables import files_table
 from pocketfocus.data.optics import distance
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
-from pocketfocus.run.manifest import Artifact, Delegation, Manifest
+from pocketfocus.run.manifest import Artifact, Delegation, Manifest, load_manifest
 from pocketfocus.run.results import BenchRow, VerifyRow
-from pocketfocus.run.rows import write_rows
+from pocketfocus.run.rows import F, write_rows
 from tests.benchmarks.rows import bench_row, verify_row
 
 if TYPE_CHECKING:
@@ -62,6 +62,11 @@ def gate_row(artifact: str, status: str, psnr: float | None, why: str = "") -> V
 VERIFY = [gate_row(PTE, "pass", 49.0), gate_row(MLPACKAGE, "not-run", None, WHY)]
 
 
+def of(row: F, files: Mapping[str, str]) -> F:
+    """The row with the hash of its file."""
+    return row.model_copy(update={"sha256": files.get(row.artifact)})
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder whose stacks brighten from frame to frame."""
@@ -76,8 +81,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Artifact(MLPACKAGE, "coreml", "int8", hashes[1], 2**20, applied={"note": "<b>W8A8</b>"}),
     ]
     Manifest((32, 32), files, "2" * 64, reference="default", tools={"torch": "2.13.0"}).save(path)
-    write_rows(path / "verify.json", VERIFY)
-    write_rows(path / "bench.json", BENCH)
+    own = {"student": "2" * 64, PTE: hashes[0], MLPACKAGE: hashes[1]}
+    for name, rows in (("verify.json", VERIFY), ("bench.json", BENCH)):
+        write_rows(path / name, [of(row, own) for row in rows])
     frames = np.full((9, 32, 32, 3), 25 * np.arange(9).reshape(9, 1, 1, 1), np.uint8)
     save_stacks(path / "stacks.npz", {"photo": frames[4], "student": frames, PTE: frames})
     save_stacks(path / "reference.npz", {"reference": frames})
@@ -122,9 +128,23 @@ def test_a_file_that_is_gone_is_not_reported_of(name: str, folder: Path, tmp_pat
 def test_what_gave_nothing_to_judge_is_no_pass_and_no_failure(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "run")
     rows = [gate_row(PTE, "error", None, "died of SIGBUS"), *VERIFY[1:]]
-    write_rows(tmp_path / "run" / "verify.json", rows)
+    files = load_manifest(folder).hashes
+    write_rows(tmp_path / "run" / "verify.json", [of(row, files) for row in rows])
     page = render(tmp_path / "run")
     assert "0 gates passed" in page and ">0 failed" in page and "1 gave nothing to judge" in page
+
+
+def test_rows_of_other_files_are_left_out_and_said_to_be(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    files = load_manifest(folder).hashes | {PTE: "0" * 64}
+    for name, rows in (("verify.json", VERIFY), ("bench.json", BENCH)):
+        write_rows(tmp_path / "run" / name, [of(row, files) for row in rows])
+    page = render(tmp_path / "run")
+    assert "1 gates passed" not in page and "12.5" not in page
+    said = capsys.readouterr().err.replace("\n", "")
+    assert "verify.json: 1 of 2 rows left out" in said and "bench.json: 1 of 4 rows" in said
 
 
 def test_readme_table_has_a_line_an_artifact() -> None:

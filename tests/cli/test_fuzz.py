@@ -28,6 +28,7 @@ from pocketfocus.export import stage
 from pocketfocus.mobile_harness.device import Job, Result
 from pocketfocus.mobile_harness.web import server
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.manifest import load_manifest
 from pocketfocus.run.rows import write_rows
 from tests.benchmarks.rows import bench_row, verify_row
 from tests.house.source import none
@@ -144,7 +145,8 @@ def run(small_student: Path, tmp_path: Path, make_run: Callable[..., None]) -> P
     """A run with all files that `report` reads."""
     folder = tmp_path / "run"
     make_run(folder, small_student, [ONNX])
-    about = {"artifact": ONNX, "precision": "fp32"}
+    hashes = load_manifest(folder).hashes
+    about = {"artifact": ONNX, "precision": "fp32", "sha256": hashes[ONNX]}
     write_rows(folder / "verify.json", [verify_row(**about)])
     write_rows(folder / "bench.json", [bench_row(**about, p50_ms=3.0, runs=5, bytes=100)])
     (folder / "distill.json").write_text('{"schema_version": 1, "reference": "default"}')
