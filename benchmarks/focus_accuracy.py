@@ -18,8 +18,12 @@ CONTRAST = 2.0  # times the least sharp frame: less, and a patch has no focus to
 
 
 class FocusAccuracy(NamedTuple):
-    """Of patches that have a focus in the truth: the share whose sharpest frame is the true one,
-    and how many positions the sharpest frame is off, on average."""
+    """How a made stack does at the patches that have a focus in the truth.
+
+    Attributes:
+        share: of them, those whose sharpest frame is the true one.
+        error: by how many positions the sharpest frame is off, on average.
+    """
 
     share: float
     error: float

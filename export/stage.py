@@ -1,4 +1,4 @@
-"""Write the files that were asked for, and the manifest that says what they are.
+"""Write the files that were requested, and the manifest that says what they are.
 
 A file is made again only when something it depends on has changed: the weights, the recipe, the
 calibration photos, this code or a toolchain's version. The manifest is saved after every file, so
@@ -60,7 +60,7 @@ Files = list[tuple[Target, Recipe]]
 
 @dataclass(frozen=True)
 class Export:
-    """The files that are asked for.
+    """The files that are requested.
 
     Attributes:
         out: their folder.
@@ -99,7 +99,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Run:
-    """What goes where: the networks of a source, each as every file that was asked for."""
+    """What goes where: the networks of a source, each as every file that was requested."""
 
     request: Export
     files: Files
@@ -113,8 +113,8 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A file that was asked for."""
+class Requested:
+    """A file that was requested."""
 
     network: Network
     target: Target
@@ -185,41 +185,46 @@ def full_targets() -> tuple[str, ...]:
 def write_files(run: Run) -> Manifest:
     """Write every network × target × precision; the manifest, saved after every file."""
     known = previous(run)
-    asked = [Asked(network, *file) for network in run.source.networks for file in run.files]
-    for artifact in written(run, [one for one in asked if not is_there(run, one, known)]):
+    requested = [Requested(network, *file) for network in run.source.networks for file in run.files]
+    for artifact in written(run, [one for one in requested if not is_there(run, one, known)]):
         known[artifact.name] = artifact
         assemble(run, known).save(run.out)
     assemble(run, known).save(run.out)
     return assemble(run, known)
 
 
-def is_there(run: Run, asked: Asked, known: Mapping[str, Artifact]) -> bool:
+def is_there(run: Run, requested: Requested, known: Mapping[str, Artifact]) -> bool:
     """Whether the file is there already, and nothing that it depends on has changed."""
-    path, check = asked.paths(run)
+    path, check = requested.paths(run)
     old, there = (
-        known.get(asked.name),
-        path.exists() and (not asked.network.check or check.exists()),
+        known.get(requested.name),
+        path.exists() and (not requested.network.check or check.exists()),
     )
-    if old is None or not there or old.key != file_key(run, asked) or sha256(path) != old.sha256:
+    if (
+        old is None
+        or not there
+        or old.key != file_key(run, requested)
+        or sha256(path) != old.sha256
+    ):
         return False
-    run.log(f"{asked.name}: unchanged, kept")
+    run.log(f"{requested.name}: unchanged, kept")
     return True
 
 
-def written(run: Run, asked: Sequence[Asked]) -> Iterator[Artifact]:
+def written(run: Run, requested: Sequence[Requested]) -> Iterator[Artifact]:
     """Write files one after another; many of a student's, by as many processes as there are cores
     and memory for."""
     memory = psutil.virtual_memory().available // NEEDS_BYTES
-    count = min(cores(), memory, len(asked))
-    if len(asked) < TOGETHER or count < 2 or run.source.again is None:
-        yield from (make(run, one) for one in asked)
+    count = min(cores(), memory, len(requested))
+    if len(requested) < TOGETHER or count < 2 or run.source.again is None:
+        yield from (make(run, one) for one in requested)
         return
     free: SimpleQueue[Worker] = SimpleQueue()
 
     def tell(line: str) -> None:
         run.log(line)
 
-    def one_of(one: Asked) -> Artifact:
+    def one_of(one: Requested) -> Artifact:
         worker = free.get()
         try:
             return ARTIFACT.validate_python(worker.run(order(run, one), on_progress=tell).fields)
@@ -231,21 +236,21 @@ def written(run: Run, asked: Sequence[Asked]) -> Iterator[Artifact]:
     with ThreadPoolExecutor(count) as pool, ExitStack() as workers:
         for _ in range(count):
             free.put(workers.enter_context(Worker()))
-        futures = [pool.submit(one_of, one) for one in asked]
+        futures = [pool.submit(one_of, one) for one in requested]
         workers.callback(lambda: [future.cancel() for future in futures])
         for future in as_completed(futures):
             yield future.result()
 
 
-def order(run: Run, asked: Asked) -> Work:
+def order(run: Run, requested: Requested) -> Work:
     """What another process is told, to write a file of a student."""
     return Work(
         CALL,
         {
             "out": str(run.out),
             "source": json.dumps(run.source.again),
-            "target": asked.target.name,
-            "recipe": asked.recipe.model_dump(mode="json"),
+            "target": requested.target.name,
+            "recipe": requested.recipe.model_dump(mode="json"),
         },
     )
 
@@ -258,7 +263,7 @@ def work(
     source = source_again(out, arguments["source"])
     files = [(target, recipe_from(arguments["recipe"], "the work"))]
     run = Run(Export(out, [target.name], []), files, source, say)
-    return asdict(make(run, Asked(source.networks[0], *files[0]))), {}
+    return asdict(make(run, Requested(source.networks[0], *files[0]))), {}
 
 
 @lru_cache(maxsize=1)
@@ -299,13 +304,18 @@ def previous(run: Run) -> dict[str, Artifact]:
     return {}
 
 
-def make(run: Run, asked: Asked) -> Artifact:
+def make(run: Run, requested: Requested) -> Artifact:
     """Write one file."""
-    network, target, recipe, name = asked.network, asked.target, asked.recipe, asked.name
-    path, _ = asked.paths(run)
+    network, target, recipe, name = (
+        requested.network,
+        requested.target,
+        requested.recipe,
+        requested.name,
+    )
+    path, _ = requested.paths(run)
     started = time.monotonic()
     try:
-        written = write(run, asked)
+        written = write(run, requested)
     except Exception as error:
         error.add_note(f"while writing {path}")
         raise
@@ -318,7 +328,7 @@ def make(run: Run, asked: Asked) -> Artifact:
         precision=recipe.name,
         sha256=sha256(path),
         bytes=size,
-        key=file_key(run, asked),
+        key=file_key(run, requested),
         inputs=written.inputs or network.inputs,
         outputs=written.outputs or network.outputs,
         recipe=recipe.model_dump(mode="json"),
@@ -330,10 +340,10 @@ def make(run: Run, asked: Asked) -> Artifact:
     )
 
 
-def write(run: Run, asked: Asked) -> Written:
+def write(run: Run, requested: Requested) -> Written:
     """Write a file, and its check if it has one, here or in a process of its own."""
-    network, target, recipe = asked.network, asked.target, asked.recipe
-    path, check = asked.paths(run)
+    network, target, recipe = requested.network, requested.target, requested.recipe
+    path, check = requested.paths(run)
     notes = target.notes[recipe.weight_bits]
     if network.isolated:
         with write_atomic(path) as scratch, write_atomic(check) as check_scratch:
@@ -389,9 +399,9 @@ def network_of(run: Run, artifact: Artifact) -> str:
     )
 
 
-def file_key(run: Run, asked: Asked) -> str:
+def file_key(run: Run, requested: Requested) -> str:
     """Hash of everything that a file depends on."""
-    network, target, recipe = asked.network, asked.target, asked.recipe
+    network, target, recipe = requested.network, requested.target, requested.recipe
     return key_of(
         network=network.name,
         target=target.name,

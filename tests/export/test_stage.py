@@ -188,10 +188,10 @@ def test_a_process_that_fails_is_one_error_and_ends_the_others(
 ) -> None:
     real = stage.order
 
-    def order(run: Run, asked: stage.Asked) -> Work:
-        found = real(run, asked)
+    def order(run: Run, requested: stage.Requested) -> Work:
+        found = real(run, requested)
         bad = {**found.arguments, "target": "toaster"}
-        return replace(found, arguments=bad) if asked.recipe.name == "int8" else found
+        return replace(found, arguments=bad) if requested.recipe.name == "int8" else found
 
     monkeypatch.setattr(stage, "order", order)
     with pytest.raises(UserError, match="unknown target 'toaster'"):
