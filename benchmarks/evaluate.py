@@ -3,7 +3,9 @@
 A cell of the 9×9 grid is the mean of its per-image values over the scenes that have truth there; a
 mean averages the cells. Figures are capped at `ROUNDING_DB` per image: two images closer than that
 are the same at 8 bits, and without a cap the exact diagonal of `copy` would swamp its mean. The
-mean off the diagonal, beside copy, is the figure to compare.
+mean off the diagonal, beside copy, is the figure to compare. Beside it stands the one that
+Learn2Refocus publishes, which pools the squared error of a cell's images, where scenes that are far
+off count most: it is lower.
 
 Legend: N frames of a stack, H, W.
 """
@@ -50,8 +52,13 @@ SCENES, RENDERED = 64, (256, 256)
 
 
 class Cell(Row):
-    """Mean scores of a model from one input position to one output position; the last two are over
-    the images with places that the truth has sharper (`scores.Score`), None where there is none."""
+    """Mean scores of a model from one input position to one output position.
+
+    Attributes:
+        sharper_gain_db: over the images with places that the truth has sharper (`scores.Score`), as
+            is `restored`; None where there is none.
+        pooled_psnr_db: of the mean squared error of all images; None in files of older versions.
+    """
 
     model: str
     stacks: str
@@ -61,6 +68,7 @@ class Cell(Row):
     ssim: float
     sharper_gain_db: float | None = None
     restored: float | None = None
+    pooled_psnr_db: float | None = None
 
     @property
     def distance(self) -> int:
@@ -79,6 +87,7 @@ class Means(Row):
         sharper_gain_db: over repeating the photo where the truth is sharper than it, off the
             diagonal.
         restored: the share of the missing detail that was restored there.
+        pooled_psnr_db_off_diagonal: the mean of the cells' `pooled_psnr_db`.
     """
 
     model: str
@@ -93,6 +102,7 @@ class Means(Row):
     gain_error_db: float | None = None
     sharper_gain_db: float | None = None
     restored: float | None = None
+    pooled_psnr_db_off_diagonal: float | None = None
 
 
 @dataclass(frozen=True)
@@ -240,7 +250,13 @@ def _cell(about: tuple[str, str, int, int], found: Sequence[Score]) -> Cell:
         ssim=fmean(score.ssim for score in found),
         sharper_gain_db=mean(score.sharper_gain_db for score in found),
         restored=mean(score.restored for score in found),
+        pooled_psnr_db=pooled([score.psnr_db for score in found]),
     )
+
+
+def pooled(figures_db: Sequence[float]) -> float:
+    """Return the PSNR of the mean squared error of images of these PSNRs."""
+    return -10 * math.log10(fmean(10 ** (-figure / 10) for figure in figures_db))
 
 
 def _gains(calls: Sequence[Call]) -> dict[str, list[float]]:
@@ -279,6 +295,7 @@ def _means(
         gain_error_db=stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None,
         sharper_gain_db=mean(cell.sharper_gain_db for cell in off),
         restored=mean(cell.restored for cell in off),
+        pooled_psnr_db_off_diagonal=mean(cell.pooled_psnr_db for cell in off),
     )
 
 

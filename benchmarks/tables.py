@@ -97,15 +97,16 @@ def print_table(means: Sequence[Means], console: Console | None = None) -> None:
     distances = sorted({int(d) for row in means for d in row.psnr_db_by_distance})
     table = Table(
         title="PSNR in dB against true focal stacks",
-        caption="Δ copy: gain over repeating the photo, off the diagonal, and its standard error. "
-        "sharper: the same where the truth is sharper than the photo. restored: the share of the "
-        "detail missing there. "
+        caption="off-diag.: the mean of images. pooled: of the squared error of a pair's images, "
+        "as Learn2Refocus publishes it. Δ copy: gain over repeating the photo, off the diagonal, "
+        "and its standard error. sharper: the same where the truth is sharper than the photo. "
+        "restored: the share of the detail missing there. "
         f"d: positions between input and output. Per image at most {ROUNDING_DB:.1f} dB.",
     )
     table.add_column("model", overflow="fold")
     table.add_column("stacks", overflow="fold")
     table.add_column("scenes", justify="right", no_wrap=True)
-    heads = ["off-diag.", "Δ copy", "SSIM", "sharper", "restored", "mean"]
+    heads = ["off-diag.", "pooled", "Δ copy", "SSIM", "sharper", "restored", "mean"]
     heads += [f"d={d}" for d in distances]
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
@@ -115,6 +116,7 @@ def print_table(means: Sequence[Means], console: Console | None = None) -> None:
             row.stacks,
             str(row.scenes),
             figure(row.mean_psnr_db_off_diagonal, 2),
+            figure(row.pooled_psnr_db_off_diagonal, 2),
             gain(row),
             figure(row.mean_ssim_off_diagonal, 3),
             *where_sharper(row),

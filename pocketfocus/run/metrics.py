@@ -29,9 +29,10 @@ def psnr(a: Tensor, b: Tensor, peak: float = PEAK) -> float:
 
 
 def ssim(a: Tensor, b: Tensor, peak: float = PEAK) -> float:
-    """Return the mean structural similarity (Wang et al. 2004, 11-tap Gaussian) of images
-    [B,3,H,W]."""
-    value = structural_similarity_index_measure(a.float(), b.float(), data_range=peak)
+    """Return the mean structural similarity (Wang et al. 2004, 11-tap Gaussian) of images [B,3,H,W]
+    of `peak` around 0; of values from 0 up, as its term of luminance needs and others report it."""
+    above = (a.float() + peak / 2, b.float() + peak / 2)
+    value = structural_similarity_index_measure(*above, data_range=peak)
     if not isinstance(value, Tensor):
         raise TypeError("torchmetrics returned more than the mean")
     return float(value)

@@ -110,7 +110,7 @@ def test_copy_on_a_ramp_of_greys_depends_on_the_distance_alone() -> None:
     assert len(found) == 81
     assert set(found["copy", 2, 5]) == {
         "model", "stacks", "input_position", "output_position", "psnr_db", "ssim",
-        "sharper_gain_db", "restored",
+        "sharper_gain_db", "restored", "pooled_psnr_db",
     }  # fmt: skip
     assert found["copy", 2, 5]["psnr_db"] == pytest.approx(decibels(0.3), abs=1e-4)
     assert found["copy", 7, 7]["psnr_db"] == ROUNDING_DB
@@ -124,12 +124,17 @@ def test_copy_on_a_ramp_of_greys_depends_on_the_distance_alone() -> None:
     assert summary["mean_psnr_db"] == pytest.approx(everything, abs=1e-4)
 
 
-def test_cells_are_means_of_images_not_of_pooled_errors() -> None:
+def test_cells_are_means_of_images_and_beside_them_of_pooled_errors() -> None:
+    """The first is ours, the second that of Learn2Refocus."""
     stacks = [greys([0.1] * 9), greys([0.4] * 9)]
     rows = evaluated([Constant(0.0)], stacks, "two")
     expected = (decibels(0.1) + decibels(0.4)) / 2
     assert cells(rows)["constant", 0, 8]["psnr_db"] == pytest.approx(expected, abs=1e-4)
+    error = (0.1**2 + 0.4**2) / 2
+    assert cells(rows)["constant", 0, 8]["pooled_psnr_db"] == pytest.approx(decibels(error**0.5))
     assert means(rows)["constant"]["scenes"] == 2
+    found = means(rows)["constant"]["pooled_psnr_db_off_diagonal"]
+    assert found == pytest.approx(decibels(error**0.5), abs=1e-4)
 
 
 def test_ssim_is_per_image() -> None:
