@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from pocketfocus.benchmarks.baselines import TABLE_FILE, baselines
+from pocketfocus.benchmarks.focus_accuracy import focus_accuracy
 from pocketfocus.benchmarks.samples import keep_scenes
 from pocketfocus.benchmarks.scores import Call, Ledger, Score, Scores, score_of
 from pocketfocus.data.datasets import SYNTHETIC, TEST, Request, check_source, open_source
@@ -88,6 +89,8 @@ class Means(Row):
             diagonal.
         restored: the share of the missing detail that was restored there.
         pooled_psnr_db_off_diagonal: the mean of the cells' `pooled_psnr_db`.
+        focus_accuracy: the share of patches whose sharpest frame is the true one.
+        focus_error: by how many positions the sharpest frame is off, on average.
     """
 
     model: str
@@ -103,6 +106,8 @@ class Means(Row):
     sharper_gain_db: float | None = None
     restored: float | None = None
     pooled_psnr_db_off_diagonal: float | None = None
+    focus_accuracy: float | None = None
+    focus_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -177,8 +182,9 @@ def evaluate_models(
     try:
         for scene, stack, truth, model, position in tasks:
             if (scene, model.name, position) not in kept:
-                scores = _score(model, stack, truth, position, how.size)
-                kept.add(Call(scene=scene, model=model.name, position=position, scores=scores))
+                scores, focus = _score(model, stack, truth, position, how.size)
+                call = Call(scene=scene, model=model.name, position=position, scores=scores)
+                kept.add(call.model_copy(update=focus))
     finally:
         kept.save()
     calls = list(kept)
@@ -191,7 +197,7 @@ def evaluate_models(
     scenes = len({call.scene for call in calls})
     gains = _gains(calls)
     means = [_means(cells, name, stacks_name, scenes, gains.get(name, [])) for name in names]
-    return Evaluation(cells, means)
+    return Evaluation(cells, [_with_focus(each, calls) for each in means])
 
 
 def _tasks(
@@ -211,8 +217,9 @@ def _tasks(
 
 def _score(
     model: Model, stack: FocalStack, truth: Mapping[int, Tensor], position: int, size: Size | None
-) -> Scores:
-    """Return scores by output position, of images scaled to a size if one is given."""
+) -> tuple[Scores, dict[str, float]]:
+    """Return scores by output position, of images scaled to a size if one is given, and what `Call`
+    says of the stack's focus."""
     photo = truth[position]
     if isinstance(model, Reconstructor):
         made = model.reconstruct(torch.cat(list(truth.values()))).clamp(-1, 1)
@@ -223,7 +230,9 @@ def _score(
     if size is not None:
         photo, images = resized(photo, size), {at: resized(x, size) for at, x in images.items()}
         truth = {at: resized(x, size) for at, x in truth.items()}
-    return {at: score_of(images[at], frame, photo, ROUNDING_DB) for at, frame in truth.items()}
+    scores = {at: score_of(images[at], frame, photo, ROUNDING_DB) for at, frame in truth.items()}
+    found = focus_accuracy(*(torch.cat([each[at] for at in truth]) for each in (images, truth)))
+    return scores, {} if found is None else {"focus_share": found.share, "focus_error": found.error}
 
 
 def _cells(calls: Sequence[Call], names: Sequence[str], stacks_name: str) -> list[Cell]:
@@ -297,6 +306,15 @@ def _means(
         restored=mean(cell.restored for cell in off),
         pooled_psnr_db_off_diagonal=mean(cell.pooled_psnr_db for cell in off),
     )
+
+
+def _with_focus(means: Means, calls: Sequence[Call]) -> Means:
+    """Return a model's means with those of its stacks' focus."""
+    own = [call for call in calls if call.model == means.model]
+    share, error = (
+        mean(getattr(call, name) for call in own) for name in ("focus_share", "focus_error")
+    )
+    return means.model_copy(update={"focus_accuracy": share, "focus_error": error})
 
 
 def mean(values: Iterable[float | None]) -> float | None:

@@ -50,12 +50,16 @@ Scores = dict[int, Score]
 
 
 class Call(Row):
-    """What a model made of one photo: a score by output position."""
+    """What a model made of one photo: a score by output position, and the `FocusAccuracy` of the
+    stack, where it has any.
+    """
 
     scene: int
     model: str
     position: int
     scores: Scores
+    focus_share: float | None = None
+    focus_error: float | None = None
 
 
 class Ledger:

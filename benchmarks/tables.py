@@ -100,13 +100,14 @@ def print_table(means: Sequence[Means], console: Console | None = None) -> None:
         caption="off-diag.: the mean of images. pooled: of the squared error of a pair's images, "
         "as Learn2Refocus publishes it. Δ copy: gain over repeating the photo, off the diagonal, "
         "and its standard error. sharper: the same where the truth is sharper than the photo. "
-        "restored: the share of the detail missing there. "
+        "restored: the share of the detail missing there. in focus: patches whose sharpest frame "
+        "is the true one, and by how many positions it is off. "
         f"d: positions between input and output. Per image at most {ROUNDING_DB:.1f} dB.",
     )
     table.add_column("model", overflow="fold")
     table.add_column("stacks", overflow="fold")
     table.add_column("scenes", justify="right", no_wrap=True)
-    heads = ["off-diag.", "pooled", "Δ copy", "SSIM", "sharper", "restored", "mean"]
+    heads = ["off-diag.", "pooled", "Δ copy", "SSIM", "sharper", "restored", "in focus", "mean"]
     heads += [f"d={d}" for d in distances]
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
@@ -120,6 +121,7 @@ def print_table(means: Sequence[Means], console: Console | None = None) -> None:
             gain(row),
             figure(row.mean_ssim_off_diagonal, 3),
             *where_sharper(row),
+            in_focus(row),
             figure(row.mean_psnr_db, 2),
             *(figure(row.psnr_db_by_distance.get(str(d))) for d in distances),
         )
@@ -143,6 +145,13 @@ def where_sharper(row: Means) -> list[str]:
     gained, restored = row.sharper_gain_db, row.restored
     share = figure(None) if restored is None else f"{100 * restored:z.0f} %"
     return [figure(None) if gained is None else f"{gained:+z.2f}", share]
+
+
+def in_focus(row: Means) -> str:
+    """Return focus accuracy and error, for a table."""
+    if row.focus_accuracy is None:
+        return figure(None)
+    return f"{100 * row.focus_accuracy:.0f} %, {figure(row.focus_error)}"
 
 
 @reported("tables")

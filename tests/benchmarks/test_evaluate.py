@@ -449,11 +449,13 @@ def test_what_is_restored_where_the_truth_is_sharper() -> None:
     assert found["halfway"].restored == pytest.approx(0.5, abs=1e-5)
     assert found["halfway"].sharper_gain_db == pytest.approx(decibels(0.5) - decibels(1), abs=1e-4)
     assert found["all"].restored == pytest.approx(1, abs=1e-5)
+    assert (found["all"].focus_accuracy, found["all"].focus_error) == (1, 0)
+    assert (found["copy"].focus_accuracy, found["copy"].focus_error) == (0.5, 4)  # all the first
 
 
 def test_what_is_plain_everywhere_lacks_nothing() -> None:
     row = evaluate_models([Copy()], [greys([0.1 * n - 0.4 for n in range(9)])], "ramp").means[0]
-    assert row.restored is row.sharper_gain_db is None
+    assert row.restored is row.sharper_gain_db is row.focus_accuracy is row.focus_error is None
 
 
 def test_images_are_compared_at_a_size_that_the_photo_does_not_have() -> None:
