@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pocketfocus.benchmarks.checks import (
@@ -32,6 +34,7 @@ from pocketfocus.benchmarks.gates import (
     judge,
     own_rows,
 )
+from pocketfocus.data.stacks import cores
 from pocketfocus.mobile_harness.device import HOST, PYTORCH, Arrays, Device, Job, Result
 from pocketfocus.mobile_harness.devices import is_timed, origin
 from pocketfocus.mobile_harness.host import Host
@@ -148,25 +151,50 @@ def rows_of(
     report shows."""
     rows: list[VerifyRow] = []
     kept: dict[str, Pixels] = {}
-    for artifact in track(manifest.artifacts, "verifying", len(manifest.artifacts)):
-        chosen = able_device(devices, artifact.target)
-        why = chosen.why_not(artifact.target)
-        if why is None:
-            check, beside = student or (saved_check(folder, artifact), ())
-            path, reference = below(folder, artifact.name), how.reference_device
-            found, outputs = execute_artifact(artifact, path, chosen, check, reference)
-            rows += found
-            for each in beside if isinstance(chosen, Host) else ():
-                if takes(artifact, each, manifest.size):
-                    rows.append(row_beside(artifact, path, chosen, each))
-            if student and outputs:
-                kept[artifact.name] = shown(outputs[0], check.calls)
-        else:
-            gate = gate_of(artifact.precision, chosen.name, artifact.recipe)
-            verdict = Verdict(None, "not-run", why)
-            rows.append(row_on(gate_row(artifact, chosen.name, gate, verdict), chosen))
-        rows += [row_on(row, chosen) for row in own_rows(artifact, chosen.name)]
+    here = student is not None and all(isinstance(each, Host) for each in devices)
+    total = len(manifest.artifacts)
+    with ThreadPoolExecutor(cores() if here else 1) as pool:  # a phone does one thing at a time
+        each = partial(rows_of_one, folder, manifest, devices, how, student)
+        try:
+            found = pool.map(each, manifest.artifacts)
+            for artifact, (own, seen) in track(
+                zip(manifest.artifacts, found, strict=True), "verifying", total
+            ):
+                rows += own
+                if seen is not None:
+                    kept[artifact.name] = seen
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return rows, kept
+
+
+def rows_of_one(
+    folder: Path,
+    manifest: Manifest,
+    devices: Sequence[Device],
+    how: Verification,
+    student: tuple[Check, Sequence[Beside]] | None,
+    artifact: Artifact,
+) -> tuple[list[VerifyRow], Pixels | None]:
+    """Execute an artifact on the first device that can: its rows, and what the report shows."""
+    chosen, rows, seen = able_device(devices, artifact.target), list[VerifyRow](), None
+    why = chosen.why_not(artifact.target)
+    if why is None:
+        check, beside = student or (saved_check(folder, artifact), ())
+        path, reference = below(folder, artifact.name), how.reference_device
+        found, outputs = execute_artifact(artifact, path, chosen, check, reference)
+        rows += found
+        for each in beside if isinstance(chosen, Host) else ():
+            if takes(artifact, each, manifest.size):
+                rows.append(row_beside(artifact, path, chosen, each))
+        if student and outputs:
+            seen = shown(outputs[0], check.calls)
+    else:
+        gate = gate_of(artifact.precision, chosen.name, artifact.recipe)
+        verdict = Verdict(None, "not-run", why)
+        rows.append(row_on(gate_row(artifact, chosen.name, gate, verdict), chosen))
+    return rows + [row_on(row, chosen) for row in own_rows(artifact, chosen.name)], seen
 
 
 def capture_row(check: Check, sha256: str) -> GateRow:
