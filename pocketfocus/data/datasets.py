@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pocketfocus.data.photo_scenes import PhotoScenes
 from pocketfocus.data.scenes import (
@@ -37,6 +39,8 @@ from pocketfocus.run.errors import UserError
 SYNTHETIC, PHOTOS, RGBD_PAIRS = "synthetic", "photos", "rgbd"
 TRAIN, TEST = "train", "test"
 RENDERED: Size = (256, 256)
+TEXTURES_KEPT = 128  # about 200 MB of them
+Pixels = NDArray[np.uint8]
 TEXTURE_SIDE = 900  # photos are scaled down to this for textures: scenes are 256 pixels wide
 
 
@@ -119,22 +123,36 @@ def scene_list(folder: Path, split: str) -> set[str] | None:
     return None
 
 
-def textures(files: Sequence[Path]) -> list[np.ndarray]:
-    """Return photos [H, W, 3] uint8 for the surfaces of rendered scenes."""
-    found = []
-    for file in files:
-        picture = load_photo(file)
-        picture.thumbnail((TEXTURE_SIDE, TEXTURE_SIDE))
-        found.append(np.asarray(picture))
-    return found
+class Textures(Sequence[Pixels]):
+    """Photos [H, W, 3] uint8 for the surfaces of rendered scenes: some that are there, and files,
+    which are decoded as they are asked for; `TEXTURES_KEPT` of them stay decoded."""
+
+    def __init__(self, files: Sequence[Path], there: Photos = ()) -> None:
+        self.files, self.there = tuple(files), tuple(there)
+
+    def __len__(self) -> int:
+        return len(self.there) + len(self.files)
+
+    def __getitem__(self, index: int) -> Pixels:  # type: ignore[override]
+        """Return one photo; there are no slices of them."""
+        place = range(len(self))[index] - len(self.there)
+        return self.there[place] if place < 0 else texture(self.files[place])
+
+
+@lru_cache(TEXTURES_KEPT)
+def texture(file: Path) -> Pixels:
+    """Return a photo as a texture."""
+    picture = load_photo(file)
+    picture.thumbnail((TEXTURE_SIDE, TEXTURE_SIDE))
+    return np.asarray(picture)
 
 
 def _synthetic(folder: str, request: Request, extra: Sequence[Path] = ()) -> Source:
     if folder:
         raise UserError(f"{SYNTHETIC}:{folder} is no source: name {SYNTHETIC} alone")
     photos: Photos = held_out_photos() if request.split == TEST else train_photos()
-    photos = [*photos, *textures([*request.photos, *extra])]
-    return RenderedScenes(request.seeds, request.rendered, photos)
+    found = Textures([*request.photos, *extra], photos)
+    return RenderedScenes(request.seeds, request.rendered, found)
 
 
 def _photos(folder: str, request: Request) -> Source:

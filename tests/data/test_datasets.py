@@ -1,5 +1,6 @@
 """Every source through one interface, gathered into one cache."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pocketfocus.data.datasets import TEST, Request, is_rgbd, open_source, scene_list, textures
+from pocketfocus.data import datasets
+from pocketfocus.data.datasets import TEST, Request, Textures, is_rgbd, open_source, scene_list
 from pocketfocus.data.scenes import bundled_photos
-from pocketfocus.data.stacks import cache_sources
+from pocketfocus.data.stacks import RenderedScenes, cache_sources
 from pocketfocus.run.errors import UserError
 from tests.data.test_rgbd import save_pair
 from tests.data.test_stacks import greys, write_scene
@@ -28,13 +30,27 @@ def test_synthetic_scenes_of_both_splits_differ() -> None:
 
 def test_photos_become_textures(tmp_path: Path) -> None:
     Image.new("RGB", (1800, 300), (250, 0, 250)).save(tmp_path / "a.png")
-    (texture,) = textures([tmp_path / "a.png"])
-    assert texture.shape == (150, 900, 3)
+    found = Textures([tmp_path / "a.png"], [np.zeros((4, 4, 3), np.uint8)])
+    assert [each.shape for each in found] == [(4, 4, 3), (150, 900, 3)]
     source = open_source(f"photos:{tmp_path}", REQUEST)
     assert source.key != open_source("synthetic", REQUEST).key
     assert (
         source.key == open_source("synthetic", Request(2, SIZE, photos=(tmp_path / "a.png",))).key
     )
+
+
+def test_textures_are_decoded_as_they_are_asked_for_and_few_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 photos took 0.8 GB in every process that renders."""
+    for number in range(9):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    monkeypatch.setattr(datasets, "texture", lru_cache(2)(datasets.texture.__wrapped__))
+    source = open_source(f"photos:{tmp_path}", REQUEST)
+    assert isinstance(source, RenderedScenes)
+    assert datasets.texture.cache_info().misses == 0
+    assert [int(photo[0, 0, 0]) for photo in source.photos][-9:] == list(range(9))
+    assert datasets.texture.cache_info().currsize == 2
 
 
 def test_scenes_of_rgbd_pairs_differ_and_broken_pairs_are_said_once(
