@@ -32,7 +32,7 @@ from pocketfocus.benchmarks.phones import fits, kinds, phones
 from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.data.optics import distance
 from pocketfocus.photos.images import data_uri, encoded
-from pocketfocus.run.constants import FRAMES
+from pocketfocus.run.constants import FIRST_LOOK, FRAMES
 from pocketfocus.run.files import read_json, write_atomic
 from pocketfocus.run.manifest import check_artifact, load_manifest
 from pocketfocus.run.results import BenchRow, GateStatus, VerifyRow
@@ -98,6 +98,7 @@ def render(folder: Path) -> str:
         latency_chart=data_uri(latency_chart(bench)),
         size_chart=data_uri(size_chart(manifest)),
         grids=data_uri(grids_chart(scores.cells)) if scores.cells else None,
+        first=file_uri(folder / FIRST_LOOK),
         loss=file_uri(folder / "loss.png"),
         distillation=distillation(folder),
     )
@@ -178,8 +179,9 @@ def picture_uri(pixels: Pixels) -> str:
 
 
 def file_uri(path: Path) -> str | None:
-    """Return a PNG file as a data URI, None when there is none."""
-    return data_uri(path.read_bytes()) if path.exists() else None
+    """Return a picture's file as a data URI, None when there is none."""
+    kind = path.suffix.removeprefix(".").replace("jpg", "jpeg")
+    return data_uri(path.read_bytes(), kind) if path.exists() else None
 
 
 def distillation(folder: Path) -> dict[str, object]:

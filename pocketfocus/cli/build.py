@@ -13,7 +13,7 @@ from pocketfocus.cli import arguments
 from pocketfocus.models.places import find_places
 from pocketfocus.quantize.recipes import is_recipe_file
 from pocketfocus.run.cache import PACKAGE, source_hash
-from pocketfocus.run.constants import Size
+from pocketfocus.run.constants import FIRST_LOOK, Size
 from pocketfocus.run.files import key_of
 from pocketfocus.run.progress import say
 from pocketfocus.run.stages import Stage, hashes, run_stages, tools
@@ -35,7 +35,6 @@ REPORTED = (
 )
 
 
-LOOK = "first.jpg"
 DISTILLED = ("student", "distill.json", "loss.png*")
 VERIFIED = ("verify.json", "stacks.npz")
 TIMED = ("bench.json", "bench.samples.json*", "reference.npz*")
@@ -126,7 +125,7 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
             "look",
             lambda: {"start": hashes(_first(settings)), "photos": photos},
             ("export",),
-            (LOOK,),
+            (FIRST_LOOK,),
             _look,
         ),
         ("distill", lambda: _start(settings), DISTILLS, DISTILLED, _distill),
@@ -185,7 +184,7 @@ def _look(settings: Settings) -> None:
 
     photos = settings.photos
     pixels = open_photo(photos[0]).pixels if photos else held_out_photos()[0]
-    path = settings.out / LOOK
+    path = settings.out / FIRST_LOOK
     save_first_look(open_model(str(_first(settings))), pixels, path)
     say(f"a first look: {path} (focused near, the photo, focused far)")
 

@@ -30,6 +30,7 @@ COMMANDS = (
     "bench",
     "devices",
     "report",
+    "lint",
     "compare",
     "sensitivity",
     "mixed",
