@@ -121,7 +121,9 @@ class Rule(_Fields):
         """What it requests of a layer."""
         if self.bits >= 16:
             return Scheme(self.bits)
-        return Scheme(self.bits, self.form, self.granularity, self.activations)
+        alone = self.form == "palette" and self.granularity == 1
+        granularity = "channel" if alone else self.granularity
+        return Scheme(self.bits, self.form, granularity, self.activations)
 
     def fits(self, layer: str) -> bool:
         """Whether the pattern, shell-style or a whole regular expression, fits a layer's path."""

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 MAIN = "main"  # an asset's one function
 PROGRAM, HASH = "main.mlirb", "main.hash"  # files of an asset
 CONSTANT = "coreai.constant"
+TRANSPOSED = "coreai.conv_transpose2d"
 WEIGHTED = (
     "coreai.conv2d",
-    "coreai.conv_transpose2d",
+    TRANSPOSED,
     "coreai.decomposable.broadcasting_batch_matmul",
 )
 TRANSPOSE = "coreai.transpose"
@@ -124,7 +125,8 @@ def scheme_of(op: Any) -> Scheme:
     if kind == "coreai.blockwise_shift_scale":
         integers, scales = (shape_of(value) for value in list(weight.operands)[:2])
         bits = int(weight.operands[0].type.element_type.width)
-        return Scheme(bits, "affine", shared(scales, integers), activations)
+        channel = int(op.name == TRANSPOSED)
+        return Scheme(bits, "affine", shared(scales, integers, channel), activations)
     if kind == "coreai.lut_to_dense":
         indices, lists = (shape_of(value) for value in list(weight.operands)[:2])
         count = math.prod(lists[:-2])
@@ -144,11 +146,12 @@ def made_by(value: Any, moves: tuple[str, ...]) -> Any:
     return owner if isinstance(owner, Operation) else None
 
 
-def shared(scales: tuple[int, ...], shape: tuple[int, ...]) -> Granularity:
-    """What shares a scale: `scales` are of the weight's rank, each size 1 or a count of blocks."""
+def shared(scales: tuple[int, ...], shape: tuple[int, ...], channel: int) -> Granularity:
+    """What shares a scale: `scales` are of the weight's rank, each size 1 or a count of blocks, and
+    `channel` is the axis of output channels."""
     if math.prod(scales) == 1:
         return "tensor"
     blocks = [size // count for size, count in zip(shape, scales, strict=True)]
-    if math.prod(scales) == scales[0] == shape[0]:
+    if math.prod(scales) == scales[channel] == shape[channel]:
         return "channel"
     return math.prod(blocks)

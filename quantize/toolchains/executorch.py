@@ -9,7 +9,7 @@ convolutions stay at static int8, in the same graph.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -49,7 +49,8 @@ class Half(nn.Module):
 
 
 class Rows(nn.Module):
-    """A linear layer on [B,H,W,C] through [B*H*W,C]: the only form of 4 bits XNNPACK takes."""
+    """A linear layer on [B,H,W,C] through [B*H*W,C]: the only form that XNNPACK takes of 4 bits,
+    and of activations quantized at run time."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -109,6 +110,9 @@ def choose(requested: Scheme, layer: nn.Module) -> Choice:
         elif (inputs if group == "channel" else int(group)) % GROUPS:
             why.append(WHOLE_GROUPS)
         else:
+            if group == "channel":
+                why.append(f"a scale a channel is one for all its {inputs} weights")
+                group = inputs
             why += [DYNAMIC_ONLY] if requested.activations != "dynamic" else []
             return Choice(Scheme(4, "affine", group, "dynamic"), "; ".join(why))
     activations = requested.activations if requested.bits == 8 else "static"
@@ -164,8 +168,11 @@ def quantized(model: nn.Module, recipe: Recipe, calls: Calls, multiple: int = 0)
         return Half(model).eval(), 0
     four_bit = {name: s.granularity for name, s in schemes.items() if s.bits == 4}
     group_linears(model, four_bit)
-    if any(scheme.bits == 8 for scheme in schemes.values()):
-        eight_bit = {name: s for name, s in schemes.items() if s.bits == 8}
+    eight_bit = {name: s for name, s in schemes.items() if s.bits == 8}
+    products = {name: f"{name}.linear" for name in eight_bit if is_dynamic(eight_bit[name])}
+    multiply_rows(model, products)
+    eight_bit = {products.get(name, name): scheme for name, scheme in eight_bit.items()}
+    if eight_bit:
         captured = capture(model, calls, multiple)
         return int8(captured, calls, eight_bit, not four_bit), len(four_bit)
     return model, len(four_bit)
@@ -190,7 +197,7 @@ def int8(
     quantizers = []
     for scheme in sorted(set(schemes.values()), key=str):
         names = {name for name, found in schemes.items() if found == scheme}
-        dynamic = scheme.activations == "dynamic"
+        dynamic = is_dynamic(scheme)
         config = get_symmetric_quantization_config(
             is_per_channel=scheme.granularity == "channel", is_dynamic=dynamic
         )
@@ -206,6 +213,23 @@ def int8(
     return convert_pt2e(observed)
 
 
+def is_dynamic(scheme: Scheme) -> bool:
+    """Whether ranges of activations are found at run time."""
+    return scheme.activations == "dynamic"
+
+
+def multiply_rows(model: nn.Module, layers: Iterable[str]) -> None:
+    """Make products of rows, in place, of these linear layers and 1x1 convolutions."""
+    for path in layers:
+        parent, _, name = path.rpartition(".")
+        owner = model.get_submodule(parent)
+        layer = owner.get_submodule(name)
+        if isinstance(layer, nn.Conv2d):
+            setattr(owner, name, PerPixel(layer))
+        else:
+            setattr(owner, name, Rows(cast(nn.Linear, layer)))
+
+
 def group_linears(model: nn.Module, layers: Mapping[str, Granularity]) -> None:
     """4-bit weights, in place, for these linear layers and 1x1 convolutions: per-channel, or with
     one scale for so many."""
@@ -215,14 +239,7 @@ def group_linears(model: nn.Module, layers: Mapping[str, Granularity]) -> None:
 
     if not layers:
         return
-    for path in layers:
-        parent, _, name = path.rpartition(".")
-        owner = model.get_submodule(parent)
-        layer = owner.get_submodule(name)
-        if isinstance(layer, nn.Conv2d):
-            setattr(owner, name, PerPixel(layer))
-        else:
-            setattr(owner, name, Rows(cast(nn.Linear, layer)))
+    multiply_rows(model, layers)
     for granularity in sorted(set(layers.values()), key=str):
         paths = {f"{path}.linear" for path, found in layers.items() if found == granularity}
         config = Int8DynamicActivationIntxWeightConfig(
