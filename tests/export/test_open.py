@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -206,12 +205,8 @@ def test_a_file_that_crashes_its_runtime_is_one_line(exported: Exported, tmp_pat
     """Flipped bytes in a `.pte` end the process that opens it, which is not this one."""
     run = exported(["executorch/student-fp32.pte"])
     content = (run / "executorch/student-fp32.pte").read_bytes()
-    for place in (12, 40, len(content) // 2):
-        damaged = bytearray(content)
-        damaged[place : place + 24] = bytes(255 - each for each in damaged[place : place + 24])
-        (tmp_path / "a.pte").write_bytes(damaged)
-        with suppress(UserError):  # what only changed a weight is executed
-            open_model(str(tmp_path / "a.pte"))
     (tmp_path / "a.pte").write_bytes(content[:64] + b"\xff" * 4096 + content[4160:])
-    with pytest.raises(UserError, match=r"a\.pte (cannot be executed|is no)"):
+    with pytest.raises(
+        UserError, match=r"a\.pte cannot be executed \(.* died of SIG(SEGV|BUS|ABRT)"
+    ):
         open_model(str(tmp_path / "a.pte"))
