@@ -42,6 +42,7 @@ SLOW = {
     "benchmarks/test_verify.py",
     "cli/test_distill.py",
     "cli/test_fuzz.py",
+    "cli/test_killed.py",
     "cli/test_photos.py",
     "cli/test_references.py",
     "cli/test_streams.py",
@@ -89,6 +90,7 @@ SLOW = {
     "test_toolchains_are_imported_without_noise",
     "test_trains_on_a_folder_and_rendered_scenes",
     "test_trains_what_is_asked_for_and_is_read_back",
+    "test_what_is_taken_is_written_and_runs",
     "test_what_refocuses_needs_no_diffusers",
     "test_what_would_eat_memory_is_refused",
 }

@@ -1,0 +1,274 @@
+"""Kills real commands before each of their renames and deletions, and lets them run again.
+
+A process of its own: it imports once what commands need, and forks one that dies for every kill.
+`python -m tests.cli.killing FOLDER STUDENT REFERENCE` prints JSON.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from pocketfocus.cli import main
+from pocketfocus.export.onnx import write
+from pocketfocus.mobile_harness import host, worker
+from pocketfocus.mobile_harness.device import Job, Result
+from pocketfocus.run import scratch, swap
+
+RENAMES, REMOVALS = ("rename", "replace"), ("unlink", "remove", "rmdir")
+TIMED = ("train.jsonl", "loss.png", "report.html")
+"""Files that tell of times, or of when they were made."""
+KNOWN: set[str] = set()  # modules that were imported, or tried to be
+Tree = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code, what it renamed and removed, and what it printed."""
+
+    code: int
+    events: Sequence[str]
+    printed: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where commands work: inputs, and `work`, which is put back before each kill."""
+
+    folder: Path
+
+    @property
+    def work(self) -> Path:
+        return self.folder / "work"
+
+    def tree(self) -> Tree:
+        """Hashes of all files, those that tell of times aside."""
+        return {
+            path.relative_to(self.work).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(self.work.rglob("*"))
+            if path.is_file()
+        }
+
+    def leftovers(self) -> list[str]:
+        """Scratch folders, here and among temporary files."""
+        return [str(path.relative_to(self.folder)) for path in self.folder.rglob("*.part")]
+
+    @property
+    def kept(self) -> Path:
+        return self.folder / "kept"
+
+    def keep(self) -> None:
+        """Remember what is there."""
+        shutil.rmtree(self.kept, ignore_errors=True)
+        shutil.copytree(self.work, self.kept)
+
+    def put_back(self) -> None:
+        """Return to what was there."""
+        shutil.rmtree(self.work)
+        shutil.copytree(self.kept, self.work)
+        for path in (self.folder / "tmp").iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def commands(place: Place, student: str, reference: str) -> dict[str, list[str]]:
+    """Commands that write, each on what those before it left."""
+    work, photos = place.work, place.folder / "photos"
+    run, taught = str(work / "run"), ["--student", student, "--reference", reference]
+    refocus = ["refocus", str(photos / "a.png"), "--model", student, "--position", "4"]
+    refocus += ["--out", str(work / "out")]
+    return {
+        "distill": ["distill", *taught, "--distill-minutes", "0", "--out", run],
+        "export": ["export", "--targets", "onnx", "--precisions", "fp32", "--out", run],
+        "verify": ["verify", run, "--positions", "4", "--photos", str(photos)],
+        "bench": ["bench", run, "--runs", "2", "--reference", reference],
+        "evaluate": [
+            *("evaluate", f"{run}/student", "--scenes", "1", "--size", "64x64"),
+            *("--positions", "4", "--out", f"{run}/evaluate.json"),
+        ],
+        "report": ["report", run],
+        "refocus": refocus,
+    }
+
+
+def executed_once(place: Place) -> Callable[[host.Host, Job], Result]:
+    """The host without a process for each file, with a clock that stands still, and a memory of
+    what files gave: nothing of that is what a kill could spoil."""
+
+    def run(self: host.Host, job: Job) -> Result:
+        times = (1.0,) * (job.runs or 1)
+        still = Result(None, 1.0, 1.0, times, 1.0, 1)
+        if not job.want_outputs:
+            return still
+        known = place.folder / f"{Path(job.artifact).stem}-{len(job.calls)}.npz"
+        if not known.exists():
+            tables = {str(k): table for k, table in enumerate(job.inputs)}
+            _, made = worker.run_file(job.arguments(), tables, print)
+            np.savez(known, *made.values())
+        return replace(still, outputs=tuple(np.load(known).values()))
+
+    return run
+
+
+def converted_once(place: Place) -> Callable[..., Any]:
+    """PyTorch's exporter, which takes seconds, with a memory."""
+    known, convert = place.folder / "converted.onnx", write.converted
+
+    def converted(module: Any, network: Any) -> Any:
+        if not known.exists():
+            onnx.save(convert(module, network), known)
+        return onnx.load(known)
+
+    return converted
+
+
+def forked(words: Sequence[str], place: Place, last: int = 0) -> Ended:
+    """A command in a process of its own, which is killed before event `last`, if it comes so far.
+
+    Deletions in a row are one event. What it imported, this process then imports too.
+    """
+    told, tells = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(told)
+        printed = os.open(place.folder / "printed", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+        os.dup2(printed, 1)
+        os.dup2(printed, 2)
+        events = watched(last)
+        code = main(list(words))
+        with suppress(ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        with os.fdopen(tells, "w") as pipe:
+            json.dump({"events": events, "modules": list(sys.modules)}, pipe)
+        os._exit(code)
+    os.close(tells)
+    with os.fdopen(told) as pipe:
+        said = json.loads(pipe.read() or '{"events": [], "modules": []}')
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    for name in set(said["modules"]) - KNOWN - sys.modules.keys():
+        with suppress(Exception):
+            import_module(name)
+    KNOWN.update(said["modules"])
+    gc.freeze()  # so that a child's collector copies nothing of what is shared
+    return Ended(code, said["events"], (place.folder / "printed").read_text())
+
+
+def watched(last: int) -> list[str]:
+    """Note what is renamed and removed from now on; before event `last` this process is killed."""
+    events: list[str] = []
+
+    def noted(call: Callable[..., Any], kind: str) -> Callable[..., Any]:
+        def calls(*words: Any, **options: Any) -> Any:
+            if kind != "removes" or not events or not events[-1].startswith(kind):
+                events.append(f"{kind} {words[0]}")
+                if len(events) == last:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return call(*words, **options)
+
+        return calls
+
+    for name in (*RENAMES, *REMOVALS):
+        kind = "removes" if name in REMOVALS else "renames"
+        setattr(os, name, noted(getattr(os, name), kind))
+    exchange = noted(swap.exchange, "exchanges")
+    for module in (swap, scratch):
+        setattr(module, "exchange", exchange)  # noqa: B010 - imported there, not exported
+    return events
+
+
+def killed(name: str, words: Sequence[str], place: Place) -> tuple[int, list[str]]:
+    """How often a command was killed, before each of its events, and what went wrong when it then
+    ran again."""
+    place.keep()
+    before = place.tree()
+    whole = forked(words, place)
+    if whole.code:
+        return 0, [f"{name} ended with {whole.code}: {whole.printed[-400:]}"]
+    after, kills = place.tree(), 0
+    wrong: list[str] = []
+    for last, event in enumerate(whole.events, 1):
+        place.put_back()
+        ended = forked(words, place, last)
+        if not ended.code:  # what it saves now and then it saved less often
+            continue
+        kills += 1
+        found = [*foreign(place.tree(), before, after)]
+        again = forked(words, place)
+        codes = ended.code, again.code
+        if codes != (-signal.SIGKILL, 0):
+            found.append(f"it ended with {codes}: {ended.printed[-200:]} {again.printed[-200:]}")
+        found += different(place.tree(), after)
+        found += (f"{each} is left" for each in place.leftovers())
+        wrong += (f"{name}, killed before it {event} ({last}): {what}" for what in found)
+    return kills, wrong
+
+
+def foreign(found: Tree, before: Tree, after: Tree) -> Iterator[str]:
+    """What of a student is neither the old nor the new one."""
+    of = [
+        {name: text for name, text in tree.items() if name.startswith("run/student/")}
+        for tree in (found, before, after)
+    ]
+    if of[0] not in of[1:]:
+        yield f"its student is neither old nor new: {sorted(of[0])}"
+
+
+def different(found: Tree, expected: Tree) -> Iterator[str]:
+    """The files that are not as they were to be; those of times only have to be there."""
+    for name in sorted(found.keys() | expected.keys()):
+        timed = name.endswith(TIMED) and name in found and name in expected
+        if not timed and found.get(name) != expected.get(name):
+            yield f"{name} is {'other' if name in found else 'missing'}"
+
+
+def prepare(place: Place, student: str) -> None:
+    """A photo, a run that has a student of its own, which is neither shipped nor given, and a
+    folder for frames in which lies something else."""
+    for name in ("work", "work/out", "tmp", "photos"):
+        (place.folder / name).mkdir(exist_ok=True)
+    (place.work / "out" / "mine.txt").write_text("mine")
+    own = place.work / "run" / "student"
+    shutil.copytree(student, own)
+    (weights,) = own.glob("*.safetensors")
+    save_file({name: 0.9 * tensor for name, tensor in load_file(weights).items()}, weights)
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(place.folder / "photos" / "a.png")
+
+
+def kill_all(folder: Path, student: str, reference: str) -> dict[str, object]:
+    """What went wrong, and for each command its number of kills and seconds."""
+    torch.set_num_threads(1)
+    place = Place(folder)
+    prepare(place, student)
+    setattr(host.Host, "run", executed_once(place))  # noqa: B010 - of a frozen class
+    write.converted = converted_once(place)
+    wrong: list[str] = []
+    kills, took = {}, {}
+    for name, words in commands(place, student, reference).items():
+        started = sum(os.times()[:4])
+        kills[name], found = killed(name, words, place)
+        wrong += found
+        took[name] = round(sum(os.times()[:4]) - started, 1)
+        print(name, kills[name], took[name], found[:2], file=sys.stderr, flush=True)
+    return {"wrong": wrong, "kills": kills, "seconds": took}
+
+
+if __name__ == "__main__":
+    print(json.dumps(kill_all(Path(sys.argv[1]), *sys.argv[2:])))
