@@ -36,7 +36,7 @@ from pocketfocus.export.targets import get_target
 from pocketfocus.models.model import Model, refocus, resized
 from pocketfocus.models.places import DEFAULT_WEIGHTS, find_places
 from pocketfocus.models.student import SHIPPED_WEIGHTS
-from pocketfocus.run.cache import cache_home
+from pocketfocus.run.cache import cache_home, source_hash
 from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, sha256
@@ -387,12 +387,13 @@ class Scoring:
     how: Comparison = Comparison()
 
     def key(self, stacks: str) -> str:
-        """Return the hash of all that scores on stacks of this hash depend on, shipped weights
-        included."""
+        """Return the hash of all that scores on stacks of this hash depend on, shipped weights and
+        how they are computed included."""
         shipped = list(map(sha256, (DEFAULT_WEIGHTS, SHIPPED_WEIGHTS, TABLE_FILE)))
         models = {spec: content_of(spec) for spec in self.models}
         own = vars(self) | {"how": [*self.how.inputs, self.how.per_scene, self.how.size]}
-        return key_of(**(own | {"models": models, "shipped": shipped, "stacks": stacks}))
+        code = source_hash("benchmarks")
+        return key_of(**own | {"models": models, "shipped": shipped, "stacks": stacks}, code=code)
 
 
 def evaluate_scoring(

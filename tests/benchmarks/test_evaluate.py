@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from pocketfocus.benchmarks import scores
+from pocketfocus.benchmarks import evaluate, scores
 from pocketfocus.benchmarks.baselines import Copy
 from pocketfocus.benchmarks.charts import grids_chart
 from pocketfocus.benchmarks.evaluate import (
@@ -361,6 +361,16 @@ def test_scores_of_another_evaluation_are_not_taken(tmp_path: Path) -> None:
     assert len(Ledger(path, "other")) == 0
     path.write_text('{"schema_version": 1, "key": "key", "calls"')
     assert len(Ledger(path, "key")) == 0
+
+
+def test_scores_that_were_computed_otherwise_are_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scoring = evaluate.Scoring([])
+    before = scoring.key("stacks")
+    assert scoring.key("stacks") == before != scoring.key("others")
+    monkeypatch.setattr(evaluate, "source_hash", lambda *_: "another program")
+    assert scoring.key("stacks") != before
 
 
 def test_scores_are_saved_while_an_evaluation_runs(
