@@ -32,6 +32,7 @@ from pocketfocus.photos.images import Pixels, prepare
 from pocketfocus.photos.refocusing import Refocused
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
+from pocketfocus.run.manifest import Manifest
 from tests.published import VIDEO_FRAMES, save_svd, save_tuned
 
 FORMS = {
@@ -109,6 +110,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def run_stages(out: Path, stages: Any) -> None:
         assert [stage.inputs() for stage in stages if stage.name in ("distill",)]
         (out / "verify.json").write_text('{"schema_version": 1, "rows": []}')
+        Manifest(size=(64, 64), artifacts=[]).save(out)
 
     def begin(asked: Any, _: Path) -> None:
         names.append(finetune.load_start(asked.init).name)

@@ -483,6 +483,6 @@ def test_no_program_is_started_for_a_photo(
     coffee.save(tmp_path / "photo.jpg", "EPS")
     started: list[object] = []
     monkeypatch.setattr(subprocess, "Popen", lambda *given, **named: started.append(given))
-    with pytest.raises(UserError, match="is not an image that can be read"):
+    with pytest.raises(UserError, match="not an image that can be read"):
         load_photo(tmp_path / "photo.jpg")
     assert not started
