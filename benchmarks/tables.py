@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -93,43 +93,37 @@ def distance_table(means: Sequence[Means]) -> str:
 
 
 def print_table(means: Sequence[Means], console: Console | None = None) -> None:
-    """Print the means: off the diagonal, its difference to copy, the mean, and by distance."""
+    """Print the means, a column a model: off the diagonal, its difference to copy, by distance."""
     distances = sorted({int(d) for row in means for d in row.psnr_db_by_distance})
+    stacks = ", ".join(dict.fromkeys(f"{row.stacks} ({row.scenes} scenes)" for row in means))
     table = Table(
-        title="PSNR in dB against true focal stacks",
-        caption="off-diag.: the mean of images. pooled: of the squared error of a pair's images, "
-        "as Learn2Refocus publishes it. Δ copy: gain over repeating the photo, off the diagonal, "
-        "and its standard error. sharper: the same where the truth is sharper than the photo. "
+        title=f"Against the true focal stacks of {stacks}, PSNR in dB",
+        caption="d: positions between photo and frame. pooled: of the squared error of a pair's "
+        "images, as Learn2Refocus publishes it. over copy: than repeating the photo, and its "
+        "standard error. where sharper: the same where the truth is sharper than the photo; "
         "restored: the share of the detail missing there. in focus: patches whose sharpest frame "
-        "is the true one, and by how many positions it is off. "
-        f"d: positions between input and output. Per image at most {ROUNDING_DB:.1f} dB.",
+        f"is the true one, and by how many positions it is off. Per image at most "
+        f"{ROUNDING_DB:.1f} dB.",
     )
-    table.add_column("model", overflow="fold")
-    table.add_column("stacks", overflow="fold")
-    table.add_column("scenes", justify="right", no_wrap=True)
-    heads = ["off-diag.", "pooled", "Δ copy", "SSIM", "sharper", "restored", "in focus", "mean"]
-    heads += [f"d={d}" for d in distances]
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for row in means:
-        table.add_row(
-            row.model,
-            row.stacks,
-            str(row.scenes),
-            figure(row.mean_psnr_db_off_diagonal, 2),
-            figure(row.pooled_psnr_db_off_diagonal, 2),
-            gain(row),
-            figure(row.mean_ssim_off_diagonal, 3),
-            *where_sharper(row),
-            in_focus(row),
-            figure(row.mean_psnr_db, 2),
-            *(figure(row.psnr_db_by_distance.get(str(d))) for d in distances),
-        )
-    if console is None:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console = Console(highlight=False, width=160)
-    console.print(table)
+        table.add_column(row.model, justify="right", overflow="fold")
+    figures: dict[str, Callable[[Means], str]] = {
+        "d > 0": lambda row: figure(row.mean_psnr_db_off_diagonal, 2),
+        "pooled": lambda row: figure(row.pooled_psnr_db_off_diagonal, 2),
+        "over copy": gain,
+        "SSIM": lambda row: figure(row.mean_ssim_off_diagonal, 3),
+        "where sharper": lambda row: where_sharper(row)[0],
+        "restored": lambda row: where_sharper(row)[1],
+        "in focus": in_focus,
+        "with d = 0": lambda row: figure(row.mean_psnr_db, 2),
+    }
+    for name, of in figures.items():
+        table.add_row(name, *map(of, means))
+    for d in distances:
+        by_distance = (row.psnr_db_by_distance.get(str(d)) for row in means)
+        table.add_row(f"d = {d}", *map(figure, by_distance))
+    (console or Console(highlight=False)).print(table)
 
 
 def gain(row: Means) -> str:
