@@ -28,10 +28,8 @@ from pocketfocus.models.student import COLOURS, Encoded, RefocusStudent, save_st
 from pocketfocus.quantize.calibration import calibration
 from pocketfocus.quantize.recipes import Recipe
 from pocketfocus.run.constants import FRAMES, IMAGES
-from pocketfocus.run.metrics import SMALLEST_SHARE, sharper, sharpness
 
 EDGE_WEIGHT = ADJACENT_WEIGHT = 0.1
-SHARPER_WEIGHT = 0.3  # of what is wrong where the truth is sharper than the photo
 UNKNOWN_SHARE = 0.2  # of samples, whose position is not given
 DECIBELS = 10 / math.log(10)
 
@@ -130,8 +128,7 @@ class Regression(OneStepTrainer):
 
 def compared(made: Made, batch: Batch, places: Tensor, pool: int = 1) -> dict[str, Tensor]:
     """Compute pixel, edge and adjacent-frame terms, each the log of an image's squared error, the
-    same where the truth is sharper than the photo, the error of nearness, and the cross entropy of
-    positions that were not given.
+    error of nearness, and the cross entropy of positions that were not given.
 
     places [B,9] are one-hot, or zeros where they were not. With `pool` images are first averaged
     over squares of that many pixels, so that finer detail is not compared. The frame at the photo's
@@ -148,8 +145,7 @@ def compared(made: Made, batch: Batch, places: Tensor, pool: int = 1) -> dict[st
     adjacent = log_error(steps, torch.ones_like(counted[:, 1:FRAMES]))
     missed = torch.where(mapped, made.dioptres - batch.nearness.nan_to_num(), 0.0).abs().mean()
     unknown, surprise = 1 - places.sum(1), -(made.likely * batch.places).sum(1)
-    blurred = sharper_error(error, batch, counted) if pool == 1 else 0.0
-    loss = pixel + EDGE_WEIGHT * edge + ADJACENT_WEIGHT * adjacent + SHARPER_WEIGHT * blurred
+    loss = pixel + EDGE_WEIGHT * edge + ADJACENT_WEIGHT * adjacent
     loss = loss + missed + (surprise * unknown).mean()
     with torch.no_grad():
         copied = pooled((batch.photos[:, None] - batch.images) * mask, pool)
@@ -159,7 +155,6 @@ def compared(made: Made, batch: Batch, places: Tensor, pool: int = 1) -> dict[st
         off = ((expected - batch.positions).abs() * unknown).mean() / UNKNOWN_SHARE
         return {
             "loss": loss,
-            "sharper_error": torch.as_tensor(blurred).detach(),
             "gain_db": gains[:, :FRAMES].sum() / counted[:, :FRAMES].sum(),
             "psnr_db": DECIBELS * (4 / mean).log(),
             "sharp_db": gains[:, FRAMES].mean(),
@@ -177,21 +172,6 @@ def log_error(error: Tensor, counted: Tensor) -> Tensor:
     """Average log(1 + squared error / FLOOR) over the images [B,I,3,H,W] of each sample that count
     [B,I], and over samples."""
     return (((_squared(error) / FLOOR).log1p() * counted).sum(1) / counted.sum(1)).mean()
-
-
-def sharper_error(error: Tensor, batch: Batch, counted: Tensor) -> Tensor:
-    """Average log(1 + squared error / FLOOR) of the places where the truth is sharper than the
-    photo, over the images that have such places and count [B,I]; error is [B,I,3,H,W]."""
-    with torch.no_grad():
-        photos, truth = batch.photos.mean(1, keepdim=True), batch.images.mean(2)
-        size = truth.shape
-        wanted = sharpness(truth.flatten(0, 1)[:, None]).reshape(size)
-        places = sharper(sharpness(photos), wanted).float()
-        share = places.mean((-1, -2))
-        has = (share >= SMALLEST_SHARE) * counted
-    wrong = (error.square().mean(2) * places).mean((-1, -2))
-    each = (wrong / share.clamp(min=SMALLEST_SHARE) / FLOOR).log1p()
-    return (each * has).sum() / has.sum().clamp(min=1)
 
 
 def _squared(error: Tensor) -> Tensor:

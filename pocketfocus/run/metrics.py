@@ -44,22 +44,15 @@ def detail(images: Tensor) -> Tensor:
 
 
 def sharper_places(photo: Tensor, truth: Tensor) -> Tensor | None:
-    """Return where a true image is sharper than the photo (`sharper`), [1,1,H,W]; None for nearly
-    nowhere. Both images are [1,3,H,W] in [-1, 1]."""
-    places = sharper(sharpness(photo), sharpness(truth))
+    """Return where a true image is sharper than the photo, [1,1,H,W] of booleans; None for nearly
+    nowhere.
+
+    There the truth's detail, its magnitude averaged over `AROUND` x `AROUND` pixels, is `SHARPER`
+    times the photo's, and above noise. Both images are [1,3,H,W] in [-1, 1].
+    """
+    own, wanted = (_mean(detail(x).abs().mean(1, keepdim=True), AROUND) for x in (photo, truth))
+    places = (wanted >= SHARPER * own) & (wanted >= QUIET)
     return places if float(places.float().mean()) >= SMALLEST_SHARE else None
-
-
-def sharpness(images: Tensor) -> Tensor:
-    """Return how much detail there is around every pixel of images [B,C,H,W], [B,1,H,W]: its
-    magnitude averaged over `AROUND` x `AROUND` pixels."""
-    return _mean(detail(images).abs().mean(1, keepdim=True), AROUND)
-
-
-def sharper(own: Tensor, wanted: Tensor) -> Tensor:
-    """Return where the truth is sharper than the photo, as booleans, from the `sharpness` of both:
-    there it has `SHARPER` times the photo's detail, above noise in images of [-1, 1]."""
-    return (wanted >= SHARPER * own) & (wanted >= QUIET)
 
 
 def masked_gain(made: Tensor, truth: Tensor, photo: Tensor, places: Tensor) -> float:
@@ -80,7 +73,4 @@ def restored_detail(made: Tensor, truth: Tensor, photo: Tensor, places: Tensor) 
 
 
 def _mean(images: Tensor, side: int) -> Tensor:
-    for across in ((1, side), (side, 1)):
-        pad = (across[0] // 2, across[1] // 2)
-        images = F.avg_pool2d(images, across, 1, pad, count_include_pad=False)
-    return images
+    return F.avg_pool2d(images, side, 1, side // 2, count_include_pad=False)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pocketfocus.distill.student.regression import Made, Regression, compared, sharper_error
+from pocketfocus.distill.student.regression import Made, Regression, compared
 from pocketfocus.distill.student.samples import Batch
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.student import build_student
@@ -62,25 +62,7 @@ def test_the_loss_has_an_edge_and_an_adjacent_frame_term(nearness: float) -> Non
     expected = np.mean(pixel) + 0.1 * np.mean(edge) + 0.1 * np.mean(adjacent)
     batch = batch_of(torch.from_numpy(images), positions, nearness)
     found = compared(made_of(batch, torch.from_numpy(made)), batch, batch.places)
-    expected += 0.3 * float(found["sharper_error"])  # its own test is below
     assert float(found["loss"]) == pytest.approx(float(expected), rel=1e-6)
-
-
-def test_what_is_wrong_where_the_truth_is_sharper_counts_again() -> None:
-    """The right half of frame 3 alone: noise there, a plain photo."""
-    noise = torch.rand(1, 3, 64, 32, generator=torch.Generator().manual_seed(0)) - 0.5
-    images = torch.zeros(1, 10, 3, 64, 64)
-    images[0, 3, :, :, 32:] = noise
-    batch = batch_of(images, [0])
-    error, counted = torch.zeros_like(images), torch.ones(1, 10)
-    error[0, 3, :, :, 32:] = 0.2
-    found = sharper_error(error, batch, counted)
-    places = 39 / 32  # as many columns as the noise reaches with its surroundings
-    assert float(found) == pytest.approx(np.log(1 + 0.2**2 / places / 4e-4), rel=0.05)
-    error[0, 5] = error[0, 3].flip(-1)  # where nothing is sharper
-    assert float(sharper_error(error, batch, counted)) == float(found)
-    counted[0, 3] = 0
-    assert float(sharper_error(error, batch, counted)) == 0
 
 
 def test_distances_count_where_they_are_known() -> None:
