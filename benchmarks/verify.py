@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from pocketfocus.benchmarks.checks import (
     Beside,
@@ -48,6 +49,7 @@ from pocketfocus.run.manifest import (
 )
 from pocketfocus.run.metrics import PEAK
 from pocketfocus.run.paths import below
+from pocketfocus.run.processes import stop_all
 from pocketfocus.run.progress import say, track
 from pocketfocus.run.results import CallFigures, GateRow, VerifyRow
 from pocketfocus.run.rows import merge_rows
@@ -56,6 +58,8 @@ VERIFY_FILE = "verify.json"
 TOGETHER = 4  # photos whose stacks are in memory at a time
 SEVERITY = ("error", "fail", "not-run", "pass")
 UNKNOWN = CallFigures()
+POLL_S = 0.05
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -155,18 +159,27 @@ def rows_of(
     total = len(manifest.artifacts)
     with ThreadPoolExecutor(cores() if here else 1) as pool:  # a phone does one thing at a time
         each = partial(rows_of_one, folder, manifest, devices, how, student)
+        futures = [pool.submit(each, artifact) for artifact in manifest.artifacts]
         try:
-            found = pool.map(each, manifest.artifacts)
-            for artifact, (own, seen) in track(
-                zip(manifest.artifacts, found, strict=True), "verifying", total
+            for artifact, future in track(
+                zip(manifest.artifacts, futures, strict=True), "verifying", total
             ):
+                own, seen = future.result()
                 rows += own
                 if seen is not None:
                     kept[artifact.name] = seen
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        finally:  # Ctrl-C comes here, not into the threads
+            stop(futures)
     return rows, kept
+
+
+def stop(futures: Sequence[Future[T]]) -> None:
+    """End work that nobody waits for any more: what has begun, by killing its processes."""
+    for future in futures:
+        future.cancel()
+    while not all(future.done() for future in futures):
+        stop_all()
+        time.sleep(POLL_S)
 
 
 def rows_of_one(

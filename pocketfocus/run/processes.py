@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +81,17 @@ def run_work(
     """
     with Worker() as worker:
         return worker.run(work, timeout_s=timeout_s, on_progress=on_progress)
+
+
+LIVE: WeakSet[Worker] = WeakSet()
+
+
+def stop_all() -> None:
+    """Kill every process that does a work now: what threads wait for them end with a WorkFailed."""
+    for worker in list(LIVE):
+        process = worker.process
+        if process is not None:
+            process.kill()
 
 
 class Worker:
@@ -143,6 +155,7 @@ class Worker:
 
     def _start(self) -> subprocess.Popen[str]:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
+        LIVE.add(self)
         return subprocess.Popen(
             self._command,
             env=self._environment,
