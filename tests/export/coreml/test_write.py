@@ -20,8 +20,8 @@ def test_a_package_is_the_same_bytes_whenever_it_is_written(tmp_path: Path) -> N
         return Builder.add(x=x, y=np.arange(1000, dtype=np.float32).reshape(250, 4))
 
     found = []
+    model = ct.convert(program, minimum_deployment_target=ct.target.iOS18, skip_model_load=True)
     for day in ("2026-01-01", "2026-01-02"):
-        model = ct.convert(program, minimum_deployment_target=ct.target.iOS18, skip_model_load=True)
         model.user_defined_metadata["com.github.apple.coremltools.conversion_date"] = day
         for count in (1, 2):
             path = tmp_path / f"{day}-{count}.mlpackage"
