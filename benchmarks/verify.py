@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -156,30 +157,35 @@ def rows_of(
     rows: list[VerifyRow] = []
     kept: dict[str, Pixels] = {}
     here = student is not None and all(isinstance(each, Host) for each in devices)
-    total = len(manifest.artifacts)
-    with ThreadPoolExecutor(cores() if here else 1) as pool:  # a phone does one thing at a time
-        each = partial(rows_of_one, folder, manifest, devices, how, student)
-        futures = [pool.submit(each, artifact) for artifact in manifest.artifacts]
-        try:
-            for artifact, future in track(
-                zip(manifest.artifacts, futures, strict=True), "verifying", total
-            ):
-                own, seen = future.result()
-                rows += own
-                if seen is not None:
-                    kept[artifact.name] = seen
-        finally:  # Ctrl-C comes here, not into the threads
-            stop(futures)
+    one = partial(rows_of_one, folder, manifest, devices, how, student)
+    files, total = manifest.artifacts, len(manifest.artifacts)
+    with closing(at_once(one, files) if here else (one(file) for file in files)) as found:
+        pairs = zip(files, found, strict=True)
+        for artifact, (own, seen) in track(pairs, "verifying", total):
+            rows += own
+            if seen is not None:
+                kept[artifact.name] = seen
     return rows, kept
 
 
-def stop(futures: Sequence[Future[T]]) -> None:
-    """End work that nobody waits for any more: what has begun, by killing its processes."""
-    for future in futures:
-        future.cancel()
-    while not all(future.done() for future in futures):
-        stop_all()
-        time.sleep(POLL_S)
+def at_once(
+    work: Callable[[Artifact], T], artifacts: Sequence[Artifact]
+) -> Generator[T, None, None]:
+    """Yield what comes of each artifact, in order, with as many at work as there are cores.
+
+    Ctrl-C comes here, not into their threads: processes that nobody waits for any more are killed.
+    """
+    with ThreadPoolExecutor(cores()) as pool:
+        futures = [pool.submit(work, artifact) for artifact in artifacts]
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+            while not all(future.done() for future in futures):
+                stop_all()
+                time.sleep(POLL_S)
 
 
 def rows_of_one(

@@ -1,11 +1,10 @@
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -17,11 +16,10 @@ from torch import Tensor, nn
 
 from pocketfocus.benchmarks import checks, gates, verify
 from pocketfocus.benchmarks.gates import failed, unjudged
-from pocketfocus.benchmarks.verify import Verification, verify_run
+from pocketfocus.benchmarks.verify import Verification
 from pocketfocus.data.optics import one_hot
 from pocketfocus.mobile_harness.device import Job, JobError, Result
 from pocketfocus.mobile_harness.devices import get_device
-from pocketfocus.mobile_harness.host import Host
 from pocketfocus.mobile_harness.options import Absent
 from pocketfocus.models.student import (
     Analysis,
@@ -492,19 +490,3 @@ def test_an_absent_fallback_and_a_missing_check_are_told(networks: Path) -> None
     (networks / "checks/unet.safetensors").unlink()
     with pytest.raises(UserError, match=r"unet\.safetensors is missing: run export --full again"):
         verify.verify_run(networks, able)
-
-
-def test_an_interrupted_one_ends_what_has_begun(
-    exported: Callable[[Sequence[str]], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Jobs run in threads, which Ctrl-C does not reach: their processes are killed."""
-    run = exported(["onnx/student-fp32.onnx", "onnx/student-int8.onnx"])
-
-    def begun(row: object, *_: object) -> object:
-        raise KeyboardInterrupt
-
-    before = {child.pid for child in psutil.Process().children()}
-    monkeypatch.setattr(verify, "track", begun)
-    with pytest.raises(KeyboardInterrupt):
-        verify_run(run, Host())
-    assert {child.pid for child in psutil.Process().children()} <= before
