@@ -28,6 +28,7 @@ from pocketfocus.run.manifest import (
     check_artifact,
     load_manifest,
 )
+from pocketfocus.run.paths import below
 
 FLOAT16_MOST = 65_504.0
 NEAR = FLOAT16_MOST / 4
@@ -41,12 +42,11 @@ class Found:
     """What a rule found in a file."""
 
     file: str
-    rule: str
-    severity: Severity
-    where: str
-    what: str
-    remedy: str
-    link: str
+    advice: Advice
+
+    def row(self) -> dict[str, str]:
+        """Return the finding as JSON."""
+        return {"file": self.file, **self.advice._asdict()}
 
 
 def lint(path: Path, measure: bool = True) -> list[Found]:
@@ -68,15 +68,19 @@ def lint_run(folder: Path, measure: bool = True) -> list[Found]:
         found += found_in(artifact.name, target.lint(file))
         if measure and is_of_a_student(artifact):
             found += found_in(artifact.name, overflow(target, file, manifest.size))
-    return sorted(found, key=lambda each: SEVERITIES.index(each.severity))
+    return worst_first(found)
 
 
 def lint_of_student(folder: Path) -> str:
-    """Return, in words, how much the rules find in a student's files without calling any; "" for
-    nothing, and for networks of a reference, which are too large to be read once more."""
-    if is_of_networks(load_manifest(folder)):
-        return ""
-    return summary(lint_run(folder, measure=False))
+    """Return, in words, how much the rules find in a student's files, which were checked just now,
+    without calling any; "" for nothing, and for networks of a reference, which are too large to be
+    read once more."""
+    manifest, found = load_manifest(folder), list[Found]()
+    for artifact in () if is_of_networks(manifest) else manifest.artifacts:
+        found += found_in(
+            artifact.name, get_target(artifact.target).lint(below(folder, artifact.name))
+        )
+    return summary(found)
 
 
 def is_of_a_student(artifact: Artifact) -> bool:
@@ -86,8 +90,12 @@ def is_of_a_student(artifact: Artifact) -> bool:
 
 def found_in(name: str, advice: Iterable[Advice]) -> list[Found]:
     """Return what was found, the worst first, with the name of the file."""
-    found = [Found(name, *each) for each in advice]
-    return sorted(found, key=lambda each: SEVERITIES.index(each.severity))
+    return worst_first(Found(name, each) for each in advice)
+
+
+def worst_first(found: Iterable[Found]) -> list[Found]:
+    """Return errors, then warnings, then notes."""
+    return sorted(found, key=lambda each: SEVERITIES.index(each.advice.severity))
 
 
 def overflow(target: Target, file: Path, size: Size) -> Iterator[Advice]:
@@ -127,7 +135,7 @@ def pictures(size: Size) -> list[Tensor]:
 
 def summary(found: Iterable[Found]) -> str:
     """Return how many findings of each severity there are, in words; "" for none."""
-    counts = Counter(each.severity for each in found)
+    counts = Counter(each.advice.severity for each in found)
     parts = [f"{counts[name]} {name}{'s' * (counts[name] != 1)}" for name in SEVERITIES]
     return ", ".join(part for name, part in zip(SEVERITIES, parts, strict=True) if counts[name])
 

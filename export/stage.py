@@ -189,8 +189,9 @@ def write_files(run: Run) -> Manifest:
     for artifact in written(run, [one for one in requested if not is_there(run, one, known)]):
         known[artifact.name] = artifact
         assemble(run, known).save(run.out)
-    assemble(run, known).save(run.out)
-    return assemble(run, known)
+    manifest = assemble(run, known)
+    manifest.save(run.out)
+    return manifest
 
 
 def is_there(run: Run, requested: Requested, known: Mapping[str, Artifact]) -> bool:

@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from pocketfocus.benchmarks.tables import figure, markdown
 from pocketfocus.data.scenes import held_out_photos
 from pocketfocus.run.errors import UserError
 
@@ -86,13 +87,18 @@ def exponent(costs: Sequence[Cost], of: str) -> float:
 
 def table(costs: Sequence[Cost]) -> str:
     """Return the costs as Markdown."""
-    lines = ["| photo | seconds | processor seconds | peak MiB |", "| ---: | ---: | ---: | ---: |"]
-    lines += [
-        f"| {cost.megapixels:g} MP | {cost.wall_s:.1f} | {cost.cpu_s:.1f} | {cost.peak_mib:.0f} |"
+    rows = [
+        [
+            f"{cost.megapixels:g} MP",
+            figure(cost.wall_s),
+            figure(cost.cpu_s),
+            figure(cost.peak_mib, 0),
+        ]
         for cost in costs
     ]
-    powers = [f"{exponent(costs, name):.2f}" for name in ("wall_s", "cpu_s", "peak_mib")]
-    return "\n".join([*lines, "| exponent | " + " | ".join(powers) + " |"])
+    powers = [figure(exponent(costs, name), 2) for name in ("wall_s", "cpu_s", "peak_mib")]
+    header = ["photo", "seconds", "processor seconds", "peak MiB"]
+    return markdown(header, [*rows, ["exponent", *powers]])
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -21,7 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pocketfocus.export.executorch.read import BACKEND, SCHEMA, WEIGHTED, schema_of, usual
+from pocketfocus.export.executorch.read import (
+    BACKEND,
+    SCHEMA,
+    WEIGHTED,
+    schema_of,
+    usual,
+    values_of,
+)
 from pocketfocus.export.executorch.write import load
 from pocketfocus.export.quiet import quiet, quiet_native
 from pocketfocus.export.targets import Layer
@@ -126,11 +133,7 @@ def widened(blob: bytes, before: int) -> tuple[bytes, list[Shown]]:
     header = XNNHeader.from_bytes(blob[: XNNHeader.EXPECTED_LENGTH])
     end = header.flatbuffer_offset + header.flatbuffer_size
     graph = exact(blob[header.flatbuffer_offset : end])
-    values = {}
-    for value in graph["xvalues"]:
-        found = value["xvalue_union"]
-        tensor = found.get("tensor_value", found)
-        values[tensor["id_out"]] = (tensor, found.get("quant_params", {}))
+    values = values_of(graph)
     shown: list[Shown] = []
     for node in graph["xnodes"]:
         if node["xnode_union_type"] not in PRODUCTS:

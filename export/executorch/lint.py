@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pocketfocus.export.executorch.read import graphs, usual
+from pocketfocus.export.executorch.read import graphs, usual, values_of
 from pocketfocus.export.targets import Advice
 from pocketfocus.run.errors import UserError
 
@@ -72,15 +72,11 @@ def _on_gpus(plan: Any) -> Iterator[Advice]:
 def _channels(path: Path) -> Iterator[Advice]:
     found = Counter[int]()
     for graph in graphs(path):
-        dims = {
-            value["xvalue_union"].get("tensor_value", value["xvalue_union"])["id_out"]: value[
-                "xvalue_union"
-            ].get("tensor_value", value["xvalue_union"])["dims"]
-            for value in graph["xvalues"]
-        }
+        values = values_of(graph)
         for node in graph["xnodes"]:
             if node["xnode_union_type"] in CONVOLUTIONS:
-                found[dims[node["xnode_union"]["output_id"]][-1]] += 1
+                tensor, _ = values[node["xnode_union"]["output_id"]]
+                found[tensor["dims"][-1]] += 1
     band = {channels: count for channels, count in found.items() if channels in ADRENO}
     if band:
         listed = ", ".join(f"{count} of {channels}" for channels, count in sorted(band.items()))

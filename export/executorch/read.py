@@ -94,13 +94,19 @@ def schema_of() -> bytes:
     return resources.files(serialization).joinpath(SCHEMA).read_bytes()
 
 
-def graph_schemes(graph: dict[str, Any]) -> Iterator[tuple[Scheme, int]]:
-    """Give the scheme and the count of weights of the nodes of one graph."""
+def values_of(graph: dict[str, Any]) -> dict[int, tuple[dict[str, Any], dict[str, Any]]]:
+    """The tensors of a graph, and what scales those that are quantized, by their numbers."""
     values = {}
     for value in graph["xvalues"]:
         found = value["xvalue_union"]
         tensor = found.get("tensor_value", found)
         values[tensor["id_out"]] = (tensor, found.get("quant_params", {}))
+    return values
+
+
+def graph_schemes(graph: dict[str, Any]) -> Iterator[tuple[Scheme, int]]:
+    """Give the scheme and the count of weights of the nodes of one graph."""
+    values = values_of(graph)
     for node in graph["xnodes"]:
         if node["xnode_union_type"] in WEIGHTED:
             operands = node["xnode_union"]

@@ -95,8 +95,8 @@ def build(
     from pocketfocus.run.results import VerifyRow
     from pocketfocus.run.rows import read_current
 
-    hashes = load_manifest(settings.out).hashes_in(settings.out)
-    arguments.exit_by_gates(read_current(settings.out / "verify.json", VerifyRow, hashes))
+    current = load_manifest(settings.out).hashes_in(settings.out)
+    arguments.exit_by_gates(read_current(settings.out / "verify.json", VerifyRow, current))
 
 
 def stages(settings: Settings) -> tuple[Stage, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,19 +42,20 @@ def lint(
 
     found = [each for path in paths for each in findings(path, measure)]
     if as_json:
-        rows = [asdict(each) for each in found]
+        rows = [each.row() for each in found]
         typer.echo(json.dumps({"schema_version": SCHEMA_VERSION, "rows": rows}, indent=1))
     else:
         print_findings(found)
         say(summary(found) or "nothing found")
-    if any(each.severity == "error" for each in found):
+    if any(each.advice.severity == "error" for each in found):
         raise typer.Exit(1)
 
 
 def print_findings(found: Sequence[Found]) -> None:
     """Print three lines a finding: what and where, the way out, the source."""
     for each in found:
-        head = f"{each.severity}: {each.file}: {each.where}: {each.what} [{each.rule}]"
+        said = each.advice
+        head = f"{said.severity}: {each.file}: {said.where}: {said.what} [{said.rule}]"
         typer.echo(printable(head))
-        typer.echo(printable(f"    so: {each.remedy}"))
-        typer.echo(f"    see {each.link}")
+        typer.echo(printable(f"    so: {said.remedy}"))
+        typer.echo(f"    see {said.link}")
