@@ -6,51 +6,99 @@ import contextlib
 import io
 import logging
 import os
+import sys
+import threading
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from importlib import import_module
+from typing import TextIO
 
 VERBOSE = "POCKETFOCUS_VERBOSE"
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back Python warnings, log records below ERROR and printed lines of the toolchains.
+class _Silence:
+    """Silence that threads share: the first to ask for it begins it, the last to leave ends it."""
 
-    Errors still come as exceptions; the environment variable POCKETFOCUS_VERBOSE=1 lets everything
-    through.
-    """
-    if os.environ.get(VERBOSE) == "1":
-        yield
-        return
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
+    def __init__(self, begin: Callable[[], contextlib.ExitStack]) -> None:
+        self.begin, self.lock = begin, threading.Lock()
+        self.threads: Counter[int] = Counter()  # how often each has asked for it
+        self.begun = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        if os.environ.get(VERBOSE) == "1":
             yield
-    finally:
-        logging.disable(before)
+            return
+        me = threading.get_ident()
+        with self.lock:
+            if not self.threads:
+                self.begun = self.begin()
+            self.threads[me] += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.threads[me] -= 1
+                self.threads = +self.threads
+                if not self.threads:
+                    self.begun.close()
 
 
-@contextlib.contextmanager
-def quiet_native() -> Iterator[None]:
-    """Hold back what a C++ library writes to standard error by itself (file descriptor 2)."""
-    if os.environ.get(VERBOSE) == "1":
-        yield
-        return
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+class _Printed(io.TextIOBase):
+    """A stream without what silent threads print to it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Drop the text of a silent thread, pass on any other's."""
+        return len(text) if threading.get_ident() in quiet.threads else self.stream.write(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The stream's own."""
+        return self.stream.encoding
+
+
+def _hold_back() -> contextlib.ExitStack:
+    stack, before = contextlib.ExitStack(), logging.root.manager.disable
+    stack.callback(logging.disable, before)
+    logging.disable(logging.WARNING)
+    stack.enter_context(warnings.catch_warnings())
+    warnings.simplefilter("ignore")
+    stack.enter_context(contextlib.redirect_stdout(_Printed(sys.stdout)))
+    stack.enter_context(contextlib.redirect_stderr(_Printed(sys.stderr)))
+    return stack
+
+
+def _hold_back_native() -> contextlib.ExitStack:
+    stack, kept = contextlib.ExitStack(), os.dup(2)
+    stack.callback(os.close, kept)
+    stack.callback(os.dup2, kept, 2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    return stack
+
+
+quiet = _Silence(_hold_back)
+"""Hold back Python warnings, log records below ERROR and what the toolchains print.
+
+Errors still come as exceptions, and what other threads print still appears; the environment
+variable POCKETFOCUS_VERBOSE=1 lets everything through. Threads may be silent at once.
+"""
+
+quiet_native = _Silence(_hold_back_native)
+"""Hold back what a C++ library writes to standard error by itself (file descriptor 2)."""
 
 
 def missing(*modules: str, extra: str = "") -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import warnings
 
 import pytest
@@ -54,3 +55,32 @@ def test_verbose_lets_everything_through(
         print("printed")
         os.write(2, b"from C++\n")
     assert capfd.readouterr() == ("printed\n", "from C++\n")
+
+
+def test_threads_that_are_silent_at_once_leave_nothing_silent(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The one that began ends first, which left everything after it unheard."""
+    streams, inside, left = (sys.stdout, sys.stderr), threading.Event(), threading.Event()
+
+    def second() -> None:
+        with quiet(), quiet_native():
+            inside.set()
+            left.wait(10)
+            chatter()
+
+    thread = threading.Thread(target=second)
+    with quiet(), quiet_native():
+        thread.start()
+        assert inside.wait(10)
+    print("another thread is silent, this one is not")
+    left.set()
+    thread.join()
+    assert (sys.stdout, sys.stderr) == streams
+    assert logging.root.manager.disable == 0
+    with pytest.warns(UserWarning, match="warned"):
+        chatter()
+    os.write(2, b"after\n")
+    printed, errors = capfd.readouterr()
+    assert printed == "another thread is silent, this one is not\nprinted\n"
+    assert errors.endswith("after\n")
