@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from onnx import helper, version_converter
 from torch import Tensor, nn
 
-from pocketfocus.quantize.fake import scaled, symmetric
+from pocketfocus.quantize.fake import TINY, scaled, symmetric
 from pocketfocus.quantize.layers import LAYER_TYPES, Calls, layers_of
 from pocketfocus.quantize.plan import Choice, plan
 from pocketfocus.quantize.recipes import GROUP, Recipe, Scheme
@@ -40,7 +42,8 @@ DYNAMIC_PRODUCTS = "MatMulNBits multiplies with activations quantized at run tim
 FLOAT_CONVOLUTIONS = "onnxruntime has no 4-bit convolution: weights are unpacked to float32"
 STATIC_ONLY = "8 bits are QDQ, whose ranges are fixed"
 CHANNELS_ONLY = "QDQ weights are per-channel here"
-LOWEST_4 = -8  # of 4-bit integers
+LOWEST_4, HIGHEST_4 = -8, 7  # of 4-bit integers
+SCALES = tuple(0.7 + 0.025 * step for step in range(17))  # that are tried, of the whole range's
 INT8_ARITHMETIC = 4  # MatMulNBits' accuracy_level: activations to int8 at run time
 
 
@@ -74,11 +77,34 @@ def choices(recipe: Recipe, network: nn.Module) -> dict[str, Choice]:
 
 
 def grid(rows: Tensor, scheme: Scheme) -> Tensor:
-    """See `fake.Grid`: at 4 bits the largest weight is -8, whatever its sign."""
+    """See `fake.Grid`: at 4 bits `MatMulNBits` has the largest weight at -8, whatever its sign,
+    and convolutions, whose activations stay floats, the `best_scales`."""
     if scheme.bits == 8:
         return symmetric(rows, scheme)
+    whole = scheme.activations == "dynamic"
+    return scaled(rows, range_scales(rows) if whole else best_scales(rows), scheme)
+
+
+def range_scales(rows: Tensor) -> Tensor:
+    """The scale of each row whose largest weight is -8, whatever its sign."""
     low, high = rows.amin(1), rows.amax(1)
-    return scaled(rows, torch.where(high > -low, high, low) / LOWEST_4, scheme)
+    return torch.where(high > -low, high, low) / LOWEST_4
+
+
+@torch.no_grad()
+def best_scales(rows: Tensor) -> Tensor:
+    """The scale of each row, of those tried, that rounds it with the least squared error: clipping
+    a large weight costs less than a coarse scale for all."""
+    whole = range_scales(rows)
+    whole = torch.where(whole.abs() < TINY, TINY, whole)
+    tried = torch.stack([factor * whole for factor in SCALES])
+    errors = [(integers(rows, scales) * scales[:, None] - rows).square().sum(1) for scales in tried]
+    return tried.gather(0, torch.stack(errors).argmin(0)[None])[0]
+
+
+def integers(rows: Tensor, scales: Tensor) -> Tensor:
+    """Rows in 4-bit integers, as floats."""
+    return (rows / scales[:, None]).round().clamp(LOWEST_4, HIGHEST_4)
 
 
 def quantized(
@@ -183,7 +209,7 @@ def four_bit_convolutions(model: onnx.ModelProto, schemes: Mapping[str, Scheme])
     """Symmetric 4-bit weights for other operators of these layers, whose kernels take floats.
 
     Their weights are stored as 4-bit integers, one scale a group of an output channel's, which
-    `DequantizeLinear` unpacks at run time: smaller, not faster. Rounded by onnxruntime.
+    `DequantizeLinear` unpacks at run time: smaller, not faster.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = []
@@ -205,30 +231,15 @@ def four_bit_convolutions(model: onnx.ModelProto, schemes: Mapping[str, Scheme])
 def unpacking(
     node: onnx.NodeProto, tensor: onnx.TensorProto, group: int
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """The operators that give a layer's weight from 4-bit integers, and their constants.
-
-    onnxruntime's rounding takes a matrix [K, N] and makes groups of K: the inputs of an output.
-    """
-    from onnxruntime.quantization import QuantFormat
-    from onnxruntime.quantization.matmul_nbits_quantizer import (
-        DefaultWeightOnlyQuantConfig,
-        DefaultWeightOnlyQuantizer,
-    )
-
+    """The operators that give a layer's weight from 4-bit integers, and their constants."""
     weight = onnx.numpy_helper.to_array(tensor)
     flipped = any(entry.name == "transB" and entry.i for entry in node.attribute)
     turned = node.op_type == "Conv" or flipped  # outputs first; of a ConvTranspose inputs first
     matrix = weight.reshape(weight.shape[0], -1)
-    matrix = np.ascontiguousarray(matrix.T if turned else matrix)
-    config = DefaultWeightOnlyQuantConfig(
-        block_size=group, is_symmetric=True, bits=4, quant_format=QuantFormat.QDQ
-    )
-    packed, scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(matrix)
+    packed, scales = in_groups(torch.tensor(matrix.T if turned else matrix), group)
     name = tensor.name
     constants = [
-        helper.make_tensor(
-            f"{name}_int4", onnx.TensorProto.INT4, matrix.shape, packed.tobytes(), raw=True
-        ),
+        helper.make_tensor(f"{name}_int4", onnx.TensorProto.INT4, packed.shape, packed),
         onnx.numpy_helper.from_array(scales, f"{name}_scales"),
         onnx.numpy_helper.from_array(np.array(weight.shape, np.int64), f"{name}_shape"),
     ]
@@ -253,6 +264,17 @@ def unpacking(
     shape = [last, constants[2].name]
     made.append(helper.make_node("Reshape", shape, [shaped], name=f"{shaped}/op"))
     return made, constants
+
+
+def in_groups(matrix: Tensor, group: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """A matrix [K, N] in 4-bit integers, and scales [K / group, N] of groups of K, the inputs of an
+    output; the last group is one of what is left."""
+    inputs, outputs = matrix.shape
+    filled = F.pad(matrix.float(), (0, 0, 0, -inputs % group))
+    rows = filled.reshape(-1, group, outputs).mT.reshape(-1, group)
+    scales = best_scales(rows)
+    back = integers(rows, scales).reshape(-1, outputs, group).mT.reshape(-1, outputs)
+    return back[:inputs].numpy().astype(np.int8), scales.reshape(-1, outputs).numpy()
 
 
 def leading_to_layers(model: onnx.ModelProto) -> set[str]:

@@ -12,6 +12,11 @@ import torch
 from coremltools.optimize._utils import quantize_weight
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from onnxruntime.quantization import QuantFormat
+from onnxruntime.quantization.matmul_nbits_quantizer import (
+    DefaultWeightOnlyQuantConfig,
+    DefaultWeightOnlyQuantizer,
+)
 from onnxruntime.quantization.quant_utils import quantize_data
 from torch import Tensor, nn
 
@@ -20,7 +25,7 @@ from pocketfocus.quantize.recipes import Scheme
 from pocketfocus.quantize.toolchains import TOOLCHAINS
 from pocketfocus.quantize.toolchains.coreai import Blocks
 from pocketfocus.quantize.toolchains.executorch import group_linears, int8
-from pocketfocus.quantize.toolchains.onnx import unpacking
+from pocketfocus.quantize.toolchains.onnx import grid, in_groups, unpacking
 
 ROWS, WIDTH = 24, 32
 
@@ -62,6 +67,18 @@ def onnxruntime_groups(rows: Tensor) -> Tensor:
     return torch.from_numpy(found).flatten(1)
 
 
+def onnxruntime_products(rows: Tensor) -> Tensor:
+    """The groups of `MatMulNBits`, by onnxruntime's rounding."""
+    quantizer = DefaultWeightOnlyQuantizer(
+        DefaultWeightOnlyQuantConfig(WIDTH, True, quant_format=QuantFormat.QDQ)
+    )
+    packed, scales, _ = quantizer.qbits_block_quant(np.ascontiguousarray(rows.numpy().T))
+    pairs = np.frombuffer(packed.tobytes(), np.uint8)
+    nibbles = np.stack([pairs & 15, pairs >> 4], -1).reshape(WIDTH, ROWS).astype(np.int8)
+    signed = np.where(nibbles > 7, nibbles - 16, nibbles)
+    return torch.from_numpy((signed * scales).T.astype(np.float32))
+
+
 def onnxruntime_channels(rows: Tensor) -> Tensor:
     """Of its QDQ quantizer, which has a scale a channel."""
     found = []
@@ -99,6 +116,7 @@ WRITTEN = {
     ("executorch", Scheme(4, "affine", WIDTH, "dynamic")): torchao_groups,
     ("executorch", STATIC): torchao_channels,
     ("onnx", Scheme(4, "affine", WIDTH)): onnxruntime_groups,
+    ("onnx", Scheme(4, "affine", WIDTH, "dynamic")): onnxruntime_products,
     ("onnx", STATIC): onnxruntime_channels,
     ("coreml", Scheme(4, "affine", WIDTH)): coremltools_rows(4),
     ("coreml", Scheme(8, "affine", "channel")): coremltools_rows(8),
@@ -158,3 +176,22 @@ def test_rows_of_zeros_stay_so() -> None:
 
 def test_every_target_has_been_held_against_its_toolchain() -> None:
     assert {target for target, _ in WRITTEN} == set(TOOLCHAINS)
+
+
+def test_a_convolution_loses_less_than_by_the_range_of_its_weights() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(256, WIDTH)
+    best, whole = (
+        (grid(rows, Scheme(4, "affine", WIDTH, activations)) - rows).square().mean().log10()
+        for activations in ("float", "dynamic")
+    )
+    assert 10 * (whole - best) > 0.5  # dB
+
+
+def test_the_last_group_is_of_what_is_left() -> None:
+    matrix = torch.randn(WIDTH + 5, 3)
+    packed, scales = in_groups(matrix, WIDTH)
+    assert packed.shape == (WIDTH + 5, 3)
+    assert scales.shape == (2, 3)
+    found = packed * scales.repeat(WIDTH, 0)[: WIDTH + 5]
+    assert np.abs(found - matrix.numpy()).max() <= 0.5 * np.abs(scales).max() * 3
