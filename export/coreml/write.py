@@ -49,6 +49,7 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
     from pocketfocus.quantize.toolchains.coreml import (
         by_operator,
         choices,
+        clip,
         compressed,
         kernel_area,
         programs,
@@ -61,6 +62,8 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
             kernels = {name: kernel_area(layer) for name, layer in layers_of(held[0]).items()}
         with phases("capture"):
             wanted = {name: choice.scheme for name, choice in chosen.items()}
+            if not network.isolated:
+                clip(held[0], wanted)
             networks = network.every if recipe.ios >= FUNCTIONS_IOS else (network,)
             sizes = [one.calibration() for one in networks]
             multiple = network.multiple if len(sizes) > 1 else 0

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from pocketfocus.quantize.layers import Calls, capture, layers_of
 from pocketfocus.quantize.plan import Choice, all_static, plan
 from pocketfocus.quantize.recipes import Granularity, Recipe, Scheme
-from pocketfocus.quantize.toolchains.coreml import grid
+from pocketfocus.quantize.toolchains.coreml import clipped, grid
 from pocketfocus.quantize.toolchains.executorch import INT4, Half, int8
 
 __all__ = ["FLOAT_BYTES", "choices", "grid", "program"]
@@ -51,7 +51,10 @@ class Blocks(nn.Module):
         self.dtype = INT4 if bits == 4 else torch.int8
         self.most = 2 ** (bits - 1) - 1
         self.block = block or weight.shape[1]
-        largest = self.grouped(weight.float()).abs().flatten(2).amax(2)
+        grouped = self.grouped(weight.float())
+        rows = grouped.flatten(0, 1).flatten(1)
+        rows = clipped(rows) if bits == 4 else rows
+        largest = rows.abs().amax(1).reshape(grouped.shape[:2])
         scale = (largest / self.most).clamp_min(LEAST_SCALE).to(weight.dtype)
         ones = [1] * (weight.ndim - 2)
         self.register_buffer("scale", scale.reshape(*scale.shape, *ones))
@@ -64,7 +67,7 @@ class Blocks(nn.Module):
     def right_inverse(self, weight: Tensor) -> tuple[Tensor]:
         """The integers of a weight; a tuple, since only then a parametrization may change types."""
         grouped = self.grouped(weight.float()) / self.scale.float().unsqueeze(2)
-        integers = grouped.round().clamp(-self.most - 1, self.most).to(torch.int8)
+        integers = grouped.round().clamp(-self.most, self.most).to(torch.int8)
         return (integers.reshape(weight.shape),)
 
     def forward(self, integers: Tensor) -> Tensor:

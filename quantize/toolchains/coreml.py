@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from pocketfocus.quantize.fake import symmetric
+from pocketfocus.quantize.fake import TINY, best_scales, grouped, symmetric
 from pocketfocus.quantize.layers import Calls, capture
 from pocketfocus.quantize.plan import Choice, all_static, plan
 from pocketfocus.quantize.recipes import GROUP, IOS_VERSIONS, Recipe, Rule, Scheme
@@ -26,6 +26,7 @@ from pocketfocus.run.errors import UserError
 TARGET = "coreml"
 FLOAT_BYTES = 2  # of a weight that is not quantized
 LEARNED = True
+MOST_4 = 7  # the largest integer of 4 bits; the least is its opposite
 SMALLEST_WEIGHT = 512  # elements; fewer are not worth a palette
 MODERN_IOS = 18  # has blocks of integers, and palettes for groups of channels
 FLOATS_16 = "a file is float16 throughout unless float32 is requested of every layer"
@@ -148,9 +149,29 @@ def choices(recipe: Recipe, network: nn.Module) -> dict[str, Choice]:
 
 
 def grid(rows: Tensor, scheme: Scheme) -> Tensor:
-    """See `fake.Grid`: coremltools', whose largest weight is 7 or 127 steps, or XNNPACK's
-    quantizer's beside int8 activations."""
+    """See `fake.Grid`: coremltools', whose largest weight is 7 or 127 steps, at 4 bits of `clipped`
+    weights, or XNNPACK's quantizer's beside int8 activations."""
+    if scheme.bits == 4:
+        rows = clipped(rows)
     return symmetric(rows, scheme, LEAST_SCALE if scheme.activations == "static" else 0.0)
+
+
+def clipped(rows: Tensor) -> Tensor:
+    """Rows of weights between 7 steps of their `best_scales`: the largest weight is what sets the
+    scale in coremltools."""
+    most = rows.detach().abs().amax(1).clamp_min(TINY)
+    most = MOST_4 * best_scales(rows, most / MOST_4, (-MOST_4, MOST_4)).clamp(max=most / MOST_4)
+    return rows.clamp(-most[:, None], most[:, None])
+
+
+def clip(model: nn.Module, schemes: Mapping[str, Scheme]) -> None:
+    """Clip, in place, what is going to be integers of 4 bits, block by block."""
+    for name, scheme in schemes.items():
+        if scheme.bits == 4 and scheme.form == "affine":
+            layer = model.get_submodule(name)
+            weight = layer.get_parameter("weight").data
+            rows, back = grouped(weight, scheme, isinstance(layer, nn.ConvTranspose2d))
+            weight.copy_(back(clipped(rows.float())))
 
 
 def programs(

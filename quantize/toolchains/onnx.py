@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import helper, version_converter
 from torch import Tensor, nn
 
-from pocketfocus.quantize.fake import TINY, scaled, symmetric
+from pocketfocus.quantize.fake import best_scales, scaled, symmetric
 from pocketfocus.quantize.layers import LAYER_TYPES, Calls, layers_of
 from pocketfocus.quantize.plan import Choice, plan
 from pocketfocus.quantize.recipes import GROUP, Recipe, Scheme
@@ -42,8 +42,7 @@ DYNAMIC_PRODUCTS = "MatMulNBits multiplies with activations quantized at run tim
 FLOAT_CONVOLUTIONS = "onnxruntime has no 4-bit convolution: weights are unpacked to float32"
 STATIC_ONLY = "8 bits are QDQ, whose ranges are fixed"
 CHANNELS_ONLY = "QDQ weights are per-channel here"
-LOWEST_4, HIGHEST_4 = -8, 7  # of 4-bit integers
-SCALES = tuple(0.7 + 0.025 * step for step in range(17))  # that are tried, of the whole range's
+ENDS_4 = (-8, 7)  # of 4-bit integers
 INT8_ARITHMETIC = 4  # MatMulNBits' accuracy_level: activations to int8 at run time
 
 
@@ -81,30 +80,16 @@ def grid(rows: Tensor, scheme: Scheme) -> Tensor:
     and convolutions, whose activations stay floats, the `best_scales`."""
     if scheme.bits == 8:
         return symmetric(rows, scheme)
-    whole = scheme.activations == "dynamic"
-    return scaled(rows, range_scales(rows) if whole else best_scales(rows), scheme)
+    scales = range_scales(rows)
+    if scheme.activations == "float":
+        scales = best_scales(rows, scales, ENDS_4)
+    return scaled(rows, scales, scheme)
 
 
 def range_scales(rows: Tensor) -> Tensor:
     """The scale of each row whose largest weight is -8, whatever its sign."""
     low, high = rows.amin(1), rows.amax(1)
-    return torch.where(high > -low, high, low) / LOWEST_4
-
-
-@torch.no_grad()
-def best_scales(rows: Tensor) -> Tensor:
-    """The scale of each row, of those tried, that rounds it with the least squared error: clipping
-    a large weight costs less than a coarse scale for all."""
-    whole = range_scales(rows)
-    whole = torch.where(whole.abs() < TINY, TINY, whole)
-    tried = torch.stack([factor * whole for factor in SCALES])
-    errors = [(integers(rows, scales) * scales[:, None] - rows).square().sum(1) for scales in tried]
-    return tried.gather(0, torch.stack(errors).argmin(0)[None])[0]
-
-
-def integers(rows: Tensor, scales: Tensor) -> Tensor:
-    """Rows in 4-bit integers, as floats."""
-    return (rows / scales[:, None]).round().clamp(LOWEST_4, HIGHEST_4)
+    return torch.where(high > -low, high, low) / ENDS_4[0]
 
 
 def quantized(
@@ -272,8 +257,14 @@ def in_groups(matrix: Tensor, group: int) -> tuple[NDArray[np.int8], NDArray[np.
     inputs, outputs = matrix.shape
     filled = F.pad(matrix.float(), (0, 0, 0, -inputs % group))
     rows = filled.reshape(-1, group, outputs).mT.reshape(-1, group)
-    scales = best_scales(rows)
-    back = integers(rows, scales).reshape(-1, outputs, group).mT.reshape(-1, outputs)
+    scales = best_scales(rows, range_scales(rows), ENDS_4)
+    back = (
+        (rows / scales[:, None])
+        .round()
+        .clamp(*ENDS_4)
+        .reshape(-1, outputs, group)
+        .mT.reshape(-1, outputs)
+    )
     return back[:inputs].numpy().astype(np.int8), scales.reshape(-1, outputs).numpy()
 
 

@@ -197,9 +197,12 @@ def test_values_near_the_end_of_float16(value: float, severity: str | None) -> N
 # the command
 
 
-def test_files_of_a_run(exported: Exported, capsys: pytest.CaptureFixture[str]) -> None:
-    name = "coreml/student-int4.mlpackage"
-    run = exported([name, "onnx/student-fp32.onnx"])
+def test_files_of_a_run(
+    small_student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, run = "coreml/student-int4.mlpackage", tmp_path / "run"
+    wanted = ["--targets", "coreml", "--precisions", "int4,fp16", "--four-bit", "palettes"]
+    assert main(["export", "--student", str(small_student), "--out", str(run), *wanted]) == 0
     capsys.readouterr()
     assert main(["lint", str(run), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]

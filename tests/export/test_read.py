@@ -70,7 +70,9 @@ def test_what_the_backends_cannot_take(run_dir: Path, small_student: Path) -> No
     assert rows[even]["why"] == NO_4_BIT_CONVOLUTIONS
     assert scheme(rows[grouped]) == Scheme(4, "affine", GROUP, "dynamic")
     rows = artifact(run_dir, "coreml", "int4").applied["layers"]
-    assert scheme(rows[even]) == Scheme(4, "palette", 8)
+    assert scheme(rows["network.mix"]) == Scheme(16)
+    assert rows["network.mix"]["why"] == f"16 inputs are no whole groups of {GROUP}"
+    assert scheme(rows["network.encoder.1.0.first"]) == Scheme(4, "affine", "channel")
     assert rows[odd]["bits"] == 16
     assert rows[odd]["why"] == f"weights of {SMALLEST_WEIGHT} elements or fewer stay float16"
     rows = artifact(run_dir, "onnx", "int4").applied["layers"]

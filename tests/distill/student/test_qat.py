@@ -118,27 +118,30 @@ def test_samples_are_shared_out_among_the_files(
     assert len(trained.noise(images, generator)) == 1  # whether the position is given
     trained.rounded = rounded(student, RECIPES["int4"], calibration((64, 64), inputs=1))
     drawn = torch.cat([trained.noise(images, generator)[1] for _ in range(200)])
-    assert 70 < int((drawn == 0).sum()) < 130 and set(drawn.tolist()) == {0, 1}
+    count = len(trained.rounded.files)
+    assert 0.7 < int((drawn == 0).sum()) * count / 200 < 1.3 and set(drawn.tolist()) == {
+        *range(count)
+    }
     photo, _ = inputs(1, seed=0)
     with torch.no_grad():
         made = [trained.refocus(photo, 4, seed) for seed in range(4)]
         through = [file(photo, one_hot(4))[0] for file in trained.rounded.files]
-    assert not torch.equal(*through)
+    assert not torch.equal(*through[:2])
     for index, stack in enumerate(made):
-        torch.testing.assert_close(stack, through[index % 2])
+        torch.testing.assert_close(stack, through[index % count])
 
 
 def test_every_target_with_integers_is_learned_for(student: RefocusStudent) -> None:
-    """Core ML has palettes of int4, but blocks of integers where they are asked for."""
+    """But for palettes, which Core ML has where they are asked for."""
     schemes = schemes_of(RECIPES["int4"], student)
-    assert set(schemes) == {"executorch", "onnx"}
+    assert {"executorch", "onnx", "coreml"} <= set(schemes)
     assert {scheme.bits for scheme in schemes["onnx"].values()} == {4}
     assert {scheme.bits for scheme in schemes["executorch"].values()} == {4, 8}
     for table in schemes_of(RECIPES["int8"], student).values():
         assert set(table) == set(layers_of(student)) - {"network.outputs"}
         assert {scheme.activations for scheme in table.values()} == {"static"}
-    blocks = adapted(RECIPES["int4"], {"ios": 18, "form": "blocks"})
-    assert set(schemes_of(blocks, student)) == {"executorch", "onnx", "coreml"}
+    palettes = adapted(RECIPES["int4"], {"form": "palettes"})
+    assert "coreml" not in schemes_of(palettes, student)
 
 
 def test_fixed_ranges_come_from_real_photos(student: RefocusStudent) -> None:

@@ -121,25 +121,26 @@ def test_damaged_weights_fail_the_gate(
     assert found < gate_of(precision).threshold_db
 
 
-def test_a_wrong_palette_in_the_file_fails_the_gate(
+def test_wrong_integers_in_the_file_fail_the_gate(
     packages: dict[str, Path], student: RefocusStudent, tmp_path: Path
 ) -> None:
-    """The palettes' own bytes in weight.bin, the largest one backwards, loaded from disk."""
+    """The bytes of 4-bit integers in weight.bin, each layer's backwards, loaded from disk."""
     program = load_program(packages["int4"])
-    palettes = [
-        np.ascontiguousarray(op.lut.val)
+    weights = [
+        np.ascontiguousarray(op.data.val).astype(np.int8).ravel() & 15
         for op in program.function.operations
-        if op.op_type == "constexpr_lut_to_dense"
+        if op.op_type == "constexpr_blockwise_shift_scale"
     ]
+    packed = [(pairs[::2] | pairs[1::2] << 4).astype(np.uint8) for pairs in weights]
     broken = tmp_path / "broken.mlpackage"
     for path in packages["int4"].rglob("*"):
         copy = broken / path.relative_to(packages["int4"])
         if path.is_file():
             copy.parent.mkdir(parents=True, exist_ok=True)
             content = path.read_bytes()
-            for palette in palettes if path.name == "weight.bin" else ():
-                assert content.count(palette.tobytes()) == 1
-                content = content.replace(palette.tobytes(), palette[..., ::-1, :].tobytes())
+            for numbers in packed if path.name == "weight.bin" else ():
+                assert content.count(numbers.tobytes()) == 1
+                content = content.replace(numbers.tobytes(), numbers[::-1].tobytes())
             copy.write_bytes(content)
     with torch.no_grad():
         truth = student.stack(*pair())
