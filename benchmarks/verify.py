@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from pocketfocus.benchmarks.gates import (
 from pocketfocus.data.stacks import cores
 from pocketfocus.mobile_harness.device import HOST, PYTORCH, Arrays, Device, Job, Result
 from pocketfocus.mobile_harness.devices import is_timed, origin
-from pocketfocus.mobile_harness.host import Host
+from pocketfocus.mobile_harness.host import Host, one_process
 from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import (
@@ -202,11 +202,12 @@ def rows_of_one(
     if why is None:
         check, beside = student or (saved_check(folder, artifact), ())
         path, reference = below(folder, artifact.name), how.reference_device
-        found, outputs = execute_artifact(artifact, path, chosen, check, reference)
-        rows += found
-        for each in beside if isinstance(chosen, Host) else ():
-            if takes(artifact, each, manifest.size):
-                rows.append(row_beside(artifact, path, chosen, each))
+        with one_process() if student else nullcontext():
+            found, outputs = execute_artifact(artifact, path, chosen, check, reference)
+            rows += found
+            for each in beside if isinstance(chosen, Host) else ():
+                if takes(artifact, each, manifest.size):
+                    rows.append(row_beside(artifact, path, chosen, each))
         if student and outputs:
             seen = shown(outputs[0], check.calls)
     else:

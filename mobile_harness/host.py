@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from typing import ClassVar
@@ -14,9 +17,23 @@ from pocketfocus.export.targets import TARGETS, Target, get_target
 from pocketfocus.mobile_harness.device import HOST, PYTORCH, Job, JobError, Result
 from pocketfocus.mobile_harness.doctor import processor
 from pocketfocus.mobile_harness.options import Options
-from pocketfocus.run.processes import Answer, Work, WorkFailed, run_work
+from pocketfocus.run.processes import Answer, Work, Worker, WorkFailed, run_work
 
 WORKER = "pocketfocus.mobile_harness.worker:run_file"
+
+_SHARED = threading.local()
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    """Let the jobs of this thread share a process, since imports take longer than most of them; it
+    starts anew after a job in which it died. Times and memory are then not a file's own."""
+    with Worker() as worker:
+        _SHARED.worker = worker
+        try:
+            yield
+        finally:
+            del _SHARED.worker
 
 
 @dataclass(frozen=True)
@@ -42,13 +59,14 @@ class Host:
         return None if target == PYTORCH else get_target(target).cannot_run()
 
     def run(self, job: Job) -> Result:
-        """Run a job in a fresh process; on Ctrl-C or timeout the process is killed.
+        """Run a job in a fresh process, but see `one_process`; on Ctrl-C or timeout it is killed.
 
         Raises JobError when the process crashes or does not end in time, UserError when the
         artifact cannot be opened.
         """
         try:
-            answer = run_work(work_of(job, self.call(job.target)), timeout_s=job.timeout_s)
+            run = _SHARED.worker.run if hasattr(_SHARED, "worker") else run_work
+            answer = run(work_of(job, self.call(job.target)), timeout_s=job.timeout_s)
         except WorkFailed as error:
             raise JobError(f"{job.artifact}: {error}") from error
         return result_of(answer)

@@ -187,3 +187,29 @@ def test_what_executes_a_file_knows_no_rows_and_no_pydantic() -> None:
     command = [sys.executable, "-c", program]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.stdout.strip() == "[]", ended.stderr
+
+
+def test_jobs_share_a_process_where_that_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until one dies in it; each has its own else."""
+    body = """
+    import os
+    if _[0]["runs"]: os._exit(3)
+    zeros = {"first_ms": 0, "peak_rss_mib": 0, "threads": 1, "times_ms": []}
+    return {"load_ms": os.getpid(), **zeros}, {}
+    """
+    install_worker(monkeypatch, tmp_path, textwrap.dedent(body))
+
+    def process() -> float:
+        return host.Host().run(job()).load_ms
+
+    assert process() != process()
+    with host.one_process():
+        first = process()
+        assert process() == first
+        with pytest.raises(JobError, match="ended with code 3"):
+            host.Host().run(job(runs=1))
+        assert process() == process() != first
+    assert not psutil.pid_exists(int(first))
+    assert process() != process()
