@@ -38,7 +38,7 @@ from pocketfocus.benchmarks.gates import (
 )
 from pocketfocus.data.stacks import cores
 from pocketfocus.mobile_harness.device import HOST, PYTORCH, Arrays, Device, Job, Result
-from pocketfocus.mobile_harness.devices import is_timed, origin
+from pocketfocus.mobile_harness.devices import is_timed, origin, takes_sizes
 from pocketfocus.mobile_harness.host import Host, one_process
 from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
@@ -104,7 +104,7 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
         for number, photos in enumerate(groups(how.photos)):
             check, beside = student_check(parent, manifest, photos, how.positions), list[Beside]()
             rows.append(row_on(capture_row(check, manifest.student_sha256), host))
-            if number == 0 and any(isinstance(each, Host) for each in devices):
+            if number == 0 and any(map(takes_sizes, devices)):
                 beside = checks_beside(parent, manifest, photos)
             found, kept = rows_of(folder, manifest, devices, how, (check, beside))
             rows += found
@@ -205,8 +205,9 @@ def rows_of_one(
         with one_process() if student else nullcontext():
             found, outputs = execute_artifact(artifact, path, chosen, check, reference)
             rows += found
-            for each in beside if isinstance(chosen, Host) else ():
-                if takes(artifact, each, manifest.size):
+            for each in beside if takes_sizes(chosen) else ():
+                emulated = not isinstance(chosen, Host)  # too slow for more than the sizes
+                if takes(artifact, each, manifest.size, emulated):
                     rows.append(row_beside(artifact, path, chosen, each))
         if student and outputs:
             seen = shown(outputs[0], check.calls)
@@ -249,9 +250,11 @@ def execute_artifact(
     return rows, outputs
 
 
-def takes(artifact: Artifact, beside: Beside, usual: Size) -> bool:
-    """Return whether a file takes what a check calls it with."""
-    return beside.size == usual or bool(artifact.functions[1:] or artifact.multiple)
+def takes(artifact: Artifact, beside: Beside, usual: Size, sizes_alone: bool = False) -> bool:
+    """Return whether a file takes what a check calls it with, and it is wanted."""
+    if beside.size == usual:
+        return not sizes_alone
+    return bool(artifact.functions[1:] or artifact.multiple)
 
 
 def row_beside(artifact: Artifact, path: Path, device: Device, beside: Beside) -> VerifyRow:

@@ -30,6 +30,7 @@ class DeviceKind:
         falls_back: whether files that it cannot execute go to their target's own fallback device.
         reference_device: name of the device that executes each file too: both must agree.
         visits_itself: whether it comes to this host, which serves a run and waits for it.
+        sizes: whether files are called with photos of their other sizes too.
         installer: module with `install(say)`, which sets it up; "" where there is nothing to do.
     """
 
@@ -41,20 +42,28 @@ class DeviceKind:
     falls_back: bool = False
     reference_device: str = ""
     visits_itself: bool = False
+    sizes: bool = False
     installer: str = ""
 
 
 DEVICES = {
     kind.name: kind
     for kind in (
-        DeviceKind(HOST, "pocketfocus.mobile_harness.host", falls_back=True),
-        DeviceKind(MIL_CHECK, "pocketfocus.mobile_harness.mil", timed=False, gate_word="MIL check"),
-        DeviceKind("coreai-check", "pocketfocus.mobile_harness.coreai", timed=False),
+        DeviceKind(HOST, "pocketfocus.mobile_harness.host", falls_back=True, sizes=True),
+        DeviceKind(
+            MIL_CHECK,
+            "pocketfocus.mobile_harness.mil",
+            timed=False,
+            gate_word="MIL check",
+            sizes=True,
+        ),
+        DeviceKind("coreai-check", "pocketfocus.mobile_harness.coreai", timed=False, sizes=True),
         DeviceKind(
             "arm64",
             "pocketfocus.mobile_harness.arm64",
             timed=False,
             reference_device=HOST,
+            sizes=True,
             installer="pocketfocus.mobile_harness.arm64.install",
         ),
         DeviceKind("android", "pocketfocus.mobile_harness.android", every="all"),
@@ -109,6 +118,12 @@ def timed_devices(name: str, options: Options | None = None) -> tuple[Device, ..
     if not kind_of(name).timed:
         raise UserError(f"{name} checks files, its times are no latencies: bench on another device")
     return get_devices(name, options)
+
+
+def takes_sizes(device: Device) -> bool:
+    """Return whether files are called there with photos of their other sizes."""
+    kind = DEVICES.get(device.name.partition(":")[0])
+    return kind is not None and kind.sizes
 
 
 def is_timed(device: Device) -> bool:

@@ -27,9 +27,13 @@ def run_pte(job: Mapping[str, Any], tables: Tables, say: Say) -> Measured:
 
     def open_file(artifact: str, threads: int) -> Runner:
         module = _portable_lib._load_for_executorch(artifact)
+        about = {name: module.method_meta(name) for name in module.method_names()}
+        methods = {tuple(meta.input_tensor_meta(0).sizes()): name for name, meta in about.items()}
 
         def run(*inputs: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-            return [made.numpy() for made in module.forward([torch.from_numpy(x) for x in inputs])]
+            name = methods.get(inputs[0].shape, "forward")  # which says what it takes
+            found = module.run_method(name, [torch.from_numpy(x) for x in inputs])
+            return [made.numpy() for made in found]
 
         return run
 
