@@ -20,6 +20,7 @@ from pocketfocus.export.open import open_model
 from pocketfocus.export.stage import Export, export_run
 from pocketfocus.export.student import other_sizes, shapes
 from pocketfocus.export.targets import Sizes, get_target
+from pocketfocus.mobile_harness.arm64.worker import run_pte
 from pocketfocus.mobile_harness.host import Host
 from pocketfocus.models.student import build_student, load_student
 from pocketfocus.quantize.calibration import fitted
@@ -60,17 +61,31 @@ def opened(path: Path, target: str) -> Call:
     return get_target(target).open(path, 1)
 
 
+def on_arm64(path: Path) -> Call:
+    """A .pte as the emulated Python calls it, by this host's runtime."""
+
+    def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+        job = {"artifact": str(path), "threads": 1, "calls": [(0, 0)], "want_outputs": True}
+        tables = {str(k): tensor[None].numpy() for k, tensor in enumerate(inputs)}
+        _, made = run_pte(job, tables, lambda text: None)
+        return tuple(torch.from_numpy(output[0]) for output in made.values())
+
+    return call
+
+
 def name_of(target: str, precision: str) -> str:
     return f"{target}/student-{precision}{get_target(target).suffix}"
 
 
 @pytest.mark.parametrize(
-    ("target", "precision"), [(t, p) for t, names in FILES.items() for p in names]
+    ("target", "precision", "emulated"),
+    [*((t, p, False) for t, names in FILES.items() for p in names), ("executorch", "int8", True)],
 )
 def test_every_size_is_the_student(
-    run: Path, small_student: Path, target: str, precision: str
+    run: Path, small_student: Path, target: str, precision: str, emulated: bool
 ) -> None:
-    student, call = load_student(small_student), opened(run / name_of(target, precision), target)
+    path, student = run / name_of(target, precision), load_student(small_student)
+    call = on_arm64(path) if emulated else opened(path, target)
     photo = Image.fromarray(held_out_photos()[0])
     for size in (OWN, *OTHERS):
         for position in (1, 6):

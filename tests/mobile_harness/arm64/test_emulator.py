@@ -21,7 +21,6 @@ from pocketfocus.mobile_harness.device import Arrays, Job, JobError
 from pocketfocus.mobile_harness.devices import get_device, reference_device, timed_devices
 from pocketfocus.mobile_harness.options import Options
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.manifest import load_manifest
 
 SIZE = 8
 
@@ -251,18 +250,3 @@ def test_emulated_arm64_makes_what_the_host_makes(small_onnx: Path) -> None:
     result = device.run(job(small_onnx))
     device.close()
     check_outputs(result.outputs, job(small_onnx))
-
-
-def test_a_file_takes_photos_of_every_size_that_it_has(
-    monkeypatch: pytest.MonkeyPatch, run_dir: Path
-) -> None:
-    device, manifest = on_host(monkeypatch), load_manifest(run_dir)
-    path = run_dir / next(a.name for a in manifest.artifacts if a.name.endswith("fp32.pte"))
-    assert len(manifest.sizes) > 1
-    for size in manifest.sizes:
-        tables = (np.zeros((1, 1, 3, *size), np.float32), np.eye(9, dtype=np.float32)[:, None])
-        outputs = device.run(
-            Job(str(path), "executorch", tables, [(0, 3)], want_outputs=True)
-        ).outputs
-        assert outputs is not None and outputs[0].shape == (1, 9, 3, *size)
-    device.close()
