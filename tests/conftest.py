@@ -240,7 +240,7 @@ def run_dir(exported: Exported) -> Path:
     return exported([path_of(target, recipe) for target in targets for recipe in RECIPES])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_run() -> Callable[..., None]:
     """make_run(folder, student, names), names as "onnx/student-fp32.onnx": a run folder without
     exporting anything, placeholders for files and an honest manifest."""
