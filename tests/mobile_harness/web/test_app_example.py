@@ -88,7 +88,7 @@ def test_the_first_file_that_passes_the_canary_is_kept(
     (tmp_path / "app.js").write_text(APP)
     shutil.copy(root / "docs/app/Refocus.ts", tmp_path)
     bundled = [
-        modules / ".bin/esbuild",
+        str(modules / ".bin/esbuild"),
         "app.js",
         "--bundle",
         "--platform=node",
