@@ -20,6 +20,7 @@ from pocketfocus.export.targets import get_target
 from pocketfocus.mobile_harness.device import Arrays
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Artifact
+from pocketfocus.run.progress import say
 from pocketfocus.run.rows import Row
 
 CANARY = "canary"
@@ -67,11 +68,17 @@ def make_canary(
     bundle: Path, photo: Stacks, position: int, stack: Stacks, tries: Sequence[Try]
 ) -> Canary:
     """Write the files of a canary into a bundle: a photo [1,3,H,W] and its stack [T,3,H,W]."""
+    seen = sampled(stack, STEP)
+    if judge((seen[None, ::-1],), (seen[None],), MOST_DB).status == "pass":
+        say(
+            "the canary does not tell frames in the wrong order, so much alike are those of this "
+            "photo: take another photo, --photos, with something near and something far"
+        )
     return Canary(
         photo=save(bundle, "canary-photo.u8", photo, "uint8"),
         position=position,
         step=STEP,
-        expected=save(bundle, "canary-expected.u8", sampled(stack, STEP), "uint8"),
+        expected=save(bundle, "canary-expected.u8", seen, "uint8"),
         tries=tuple(tries),
     )
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pocketfocus.benchmarks.canary import make_canary
 from pocketfocus.benchmarks.golden import replay, write_golden
 from pocketfocus.data.optics import one_hot
 from pocketfocus.mobile_harness.device import Job, Result
@@ -111,6 +112,19 @@ def test_what_an_app_takes_along_is_small_and_read_without_a_library(bundle: Pat
             torch.from_numpy(photo).float(), one_hot(canary["position"])
         )
     np.testing.assert_allclose(stack[..., ::8, ::8].numpy(), expected, atol=0.005)
+
+
+@pytest.mark.parametrize(("frames", "warnings"), [(0.0, 0), (0.01, 1)])
+def test_a_canary_that_tells_no_order_is_said(
+    frames: float, warnings: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Frames that differ by little, as of a photo without depth; noise differs by much."""
+    rng = np.random.default_rng(0)
+    stack = rng.uniform(-1, 1, (9, 3, 16, 16)).astype(np.float32)
+    if frames:
+        stack = stack[:1] + frames * rng.standard_normal(stack.shape).astype(np.float32)
+    make_canary(tmp_path, stack[:1], 0, stack, ())
+    assert capsys.readouterr().err.count("take another photo") == warnings
 
 
 def test_a_canary_of_another_photo_is_one_line(bundle: Path) -> None:
