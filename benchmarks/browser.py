@@ -7,22 +7,26 @@ the functions that every other device goes through.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from pocketfocus.benchmarks.checks import fitted_photos, load_parent, parent_stacks, student_inputs
-from pocketfocus.benchmarks.gates import gate_of, gate_row, judge
+from pocketfocus.benchmarks.gates import Verdict, gate_of, gate_row, judge
 from pocketfocus.benchmarks.golden import POSITIONS
 from pocketfocus.benchmarks.latency import BENCH_FILE, Entry, row_of
+from pocketfocus.benchmarks.repeat import NOT_FINITE, REPEAT_FILE, judged
+from pocketfocus.benchmarks.repeat import row_of as repeat_row
 from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.mobile_harness.device import Arrays, Result
 from pocketfocus.mobile_harness.devices import kind_of
 from pocketfocus.mobile_harness.options import Options
 from pocketfocus.mobile_harness.web.files import Served
-from pocketfocus.mobile_harness.web.measurement import Measurement, Sustained
+from pocketfocus.mobile_harness.web.measurement import Measurement, Repeated, Sustained
 from pocketfocus.mobile_harness.web.server import await_visit
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Artifact, load_manifest
@@ -38,8 +42,9 @@ class BrowserJudge:
 
     positions: tuple[int, ...] = POSITIONS
 
-    def __init__(self, served: Served) -> None:
-        self.served = served
+    def __init__(self, served: Served, repeat: int = 0) -> None:
+        self.served, self.repeat = served, repeat
+        self.repeated: dict[tuple[str, ...], VerifyRow] = {}
         self._lock = threading.Lock()
 
     @cached_property
@@ -75,6 +80,11 @@ class BrowserJudge:
         )
         with self._lock:
             self.keep(BENCH_FILE, BenchRow, row)
+            if self.repeat:
+                verdict, about = repeat_verdict(measured.repeated), origin_of(measured)
+                again = repeat_row(artifact, measured.device, about, self.repeat, verdict)
+                self.keep(REPEAT_FILE, VerifyRow, again)
+                self.repeated[again.place] = again
         return row
 
     def judge(self, measured: Measurement, outputs: bytes) -> VerifyRow:
@@ -121,6 +131,15 @@ def origin_of(measured: Measurement) -> Origin:
     )
 
 
+def repeat_verdict(found: Repeated | None) -> Verdict:
+    """Judge calls that a browser made again and again; an older page makes none."""
+    if found is None:
+        return Verdict(None, "not-run", "the page made no further calls: load it again")
+    if not found.finite:
+        return NOT_FINITE
+    return judged(Counter(found.results), sum(found.results.values()), found.grown_mib)
+
+
 def trend(sustained: Sustained) -> Trend:
     """Return what a browser's calls without a pause say of throttling."""
     times = np.asarray(sustained.times_ms)
@@ -141,11 +160,26 @@ def trend(sustained: Sustained) -> Trend:
     )
 
 
+class Sent(NamedTuple):
+    """Rows that a browser sent of every file: of bench.json; of verify.json and repeat.json."""
+
+    bench: list[BenchRow]
+    verify: list[VerifyRow]
+
+
 def visited(
-    device: str, folder: Path, options: Options, say: Callable[[str], None]
-) -> list[tuple[BenchRow, VerifyRow]]:
-    """Return what a device that comes by itself sent of every file; [] for others."""
+    device: str, folder: Path, options: Options, say: Callable[[str], None], repeat: int = 0
+) -> Sent:
+    """Return what a device that comes by itself sent, which called each file `repeat` times more;
+    nothing for others."""
     if not kind_of(device).visits_itself:
-        return []
-    address = device.partition(":")[2]
-    return await_visit(folder, address, options, say, BrowserJudge)
+        return Sent([], [])
+    again: list[BrowserJudge] = []
+
+    def make_judge(served: Served) -> BrowserJudge:
+        again.append(BrowserJudge(served, repeat))
+        return again[-1]
+
+    rows = await_visit(folder, device.partition(":")[2], options, say, make_judge)
+    repeated = [row for judge in again for row in judge.repeated.values()]
+    return Sent([bench for bench, _ in rows], [*(verify for _, verify in rows), *repeated])

@@ -1,4 +1,4 @@
-"""Quality against true focal stacks: PSNR and SSIM for every input and output position.
+"""Quality against true focal stacks: PSNR, SSIM and more for every input and output position.
 
 A cell of the 9×9 grid is the mean of its per-image values over the scenes that have truth there; a
 mean averages the cells. Figures are capped at `ROUNDING_DB` per image: two images closer than that
@@ -16,7 +16,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Protocol, runtime_checkable
@@ -26,17 +25,33 @@ from torch import Tensor
 
 from pocketfocus.benchmarks.baselines import TABLE_FILE, baselines
 from pocketfocus.benchmarks.focus_accuracy import focus_accuracy
+from pocketfocus.benchmarks.perceptual import WEIGHTS_FILE, Perceptual
 from pocketfocus.benchmarks.samples import keep_scenes
-from pocketfocus.benchmarks.scores import Call, Ledger, Score, Scores, score_of
-from pocketfocus.data.datasets import SYNTHETIC, TEST, Request, check_source, open_source
+from pocketfocus.benchmarks.scores import (
+    Call,
+    Distances,
+    Ledger,
+    Score,
+    Scores,
+    no_worse,
+    score_of,
+)
+from pocketfocus.benchmarks.truth import (
+    SCENES,
+    TOLERANCE,
+    frames_by_position,
+    source_name,
+    true_stacks,
+)
+from pocketfocus.data.datasets import SYNTHETIC, check_source
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
-from pocketfocus.data.stacks import FocalStack, RenderedScenes, StackCache, cache_sources
+from pocketfocus.data.stacks import FocalStack, RenderedScenes
 from pocketfocus.export.open import REFERENCE, STUDENT, open_any, open_model
 from pocketfocus.export.targets import get_target
 from pocketfocus.models.model import Model, refocus, resized
 from pocketfocus.models.places import DEFAULT_WEIGHTS, find_places
 from pocketfocus.models.student import SHIPPED_WEIGHTS
-from pocketfocus.run.cache import cache_home, source_hash
+from pocketfocus.run.cache import source_hash
 from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, sha256
@@ -46,10 +61,9 @@ from pocketfocus.run.progress import track
 from pocketfocus.run.rows import Row, contents, row_of, write_rows
 
 EVALUATE_FILE = "evaluate.json"
-TOLERANCE = 0.25  # a frame this far from a whole position still is the truth for it
 ROUNDING_DB = 10 * math.log10(12 * 255**2)  # 58.9 dB: uniform error of half a step of 8 bits
 COPY = "copy"
-SCENES, RENDERED = 64, (256, 256)
+MORE = ("vif", "lpips", "dists")
 
 
 class Cell(Row):
@@ -59,6 +73,8 @@ class Cell(Row):
         sharper_gain_db: over the images with places that the truth has sharper (`scores.Score`), as
             is `restored`; None where there is none.
         pooled_psnr_db: of the mean squared error of all images; None in files of older versions.
+        vif: over the images that have one; None where none has.
+        lpips, dists: None where VGG16's weights were not given.
     """
 
     model: str
@@ -70,6 +86,9 @@ class Cell(Row):
     sharper_gain_db: float | None = None
     restored: float | None = None
     pooled_psnr_db: float | None = None
+    vif: float | None = None
+    lpips: float | None = None
+    dists: float | None = None
 
     @property
     def distance(self) -> int:
@@ -91,6 +110,9 @@ class Means(Row):
         pooled_psnr_db_off_diagonal: the mean of the cells' `pooled_psnr_db`.
         focus_accuracy: the share of patches whose sharpest frame is the true one.
         focus_error: by how many positions the sharpest frame is off, on average.
+        no_worse_than_copy: the share of images off the diagonal whose PSNR is at least that of
+            `copy`; None where copy was not scored, and for itself.
+        no_worse_than_reference: the same of the first reference among the models.
     """
 
     model: str
@@ -108,22 +130,29 @@ class Means(Row):
     pooled_psnr_db_off_diagonal: float | None = None
     focus_accuracy: float | None = None
     focus_error: float | None = None
+    mean_vif_off_diagonal: float | None = None
+    mean_lpips_off_diagonal: float | None = None
+    mean_dists_off_diagonal: float | None = None
+    no_worse_than_copy: float | None = None
+    no_worse_than_reference: float | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """From where, and at which size, models are compared.
+    """From where, at which size, and by what models are compared.
 
     Attributes:
         inputs: the photo's positions.
         per_scene: how many of them a scene, in turn over the scenes; None for all.
         size: (height, width) in pixels that made and true images are scaled to before they are
             compared, which the photo is not; None for its own.
+        perceptual: LPIPS and DISTS, where they are wanted.
     """
 
     inputs: Sequence[int] = range(FRAMES)
     per_scene: int | None = None
     size: Size | None = None
+    perceptual: Distances | None = None
 
 
 @dataclass(frozen=True)
@@ -182,7 +211,7 @@ def evaluate_models(
     try:
         for scene, stack, truth, model, position in tasks:
             if (scene, model.name, position) not in kept:
-                scores, focus = _score(model, stack, truth, position, how.size)
+                scores, focus = _score(model, stack, truth, position, how)
                 call = Call(scene=scene, model=model.name, position=position, scores=scores)
                 kept.add(call.model_copy(update=focus))
     finally:
@@ -197,7 +226,11 @@ def evaluate_models(
     scenes = len({call.scene for call in calls})
     gains = _gains(calls)
     means = [_means(cells, name, stacks_name, scenes, gains.get(name, [])) for name in names]
-    return Evaluation(cells, [_with_focus(each, calls) for each in means])
+    shares = _shares(calls, names)
+    return Evaluation(
+        cells,
+        [_with_focus(m, calls).model_copy(update=shares.get(m.model, {})) for m in means],
+    )
 
 
 def _tasks(
@@ -216,11 +249,11 @@ def _tasks(
 
 
 def _score(
-    model: Model, stack: FocalStack, truth: Mapping[int, Tensor], position: int, size: Size | None
+    model: Model, stack: FocalStack, truth: Mapping[int, Tensor], position: int, how: Comparison
 ) -> tuple[Scores, dict[str, float]]:
     """Return scores by output position, of images scaled to a size if one is given, and what `Call`
     says of the stack's focus."""
-    photo = truth[position]
+    photo, size = truth[position], how.size
     if isinstance(model, Reconstructor):
         made = model.reconstruct(torch.cat(list(truth.values()))).clamp(-1, 1)
         images = {output: made[n : n + 1] for n, output in enumerate(truth)}
@@ -230,7 +263,10 @@ def _score(
     if size is not None:
         photo, images = resized(photo, size), {at: resized(x, size) for at, x in images.items()}
         truth = {at: resized(x, size) for at, x in truth.items()}
-    scores = {at: score_of(images[at], frame, photo, ROUNDING_DB) for at, frame in truth.items()}
+    scores = {
+        at: score_of(images[at], frame, photo, ROUNDING_DB, how.perceptual)
+        for at, frame in truth.items()
+    }
     found = focus_accuracy(*(torch.cat([each[at] for at in truth]) for each in (images, truth)))
     return scores, {} if found is None else {"focus_share": found.share, "focus_error": found.error}
 
@@ -260,6 +296,7 @@ def _cell(about: tuple[str, str, int, int], found: Sequence[Score]) -> Cell:
         sharper_gain_db=mean(score.sharper_gain_db for score in found),
         restored=mean(score.restored for score in found),
         pooled_psnr_db=pooled([score.psnr_db for score in found]),
+        **_given({name: mean(getattr(score, name) for score in found) for name in MORE}),
     )
 
 
@@ -305,6 +342,9 @@ def _means(
         sharper_gain_db=mean(cell.sharper_gain_db for cell in off),
         restored=mean(cell.restored for cell in off),
         pooled_psnr_db_off_diagonal=mean(cell.pooled_psnr_db for cell in off),
+        **_given(
+            {f"mean_{name}_off_diagonal": mean(getattr(c, name) for c in off) for name in MORE}
+        ),
     )
 
 
@@ -317,60 +357,25 @@ def _with_focus(means: Means, calls: Sequence[Call]) -> Means:
     return means.model_copy(update={"focus_accuracy": share, "focus_error": error})
 
 
+def _shares(calls: Sequence[Call], names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return by model the fields of `Means` that say how often it is no worse than another."""
+    reference = next((name for name in names if _kind(name)[0] == REFERENCE), "")
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for field, than in (("no_worse_than_copy", COPY), ("no_worse_than_reference", reference)):
+        for model, share in no_worse(calls, than).items():
+            if model != than:
+                found[model][field] = share
+    return found
+
+
+def _given(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def mean(values: Iterable[float | None]) -> float | None:
     """Return the mean of the values that there are, None where there is none."""
     found = [value for value in values if value is not None]
     return fmean(found) if found else None
-
-
-def frames_by_position(stack: FocalStack) -> dict[int, Tensor]:
-    """Return the frames [1, 3, H, W] that are truth for a whole position, by position.
-
-    The truth for a position is the frame nearest to it, the nearer one of two equals, if it is
-    within `TOLERANCE`; frames between positions are not used.
-    """
-    found: dict[int, Tensor] = {}
-    for position in range(FRAMES):
-        distances = [abs(at - position) for at in stack.positions]
-        nearest = distances.index(min(distances))
-        if distances[nearest] <= TOLERANCE:
-            found[position] = stack.frames[nearest : nearest + 1]
-    return found
-
-
-def validation_stacks(scenes: int = SCENES, size: Size = RENDERED) -> StackCache:
-    """Return synthetic validation scenes with the held-out photos, rendered once and kept for later
-    runs.
-
-    They lie under `cache_home()`; UserError when that folder cannot be written.
-    """
-    sides = "-".join(map(str, dict.fromkeys(size)))
-    folder = cache_home() / f"validation-{sides}-{scenes}"
-    seeds = range(VALIDATION_SEED, VALIDATION_SEED + scenes)
-    try:
-        return cache_sources(folder, [RenderedScenes(seeds, size, held_out_photos())], size)
-    except UserError as error:
-        megabytes = scenes * FRAMES * 3 * size[0] * size[1] / 1e6
-        raise UserError(
-            f"{folder} cannot keep the rendered validation scenes ({error.__cause__ or error}): "
-            f"set XDG_CACHE_HOME to a folder that can be written, with {megabytes:.0f} MB free"
-        ) from error
-
-
-def true_stacks(source: str, scenes: int, size: Size | None) -> tuple[Sequence[FocalStack], str]:
-    """Return the test stacks of a source, at most `scenes` of them, and the hash they are known by.
-
-    A folder's images keep their size unless one is given; the others are 256 by 256.
-    """
-    opened = open_source(source, Request(scenes, size, TEST, crop=False))
-    if source == SYNTHETIC:
-        return validation_stacks(scenes, size or RENDERED), opened.key
-    return list(islice(opened, scenes)), opened.key
-
-
-def source_name(source: str) -> str:
-    """Return what tables call a source of stacks: the name of a folder, else the source itself."""
-    return Path(source).resolve().name if Path(source).is_dir() else source
 
 
 @dataclass(frozen=True)
@@ -378,6 +383,7 @@ class Scoring:
     """What is scored on what: models and a source of true stacks, by their names.
 
     `size` is that of the stacks, which is what models are given; None leaves a folder its own.
+    `metric_weights` is the folder with VGG16's weights, for LPIPS and DISTS.
     """
 
     models: Sequence[str]
@@ -385,6 +391,7 @@ class Scoring:
     scenes: int = SCENES
     size: Size | None = None
     how: Comparison = Comparison()
+    metric_weights: Path | None = None
 
     def key(self, stacks: str) -> str:
         """Return the hash of all that scores on stacks of this hash depend on, shipped weights and
@@ -392,6 +399,7 @@ class Scoring:
         shipped = list(map(sha256, (DEFAULT_WEIGHTS, SHIPPED_WEIGHTS, TABLE_FILE)))
         models = {spec: content_of(spec) for spec in self.models}
         own = vars(self) | {"how": [*self.how.inputs, self.how.per_scene, self.how.size]}
+        own["metric_weights"] = self.metric_weights and sha256(self.metric_weights / WEIGHTS_FILE)
         code = source_hash("benchmarks")
         return key_of(**own | {"models": models, "shipped": shipped, "stacks": stacks}, code=code)
 
@@ -405,6 +413,8 @@ def evaluate_scoring(
     source that there is not.
     """
     check_source(scoring.source)
+    weights = scoring.metric_weights
+    how = replace(scoring.how, perceptual=Perceptual(weights) if weights else None)
     always = baselines()
     specs = [spec for spec in scoring.models if spec not in {model.name for model in always}]
     opened = [replace(open_any(spec), name=spec) for spec in specs]
@@ -415,7 +425,7 @@ def evaluate_scoring(
         if len(ledger):
             say(f"going on after {len(ledger)} calls kept in {out.name}.scores")
     name = source_name(scoring.source)
-    found = evaluate_models([*opened, *always], stacks, name, scoring.how, ledger)
+    found = evaluate_models([*opened, *always], stacks, name, how, ledger)
     if out is not None:
         write_rows(out, found.rows())
         keep_scenes(out, ledger)
@@ -427,8 +437,14 @@ def content_of(spec: str) -> str:
     """Return a hash of what a model's name stands for on this disk."""
     if Path(spec).exists():
         return sha256(Path(spec))
-    kind, _, named = spec.partition("@")[0].partition(":")
+    kind, named = _kind(spec)
     return find_places(named).key if named else kind
+
+
+def _kind(spec: str) -> tuple[str, str]:
+    """Return kind and place of a model's name, such as of `reference:DIR@25/1`."""
+    kind, _, named = spec.partition("@")[0].partition(":")
+    return kind, named
 
 
 def evaluate_run(

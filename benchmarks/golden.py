@@ -2,24 +2,28 @@
 
 golden.json describes everything; tensors are raw little-endian files, float32 inputs and float16
 outputs, that Swift or Kotlin read without a library. The files of the run lie beside them, so that
-the bundle alone can be carried to a phone or a Mac.
+the bundle alone can be carried to a phone or a Mac. Its canary is what an app takes along.
 """
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
+from pocketfocus.benchmarks.canary import (
+    Canary,
+    canary_verdict,
+    check_canary,
+    make_canary,
+    sampled,
+    tries_of,
+)
 from pocketfocus.benchmarks.checks import (
-    Stacks,
     fitted_photos,
     load_parent,
     parent_stacks,
@@ -35,36 +39,31 @@ from pocketfocus.benchmarks.gates import (
     gate_row,
     judge,
 )
+from pocketfocus.benchmarks.saved import (
+    AGAIN,
+    GOLDEN_FILE,
+    Decibels,
+    Saved,
+    check_hash,
+    load,
+    save,
+)
 from pocketfocus.benchmarks.verify import able_device, execute
 from pocketfocus.mobile_harness.device import Arrays, Call, Device, Job
 from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import read_json, sha256, write_atomic, write_json
+from pocketfocus.run.files import read_json, write_atomic, write_json
 from pocketfocus.run.manifest import HASHES_VERSION, Artifact, check_artifact, load_manifest
 from pocketfocus.run.paths import below
 from pocketfocus.run.progress import track
 from pocketfocus.run.results import GateRow
 from pocketfocus.run.rows import Row, part_of, write_rows
 
-GOLDEN_FILE = "golden.json"
-AGAIN = "write the bundle again"
 REPLAY_FILE = "replay.json"
 POSITIONS = (0, 4, 8)  # of the first photo: every stack is 7.7 MB at 320x448
 SAME_FILE = "same file, replayed"
 CHANNELS = 3
 HALF_DB = 65.0  # the most that stacks kept in float16 can prove (rounding alone is about 77 dB)
-Kind = Literal["float32", "float16"]
-Decibels = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-KINDS: dict[Kind, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
-
-
-class Saved(Row):
-    """A tensor of a bundle: its file of raw values, and what they are."""
-
-    file: str
-    shape: tuple[Annotated[int, Field(gt=0, le=1 << 20)], ...]
-    dtype: Kind
-    sha256: str
 
 
 class Input(Row):
@@ -91,12 +90,14 @@ class File(Row):
 
 
 class Golden(Row):
-    """golden.json; `student` are the stacks of the student itself."""
+    """golden.json; `student` are the stacks of the student itself, and the canary is of the first
+    of its inputs."""
 
     size: Size
     inputs: tuple[Input, ...] = Field(min_length=1)
     student: Saved
     artifacts: tuple[File, ...]
+    canary: Canary
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ def write_golden(
         photo = save(scratch, "photo.f32", inputs[0][0], "float32")
         positions = [save(scratch, f"position-{p}.f32", inputs[1][p], "float32") for _, p in calls]
         stacks = save(scratch, "student.f16", expected.parents[STUDENT][0], "float16")
+        tries = tries_of((a, described(a).student_db) for a in manifest.artifacts)
+        first = expected.parents[STUDENT][0][0]
         golden = Golden(
             size=manifest.size,
             inputs=tuple(Input(photo=photo, position=position) for position in positions),
@@ -140,6 +143,7 @@ def write_golden(
                 add_file(scratch, artifact, path, expected, devices)
                 for artifact, path in track(files, "writing golden outputs", len(files))
             ),
+            canary=make_canary(scratch, inputs[0][0], calls[0][1], first, tries),
         )
         write_json(scratch / GOLDEN_FILE, golden.as_json(), HASHES_VERSION)
     return out / GOLDEN_FILE
@@ -184,14 +188,20 @@ def described(artifact: Artifact) -> File:
 def replay(bundle: Path, devices: Sequence[Device]) -> list[GateRow]:
     """Execute a bundle's files here and hold them against what it expects; writes replay.json.
 
-    Two rows a file: against the student's stacks, and against the same file's own on the machine
-    that wrote the bundle. UserError for a missing or damaged bundle.
+    Three rows a file: against the student's stacks, against the same file's own on the machine that
+    wrote the bundle, and the canary's. UserError for a missing or damaged bundle.
     """
     golden = read_golden(bundle / GOLDEN_FILE)
     inputs = student_inputs(load(bundle, golden.inputs[0].photo))
     calls = [(0, int(load(bundle, pair.position).argmax())) for pair in golden.inputs]
     expected = Expected(inputs, calls, {STUDENT: (load(bundle, golden.student),)})
-    rows = [row for file in golden.artifacts for row in replayed(bundle, file, expected, devices)]
+    canary = golden.canary
+    check_canary(bundle, canary, inputs[0][0], calls[0][1])
+    rows = [
+        row
+        for file in golden.artifacts
+        for row in replayed(bundle, file, canary, expected, devices)
+    ]
     write_rows(bundle / REPLAY_FILE, rows)
     return rows
 
@@ -209,6 +219,11 @@ def read_golden(path: Path) -> Golden:
     stacks = (len(golden.inputs), FRAMES, CHANNELS, height, width)
     own = (file.expected for file in golden.artifacts if file.expected is not None)
     shapes += [(saved, stacks) for saved in (golden.student, *own)]
+    canary = golden.canary
+    shapes += [
+        (canary.photo, (1, CHANNELS, height, width)),
+        (canary.expected, sampled(np.empty(stacks[1:], np.uint8), canary.step).shape),
+    ]
     for saved, shape in shapes:
         if saved.shape != shape:
             raise UserError(
@@ -219,7 +234,7 @@ def read_golden(path: Path) -> Golden:
 
 
 def replayed(
-    bundle: Path, entry: File, expected: Expected, devices: Sequence[Device]
+    bundle: Path, entry: File, canary: Canary, expected: Expected, devices: Sequence[Device]
 ) -> list[GateRow]:
     """Execute one file and return its rows."""
     path, target = below(bundle, entry.name), entry.target
@@ -234,37 +249,14 @@ def replayed(
         job = expected.job(path, target)
         result, verdict = execute(device, job, expected.parents[STUDENT], gate)
     rows = [gate_row(artifact, device.name, gate, verdict)]
+    outputs = None if result is None else result.outputs
     if entry.expected is not None:
         same = Gate(SAME_FILE, f"on {entry.made_by}", entry.same_file_db)
-        if result is not None and result.outputs is not None:
-            own = load(bundle, entry.expected)
-            verdict = judge(result.outputs, (own,), same.threshold_db)
-        rows.append(gate_row(artifact, device.name, same, verdict))
+        own = load(bundle, entry.expected)
+        found = judge(outputs, (own,), same.threshold_db) if outputs else verdict
+        rows.append(gate_row(artifact, device.name, same, found))
+    tried = canary.gate_of(entry.name)
+    if tried is not None:
+        found = canary_verdict(bundle, canary, tried, outputs) if outputs else verdict
+        rows.append(gate_row(artifact, device.name, tried, found))
     return rows
-
-
-def check_hash(path: Path, expected: str) -> None:
-    """Raise UserError unless what a bundle lists is there, with its hash."""
-    if not path.exists() or sha256(path) != expected:
-        raise UserError(f"{path} is not the file that {GOLDEN_FILE} lists: {AGAIN}")
-
-
-def save(folder: Path, name: str, values: NDArray[Any], kind: Kind) -> Saved:
-    """Write a tensor's raw values, and return its file, shape, dtype and hash."""
-    path = folder / name
-    path.write_bytes(np.ascontiguousarray(values.astype(KINDS[kind])).tobytes())
-    return Saved(file=name, shape=values.shape, dtype=kind, sha256=sha256(path))
-
-
-def load(folder: Path, entry: Saved) -> Stacks:
-    """Read a tensor that `save` wrote, as float32; UserError when its hash is another."""
-    path = below(folder, entry.file)
-    check_hash(path, entry.sha256)
-    content, kind = path.read_bytes(), KINDS[entry.dtype]
-    if len(content) != math.prod(entry.shape) * kind.itemsize:
-        raise UserError(
-            f"{path} has {len(content)} bytes, {entry.dtype} of {list(entry.shape)} is another "
-            "number: write the bundle again"
-        )
-    values = np.frombuffer(content, kind)
-    return values.reshape(entry.shape).astype(np.float32)

@@ -21,11 +21,12 @@ from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Artifact, check_artifact, load_manifest
 from pocketfocus.run.progress import track
-from pocketfocus.run.results import VerifyRow
+from pocketfocus.run.results import Origin, VerifyRow
 from pocketfocus.run.rows import merge_rows
 
 REPEAT_FILE = "repeat.json"
 GROWTH_MIB = 32.0  # what an allocator may take beside what a file needs
+NOT_FINITE = Verdict(None, "fail", "values that are not finite")
 BATCH = 8  # calls whose outputs are held at once: 27 MB each at 320x448
 
 
@@ -47,16 +48,18 @@ def repeat_run(folder: Path, device: Device, times: int) -> list[VerifyRow]:
         if why is None:
             job = Job(str(files[artifact.name]), artifact.target, inputs, [(0, FRAMES // 2)])
             verdict = repeated(device, job, times)
-        rows.append(row_of(artifact, device, times, verdict))
+        about = origin(device, artifact.target)
+        rows.append(row_of(artifact, device.name, about, times, verdict))
     merge_rows(folder / REPEAT_FILE, VerifyRow, rows, [device.name], manifest.hashes)
     return rows
 
 
-def row_of(artifact: Artifact, device: Device, times: int, verdict: Verdict) -> VerifyRow:
+def row_of(
+    artifact: Artifact, device: str, about: Origin, times: int, verdict: Verdict
+) -> VerifyRow:
     """Return the row of a file that was called again and again."""
-    row = gate_row(artifact, device.name, Gate(f"the same in {times} calls", "", 0.0), verdict)
-    about = origin(device, artifact.target).given()
-    return VerifyRow(**row.model_copy(update={"threshold_db": None}).given(), **about)
+    row = gate_row(artifact, device, Gate(f"the same in {times} calls", "", 0.0), verdict)
+    return VerifyRow(**row.model_copy(update={"threshold_db": None}).given(), **about.given())
 
 
 def repeated(device: Device, job: Job, times: int) -> Verdict:
@@ -71,7 +74,7 @@ def repeated(device: Device, job: Job, times: int) -> Verdict:
                 return Verdict(None, "error", f"{device.name} brought no outputs back")
             found.update(hashes(result.outputs))
             if not all(np.isfinite(table).all() for table in result.outputs):
-                return Verdict(None, "fail", "values that are not finite")
+                return NOT_FINITE
         once, often = (device.run(replace(job, runs=count)) for count in (1, times))
     except UserError as error:
         return Verdict(None, "error", str(error))

@@ -29,6 +29,7 @@ from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, Rat
 from pocketfocus.benchmarks.measured import stacks_of
 from pocketfocus.benchmarks.notes import notes_rows, throttles
 from pocketfocus.benchmarks.phones import fits, kinds, phones
+from pocketfocus.benchmarks.tables import percent
 from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.data.optics import distance
 from pocketfocus.photos.images import data_uri, encoded
@@ -111,6 +112,7 @@ def page(name: str) -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, loader=loader
     )
     environment.filters["number"] = number
+    environment.filters["percent"] = percent
     environment.filters["mib"] = lambda value: number(value / 2**20, 2) if value else "–"
     environment.globals["style"] = (TEMPLATES / "page.css").read_text(encoding="utf-8")
     return environment.get_template(name)

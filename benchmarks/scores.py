@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from pocketfocus.run.cache import Kept
-from pocketfocus.run.metrics import masked_gain, psnr, restored_detail, sharper_places, ssim
+from pocketfocus.run.metrics import masked_gain, psnr, restored_detail, sharper_places, ssim, vif
 from pocketfocus.run.rows import Row, part_of
 
 EVERY_S = 2.0  # what a kill may cost; the whole file is written each time
@@ -19,30 +20,51 @@ EVERY_S = 2.0  # what a kill may cost; the whole file is written each time
 class Score(NamedTuple):
     """How near a made image is to the true one.
 
-    The last two are of the places where the truth is sharper than the photo (`sharper_places`):
-    PSNR over repeating the photo there, and the share of the missing detail that was restored. Both
-    are None for an image without such places.
+    Two are of the places where the truth is sharper than the photo (`sharper_places`): PSNR over
+    repeating the photo there, and the share of the missing detail that was restored. Both are None
+    for an image without such places; the last two where VGG16's weights were not given.
     """
 
     psnr_db: float
     ssim: float
     sharper_gain_db: float | None = None
     restored: float | None = None
+    vif: float | None = None
+    lpips: float | None = None
+    dists: float | None = None
 
 
-def score_of(made: Tensor, truth: Tensor, photo: Tensor, most_db: float) -> Score:
+class Distances(Protocol):
+    """How far apart two images are to a network, as `perceptual.Perceptual` tells."""
+
+    def lpips(self, made: Tensor, truth: Tensor) -> float: ...
+    def dists(self, made: Tensor, truth: Tensor) -> float: ...
+
+
+def score_of(
+    made: Tensor,
+    truth: Tensor,
+    photo: Tensor,
+    most_db: float,
+    perceptual: Distances | None = None,
+) -> Score:
     """Score an image [1, 3, H, W] made of a photo against the true one; PSNR is `most_db` at most.
 
     All are in [-1, 1] and of one size.
     """
-    figures = (min(most_db, psnr(made, truth)), ssim(made, truth))
     places = sharper_places(photo, truth)
-    if places is None:
-        return Score(*figures)
+    gained = restored = None
+    if places is not None:
+        gained = masked_gain(made, truth, photo, places)
+        restored = restored_detail(made, truth, photo, places)
     return Score(
-        *figures,
-        masked_gain(made, truth, photo, places),
-        restored_detail(made, truth, photo, places),
+        min(most_db, psnr(made, truth)),
+        ssim(made, truth),
+        gained,
+        restored,
+        vif(made, truth),
+        perceptual.lpips(made, truth) if perceptual else None,
+        perceptual.dists(made, truth) if perceptual else None,
     )
 
 
@@ -60,6 +82,23 @@ class Call(Row):
     scores: Scores
     focus_share: float | None = None
     focus_error: float | None = None
+
+
+def no_worse(calls: Iterable[Call], than: str) -> dict[str, float]:
+    """Return by model in which share of images off the diagonal, of those that `than` made too, its
+    PSNR is at least that of `than`."""
+    images: dict[str, dict[tuple[int, int, int], float]] = defaultdict(dict)
+    for call in calls:
+        for output, score in call.scores.items():
+            if output != call.position:
+                images[call.model][call.scene, call.position, output] = score.psnr_db
+    other = images[than]
+    shared = {model: found.keys() & other.keys() for model, found in images.items()}
+    return {
+        model: sum(images[model][at] >= other[at] for at in places) / len(places)
+        for model, places in shared.items()
+        if places
+    }
 
 
 class Ledger:

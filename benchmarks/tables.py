@@ -21,6 +21,7 @@ from pocketfocus.run.results import BenchRow, VerifyRow
 from pocketfocus.run.rows import read_current
 
 WHERE_SHARPER = ("where sharper", "restored")
+IF_THERE = ("LPIPS", "DISTS", "no worse than reference")
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -102,7 +103,8 @@ def print_table(means: Sequence[Means], console: Console | None = None) -> None:
         "images, as Learn2Refocus publishes it. over copy: than repeating the photo, and its "
         "standard error. where sharper: the same where the truth is sharper than the photo; "
         "restored: the share of the detail missing there. in focus: patches whose sharpest frame "
-        f"is the true one, and by how many positions it is off. Per image at most "
+        f"is the true one, and by how many positions it is off. no worse than: the share of images "
+        "whose PSNR is at least that of the photo repeated, or of the reference. Per image at most "
         f"{ROUNDING_DB:.1f} dB.",
     )
     table.add_column("", no_wrap=True)
@@ -115,11 +117,18 @@ def print_table(means: Sequence[Means], console: Console | None = None) -> None:
         "SSIM": lambda row: figure(row.mean_ssim_off_diagonal, 3),
         "where sharper": lambda row: where_sharper(row)[0],
         "restored": lambda row: where_sharper(row)[1],
+        "VIF": lambda row: figure(row.mean_vif_off_diagonal, 3),
+        "LPIPS": lambda row: figure(row.mean_lpips_off_diagonal, 3),
+        "DISTS": lambda row: figure(row.mean_dists_off_diagonal, 3),
+        "no worse than copy": lambda row: percent(row.no_worse_than_copy),
+        "no worse than reference": lambda row: percent(row.no_worse_than_reference),
         "in focus": in_focus,
         "with d = 0": lambda row: figure(row.mean_psnr_db, 2),
     }
     for name, of in figures.items():
-        table.add_row(name, *map(of, means))
+        shown = list(map(of, means))
+        if name not in IF_THERE or set(shown) != {figure(None)}:
+            table.add_row(name, *shown)
     for d in distances:
         by_distance = (row.psnr_db_by_distance.get(str(d)) for row in means)
         table.add_row(f"d = {d}", *map(figure, by_distance))
@@ -136,9 +145,13 @@ def gain(row: Means) -> str:
 
 def where_sharper(row: Means) -> list[str]:
     """Return what `WHERE_SHARPER` heads: gain in dB and restored share."""
-    gained, restored = row.sharper_gain_db, row.restored
-    share = figure(None) if restored is None else f"{100 * restored:z.0f} %"
-    return [figure(None) if gained is None else f"{gained:+z.2f}", share]
+    gained = row.sharper_gain_db
+    return [figure(None) if gained is None else f"{gained:+z.2f}", percent(row.restored)]
+
+
+def percent(share: float | None) -> str:
+    """Return a share in percent, for a table."""
+    return figure(None) if share is None else f"{100 * share:z.0f} %"
 
 
 def in_focus(row: Means) -> str:

@@ -171,6 +171,8 @@ class Target:
             there is none.
         compatibility: what loads a file, of its `Written.applied`.
         lint: what may go badly with a file, by its graph alone; UserError for a file that is none.
+        units: the compute units that an app may put its files on, by its runtime's own names, the
+            one to try first before the others; one name where the file itself decides.
     """
 
     name: str
@@ -197,6 +199,7 @@ class Target:
     own_gate: Callable[[Artifact, Recipe], Finding | None] = no_gate
     compatibility: Callable[[Mapping[str, Any]], Compatibility | None] = unsaid
     lint: Callable[[Path], list[Advice]] = no_rules
+    units: tuple[str, ...] = ("default",)
 
 
 def get_target(name: str) -> Target:

@@ -24,12 +24,11 @@ from torch import Tensor
 
 from pocketfocus.benchmarks.charts import grids_chart
 from pocketfocus.benchmarks.evaluate import (
-    RENDERED,
     Evaluation,
     read_evaluation,
-    validation_stacks,
 )
 from pocketfocus.benchmarks.tables import distance_table
+from pocketfocus.benchmarks.truth import RENDERED, validation_stacks
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.export.open import open_model
 from pocketfocus.models.autoencoder import QUARTERS

@@ -21,9 +21,8 @@ from pocketfocus.benchmarks.evaluate import (
     Comparison,
     Means,
     evaluate_models,
-    source_name,
-    true_stacks,
 )
+from pocketfocus.benchmarks.truth import source_name, true_stacks
 from pocketfocus.data.datasets import check_source
 from pocketfocus.data.optics import one_hot
 from pocketfocus.export.open import open_model

@@ -14,8 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from pocketfocus.benchmarks.baselines import baselines
-from pocketfocus.benchmarks.evaluate import Comparison, evaluate_models, source_name, true_stacks
+from pocketfocus.benchmarks.evaluate import Comparison, evaluate_models
 from pocketfocus.benchmarks.tables import distance_table
+from pocketfocus.benchmarks.truth import source_name, true_stacks
 from pocketfocus.data.datasets import SYNTHETIC
 from pocketfocus.export.open import open_model
 from pocketfocus.models.loading import load_reference

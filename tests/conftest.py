@@ -37,10 +37,13 @@ ONE_WORKER = "shared"
 # Modules that take more than about two seconds of a processor, and functions of others, as they
 # export, train, load references or start processes: `make check` leaves them out.
 SLOW = {
+    "benchmarks/test_canary.py",
     "benchmarks/test_compare.py",
     "benchmarks/test_evaluate.py",
     "benchmarks/test_golden.py",
+    "benchmarks/test_perceptual.py",
     "benchmarks/test_publish.py",
+    "benchmarks/test_truth.py",
     "benchmarks/test_verify.py",
     "cli/test_distill.py",
     "cli/test_fuzz.py",
@@ -240,7 +243,7 @@ def run_dir(exported: Exported) -> Path:
     return exported([path_of(target, recipe) for target in targets for recipe in RECIPES])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_run() -> Callable[..., None]:
     """make_run(folder, student, names), names as "onnx/student-fp32.onnx": a run folder without
     exporting anything, placeholders for files and an honest manifest."""

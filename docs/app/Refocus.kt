@@ -8,6 +8,7 @@
 // positions float32 [1, 9] in [0, 1]. `functions` of the artifact lists what to call for photos of
 // other sizes: module.execute(name, …) in place of forward.
 
+import java.io.File
 import org.pytorch.executorch.EValue
 import org.pytorch.executorch.Module
 import org.pytorch.executorch.Tensor
@@ -26,5 +27,12 @@ class Refocus(ptePath: String) {
             EValue.from(Tensor.fromBlob(oneHot, longArrayOf(1, 9))),
         )
         return outputs.map { it.toTensor().dataAsFloatArray } // stack, sharp, detail, dioptres, positions
+    }
+
+    companion object {
+        /** Of a golden bundle, the first .pte that is right on this phone (Canary.kt). */
+        fun open(bundle: File): Refocus? = Canary(bundle).firstThatWorks(
+            "executorch", { file, _ -> Refocus(file.path) }, { model, photo, at -> model.analyse(photo, at)[0] },
+        )
     }
 }

@@ -12,6 +12,22 @@ import { loadModel, tensor, type Model, type Tensor } from 'react-native-executo
 export type Size = readonly [height: number, width: number];
 export type Method = { readonly name: string; readonly size: Size }; // of `functions`
 
+export type Try = {
+  readonly file: string;
+  readonly target: string;
+  readonly unit: string;
+  readonly at_least_db: number;
+};
+
+/** `canary` of a golden bundle's golden.json, with the bytes of the two files that it names. */
+export type Canary = {
+  readonly photo: Uint8Array;
+  readonly expected: Uint8Array;
+  readonly position: number;
+  readonly step: number;
+  readonly tries: readonly Try[];
+};
+
 const FRAMES = 9;
 const CELL = 4; // pixels of the photo a place of `dioptres`
 
@@ -56,4 +72,43 @@ export class Refocus {
   close(): void {
     this.model.dispose();
   }
+}
+
+const valueOf = (pixel: number): number => pixel / 127.5 - 1;
+
+/** PSNR of a stack at every `step`-th pixel, down and across; NaN, which passes nothing, of NaN. */
+export function decibels(stack: Float32Array, [height, width]: Size, canary: Canary): number {
+  const { expected, step } = canary;
+  let error = 0;
+  let n = 0;
+  for (let plane = 0; plane < FRAMES * 3; plane++) {
+    for (let y = 0; y < height; y += step) {
+      for (let x = 0; x < width; x += step) {
+        error += (stack[(plane * height + y) * width + x] - valueOf(expected[n++])) ** 2;
+      }
+    }
+  }
+  return 10 * Math.log10((4 * n) / error);
+}
+
+/**
+ * The first .pte of a canary's tries that computes on this phone what it should, null where none
+ * does. usual: the file's method for its usual size; pathOf: where the app keeps a file.
+ */
+export function firstThatWorks(
+  canary: Canary, usual: Method, pathOf: (file: string) => string,
+): Refocus | null {
+  const photo = Float32Array.from(canary.photo, valueOf);
+  for (const next of canary.tries.filter(({ target }) => target === 'executorch')) {
+    let model: Refocus | null = null;
+    try {
+      model = new Refocus(pathOf(next.file));
+      const [stack] = model.analyse(photo, usual, canary.position);
+      if (decibels(stack, usual.size, canary) >= next.at_least_db) return model;
+    } catch {
+      // It does not load here, or does not run: the next one may.
+    }
+    model?.close();
+  }
+  return null;
 }

@@ -1,5 +1,5 @@
 // Not compiled here: no Xcode on the build machine. Uses Core ML's MLModel only; Xcode compiles the
-// .mlpackage to .mlmodelc when it is added to the app.
+// .mlpackage to .mlmodelc when it is added to the app, `MLModel.compileModel(at:)` one of a bundle.
 //
 // manifest.json of the run says: photo float32 [1, 3, 320, 448] in [-1, 1],
 // position float32 [1, 9] in [0, 1] (one-hot, or zeros where it is unknown); outputs, in order:
@@ -13,9 +13,26 @@ import CoreML
 final class Refocus {
   private let model: MLModel
 
-  init(compiled: URL) throws {  // coreml/student-int8.mlpackage, compiled
+  /// Of a golden bundle, the first package and compute unit that are right here (Canary.swift).
+  static func open(bundle: URL) throws -> Refocus? {
+    let units: [String: MLComputeUnits] = [
+      "all": .all, "cpuAndGPU": .cpuAndGPU, "cpuOnly": .cpuOnly,
+    ]
+    return try Canary.read(bundle: bundle).firstThatWorks(
+      in: bundle, target: "coreml",
+      open: { file, next in
+        try Refocus(compiled: MLModel.compileModel(at: file), units: units[next.unit] ?? .all)
+      },
+      stackOf: { model, photo, position in
+        let made = try model.analyse(photo: photo, position: position)
+        guard let stack = made.featureValue(for: "stack")?.multiArrayValue else { return [] }
+        return (0..<stack.count).map { stack[$0].floatValue }
+      })
+  }
+
+  init(compiled: URL, units: MLComputeUnits = .all) throws {  // coreml/student-int8.mlpackage, compiled
     let configuration = MLModelConfiguration()
-    configuration.computeUnits = .all
+    configuration.computeUnits = units
     model = try MLModel(contentsOf: compiled, configuration: configuration)
   }
 

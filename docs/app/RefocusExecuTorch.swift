@@ -10,9 +10,17 @@
 // other sizes: module.execute(name, inputs) in place of forward.
 
 import ExecuTorch
+import Foundation
 
 final class Refocus {
   private let module: Module
+
+  /// Of a golden bundle, the first .pte that is right on this phone (Canary.swift).
+  static func open(bundle: URL) throws -> Refocus? {
+    try Canary.read(bundle: bundle).firstThatWorks(
+      in: bundle, target: "executorch", open: { file, _ in try Refocus(ptePath: file.path) },
+      stackOf: { model, photo, position in try model.analyse(photo: photo, position: position)[0] })
+  }
 
   init(ptePath: String) throws {
     module = Module(filePath: ptePath)  // executorch/student-int8.pte

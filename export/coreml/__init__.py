@@ -32,4 +32,5 @@ TARGET = Target(
     adapted=later("pocketfocus.quantize.toolchains.coreml", "adapted"),
     compatibility=write.compatibility,
     lint=later("pocketfocus.export.coreml.lint", "lint"),
+    units=("all", "cpuAndGPU", "cpuOnly"),
 )

@@ -102,13 +102,16 @@ class Api:
         return FileResponse(path, media_type="application/octet-stream")
 
     async def golden(self, request: Request) -> Response:
-        """Give the golden photo, raw float32; its positions are in a header."""
+        """Give the golden photo, raw float32; headers say its positions, and how often to repeat
+        the call."""
         try:
             raw = await self.judged_by(lambda judge: judge.photo())
         except UserError as error:
             return refusal(409, str(error))
-        positions = {"X-Positions": ",".join(map(str, self.judge().positions))}
-        return Response(raw, media_type="application/octet-stream", headers=positions)
+        judge = self.judge()
+        positions = ",".join(map(str, judge.positions))
+        headers = {"X-Positions": positions, "X-Repeat": str(judge.repeat)}
+        return Response(raw, media_type="application/octet-stream", headers=headers)
 
     async def measurement(self, request: Request) -> Response:
         """Take times, answer with the row and where the outputs go."""

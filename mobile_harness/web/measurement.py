@@ -19,6 +19,7 @@ Text = Annotated[
     AfterValidator(printable),
 ]
 """What people name their phones; nothing in it turns the lines of a report around."""
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Mebibytes = Annotated[float, Field(gt=0, le=1 << 20, allow_inf_nan=False)]
 Milliseconds = Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)]
 
@@ -47,6 +48,21 @@ class Sustained(Checked):
     times_ms: Annotated[list[Milliseconds], Field(min_length=1, max_length=MAX_CALLS)]
 
 
+class Repeated(Checked):
+    """Further calls, all with the same inputs.
+
+    `results` says how often each stack came, by its SHA-256; `grown_mib` by how much the runtime's
+    heap grew meanwhile, where it is known.
+    """
+
+    results: Annotated[
+        dict[Sha256, Annotated[int, Field(ge=1, le=MAX_CALLS)]],
+        Field(min_length=1, max_length=MAX_CALLS),
+    ]
+    finite: bool
+    grown_mib: Annotated[float, Field(ge=0, le=1 << 20, allow_inf_nan=False)] | None
+
+
 class Measurement(Checked):
     """One file measured in one browser: the body of a POST.
 
@@ -55,7 +71,7 @@ class Measurement(Checked):
     """
 
     artifact: Annotated[str, StringConstraints(max_length=200)]
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
     backend: Literal["wasm", "webgpu"]
     threads: Annotated[int, Field(ge=1, le=256)]
     runtime: Text
@@ -66,6 +82,7 @@ class Measurement(Checked):
     sustained: Sustained | None = None
     heap_mib: Mebibytes | None = None
     memory_mib: Mebibytes | None = None
+    repeated: Repeated | None = None
 
     @property
     def device(self) -> str:
@@ -77,12 +94,14 @@ class Judge(Protocol):
     """Makes rows of what browsers send; safe to call from threads.
 
     `photo` is the golden photo [1,3,H,W], raw little-endian float32, and `positions` are the focal
-    positions at which a browser calls a file with it. `take` keeps a measurement as a row of
-    bench.json, `judge` its golden outputs (raw float32, a stack a position) as one of verify.json;
-    both raise UserError for another file than the one that was served.
+    positions at which a browser calls a file with it, and `repeat` how often it does so again at
+    the middle one. `take` keeps a measurement as a row of bench.json, `judge` its golden outputs
+    (raw float32, a stack a position) as one of verify.json; both raise UserError for another file
+    than the one that was served.
     """
 
     positions: tuple[int, ...]
+    repeat: int
 
     def photo(self) -> bytes: ...
 

@@ -214,9 +214,7 @@ def verify(
         typer.echo(found.summary)
         return
     else:
-        rows = verified(folder, device, options, files, places)
-        if repeat is not None:
-            rows = [*rows, *repeated(folder, device, options, repeat)]
+        rows = verified(folder, device, options, files, places, repeat)
     print_rows(rows, ROW_COLUMNS)
     if folder is not None:
         from pocketfocus.benchmarks.lint import lint_of_student
@@ -226,23 +224,18 @@ def verify(
     arguments.exit_by_gates(rows)
 
 
-def repeated(folder: Path, device: str, options: Options, times: int) -> list[VerifyRow]:
-    """The rows of repeat.json of a run on the devices of that name."""
-    from pocketfocus.benchmarks.repeat import repeat_run
-    from pocketfocus.mobile_harness.devices import get_devices, on_each
-
-    return on_each(get_devices(device, options), lambda one: repeat_run(folder, one, times))
-
-
 def verified(
     folder: Path,
     device: str,
     options: Options,
     files: Sequence[Path] | None,
     places: Sequence[int] | None,
+    repeat: int | None,
 ) -> list[VerifyRow]:
-    """The rows of verify.json of a run on the devices of that name."""
+    """The rows of verify.json, and of repeat.json where calls are repeated, of a run on the devices
+    of that name."""
     from pocketfocus.benchmarks.browser import visited
+    from pocketfocus.benchmarks.repeat import repeat_run
     from pocketfocus.benchmarks.verify import Verification, verify_run
     from pocketfocus.mobile_harness.devices import (
         fallbacks,
@@ -252,8 +245,14 @@ def verified(
     )
 
     how = Verification(files, places, fallbacks(device), reference_device(device))
-    sent = [verify for _, verify in visited(device, folder, options, say)]
-    return sent or on_each(get_devices(device, options), lambda one: verify_run(folder, one, how))
+    sent = visited(device, folder, options, say, repeat or 0).verify
+    if sent:
+        return sent
+    there = get_devices(device, options)
+    rows = on_each(there, lambda one: verify_run(folder, one, how))
+    if repeat is not None:
+        rows += on_each(there, lambda one: repeat_run(folder, one, repeat))
+    return rows
 
 
 @commands.command(epilog="Example: pocketfocus bench build/mine --threads 2")
@@ -284,7 +283,7 @@ def bench(
 
     options = Options(runner=runner, cool_c=cool_below, team=team, visit_s=wait)
     how = Bench(spec, runs, threads=threads, photos=files)
-    sent = [bench for bench, _ in visited(device, folder, options, say)]
+    sent = visited(device, folder, options, say).bench
     rows = sent or on_each(timed_devices(device, options), lambda one: bench_run(folder, one, how))
     columns = ("artifact", *MEASURED, "bytes")
     print_rows(rows, columns if device == "host" else ("device", *columns, "status", "why"))

@@ -224,6 +224,14 @@ def evaluate(
             help="scale what models made, and the truth, to this size before they are compared",
         ),
     ] = None,
+    metric_weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--metric-weights",
+            metavar="DIR",
+            help="a folder with VGG16's weights, for LPIPS and DISTS (docs/scores.md)",
+        ),
+    ] = None,
 ) -> None:
     """Score models against true focal stacks, beside copying and blurring the photo."""
     named = inputs if positions is None else positions
@@ -243,5 +251,5 @@ def evaluate(
     from pocketfocus.benchmarks.tables import print_table
 
     how = Comparison(places, inputs_per_scene, compared)
-    scoring = Scoring(models, stacks, scenes, height_width, how)
+    scoring = Scoring(models, stacks, scenes, height_width, how, metric_weights)
     print_table(evaluate_scoring(scoring, out, say).means)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -22,19 +21,17 @@ from pocketfocus.benchmarks.evaluate import (
     ROUNDING_DB,
     Comparison,
     evaluate_models,
-    frames_by_position,
     read_evaluation,
-    validation_stacks,
 )
 from pocketfocus.benchmarks.scores import Call, Ledger, Score
 from pocketfocus.benchmarks.tables import print_table
-from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos, render_scene
+from pocketfocus.benchmarks.truth import frames_by_position
 from pocketfocus.data.stacks import FocalStack, StackFolder
 from pocketfocus.models.model import Model, refocus, resized
 from pocketfocus.photos.focusmap import box
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json, write_json
-from pocketfocus.run.metrics import psnr, ssim
+from pocketfocus.run.metrics import psnr, ssim, vif
 from pocketfocus.run.rows import write_rows
 
 WHOLE = tuple(map(float, range(9)))
@@ -330,6 +327,29 @@ def test_the_gain_has_the_standard_error_over_scenes() -> None:
     assert means(evaluated([Constant()], stacks, "two"))["constant"]["gain_db"] is None
 
 
+def test_which_share_is_no_worse_than_copy_and_the_reference() -> None:
+    """Of the frames -0.4, -0.3 … 0.3 of a ramp, whose photo is 0.4."""
+    stack, reference = greys([0.1 * n - 0.4 for n in range(9)]), "reference:some/where@1/1"
+    named = [Constant(0.01), Constant(-0.35, reference), Constant(-0.35, "twin"), Copy()]
+    found = means(evaluated(named, [stack], "ramp", Comparison([8])))
+    assert found["constant"]["no_worse_than_copy"] == 7 / 8  # up to 0.2
+    assert found["constant"]["no_worse_than_reference"] == 5 / 8  # from -0.1
+    assert found["copy"]["no_worse_than_reference"] == 3 / 8  # from 0.1
+    assert found["twin"]["no_worse_than_reference"] == 1
+    assert "no_worse_than_copy" not in found["copy"]
+    assert "no_worse_than_reference" not in found[reference]
+    alone = means(evaluated([Constant(0.01)], [stack], "ramp"))["constant"]
+    assert not {"no_worse_than_copy", "no_worse_than_reference"} & set(alone)
+
+
+def test_vif_is_that_of_images_off_the_diagonal() -> None:
+    stack = textured(0, 48, 48)
+    found = cells(rows := evaluated([Copy()], [stack], "noise", Comparison([3])))
+    assert found["copy", 3, 6]["vif"] == vif(stack.frames[3:4], stack.frames[6:7])
+    off = [row["vif"] for (_, i, o), row in found.items() if i != o]
+    assert means(rows)["copy"]["mean_vif_off_diagonal"] == pytest.approx(sum(off) / 8)
+
+
 def test_an_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
     stacks, path = [textured(seed) for seed in range(2)], tmp_path / "new" / "new.scores"
     whole = evaluated([Constant(), Copy()], stacks, "noise", Comparison([0, 4]))
@@ -397,33 +417,6 @@ def test_grids_are_drawn_beside_each_other() -> None:
     assert len(set(one.convert("RGB").tobytes())) > 50
     with pytest.raises(ValueError, match="no cell"):
         grids_chart([])
-
-
-def test_validation_scenes_are_rendered_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    rendered = validation_stacks(2, (32, 32))
-    assert [stack.name for stack in rendered] == [
-        f"synthetic-{VALIDATION_SEED}",
-        f"synthetic-{VALIDATION_SEED + 1}",
-    ]
-    expected = render_scene(VALIDATION_SEED + 1, (32, 32), held_out_photos())
-    assert float((rendered[1].frames - expected).abs().max()) <= 1.01 / 255
-    monkeypatch.setattr("pocketfocus.data.stacks.render_scene", None)  # would fail if it rendered
-    started = time.perf_counter()
-    again = validation_stacks(2, (32, 32))
-    assert time.perf_counter() - started < 5
-    assert torch.equal(again[0].frames, rendered[0].frames)
-
-
-def test_a_cache_that_cannot_be_written_names_the_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "pocketfocus").write_text("in the way")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(UserError, match=r"set XDG_CACHE_HOME.*0 MB free"):
-        validation_stacks(1, (16, 16))
 
 
 @dataclass

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pocketfocus.benchmarks.browser import repeat_verdict
 from pocketfocus.benchmarks.repeat import BATCH, GROWTH_MIB, REPEAT_FILE, repeated
 from pocketfocus.cli.app import main
 from pocketfocus.mobile_harness.device import Arrays, Job, JobError, Result
+from pocketfocus.mobile_harness.web.measurement import Repeated
 from pocketfocus.run.results import VerifyRow
 from pocketfocus.run.rows import read_rows
 
@@ -86,6 +89,29 @@ def test_the_command(
     assert "one result" in onnx.why and "MiB" in onnx.why
     assert rows["coreml/student-fp32.mlpackage"].status == "not-run"
     assert "the same in 9 calls" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "said"),
+    [
+        ({}, "pass", "one result, aaaaaaaaaaaa; memory [+]1.0 MiB"),
+        ({"grown_mib": None}, "pass", "memory not told"),
+        ({"results": {"a" * 64: 8, "b" * 64: 1}}, "fail", "2 different results, .* one 8 times"),
+        ({"finite": False}, "fail", "not finite"),
+        ({"grown_mib": 2 * GROWTH_MIB}, "fail", "from 1 to 9 calls"),
+    ],
+)
+def test_a_browsers_calls_are_judged_as_those_of_any_device(
+    sent: dict[str, object], status: str, said: str
+) -> None:
+    alike = {"results": {"a" * 64: 9}, "finite": True, "grown_mib": 1.0}
+    verdict = repeat_verdict(Repeated.model_validate(alike | sent))
+    assert verdict.status == status
+    assert re.search(said, verdict.why)
+
+
+def test_a_page_that_repeats_nothing_is_no_pass() -> None:
+    assert repeat_verdict(None).status == "not-run"
 
 
 def test_it_is_of_verify_itself(capsys: pytest.CaptureFixture[str]) -> None:

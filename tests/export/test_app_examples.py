@@ -1,4 +1,4 @@
-"""The Kotlin and Swift examples quote the names, shapes and ranges of the manifest."""
+"""The examples for apps quote names, shapes and ranges of the manifest, and fields of a canary."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pocketfocus.benchmarks.canary import Canary, Try
 from pocketfocus.export.student import student_network
+from pocketfocus.export.targets import get_target
 from pocketfocus.models.student import SHIPPED_WEIGHTS, load_student
 from pocketfocus.quantize.calibration import Calibration
 
@@ -35,3 +37,14 @@ def test_the_shapes_in_the_code_are_those_of_the_inputs(name: str, root: Path) -
     code = re.findall(r"(?:longArrayOf\(|shape: \[)([\d, ]+)[\])]", text)
     shapes = [tuple(int(number) for number in found.split(",")) for found in code]
     assert shapes == [spec.shape for spec in NETWORK.inputs]
+
+
+@pytest.mark.parametrize("name", ["Canary.kt", "Canary.swift", "Refocus.ts"])
+def test_an_example_reads_all_of_a_canary(name: str, root: Path) -> None:
+    words = set(re.findall(r"\w+", (root / "docs" / "app" / name).read_text(encoding="utf-8")))
+    assert {*Canary.model_fields, *Try.model_fields} <= words
+
+
+def test_the_swift_example_knows_the_compute_units_of_its_files(root: Path) -> None:
+    text = (root / "docs" / "app" / "RefocusCoreML.swift").read_text(encoding="utf-8")
+    assert tuple(re.findall(r'"(\w+)": \.\w+', text)) == get_target("coreml").units

@@ -1,12 +1,13 @@
-"""PSNR and SSIM against scikit-image, and what they do at the edges."""
+"""PSNR and SSIM against scikit-image, VIF against torchmetrics, and what they do at the edges."""
 
 import math
 
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torchmetrics.functional.image import visual_information_fidelity
 
-from pocketfocus.run.metrics import CAP_DB, psnr, ssim
+from pocketfocus.run.metrics import CAP_DB, psnr, ssim, vif
 
 
 def pair(noise: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,6 +45,24 @@ def test_ssim_is_that_of_scikit_image(noise: float) -> None:
     )
     counted = (48 - 10) * (64 - 10) / (48 * 64)  # 5 pixels a side are left out
     assert 1 - ssim(a, changed) == pytest.approx((1 - expected) * counted, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("noise", [0.003, 0.05, 0.5])
+def test_vif_is_that_of_torchmetrics(noise: float) -> None:
+    """On [0, 255], which the variance of its noise is for, and which torchmetrics leaves to us."""
+    a, b = pair(noise)
+    made, truth = ((each.double() + 1) * 127.5 for each in (b, a))
+    assert vif(b, a) == pytest.approx(float(visual_information_fidelity(made, truth)), rel=1e-4)
+    assert vif(a, a) == pytest.approx(1, abs=1e-4)
+
+
+def test_vif_is_none_where_there_is_no_information() -> None:
+    a, b = pair(0.1)
+    white = torch.ones_like(a)
+    assert vif(b, white) is None
+    assert vif(white, a) == 0
+    assert vif(b[..., :40, :], a[..., :40, :]) is None
+    assert vif(b[..., :41, :41], a[..., :41, :41]) is not None
 
 
 def test_a_known_error_has_a_known_psnr() -> None:

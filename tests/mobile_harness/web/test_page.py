@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -223,8 +224,10 @@ def test_a_first_visit_is_enough_for_when_the_network_is_gone(
 
 @pytest.mark.usefixtures("built_page")
 def test_a_browser_comes_for_bench_and_verify(browser: Browser, web_run: Path) -> None:
-    """`verify --device browser` ends when one device has measured every file."""
-    waiting = started(["verify", str(web_run), "--device", "browser", "--wait", "240"], web_run)
+    """`verify --device browser` ends when one device has measured every file, and with `--repeat`
+    has called each again and again."""
+    words = ["verify", str(web_run), "--device", "browser", "--wait", "240", "--repeat", "3"]
+    waiting = started(words, web_run)
     page = browser.new_context(viewport={"width": 390, "height": 844}).new_page()
     page.goto(waiting.url)
     page.get_by_label("Name of this phone").fill("Visitor")  # the Measure tab is the open one
@@ -242,6 +245,12 @@ def test_a_browser_comes_for_bench_and_verify(browser: Browser, web_run: Path) -
     ]
     assert {row["model"] for row in rows} == {"Visitor"}
     assert all(row["os"] and row["runtime"] and row["status"] == "measured" for row in rows)
+    assert said.count("the same in 3 calls") == 2
+    again = read_json(web_run / "repeat.json")["rows"]
+    assert {row["artifact"] for row in again} == {row["artifact"] for row in rows}
+    for row in again:
+        assert row["status"] == "pass" and row["device"] == rows[0]["device"]
+        assert re.fullmatch(r"one result, [0-9a-f]{12}; memory [+]\d+[.]\d MiB", row["why"])
 
 
 def test_webgpu_makes_the_same_frames(

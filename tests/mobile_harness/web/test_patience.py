@@ -41,6 +41,7 @@ class Taking:
     """A judge that keeps nothing."""
 
     positions: tuple[int, ...] = (0,)
+    repeat: int = 0
 
     def photo(self) -> bytes:
         raise UserError("the student is gone")

@@ -2,7 +2,7 @@
 import { find, progress, show, trouble, why } from "./dom";
 import { Engine } from "./engine";
 import { examine, memoryMib, Phone } from "./phone";
-import { Choice, FRAMES, Run } from "./protocol";
+import { Choice, FRAMES, Run, sha256 } from "./protocol";
 import { chosen } from "./settings";
 
 declare const RUNTIME_VERSION: string;
@@ -52,11 +52,12 @@ export function measureTab(run: Run): void {
   async function one(choice: Choice): Promise<void> {
     const label = choice.file.name;
     say(`${label}: golden inputs`);
-    const { photo, positions } = await golden(run);
+    const { photo, positions, repeat } = await golden(run);
+    const middle = positions[1 % positions.length];
     engine = new Engine();
     const used = engine;
     const { loadMs, threads } = await used.open(choice, (done, total, what) => say(`${label}: ${what.toLowerCase()}`, done, total));
-    const call = async () => (await used.call(photo, positions[1 % positions.length], run.size)).ms;
+    const call = async () => (await used.call(photo, middle, run.size)).ms;
 
     say(`${label}: first call`);
     const first = await call();
@@ -78,6 +79,16 @@ export function measureTab(run: Run): void {
       stacks.push(stack);
       heap = heapBytes;
     }
+    const results: { [hash: string]: number } = {};
+    let finite = true, most = heap;
+    for (let n = 0; n < repeat; n++) {
+      say(`${label}: ${n} of ${repeat} further calls`, n, repeat);
+      const { stack, heapBytes } = await used.call(photo, middle, run.size);
+      const hash = await sha256(stack as Float32Array<ArrayBuffer>);
+      results[hash] = (results[hash] ?? 0) + 1;
+      finite &&= stack.every(Number.isFinite);
+      most = heapBytes;
+    }
     used.close();
 
     say(`${label}: sending`);
@@ -90,6 +101,7 @@ export function measureTab(run: Run): void {
       sustained: sustained && { seconds: sustained.seconds, times_ms: sustained.times.map(round) },
       heap_mib: heap ? Math.round(10 * heap / 2 ** 20) / 10 : null,
       memory_mib: memory && Math.round(10 * memory) / 10,
+      repeated: repeat ? { results, finite, grown_mib: heap ? (most - heap) / 2 ** 20 : null } : null,
     }));
     const judged = await post(`api/measurements/${sent.id}/outputs`, "application/octet-stream", new Blob(stacks as BlobPart[]));
     card(sent.row, judged.row);
@@ -111,7 +123,7 @@ export function measureTab(run: Run): void {
   find("stop").addEventListener("click", () => { stopped = true; engine?.close(); });
 }
 
-async function golden(run: Run): Promise<{ photo: Float32Array; positions: number[] }> {
+async function golden(run: Run): Promise<{ photo: Float32Array; positions: number[]; repeat: number }> {
   const response = await fetch("api/golden");
   if (!response.ok) throw new Error(`the host gives no golden inputs (${response.status})`);
   const photo = new Float32Array(await response.arrayBuffer());
@@ -119,7 +131,7 @@ async function golden(run: Run): Promise<{ photo: Float32Array; positions: numbe
   if (photo.length !== 3 * run.size[0] * run.size[1] || positions.some((p) => !(p >= 0 && p < FRAMES))) {
     throw new Error("the golden inputs do not fit the file");
   }
-  return { photo, positions };
+  return { photo, positions, repeat: Number(response.headers.get("X-Repeat") ?? 0) };
 }
 
 async function post(path: string, type: string, body: string | Blob): Promise<{ id: string; row: Row }> {

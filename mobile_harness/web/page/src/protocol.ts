@@ -67,3 +67,9 @@ export function distance(position: number): string {
   if (dioptres === 0) return "infinity";
   return cm < 100 ? `${cm.toFixed(cm < 10 ? 1 : 0)} cm` : `${(cm / 100).toFixed(1)} m`;
 }
+
+// As `sha256sum` prints it.
+export async function sha256(bytes: Uint8Array<ArrayBuffer> | Float32Array<ArrayBuffer>): Promise<string> {
+  const digest = await crypto.subtle.digest("SHA-256", bytes);
+  return [...new Uint8Array(digest)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}

@@ -1,7 +1,7 @@
 // ONNX Runtime off the page's own thread, so that the page answers while it computes.
 import type { InferenceSession } from "onnxruntime-web/wasm";
 import { analysisOf, focusMap, inputOf, likelyPosition } from "./analysis";
-import { Choice, FRAMES, Reply, Request, Size } from "./protocol";
+import { Choice, FRAMES, Reply, Request, sha256, Size } from "./protocol";
 
 type Ort = typeof import("onnxruntime-web/wasm");
 
@@ -49,9 +49,7 @@ async function download(id: number, choice: Choice): Promise<Uint8Array<ArrayBuf
     done += part.value.length;
     scope.postMessage({ id, kind: "progress", done, total: file.bytes, what: "Getting the file" });
   }
-  const digest = await crypto.subtle.digest("SHA-256", bytes);  // as the manifest has it
-  const hex = [...new Uint8Array(digest)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  if (hex !== file.sha256) throw new Error(`${file.name} is not the file that the manifest lists; load the page again`);
+  if (await sha256(bytes) !== file.sha256) throw new Error(`${file.name} is not the file that the manifest lists; load the page again`);
   return bytes;
 }
 

@@ -1,0 +1,69 @@
+"""True focal stacks that models are scored on, and which of their frames are the truth for what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from torch import Tensor
+
+from pocketfocus.data.datasets import SYNTHETIC, TEST, Request, open_source
+from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
+from pocketfocus.data.stacks import FocalStack, RenderedScenes, StackCache, cache_sources
+from pocketfocus.run.cache import cache_home
+from pocketfocus.run.constants import FRAMES, Size
+from pocketfocus.run.errors import UserError
+
+TOLERANCE = 0.25  # a frame this far from a whole position still is the truth for it
+SCENES, RENDERED = 64, (256, 256)
+
+
+def frames_by_position(stack: FocalStack) -> dict[int, Tensor]:
+    """Return the frames [1, 3, H, W] that are truth for a whole position, by position.
+
+    The truth for a position is the frame nearest to it, the nearer one of two equals, if it is
+    within `TOLERANCE`; frames between positions are not used.
+    """
+    found: dict[int, Tensor] = {}
+    for position in range(FRAMES):
+        distances = [abs(at - position) for at in stack.positions]
+        nearest = distances.index(min(distances))
+        if distances[nearest] <= TOLERANCE:
+            found[position] = stack.frames[nearest : nearest + 1]
+    return found
+
+
+def validation_stacks(scenes: int = SCENES, size: Size = RENDERED) -> StackCache:
+    """Return synthetic validation scenes with the held-out photos, rendered once and kept for later
+    runs.
+
+    They lie under `cache_home()`; UserError when that folder cannot be written.
+    """
+    sides = "-".join(map(str, dict.fromkeys(size)))
+    folder = cache_home() / f"validation-{sides}-{scenes}"
+    seeds = range(VALIDATION_SEED, VALIDATION_SEED + scenes)
+    try:
+        return cache_sources(folder, [RenderedScenes(seeds, size, held_out_photos())], size)
+    except UserError as error:
+        megabytes = scenes * FRAMES * 3 * size[0] * size[1] / 1e6
+        raise UserError(
+            f"{folder} cannot keep the rendered validation scenes ({error.__cause__ or error}): "
+            f"set XDG_CACHE_HOME to a folder that can be written, with {megabytes:.0f} MB free"
+        ) from error
+
+
+def true_stacks(source: str, scenes: int, size: Size | None) -> tuple[Sequence[FocalStack], str]:
+    """Return the test stacks of a source, at most `scenes` of them, and the hash they are known by.
+
+    A folder's images keep their size unless one is given; the others are 256 by 256.
+    """
+    opened = open_source(source, Request(scenes, size, TEST, crop=False))
+    if source == SYNTHETIC:
+        return validation_stacks(scenes, size or RENDERED), opened.key
+    return list(islice(opened, scenes)), opened.key
+
+
+def source_name(source: str) -> str:
+    """Return what tables call a source of stacks: the name of a folder, else the source itself."""
+    return Path(source).resolve().name if Path(source).is_dir() else source

@@ -1,0 +1,40 @@
+"""The true stacks that models are scored on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketfocus.benchmarks.truth import validation_stacks
+from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos, render_scene
+from pocketfocus.run.errors import UserError
+
+
+def test_validation_scenes_are_rendered_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    rendered = validation_stacks(2, (32, 32))
+    assert [stack.name for stack in rendered] == [
+        f"synthetic-{VALIDATION_SEED}",
+        f"synthetic-{VALIDATION_SEED + 1}",
+    ]
+    expected = render_scene(VALIDATION_SEED + 1, (32, 32), held_out_photos())
+    assert float((rendered[1].frames - expected).abs().max()) <= 1.01 / 255
+    monkeypatch.setattr("pocketfocus.data.stacks.render_scene", None)  # would fail if it rendered
+    started = time.perf_counter()
+    again = validation_stacks(2, (32, 32))
+    assert time.perf_counter() - started < 5
+    assert torch.equal(again[0].frames, rendered[0].frames)
+
+
+def test_a_cache_that_cannot_be_written_names_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pocketfocus").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"set XDG_CACHE_HOME.*0 MB free"):
+        validation_stacks(1, (16, 16))
