@@ -26,6 +26,7 @@ TARGET = Target(
     sizes=later("pocketfocus.export.coreai.read", "sizes"),
     read=later("pocketfocus.export.coreai.read", "layer_schemes"),
     layers=later("pocketfocus.export.coreai.layers", "layers"),
+    lint=later("pocketfocus.export.coreai.lint", "lint"),
     cannot_run=write.cannot_run,
     cannot_write=write.cannot_write,
     extra=write.EXTRA,

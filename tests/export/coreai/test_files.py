@@ -92,6 +92,21 @@ def test_schemes_are_read_from_the_file(run: Path) -> None:
     assert numbers["Int4"] > 0 < numbers["Int8"]
 
 
+def test_lint_finds_blocks_of_integers_alone(small_student: Path, tmp_path: Path) -> None:
+    forms = {"palettes": "form: palette, granularity: 8", "blocks": "granularity: 16"}
+    recipes = {name: tmp_path / f"{name}.yaml" for name in forms}
+    for name, recipe in recipes.items():
+        rules = f"[{{bits: 4, {forms[name]}}}]"
+        recipe.write_text(f"{{name: {name}, min_psnr_db: 30, rules: {rules}}}")
+    out = Export(tmp_path / "out", ["coreai"], [*map(str, recipes.values())])
+    manifest = export_run(small_student, out, log=lambda line: None)
+    found = {
+        file.precision: [each.rule for each in get_target("coreai").lint(out.out / file.name)]
+        for file in manifest.artifacts
+    }
+    assert found == {"palettes": [], "blocks": ["integers-in-blocks"]}
+
+
 def test_a_file_is_the_same_every_time(run: Path, small_student: Path, tmp_path: Path) -> None:
     """In another process, whose seeds of hashes are others."""
     out = tmp_path / "again"
