@@ -9,11 +9,17 @@ from torch import Tensor
 
 from pocketfocus.data.optics import one_hot
 from pocketfocus.models.render import (
+    FIXED,
+    PART,
+    TILE,
     Analysed,
+    Render,
     aperture_of,
     focus_weights,
+    padded,
     span_of,
     taps,
+    tiles_along,
 )
 from pocketfocus.models.student import Analysis, build_student
 from pocketfocus.run.constants import FRAMES, IMAGES
@@ -163,3 +169,35 @@ def test_weights_of_a_focus() -> None:
         assert weights.shape == (1, FRAMES) and weights.min() >= 0
         torch.testing.assert_close(weights.sum(), torch.tensor(1.0))
         torch.testing.assert_close(weights[0] @ torch.arange(9.0), torch.tensor(focus))
+
+
+@pytest.mark.parametrize("full", [(151, 205), (300, 420), (48, 64), (31, 999)])
+def test_tiles_of_fixed_shapes_are_the_image(full: tuple[int, int], analysed: Analysed) -> None:
+    """As an exported file takes them, whatever the size of the photo: padded, and side by side."""
+    photo = rand(1, 3, *full, seed=5, low=-0.7, high=0.7)
+    focus, aperture = focus_weights(2.6), aperture_of(1.3)
+    whole = analysed.render(photo, focus, aperture)
+    made = torch.full_like(whole, torch.nan)
+    for rows in tiles_along(full[0], SMALL[0]):
+        for columns in tiles_along(full[1], SMALL[1]):
+            part = (..., slice(rows.start, rows.stop), slice(columns.start, columns.stop))
+            feeds = padded(analysed.feeds(photo[part], focus, aperture, (rows, columns), full))
+            assert tuple(tuple(tensor.shape) for tensor in feeds) == FIXED
+            tile = Render()(*feeds)
+            made[part] = tile[..., : rows.stop - rows.start, : columns.stop - columns.start]
+    torch.testing.assert_close(made, whole, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("full, small", [(864, 320), (320, 320), (4032, 448), (700, 694), (5, 320)])
+def test_no_tile_takes_more_of_the_analysis_than_a_file_does(full: int, small: int) -> None:
+    spans = tiles_along(full, small)
+    assert [span.start for span in spans] == [0, *(span.stop for span in spans[:-1])]
+    assert spans[-1].stop == full
+    assert max(span.stop - span.start for span in spans) <= TILE
+    assert max(span.high - span.low for span in spans) <= PART
+
+
+def test_what_is_larger_than_a_file_takes_is_refused(analysed: Analysed) -> None:
+    photo = rand(1, 3, TILE + 1, 9, seed=6)
+    with pytest.raises(ValueError, match=r"photo is \[1, 3, 257, 9\], a file takes"):
+        padded(analysed.feeds(photo, focus_weights(1), PHONES))
