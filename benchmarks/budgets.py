@@ -83,7 +83,7 @@ def judge(comparison: Comparison, budgets: Sequence[Budget]) -> Judgement:
 def judged_by(comparison: Comparison, budget: Budget) -> list[Change]:
     """Return the changes that a budget is of; UserError where no file has both figures."""
     runs = comparison.a, comparison.b
-    files = {file.name for run in runs for file in run.manifest.artifacts}
+    files = {file.name for run in runs for file in run.manifest.files}
     judged = files | {STUDENT} if budget.metric == QUALITY else files
     changes = [
         change

@@ -14,7 +14,7 @@ from pocketfocus.benchmarks.evaluate import Cell
 from pocketfocus.export.targets import TARGETS, get_target
 from pocketfocus.mobile_harness.device import HOST, PYTORCH
 from pocketfocus.run.constants import FRAMES
-from pocketfocus.run.manifest import Manifest
+from pocketfocus.run.manifest import Manifest, renders
 from pocketfocus.run.results import BenchRow
 
 matplotlib.use("Agg")
@@ -34,11 +34,11 @@ def colour_of(target: str) -> str:
 
 
 def latency_chart(bench: Sequence[BenchRow]) -> bytes:
-    """Draw p50 (bar) to p99 (whisker) of everything that was measured, on a log axis in ms."""
+    """Draw p50 (bar) to p99 (whisker) of all that makes stacks, on a log axis in ms."""
     rows = [
         (row, row.p50_ms, row.p99_ms)
         for row in bench
-        if row.p50_ms is not None and row.p99_ms is not None
+        if row.p50_ms is not None and row.p99_ms is not None and not renders(row.artifact)
     ]
     figure, axis = plt.subplots(figsize=(7, 0.6 + 0.32 * max(1, len(rows))))
     for y, (row, p50, p99) in enumerate(rows):

@@ -227,7 +227,7 @@ def named(one: T | None, other: T | None) -> T:
 
 def file_changes(a: MeasuredRun, b: MeasuredRun) -> Iterator[Change]:
     """Compare sizes, and how much of a file its backend takes."""
-    files = [{f.name: f for f in run.manifest.artifacts} for run in (a, b)]
+    files = [{f.name: f for f in run.manifest.files} for run in (a, b)]
     for one, other in pairs(*files):
         name = named(one, other).name
         mib = both(one, other, lambda each: each.bytes / 2**20)

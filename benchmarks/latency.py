@@ -3,7 +3,8 @@
 Noise of a shared machine should hit all alike, so every artifact is measured in several short
 rounds, each in a fresh process, over all artifacts; every other round goes backwards, so that a
 steady drift cancels. The reference, much slower, is measured once between the rounds, in its own
-way of sampling and as published (25 steps with guidance).
+way of sampling and as published (25 steps with guidance). What renders is visited once, with one
+tile of a photo, after the rounds: it is too quick for a drift to matter.
 Timed calls of all rounds are pooled; load and first call are the median over rounds, memory the
 maximum.
 """
@@ -19,18 +20,20 @@ import numpy as np
 from pocketfocus.benchmarks.checks import (
     SHOWN,
     fitted_photos,
+    load_parent,
     save_stacks,
     student_inputs,
     to_bytes,
 )
+from pocketfocus.benchmarks.rendering import render_check
 from pocketfocus.benchmarks.samples import TIMES_FILE, TimesRow
-from pocketfocus.mobile_harness.device import PYTORCH, Arrays, Device, Job, JobError, Result
+from pocketfocus.mobile_harness.device import PYTORCH, Arrays, Call, Device, Job, JobError, Result
 from pocketfocus.mobile_harness.devices import origin
 from pocketfocus.models.places import find_places
 from pocketfocus.models.reference import PUBLISHED
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import size_bytes
-from pocketfocus.run.manifest import Manifest, check_artifact, load_manifest
+from pocketfocus.run.manifest import Manifest, check_artifact, load_manifest, renders
 from pocketfocus.run.progress import say, track
 from pocketfocus.run.results import BenchRow, Figures, Measured
 from pocketfocus.run.rows import merge_rows
@@ -47,8 +50,8 @@ TIMEOUT_S = 3600.0  # the published reference takes many minutes a stack on a CP
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing to measure: `artifact` as in the rows, `spec` as in a job, `bytes` if known, and
-    the hash of what is in the run."""
+    """One thing to measure: `artifact` as in the rows, `spec` as in a job, `bytes` if known, the
+    hash of what is in the run, and whether it renders."""
 
     artifact: str
     spec: str
@@ -56,6 +59,11 @@ class Entry:
     precision: str
     bytes: int | None
     sha256: str | None = None
+    renders: bool = False
+
+
+Given = Mapping[bool, tuple[Arrays, Call]]
+"""What is called, and how: of entries that render, and of the others."""
 
 
 @dataclass(frozen=True)
@@ -127,16 +135,20 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
     how.check()
     shown = None if how.photos is None else [how.photos[SHOWN[0]]]
     manifest = load_manifest(folder)
-    inputs = student_inputs(fitted_photos(shown, manifest.size)[:1])
+    given: Given = {False: (student_inputs(fitted_photos(shown, manifest.size)[:1]), (0, POSITION))}
+    if manifest.render and manifest.render.files:
+        check = render_check(load_parent(folder, manifest))
+        given = {**given, True: (check.inputs, check.calls[0])}
     eager = device.why_not(PYTORCH) is None
     baselines = reference_entries(how.reference) if eager and how.reference is not None else []
     entries = list_entries(folder, manifest)
     runnable = [e for e in entries if device.why_not(e.target) is None]
-    plan = schedule(runnable, how.runs, how.warmup)
+    plan = schedule([e for e in runnable if not e.renders], how.runs, how.warmup)
     visits = [Visit(entry, 1 if n else how.reference_runs, 0) for n, entry in enumerate(baselines)]
     middle = (len(plan) + 1) // 2
     plan[middle:middle] = visits
-    measured, crashed = measure(device, plan, inputs, how.threads)
+    plan += [Visit(e, how.runs, how.warmup) for e in runnable if e.renders]
+    measured, crashed = measure(device, plan, given, how.threads)
     rows = [
         BenchRow(
             **row_of(
@@ -184,10 +196,10 @@ def list_entries(folder: Path, manifest: Manifest) -> list[Entry]:
     student = folder / "student"
     weights = sum(size_bytes(path) for path in student.glob("*.safetensors"))
     entries = [Entry("student", str(student), PYTORCH, "fp32", weights, manifest.student_sha256)]
-    for artifact in manifest.artifacts:
+    for artifact in manifest.files:
         path = check_artifact(folder, artifact)
         fields = (artifact.target, artifact.precision, size_bytes(path), artifact.sha256)
-        entries.append(Entry(artifact.name, str(path), *fields))
+        entries.append(Entry(artifact.name, str(path), *fields, renders(artifact.name)))
     return entries
 
 
@@ -219,7 +231,7 @@ def schedule(entries: Sequence[Entry], runs: int, warmup: int) -> list[Visit]:
 
 
 def measure(
-    device: Device, plan: Sequence[Visit], inputs: Arrays, threads: int | None
+    device: Device, plan: Sequence[Visit], given: Given, threads: int | None
 ) -> tuple[dict[Entry, list[Result]], dict[Entry, Crash]]:
     """Run every visit; an entry that crashes once has no result, says why, and is not visited
     again."""
@@ -229,7 +241,7 @@ def measure(
         if visit.entry in crashed:
             continue
         try:
-            result = device.run(_job(visit, inputs, threads))
+            result = device.run(_job(visit, given, threads))
         except UserError as error:
             if visit.entry.target == PYTORCH and not isinstance(error, JobError):
                 raise
@@ -289,7 +301,8 @@ def unmeasured(rows: Sequence[BenchRow]) -> list[str]:
 
 
 def ratios(rows: Sequence[BenchRow]) -> list[Ratio]:
-    """Return how much faster (p50, same device) every measured artifact is than the models."""
+    """Return how much faster (p50, same device) every artifact that makes stacks is than the
+    models."""
     p50 = {(row.device, row.artifact): row.p50_ms for row in rows}
 
     def against(device: str, other: str, fast: float) -> float | None:
@@ -305,16 +318,19 @@ def ratios(rows: Sequence[BenchRow]) -> list[Ratio]:
             against(row.device, "student", row.p50_ms),
         )
         for row in rows
-        if row.p50_ms is not None and row.artifact not in (REFERENCE, SAMPLED_AS_PUBLISHED)
+        if row.p50_ms is not None
+        and row.artifact not in (REFERENCE, SAMPLED_AS_PUBLISHED)
+        and not renders(row.artifact)
     ]
 
 
-def _job(visit: Visit, inputs: Arrays, threads: int | None) -> Job:
+def _job(visit: Visit, given: Given, threads: int | None) -> Job:
+    inputs, call = given[visit.entry.renders]
     return Job(
         artifact=visit.entry.spec,
         target=visit.entry.target,
         inputs=inputs,
-        calls=[(0, POSITION)],
+        calls=[call],
         warmup=visit.warmup,
         runs=visit.runs,
         budget_s=BUDGET_S,

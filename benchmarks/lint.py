@@ -63,7 +63,7 @@ def lint(path: Path, measure: bool = True) -> list[Found]:
 def lint_run(folder: Path, measure: bool = True) -> list[Found]:
     """Return what the rules find in all files of a run, the worst first."""
     manifest, found = load_manifest(folder), list[Found]()
-    for artifact in manifest.artifacts:
+    for artifact in manifest.files:
         target, file = get_target(artifact.target), check_artifact(folder, artifact)
         found += found_in(artifact.name, target.lint(file))
         if measure and is_of_a_student(artifact):
@@ -76,7 +76,7 @@ def lint_of_student(folder: Path) -> str:
     without calling any; "" for nothing, and for networks of a reference, which are too large to be
     read once more."""
     manifest, found = load_manifest(folder), list[Found]()
-    for artifact in () if is_of_networks(manifest) else manifest.artifacts:
+    for artifact in () if is_of_networks(manifest) else manifest.files:
         found += found_in(
             artifact.name, get_target(artifact.target).lint(below(folder, artifact.name))
         )

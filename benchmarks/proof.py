@@ -22,7 +22,7 @@ def doubts(run: MeasuredRun) -> list[str]:
 
 def changed(run: MeasuredRun) -> Iterator[str]:
     """Say which files are not those that the manifest lists."""
-    for artifact in run.manifest.artifacts:
+    for artifact in run.manifest.files:
         path = below(run.folder, artifact.name)
         if not path.exists():
             raise UserError(f"{path} is missing, the manifest lists it: run export again")
@@ -43,7 +43,7 @@ def unproven(run: MeasuredRun) -> Iterator[str]:
         yield f"{row.artifact} failed its gate “{row.gate}” on {row.device}: {row.why}"
     passed = {row.artifact for row in run.parities if row.status == "pass"}
     broken = {row.artifact for row in failed(run.gates)}
-    for artifact in run.manifest.artifacts:
+    for artifact in run.manifest.files:
         if artifact.name not in passed | broken:
             yield f"{artifact.name} was executed on no device: its parity is not known"
 
@@ -55,6 +55,6 @@ def unmeasured(run: MeasuredRun) -> Iterator[str]:
         yield "no latency was measured (pocketfocus bench)"
         return
     tried = {row.artifact for row in run.bench if row.status != "failed"}
-    for artifact in run.manifest.artifacts:
+    for artifact in run.manifest.files:
         if artifact.name not in tried:
             yield f"{artifact.name} was not measured (pocketfocus bench)"

@@ -74,18 +74,18 @@ def lay_files(
     run: MeasuredRun, scratch: Path, about: Publication, devices: Sequence[Device]
 ) -> str:
     """Write the files with their golden bundle; without it, return why."""
+    why = ""
     try:
         write_golden(run.folder, scratch, devices)
     except UserError as error:
         if not about.doubts:
             raise
         why = str(error)
-    else:
-        return ""
-    for artifact in run.manifest.artifacts:
+    for artifact in run.manifest.files:
         path, copy = below(run.folder, artifact.name), below(scratch, artifact.name)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        (shutil.copytree if path.is_dir() else shutil.copy)(path, copy)
+        if not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, copy)
     return why
 
 

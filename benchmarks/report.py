@@ -69,7 +69,7 @@ def write_report(folder: Path) -> Path:
 def render(folder: Path) -> str:
     """Return the page as one string."""
     manifest = load_manifest(folder)
-    for artifact in manifest.artifacts:
+    for artifact in manifest.files:
         check_artifact(folder, artifact)
     files = manifest.hashes_in(folder)
     verify = read_current(folder / VERIFY_FILE, VerifyRow, files)
@@ -90,7 +90,7 @@ def render(folder: Path) -> str:
         phones=phones(),
         kinds=kinds(),
         fits=fits(bench),
-        fp32_bytes={r.target: r.bytes for r in bench if r.precision == "fp32"},
+        fp32_bytes={a.target: a.bytes for a in manifest.artifacts if a.precision == "fp32"},
         means=scores.means,
         strips=strips(folder),
         photo=photo_uri(folder),

@@ -36,6 +36,7 @@ from pocketfocus.benchmarks.gates import (
     judge,
     own_rows,
 )
+from pocketfocus.benchmarks.rendering import render_check
 from pocketfocus.data.stacks import cores
 from pocketfocus.mobile_harness.device import HOST, PYTORCH, Arrays, Device, Job, Result
 from pocketfocus.mobile_harness.devices import is_timed, origin, takes_sizes
@@ -47,6 +48,7 @@ from pocketfocus.run.manifest import (
     Manifest,
     check_artifact,
     load_manifest,
+    renders,
 )
 from pocketfocus.run.metrics import PEAK
 from pocketfocus.run.paths import below
@@ -81,6 +83,22 @@ class Verification:
     reference_device: Device | None = None
 
 
+@dataclass(frozen=True)
+class Checks:
+    """What the files of a student's run are called with; `render` is of those that render, if they
+    are to be executed."""
+
+    student: Check
+    beside: Sequence[Beside] = ()
+    render: Check | None = None
+
+    def of(self, artifact: Artifact) -> tuple[Check, Sequence[Beside]]:
+        """Return the check of a file, and those beside it."""
+        if self.render is not None and renders(artifact.name):
+            return self.render, ()
+        return self.student, self.beside
+
+
 DEFAULT = Verification()
 
 
@@ -92,7 +110,7 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
     (see `save_shown`). Raises UserError for a missing or damaged file.
     """
     manifest = load_manifest(folder)
-    for artifact in manifest.artifacts:
+    for artifact in manifest.files:
         check_artifact(folder, artifact)
     devices = list({each.name: each for each in (device, *how.fallbacks)}.values())
     rows: list[VerifyRow] = []
@@ -102,18 +120,22 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
         parent = load_parent(folder, manifest)
         host = next((each for each in devices if each.name == HOST), None)
         for number, photos in enumerate(groups(how.photos)):
-            check, beside = student_check(parent, manifest, photos, how.positions), list[Beside]()
-            rows.append(row_on(capture_row(check, manifest.student_sha256), host))
+            checks = Checks(student_check(parent, manifest, photos, how.positions))
+            rows.append(row_on(capture_row(checks.student, manifest.student_sha256), host))
             if number == 0 and any(map(takes_sizes, devices)):
-                beside = checks_beside(parent, manifest, photos)
-            found, kept = rows_of(folder, manifest, devices, how, (check, beside))
+                checks = replace(checks, beside=checks_beside(parent, manifest, photos))
+            if number == 0 and manifest.render and manifest.render.files:
+                checks = replace(checks, render=render_check(parent))
+            found, kept = rows_of(folder, manifest, devices, how, checks)
             rows += found
             if number == 0:
-                save_shown(folder, check, kept)
+                save_shown(folder, checks.student, kept)
         rows = worst_rows(rows)
         if how.positions is not None and len(how.positions) < FRAMES:
-            rows = [partial_row(row, how.positions) for row in rows]
-    used = [device.name, *(able_device(devices, a.target).name for a in manifest.artifacts)]
+            rows = [
+                row if renders(row.artifact) else partial_row(row, how.positions) for row in rows
+            ]
+    used = [device.name, *(able_device(devices, a.target).name for a in manifest.files)]
     merge_rows(folder / VERIFY_FILE, VerifyRow, rows, used, manifest.hashes)
     return rows
 
@@ -150,15 +172,16 @@ def rows_of(
     manifest: Manifest,
     devices: Sequence[Device],
     how: Verification,
-    student: tuple[Check, Sequence[Beside]] | None = None,
+    checks: Checks | None = None,
 ) -> tuple[list[VerifyRow], dict[str, Pixels]]:
     """Execute every artifact with the checks of a student, or with its own: rows, and what the
     report shows."""
     rows: list[VerifyRow] = []
     kept: dict[str, Pixels] = {}
-    here = student is not None and all(isinstance(each, Host) for each in devices)
-    one = partial(rows_of_one, folder, manifest, devices, how, student)
-    files, total = manifest.artifacts, len(manifest.artifacts)
+    here = checks is not None and all(isinstance(each, Host) for each in devices)
+    one = partial(rows_of_one, folder, manifest, devices, how, checks)
+    files = manifest.files if checks and checks.render else manifest.artifacts
+    total = len(files)
     with closing(at_once(one, files) if here else (one(file) for file in files)) as found:
         pairs = zip(files, found, strict=True)
         for artifact, (own, seen) in track(pairs, "verifying", total):
@@ -193,23 +216,23 @@ def rows_of_one(
     manifest: Manifest,
     devices: Sequence[Device],
     how: Verification,
-    student: tuple[Check, Sequence[Beside]] | None,
+    checks: Checks | None,
     artifact: Artifact,
 ) -> tuple[list[VerifyRow], Pixels | None]:
     """Execute an artifact on the first device that can: its rows, and what the report shows."""
     chosen, rows, seen = able_device(devices, artifact.target), list[VerifyRow](), None
     why = chosen.why_not(artifact.target)
     if why is None:
-        check, beside = student or (saved_check(folder, artifact), ())
+        check, beside = checks.of(artifact) if checks else (saved_check(folder, artifact), ())
         path, reference = below(folder, artifact.name), how.reference_device
-        with one_process() if student else nullcontext():
+        with one_process() if checks else nullcontext():
             found, outputs = execute_artifact(artifact, path, chosen, check, reference)
             rows += found
             for each in beside if takes_sizes(chosen) else ():
                 emulated = not isinstance(chosen, Host)  # too slow for more than the sizes
                 if takes(artifact, each, manifest.size, emulated):
                     rows.append(row_beside(artifact, path, chosen, each))
-        if student and outputs:
+        if checks and check is checks.student and outputs:
             seen = shown(outputs[0], check.calls)
     else:
         gate = gate_of(artifact.precision, chosen.name, artifact.recipe)

@@ -32,6 +32,7 @@ class Network:
             calibration is an example alone.
         multiple: what both sides of a photo are multiples of; 0 where its inputs have one shape.
         check: a call that is none of these, for files that are held against the network in fp32.
+        once: whether it has no weights, and is written once a target whatever the precisions.
         origin: what a process of its own makes the network of, the arguments of
             `reference.reference_network`; None for a network so small that it needs no process.
     """
@@ -44,6 +45,7 @@ class Network:
     variants: tuple[Network, ...] = ()
     multiple: int = 0
     check: Callable[[], tuple[Tensor, ...]] | None = None
+    once: bool = False
     origin: Mapping[str, object] | None = None
 
     @property

@@ -96,6 +96,11 @@ class Export:
             for recipe in recipes
         ]
 
+    def once(self) -> Files:
+        """The targets, each with the recipe of a network without weights."""
+        targets = map(get_target, dict.fromkeys(self.targets))
+        return [(t, t.adapted(get_recipe(t.plain), self.options)) for t in targets]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -185,7 +190,11 @@ def full_targets() -> tuple[str, ...]:
 def write_files(run: Run) -> Manifest:
     """Write every network × target × precision; the manifest, saved after every file."""
     known = previous(run)
-    requested = [Requested(network, *file) for network in run.source.networks for file in run.files]
+    requested = [
+        Requested(network, *file)
+        for network in run.source.networks
+        for file in (run.request.once() if network.once else run.files)
+    ]
     for artifact in written(run, [one for one in requested if not is_there(run, one, known)]):
         known[artifact.name] = artifact
         assemble(run, known).save(run.out)
@@ -250,6 +259,7 @@ def order(run: Run, requested: Requested) -> Work:
         {
             "out": str(run.out),
             "source": json.dumps(run.source.again),
+            "network": requested.network.name,
             "target": requested.target.name,
             "recipe": requested.recipe.model_dump(mode="json"),
         },
@@ -264,7 +274,8 @@ def work(
     source = source_again(out, arguments["source"])
     files = [(target, recipe_from(arguments["recipe"], "the work"))]
     run = Run(Export(out, [target.name], []), files, source, say)
-    return asdict(make(run, Requested(source.networks[0], *files[0]))), {}
+    network = next(each for each in source.networks if each.name == arguments["network"])
+    return asdict(make(run, Requested(network, *files[0]))), {}
 
 
 @lru_cache(maxsize=1)
@@ -295,8 +306,8 @@ def previous(run: Run) -> dict[str, Artifact]:
         raise UserError(f"{run.out} is the run of {whose}: choose another folder with --out")
     same_reference = (theirs.reference, theirs.size) == (ours.reference, ours.size)
     if theirs.student_sha256 == ours.student_sha256 and (ours.student_sha256 or same_reference):
-        return {artifact.name: artifact for artifact in manifest.artifacts}
-    for artifact in manifest.artifacts:
+        return {artifact.name: artifact for artifact in manifest.files}
+    for artifact in manifest.files:
         path = below(run.out, artifact.name)
         if network_of(run, artifact) and path.exists():
             run.log(f"{artifact.name}: of another student or reference, deleted")
@@ -356,9 +367,9 @@ def write(run: Run, requested: Requested) -> Written:
         phases = Phases(path.name, target.phases, lambda line: None)
         written = target.write(network, recipe, scratch, phases)
         with quiet():
-            layers = target.read(scratch, network)
+            layers = {} if network.once else target.read(scratch, network)
     stated = {
-        "note": f"{summary(layers)}; {notes}",
+        "note": "; ".join(filter(None, (summary(layers), notes))),
         "layers": statement(
             recipe.requested(target.toolchain, layers),
             TOOLCHAINS[target.toolchain].choices(recipe, network.make()),
@@ -381,8 +392,13 @@ def assemble(run: Run, known: dict[str, Artifact]) -> Manifest:
         return network, targets.index(artifact.target), rank, name
 
     ours = [artifact for artifact in known.values() if network_of(run, artifact)]
-    artifacts = sorted(ours, key=place)
-    return replace(run.source.manifest, artifacts=artifacts, tools=tools())
+    once = {network.name for network in run.source.networks if network.once}
+    found: dict[bool, list[Artifact]] = {True: [], False: []}
+    for artifact in sorted(ours, key=place):
+        found[network_of(run, artifact) in once].append(artifact)
+    manifest = run.source.manifest
+    render = manifest.render and replace(manifest.render, files=found[True])
+    return replace(manifest, artifacts=found[False], render=render, tools=tools())
 
 
 def path_of(target: Target, precision: str, network: str = STUDENT) -> str:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from pocketfocus.export.network import Network, Source
+from pocketfocus.export.render import render_network, rendering
 from pocketfocus.models.model import resized
 from pocketfocus.models.student import (
     CELL,
@@ -24,7 +25,7 @@ from pocketfocus.quantize.calibration import Calibration, calibration
 from pocketfocus.run.constants import FRAMES, IMAGES, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256, write_atomic
-from pocketfocus.run.manifest import MANIFEST_FILE, Manifest, TensorSpec, load_manifest
+from pocketfocus.run.manifest import MANIFEST_FILE, RENDER, Manifest, TensorSpec, load_manifest
 from pocketfocus.run.scratch import sweep
 
 STUDENT = "student"
@@ -63,13 +64,15 @@ def student_source(student_dir: Path | None, out: Path, wanted: Wanted, log: Log
         reference=reference_of(out),
         calibration=inputs.describe(),
         sizes=(student.photo_size, *others),
+        render=rendering(),
     )
     network = student_network(folder, student.photo_size, inputs)
     variants = tuple(student_network(folder, size, at_size(inputs, size)) for size in others)
     network = replace(network, variants=variants, multiple=student.multiple)
     photos = None if wanted.photos is None else [str(path) for path in wanted.photos]
     again = {"photos": photos, "sizes": [list(size) for size in others]}
-    return Source([network], [STUDENT], manifest.student_sha256, manifest, again)
+    networks = [network, render_network()]
+    return Source(networks, [STUDENT, RENDER], manifest.student_sha256, manifest, again)
 
 
 def other_sizes(student: RefocusStudent, sizes: Sequence[Size] | None) -> list[Size]:

@@ -162,6 +162,7 @@ class Target:
             in the order of execution, and the output.
         cannot_run: why this machine cannot execute its files; None when it can.
         cannot_write: why this machine cannot write its files; None when it can.
+        plain: the recipe of a network without weights.
         extra: of pocketfocus, which installs its packages; "" where every installation has them.
         fallback: the device that verifies its files where a device cannot execute them.
         writes_references: whether it takes the networks of a whole reference.
@@ -191,6 +192,7 @@ class Target:
     layers: Callable[[Path, Mapping[str, Tensor]], tuple[list[Layer], Tensor]]
     cannot_run: Callable[[], str | None]
     cannot_write: Callable[[], str | None]
+    plain: str = "fp32"
     extra: str = ""
     fallback: str = ""
     writes_references: bool = True

@@ -202,14 +202,15 @@ class Recipe(_Fields):
     def requested(self, target: str, layers: Iterable[str]) -> dict[str, Scheme]:
         """What is requested of a target for every layer.
 
-        UserError for a pattern that fits none of the layers, whatever its targets.
+        UserError for a pattern that fits none of the layers, whatever its targets; a network that
+        has none takes any.
         """
         names = tuple(layers)
         for rule in self.rules:
-            if not any(map(rule.fits, names)):
+            if names and not any(map(rule.fits, names)):
                 raise UserError(
                     f"recipe {self.name}: the pattern '{rule.layers}' fits none of the network's "
-                    f"{len(names)} layers: write one that does, such as {names[0] if names else ''}"
+                    f"{len(names)} layers: write one that does, such as {names[0]}"
                 )
         return {name: self.scheme_of(target, name) for name in names}
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,7 @@ SLOW = {
     "distill/reference/test_finetune.py",
     "distill/reference/test_published.py",
     "export/test_open.py",
+    "export/test_render.py",
     "export/test_sizes.py",
     "export/test_stage.py",
     "mobile/test_export.py",
@@ -212,13 +213,13 @@ def exported(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> E
     """exported(names): a run with these files of the small student, such as
     "onnx/student-fp32.onnx"; it is a copy, which the caller may change."""
     from pocketfocus.export.stage import Export, export_run
-    from pocketfocus.run.manifest import load_manifest
+    from pocketfocus.run.manifest import load_manifest, renders
 
     whole = tmp_path_factory.mktemp("exported")
 
     def make(names: Sequence[str]) -> Path:
         for target, files in groupby(names, lambda name: name.partition("/")[0]):
-            precisions = [Path(name).stem.partition("-")[2] for name in files]
+            precisions = [Path(name).stem.partition("-")[2] for name in files if not renders(name)]
             export_run(small_student, Export(whole, [target], precisions), log=lambda line: None)
         manifest, out = load_manifest(whole), tmp_path_factory.mktemp("run")
         for name in ("student", *names):
@@ -226,7 +227,10 @@ def exported(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> E
             copied.parent.mkdir(exist_ok=True)
             shutil.copytree(path, copied) if path.is_dir() else shutil.copy2(path, copied)
         artifacts = [artifact for artifact in manifest.artifacts if artifact.name in names]
-        replace(manifest, artifacts=artifacts).save(out)
+        assert manifest.render is not None
+        rendering = [artifact for artifact in manifest.render.files if artifact.name in names]
+        render = replace(manifest.render, files=rendering)
+        replace(manifest, artifacts=artifacts, render=render).save(out)
         return out
 
     return make
@@ -240,7 +244,11 @@ def run_dir(exported: Exported) -> Path:
     from pocketfocus.quantize.recipes import RECIPES
 
     targets = [get_target(name) for name in TARGETS if name not in left_out()]
-    return exported([path_of(target, recipe) for target in targets for recipe in RECIPES])
+    files = [
+        (*(path_of(target, recipe) for recipe in RECIPES), path_of(target, target.plain, "render"))
+        for target in targets
+    ]
+    return exported(list(chain(*files)))
 
 
 @pytest.fixture(scope="session")
@@ -252,7 +260,7 @@ def make_run() -> Callable[..., None]:
 
 def _make_run(folder: Path, student: Path, names: Sequence[str]) -> None:
     from pocketfocus.run.files import sha256
-    from pocketfocus.run.manifest import Manifest
+    from pocketfocus.run.manifest import Manifest, Rendering, renders
 
     shutil.copytree(student, folder / "student")
     for name in names:
@@ -260,8 +268,14 @@ def _make_run(folder: Path, student: Path, names: Sequence[str]) -> None:
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
             path.write_bytes(name.encode() * 100)
-    artifacts = [_artifact(name, folder / name) for name in names]
-    Manifest((64, 64), artifacts=artifacts, student_sha256=sha256(folder / "student")).save(folder)
+    files = [_artifact(name, folder / name) for name in names]
+    rendering = [file for file in files if renders(file.name)]
+    Manifest(
+        (64, 64),
+        artifacts=[file for file in files if file not in rendering],
+        student_sha256=sha256(folder / "student"),
+        render=Rendering((256, 256), (96, 96), files=rendering),
+    ).save(folder)
 
 
 def _artifact(name: str, path: Path) -> Artifact:

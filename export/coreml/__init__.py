@@ -19,6 +19,7 @@ TARGET = Target(
         4: "activations and operators of layers with weights alone compressed stay float16",
     },
     phases={MAKE: 0.05, "capture": 0.15, "convert": 0.5, "compress": 0.3},
+    plain="fp16",  # all that the Neural Engine computes in
     write=write.write,
     open=write.open_file,
     input_shapes=write.input_shapes,

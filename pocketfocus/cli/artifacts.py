@@ -117,7 +117,7 @@ def export(
 
     request = Export(out, *chosen, options, sizes=others)
     manifest = export_run(start, request, files, say)
-    for artifact in manifest.artifacts:
+    for artifact in manifest.files:
         typer.echo(f"{artifact.status:8} {artifact.name}")
 
 

@@ -129,7 +129,7 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
             _look,
         ),
         ("distill", lambda: _start(settings), DISTILLS, DISTILLED, _distill),
-        ("export", requested, EXPORTS, ("manifest.json", "*/student-*"), _export),
+        ("export", requested, EXPORTS, ("manifest.json", "*/student-*", "*/render-*"), _export),
         ("verify", lambda: {**files(), "photos": photos}, MEASURES, VERIFIED, _verify),
         ("bench", files_and_reference, MEASURES, TIMED, _bench),
         (

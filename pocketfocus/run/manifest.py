@@ -20,6 +20,7 @@ from pocketfocus.run.paths import below
 
 MANIFEST_FILE = "manifest.json"
 STUDENT = "student"  # its folder in a run, and what rows call it
+RENDER = "render"  # the stem of files that render, before their precision
 HASHES_VERSION = 2  # of manifest.json and golden.json: hashes of files are what sha256sum prints
 LARGEST_SIDE = 1 << 24  # of a tensor: to keep nonsense from being allocated
 SHOWN_DIGITS = 12  # of a hash, in messages
@@ -123,6 +124,27 @@ class Artifact:
     compatibility: Compatibility | None = None
 
 
+@dataclass(frozen=True)
+class Rendering:
+    """How an image of any size is made of a photo and of what a student's file says of it.
+
+    Attributes:
+        tile: (H, W) of the photo that a call takes at most, pixels.
+        part: (h, w) of what was analysed that such a tile may lie in at most, pixels.
+        overlap: pixels that neighbouring tiles have in common.
+        given: what each input is, in words, by its name; shapes and ranges are those of `files`.
+        files: one a target, which goes with the student's of every precision.
+    """
+
+    __pydantic_config__ = EXACT
+
+    tile: Size
+    part: Size
+    overlap: int = 0
+    given: dict[str, str] = field(default_factory=dict)
+    files: Sequence[Artifact] = ()
+
+
 class CalibrationInputs(TypedDict, total=False):
     """What integer files were calibrated with; empty where nothing was.
 
@@ -155,6 +177,7 @@ class Manifest:
         tools: version of every package that shaped the files.
         sizes: (H, W) of all the photos that the files take, `size` first. Of Core ML files for iOS
             17 and Core AI files it is the only one.
+        render: how images of a photo's own size are made; None for networks of a reference.
     """
 
     __pydantic_config__ = EXACT
@@ -168,12 +191,18 @@ class Manifest:
     calibration: CalibrationInputs = field(default_factory=CalibrationInputs)
     tools: dict[str, str] = field(default_factory=dict)
     sizes: tuple[Size, ...] = ()
+    render: Rendering | None = None
+
+    @property
+    def files(self) -> list[Artifact]:
+        """All files of the run: the artifacts, and those that render."""
+        return [*self.artifacts, *(self.render.files if self.render else ())]
 
     @property
     def hashes(self) -> dict[str, str]:
         """Hashes by name, of all that rows of results tell of: the files and the student."""
         own = {STUDENT: self.student_sha256} if self.student_sha256 else {}
-        return own | {artifact.name: artifact.sha256 for artifact in self.artifacts}
+        return own | {artifact.name: artifact.sha256 for artifact in self.files}
 
     def hashes_in(self, folder: Path) -> dict[str, str]:
         """Return `hashes` without those of files in the run's folder that have changed since."""
@@ -188,6 +217,11 @@ class Manifest:
         """Write folder/manifest.json, atomically."""
         content = asdict(self, dict_factory=_as_json)
         write_json(folder / MANIFEST_FILE, content, HASHES_VERSION)
+
+
+def renders(name: str) -> bool:
+    """Return whether a file of that name makes no stacks, but images of them."""
+    return Path(name).name.startswith(f"{RENDER}-")
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -209,7 +243,7 @@ def _read(path: Path) -> Manifest:
         raise UserError(
             f"{path} cannot be read ({where}: {first['msg']}): run export again"
         ) from None
-    for artifact in manifest.artifacts:
+    for artifact in manifest.files:
         below(path.parent, artifact.name)
     wrong = _no_count(manifest)
     if wrong is not None:
@@ -219,9 +253,10 @@ def _read(path: Path) -> Manifest:
 
 def _no_count(manifest: Manifest) -> int | None:
     """Return a number of bytes or pixels that cannot be one; None where all can."""
-    files = manifest.artifacts
+    files = manifest.files
     specs = [spec for file in files for spec in (*file.inputs, *file.outputs)]
     sizes = [manifest.size, *manifest.sizes, *(f.size for file in files for f in file.functions)]
+    sizes += [manifest.render.tile, manifest.render.part] if manifest.render else []
     sides = [side for shape in (*sizes, *(spec.shape for spec in specs)) for side in shape]
     counts = [count for file in files for count in (file.bytes, file.multiple)]
     wrong = [side for side in sides if not 0 < side < LARGEST_SIDE]
@@ -245,8 +280,12 @@ def _from_json(content: Any) -> Any:
             {**row, "delegation": renamed(row.get("delegation"))} if isinstance(row, dict) else row
         )
 
-    rows = content.get("artifacts")
-    return {**content, "artifacts": list(map(artifact, rows)) if isinstance(rows, list) else rows}
+    def artifacts(part: Any, name: str) -> Any:
+        rows = part.get(name) if isinstance(part, dict) else None
+        return {**part, name: list(map(artifact, rows))} if isinstance(rows, list) else part
+
+    content = artifacts(content, "artifacts")
+    return {**content, "render": artifacts(content.get("render"), "files")}
 
 
 def check_artifact(folder: Path, artifact: Artifact) -> Path:

@@ -164,7 +164,7 @@ def quantized(model: nn.Module, recipe: Recipe, calls: Calls, multiple: int = 0)
     Nobody needs the model afterwards, so that its weights are in memory once.
     """
     schemes = {name: choice.scheme for name, choice in choices(recipe, model).items()}
-    if all(scheme.bits == 16 for scheme in recipe.requested(TARGET, schemes).values()):
+    if schemes and all(s.bits == 16 for s in recipe.requested(TARGET, schemes).values()):
         return Half(model).eval(), 0
     four_bit = {name: s.granularity for name, s in schemes.items() if s.bits == 4}
     group_linears(model, four_bit)

@@ -96,7 +96,7 @@ def quantized(
     model: onnx.ModelProto, schemes: Mapping[str, Scheme], calls: Calls
 ) -> onnx.ModelProto:
     """A new model, its layers kept by these schemes; inputs and outputs stay float32."""
-    if all(scheme.bits == 16 for scheme in schemes.values()):
+    if schemes and all(scheme.bits == 16 for scheme in schemes.values()):
         return half(model)
     four_bit = {name: s for name, s in schemes.items() if s.bits == 4}
     eight_bit = {name: s for name, s in schemes.items() if s.bits == 8}

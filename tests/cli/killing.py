@@ -128,9 +128,10 @@ def executed_once(place: Place) -> Callable[[host.Host, Job], Result]:
 
 def converted_once(place: Place) -> Callable[..., Any]:
     """PyTorch's exporter, which takes seconds, with a memory."""
-    known, convert = place.folder / "converted.onnx", write.converted
+    convert = write.converted
 
     def converted(module: Any, network: Any) -> Any:
+        known = place.folder / f"converted-{network.name}.onnx"
         if not known.exists():
             onnx.save(convert(module, network), known)
         return onnx.load(known)

@@ -16,7 +16,7 @@ from pocketfocus.quantize.recipes import RECIPES
 from pocketfocus.run.files import read_json, write_json
 from pocketfocus.run.manifest import load_manifest
 
-ARTIFACT = "onnx/student-fp32.onnx"
+ARTIFACT, RENDER = "onnx/student-fp32.onnx", "onnx/render-fp32.onnx"
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,9 @@ def test_every_stage_wrote_its_file(run: Path) -> None:
     (artifact,) = load_manifest(run).artifacts
     assert (artifact.name, artifact.status) == (ARTIFACT, "written")
     passed = {row["artifact"]: row["status"] for row in read_json(run / "verify.json")["rows"]}
-    assert passed == {"student": "pass", ARTIFACT: "pass"}
+    assert passed == {"student": "pass", ARTIFACT: "pass", RENDER: "pass"}
     timed = {row["artifact"]: row["p50_ms"] for row in read_json(run / "bench.json")["rows"]}
-    assert timed.keys() - {"reference@25"} == {"reference", "student", ARTIFACT}
+    assert timed.keys() - {"reference@25"} == {"reference", "student", ARTIFACT, RENDER}
     assert all(ms > 0 for ms in timed.values())
     scored = {
         row["model"] for row in read_json(run / "evaluate.json")["rows"] if "mean_psnr_db" in row
@@ -60,7 +60,7 @@ def test_every_stage_wrote_its_file(run: Path) -> None:
     assert scored == {"reference", "student", ARTIFACT, "copy", "blur"}
     assert Image.open(run / "first.jpg").size == (1369, 300)
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert ARTIFACT in page
+    assert ARTIFACT in page and RENDER in page
 
 
 def test_a_second_build_skips_every_stage(

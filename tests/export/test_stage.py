@@ -49,13 +49,36 @@ def copied(run_dir: Path, tmp_path: Path) -> Path:
 def test_unchanged_files_are_kept(run_dir: Path, small_student: Path) -> None:
     log = Lines()
     before = load_manifest(run_dir)
-    stamps = {a.name: (run_dir / a.name).stat().st_mtime_ns for a in before.artifacts}
+    stamps = {a.name: (run_dir / a.name).stat().st_mtime_ns for a in before.files}
     again = export_run(
         small_student, Export(run_dir, ["onnx", "coreml", "executorch"], ["int8", "fp32"]), log=log
     )
     assert again == load_manifest(run_dir) == before
     assert {n: (run_dir / n).stat().st_mtime_ns for n in stamps} == stamps
-    assert sum("unchanged" in line for line in log) == 6
+    assert sum("unchanged" in line for line in log) == 6 + 3  # and what renders, of each target
+
+
+def test_what_renders_is_written_once_a_target(small_student: Path, tmp_path: Path) -> None:
+    """Whatever the precisions, and the same for every student: it has no weights."""
+    log, name = Lines(), "onnx/render-fp32.onnx"
+    first = export_run(small_student, Export(tmp_path, ["onnx"], ["fp16"]), log=log)
+    assert [a.name for a in first.artifacts] == ["onnx/student-fp16.onnx"]
+    assert first.render is not None
+    (written,) = first.render.files
+    assert (written.name, written.precision, written.sha256) == (
+        name,
+        "fp32",
+        sha256(tmp_path / name),
+    )
+    assert written.applied["note"] == "float32 throughout"
+    assert written.applied["operators"].keys().isdisjoint({"Cast", "Conv"})
+    again = export_run(small_student, Export(tmp_path, ["onnx"], ["int8"]), log=log)
+    assert len(again.artifacts) == 2 and again.render == first.render
+    assert f"{name}: unchanged, kept" in log
+    save_student(build_student("micro"), tmp_path / "other", half=False)
+    other = export_run(tmp_path / "other", Export(tmp_path, ["onnx"], ["fp32"]), log=log)
+    assert other.render is not None
+    assert [a.sha256 for a in other.render.files] == [written.sha256]
 
 
 @pytest.mark.parametrize("damage", ["edited", "missing"])
@@ -90,6 +113,7 @@ def test_files_of_another_student_go(copied: Path, tmp_path: Path) -> None:
     assert [a.name for a in manifest.artifacts] == ["onnx/student-fp32.onnx"]
     assert not list(copied.glob("*/*.pte"))
     assert not list(copied.glob("*/*.mlpackage"))
+    assert [path.name for path in copied.glob("*/render-*")] == ["render-fp32.onnx"]
     assert manifest.student_sha256 == sha256(copied / "student")
 
 
@@ -204,11 +228,13 @@ def test_a_second_export_into_the_folder_is_one_line(
     small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both would save the manifest, each without the other's files."""
-    real, met = write, []
+    real, met = write, list[subprocess.CompletedProcess[str]]()
 
     def meanwhile(network: object, recipe: object, *rest: object) -> object:
         words = ["export", "--student", str(small_student), "--out", str(tmp_path / "out")]
         command = [sys.executable, "-m", "pocketfocus", *words, "--targets", "onnx"]
+        if met:
+            return real(network, recipe, *rest)  # type: ignore[arg-type]
         met.append(subprocess.run(command, capture_output=True, text=True, check=False))
         return real(network, recipe, *rest)  # type: ignore[arg-type]
 

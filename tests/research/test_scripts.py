@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pocketfocus.benchmarks import tables
-from pocketfocus.research import card, full, losses, methods, quantization
+from pocketfocus.research import card, full, losses, methods, quantization, rendering
 from pocketfocus.run.errors import UserError, reported
 
 MISSING = "no/such/folder"
@@ -22,6 +22,7 @@ MISSING = "no/such/folder"
         (losses, [MISSING, "synthetic"]),
         (methods, [f"mine={MISSING}"]),
         (quantization, [MISSING]),
+        (rendering, [MISSING, "onnx/student-fp32.onnx", "1"]),
         (tables, [MISSING]),
     ],
     ids=lambda value: value.__name__ if hasattr(value, "__name__") else "",

@@ -14,6 +14,7 @@ from pocketfocus.run.manifest import (
     Artifact,
     Delegation,
     Manifest,
+    Rendering,
     TensorSpec,
     check_artifact,
     load_manifest,
@@ -53,10 +54,31 @@ def test_round_trip(tmp_path: Path, written: Artifact) -> None:
         reference="default",
         calibration={"photos": ["cat"], "positions": [3]},
         tools={"torch": "2"},
+        render=Rendering(
+            (256, 256),
+            (96, 96),
+            0,
+            {"photo": "a tile"},
+            [replace(written, name="onnx/render.onnx")],
+        ),
     )
     manifest.save(tmp_path)
     assert load_manifest(tmp_path) == manifest
     assert json.loads((tmp_path / "manifest.json").read_text())["schema_version"] == 2
+
+
+def test_what_renders_is_a_file_of_the_run(tmp_path: Path, written: Artifact) -> None:
+    rendering = Rendering((256, 256), (96, 96), files=[replace(written, name="onnx/render.onnx")])
+    manifest = Manifest((64, 64), [written], render=rendering)
+    assert [file.name for file in manifest.files] == [written.name, "onnx/render.onnx"]
+    assert manifest.hashes["onnx/render.onnx"] == written.sha256
+    replace(manifest, render=replace(rendering, tile=(0, 256))).save(tmp_path)
+    with pytest.raises(UserError, match="0 is no such number"):
+        load_manifest(tmp_path)
+    elsewhere = replace(rendering, files=[replace(written, name="../render.onnx")])
+    replace(manifest, render=elsewhere).save(tmp_path)
+    with pytest.raises(UserError, match=r"\.\./render\.onnx"):
+        load_manifest(tmp_path)
 
 
 def test_a_good_file_is_given(tmp_path: Path, written: Artifact) -> None:
