@@ -3,18 +3,20 @@
     python -m pocketfocus.research.rendering build/demo executorch/student-int8.pte 0.3 1 12
 
 prints a row a size in megapixels, of that file of a student and the file that renders beside it:
-milliseconds of the best of several runs on one thread, cutting tiles and joining them in Python
-included.
+milliseconds of a processor, of the best of several runs on one thread, so that what else a machine
+does counts little. An image includes cutting tiles and joining them in Python.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -25,7 +27,6 @@ from pocketfocus.benchmarks.tables import figure, markdown
 from pocketfocus.data.optics import one_hot
 from pocketfocus.data.scenes import held_out_photos
 from pocketfocus.export.targets import Runner, get_target
-from pocketfocus.mobile_harness.worker import timed
 from pocketfocus.models.model import resized
 from pocketfocus.models.render import Analysed, tiles_along
 from pocketfocus.models.student import Analysis
@@ -37,6 +38,7 @@ from pocketfocus.run.manifest import Artifact, check_artifact, load_manifest
 RUNS, THREADS = 20, 1
 MEGA, ASPECT = 1e6, 4 / 3
 SETTING = (3.5, 1.0)  # focus and aperture
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,13 @@ def tiles_of(analysed: Analysed, photo: Tensor) -> list[tuple[int, int]]:
     sides = zip(photo.shape[-2:], analysed.size, strict=True)
     down, across = (range(len(tiles_along(full, small))) for full, small in sides)
     return list(product(down, across))
+
+
+def timed(call: Callable[[], T]) -> tuple[T, float]:
+    """Return a call's result and the milliseconds that it took of a processor."""
+    began = time.process_time()
+    made = call()
+    return made, 1000 * (time.process_time() - began)
 
 
 def cost_of(files: tuple[Runner, Runner], size: Size, megapixels: float) -> Cost:
