@@ -367,7 +367,7 @@ def write(run: Run, requested: Requested) -> Written:
         phases = Phases(path.name, target.phases, lambda line: None)
         written = target.write(network, recipe, scratch, phases)
         with quiet():
-            layers = {} if network.once else target.read(scratch, network)
+            layers = target.read(scratch, network)
     stated = {
         "note": "; ".join(filter(None, (summary(layers), notes))),
         "layers": statement(

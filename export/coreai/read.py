@@ -37,8 +37,8 @@ def layer_schemes(path: Path, network: Network) -> dict[str, Scheme]:
 
 
 def schemes(path: Path) -> list[tuple[Scheme, int]]:
-    """The scheme and the count of weights of every convolution and product, in the order of
-    execution.
+    """The scheme and the count of weights of every convolution and product by a constant, in the
+    order of execution.
 
     RuntimeError for a form of weights that is not known here.
     """
@@ -46,7 +46,7 @@ def schemes(path: Path) -> list[tuple[Scheme, int]]:
     return [
         (scheme_of(op), math.prod(shape_of(op.operands[1])))
         for op in asset.operators()
-        if op.name in WEIGHTED
+        if op.name in WEIGHTED and is_constant(op.operands[1])
     ]
 
 
@@ -134,6 +134,14 @@ def scheme_of(op: Any) -> Scheme:
         bits = round(math.log2(lists[-2]))
         return Scheme(bits, "palette", "channel" if group == 1 else group, activations)
     raise RuntimeError(f"weights by {kind} are not known")
+
+
+def is_constant(value: Any) -> bool:
+    """Whether a value is made of constants alone, so that a product by it is one by weights."""
+    from coreai._compiler.ir import Operation
+
+    owner = value.owner
+    return isinstance(owner, Operation) and all(map(is_constant, owner.operands))
 
 
 def made_by(value: Any, moves: tuple[str, ...]) -> Any:

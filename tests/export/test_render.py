@@ -102,6 +102,7 @@ def test_a_file_takes_what_the_network_states(file: File) -> None:
     assert tuple(file.target.input_shapes(file.path)) == FIXED
     assert tuple(spec.shape for spec in network.inputs) == FIXED
     assert [spec.name for spec in network.inputs] == [*Feeds._fields] == [*GIVEN]
+    assert file.target.read(file.path, network) == {}
     assert not [each for each in file.target.lint(file.path) if each.severity != "note"]
 
 
