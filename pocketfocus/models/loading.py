@@ -37,6 +37,7 @@ from pocketfocus.run.files import read_json
 SAMPLING_FILE = "sampling.json"  # of a consistency model: steps, guidance, temperature
 Loader = Callable[[Any, str, str, str | None], Any]
 """`load(class, root, folder, preferred variant)` makes a component."""
+CONFIGS = "*config.json"  # what diffusers and transformers read themselves
 BUFFER = "position_ids"  # a constant that older versions of transformers saved with the weights
 
 
@@ -72,7 +73,7 @@ def default_sampling(spec: str) -> Sampling:
     places = find_places(spec)
     stored = _stored_sampling(Path(places.unet[0]) / SAMPLING_FILE)
     config = Path(places.base) / "vae" / "config.json"
-    fields_there = json.loads(config.read_text(encoding="utf-8-sig")) if config.is_file() else {}
+    fields_there = read_config(config) if config.is_file() else {}
     return own_sampling(stored, bool(fields_there.get("relative_latents", False)))
 
 
@@ -92,9 +93,27 @@ def _stored_sampling(path: Path) -> Sampling | None:
 def _autoencoder_class(root: str) -> Any:
     """Return the published class, or the compact one where the folder's config names it."""
     config = Path(root) / "vae" / "config.json"
-    if config.is_file() and CompactAutoencoder.__name__ in config.read_text(encoding="utf-8-sig"):
-        return CompactAutoencoder
-    return AutoencoderKLTemporalDecoder
+    named = read_config(config).get("_class_name") if config.is_file() else None
+    return (
+        CompactAutoencoder if named == CompactAutoencoder.__name__ else AutoencoderKLTemporalDecoder
+    )
+
+
+def read_config(path: Path) -> dict[str, object]:
+    """Read a config as diffusers and transformers do; UserError for one that they would misread.
+
+    They stop at a byte-order mark, and take a JSON number for a model's name, to ask the Hub for.
+    """
+    try:
+        config = json.loads(path.read_bytes().decode())
+        if not isinstance(config, dict):
+            raise TypeError(f"it holds {config!r:.40}")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is no JSON object in plain UTF-8 ({error}): download it again, or save it "
+            "without a byte-order mark"
+        ) from error
+    return config
 
 
 def load_component(cls: Any, root: str, subfolder: str, preferred: str | None = None) -> Any:
@@ -130,7 +149,8 @@ def load_component(cls: Any, root: str, subfolder: str, preferred: str | None = 
 
 
 def component_folder(root: str, subfolder: str) -> Path | None:
-    """Return a component's folder, None on the Hub; UserError when a local root has none."""
+    """Return a component's folder, None on the Hub; UserError when a local root has none, or one
+    whose config is no JSON."""
     folder = Path(root) / subfolder
     if not Path(root).is_dir():
         return None
@@ -138,6 +158,8 @@ def component_folder(root: str, subfolder: str) -> Path | None:
         raise UserError(
             f"{root} has no {subfolder}/: a reference needs unet/, vae/, image_encoder/, scheduler/"
         )
+    for path in folder.glob(CONFIGS):
+        read_config(path)
     return folder
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from pocketfocus.distill.reference.phases import save_reference
 from pocketfocus.distill.reference.presets import SMALLEST, build_reference, svd_scheduler
 from pocketfocus.models import loading as module
-from pocketfocus.models.loading import load_reference
+from pocketfocus.models.loading import default_sampling, load_reference
 from pocketfocus.models.reference import ReferencePipeline, Sampling, place_latent, spread_latent
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
@@ -267,3 +267,32 @@ def test_a_photo_of_another_shape_is_refused(
 ) -> None:
     with pytest.raises(UserError, match="multiples of 64"):
         pipeline(torch.zeros(shape), 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["unet/config.json", "vae/config.json", "image_encoder/config.json", "scheduler"]
+)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"a": 1}'.encode("utf-8-sig"), "byte-order mark"),
+        ('{"a": 1}'.encode("utf-16"), "byte-order mark"),
+        (b"3", "it holds 3"),
+        (b"", "download it again"),
+        (b"[" * 10**5, "download it again"),
+    ],
+    ids=["marked", "utf16", "number", "empty", "deep"],
+)
+def test_a_config_that_the_libraries_would_misread_is_one_line_that_names_it(
+    small_reference: Path, tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    """A number would be the name of a model, which they would ask the Hub for."""
+    shutil.copytree(small_reference, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / (f"{name}/scheduler_config.json" if name == "scheduler" else name)
+    path.write_bytes(content)
+    readers = [load_reference, default_sampling] if name.startswith("vae") else [load_reference]
+    for read in readers:
+        with pytest.raises(UserError) as caught:
+            read(str(tmp_path))
+        assert str(path) in str(caught.value) and said in str(caught.value)
+        assert "\n" not in str(caught.value)
