@@ -66,6 +66,7 @@ SLOW = {
     "models/test_published.py",
     "models/test_reference.py",
     "photos/test_gallery.py",
+    "photos/test_many_photos.py",
     "quantize/test_mixed.py",
     "research/test_card.py",
     "run/test_killed.py",
