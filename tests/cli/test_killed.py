@@ -13,7 +13,7 @@ import pytest
 
 from tests.house.source import none
 
-KILLS = 40  # at least: `evaluate` saves by the clock
+KILLS = 70  # at least: `evaluate` saves by the clock
 
 
 @pytest.mark.timeout(900)  # on a machine that does other things too

@@ -290,8 +290,8 @@ def test_a_config_that_the_libraries_would_misread_is_one_line_that_names_it(
     shutil.copytree(small_reference, tmp_path, dirs_exist_ok=True)
     path = tmp_path / (f"{name}/scheduler_config.json" if name == "scheduler" else name)
     path.write_bytes(content)
-    readers = [load_reference, default_sampling] if name.startswith("vae") else [load_reference]
-    for read in readers:
+    readers: list[Callable[[str], object]] = [load_reference]
+    for read in readers + [default_sampling] * name.startswith("vae"):
         with pytest.raises(UserError) as caught:
             read(str(tmp_path))
         assert str(path) in str(caught.value) and said in str(caught.value)
