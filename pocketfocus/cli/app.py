@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from textwrap import shorten
 from typing import Annotated
 
@@ -68,6 +69,12 @@ def top(
         typer.echo(context.get_help())
 
 
+@cache
+def command_line() -> Callable[..., object]:
+    """Return the command line, put together once a process."""
+    return typer.main.get_command(app)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -83,7 +90,7 @@ def run(arguments: Sequence[str]) -> int:
     words, came = [a for a in arguments if a != DEBUG], list[int]()
     try:
         with as_interrupted(*SIGNALS) as came:
-            code = app(words, prog_name="pocketfocus", standalone_mode=False)
+            code = command_line()(words, prog_name="pocketfocus", standalone_mode=False)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:

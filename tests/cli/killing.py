@@ -25,13 +25,12 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-import typer
 from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pocketfocus.benchmarks import checks
-from pocketfocus.cli import app, main
+from pocketfocus.cli.app import command_line, main
 from pocketfocus.distill.reference import phases, training
 from pocketfocus.distill.reference.presets import SMALLEST
 from pocketfocus.distill.train import loop
@@ -177,10 +176,10 @@ def spare(place: Place) -> None:
     """Leave out what takes time and no kill could spoil: files are executed and converted once,
     charts are blank, commands are put together once, and trainings small, by a clock that stands
     still."""
+    command_line()
     small = (Crops(1.0, 1, 64),)
     smallest = replace(SMALLEST, unet_channels=(32,), attention_levels=0)
     for owner, name, other in (
-        (app, "app", typer.main.get_command(app.app)),
         (host.Host, "run", executed_once(place)),
         (write, "converted", converted_once(place)),
         (checks, "captured_graph", lambda student, shape: student),

@@ -24,7 +24,7 @@ def call(*_, **__):
         work(int(sys.argv[1]))
     except typer.Exit as done:
         return done.exit_code
-app.app = call
+app.command_line = lambda: call
 sys.exit(app.main([]))
 """
 
