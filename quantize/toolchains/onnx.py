@@ -221,10 +221,12 @@ def unpacking(
     flipped = any(entry.name == "transB" and entry.i for entry in node.attribute)
     turned = node.op_type == "Conv" or flipped  # outputs first; of a ConvTranspose inputs first
     matrix = weight.reshape(weight.shape[0], -1)
-    packed, scales = in_groups(torch.tensor(matrix.T if turned else matrix), group)
+    found, scales = in_groups(torch.tensor(matrix.T if turned else matrix), group)
     name = tensor.name
     constants = [
-        helper.make_tensor(f"{name}_int4", onnx.TensorProto.INT4, packed.shape, packed),
+        helper.make_tensor(  # raw: its numbers one by one would take four times as much
+            f"{name}_int4", onnx.TensorProto.INT4, found.shape, packed(found), raw=True
+        ),
         onnx.numpy_helper.from_array(scales, f"{name}_scales"),
         onnx.numpy_helper.from_array(np.array(weight.shape, np.int64), f"{name}_shape"),
     ]
@@ -249,6 +251,12 @@ def unpacking(
     shape = [last, constants[2].name]
     made.append(helper.make_node("Reshape", shape, [shaped], name=f"{shaped}/op"))
     return made, constants
+
+
+def packed(numbers: NDArray[np.int8]) -> bytes:
+    """4-bit integers as ONNX keeps them: two a byte, the first one in its lower half."""
+    pairs = np.append(numbers.ravel(), np.zeros(numbers.size % 2, np.int8)).astype(np.uint8) & 15
+    return bytes(pairs[::2] | pairs[1::2] << 4)
 
 
 def in_groups(matrix: Tensor, group: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
