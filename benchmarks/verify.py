@@ -225,7 +225,8 @@ def rows_of_one(
     if why is None:
         check, beside = checks.of(artifact) if checks else (saved_check(folder, artifact), ())
         path, reference = below(folder, artifact.name), how.reference_device
-        with one_process() if checks else nullcontext():
+        threads = 1 if all(isinstance(each, Host) for each in devices) else None  # see `rows_of`
+        with one_process(threads) if checks else nullcontext():
             found, outputs = execute_artifact(artifact, path, chosen, check, reference)
             rows += found
             for each in beside if takes_sizes(chosen) else ():

@@ -7,7 +7,7 @@ import platform
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import ClassVar
 
@@ -25,15 +25,19 @@ _SHARED = threading.local()
 
 
 @contextmanager
-def one_process() -> Iterator[None]:
-    """Let the jobs of this thread share a process, since imports take longer than most of them; it
-    starts anew after a job in which it died. Times and memory are then not a file's own."""
+def one_process(threads: int | None = None) -> Iterator[None]:
+    """Let the jobs of this thread share a process, since imports take longer than many of them; it
+    starts anew after a job in which it died. Times and memory are then not a file's own.
+
+    `threads` are those of jobs that name none: runtimes of several processes that wait for each
+    other on the same cores are slow.
+    """
     with Worker() as worker:
-        _SHARED.worker = worker
+        _SHARED.worker, _SHARED.threads = worker, threads
         try:
             yield
         finally:
-            del _SHARED.worker
+            del _SHARED.worker, _SHARED.threads
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,10 @@ class Host:
         Raises JobError when the process crashes or does not end in time, UserError when the
         artifact cannot be opened.
         """
+        run = run_work
+        if hasattr(_SHARED, "worker"):
+            run, job = _SHARED.worker.run, replace(job, threads=job.threads or _SHARED.threads)
         try:
-            run = _SHARED.worker.run if hasattr(_SHARED, "worker") else run_work
             answer = run(work_of(job, self.call(job.target)), timeout_s=job.timeout_s)
         except WorkFailed as error:
             raise JobError(f"{job.artifact}: {error}") from error

@@ -196,8 +196,8 @@ def test_jobs_share_a_process_where_that_is_wanted(
     body = """
     import os
     if _[0]["runs"]: os._exit(3)
-    zeros = {"first_ms": 0, "peak_rss_mib": 0, "threads": 1, "times_ms": []}
-    return {"load_ms": os.getpid(), **zeros}, {}
+    zeros = {"first_ms": 0, "peak_rss_mib": 0, "times_ms": []}
+    return {"load_ms": os.getpid(), "threads": _[0]["threads"], **zeros}, {}
     """
     install_worker(monkeypatch, tmp_path, textwrap.dedent(body))
 
@@ -212,4 +212,6 @@ def test_jobs_share_a_process_where_that_is_wanted(
             host.Host().run(job(runs=1))
         assert process() == process() != first
     assert not psutil.pid_exists(int(first))
+    with host.one_process(threads=3):
+        assert [host.Host().run(job(threads=n)).threads for n in (None, 1)] == [3, 1]
     assert process() != process()
