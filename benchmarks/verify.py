@@ -75,12 +75,14 @@ class Verification:
             rows of parity then say which, in `why`.
         fallbacks: who executes the files that the device cannot, the first that can.
         reference_device: executes each executed file too; both must agree.
+        threads: of a file on this host; None for all cores.
     """
 
     photos: Sequence[Path] | None = None
     positions: Sequence[int] | None = None
     fallbacks: Sequence[Device] = ()
     reference_device: Device | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ def rows_of(
     rows: list[VerifyRow] = []
     kept: dict[str, Pixels] = {}
     here = checks is not None and all(isinstance(each, Host) for each in devices)
+    how = replace(how, threads=1 if here else None)
     one = partial(rows_of_one, folder, manifest, devices, how, checks)
     files = manifest.files if checks and checks.render else manifest.artifacts
     total = len(files)
@@ -225,8 +228,7 @@ def rows_of_one(
     if why is None:
         check, beside = checks.of(artifact) if checks else (saved_check(folder, artifact), ())
         path, reference = below(folder, artifact.name), how.reference_device
-        threads = 1 if all(isinstance(each, Host) for each in devices) else None  # see `rows_of`
-        with one_process(threads) if checks else nullcontext():
+        with one_process(how.threads) if checks else nullcontext():
             found, outputs = execute_artifact(artifact, path, chosen, check, reference)
             rows += found
             for each in beside if takes_sizes(chosen) else ():

@@ -122,14 +122,19 @@ def timed_devices(name: str, options: Options | None = None) -> tuple[Device, ..
 
 def takes_sizes(device: Device) -> bool:
     """Return whether files are called there with photos of their other sizes."""
-    kind = DEVICES.get(device.name.partition(":")[0])
+    kind = _known(device)
     return kind is not None and kind.sizes
 
 
 def is_timed(device: Device) -> bool:
     """Return whether a device's times are latencies, as far as its kind is known here."""
-    kind = DEVICES.get(device.name.partition(":")[0])
+    kind = _known(device)
     return kind is None or kind.timed
+
+
+def _known(device: Device) -> DeviceKind | None:
+    """Return a device's kind, None for one that is not in the registry."""
+    return DEVICES.get(device.name.partition(":")[0])
 
 
 def reference_device(name: str) -> Device | None:

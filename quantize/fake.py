@@ -131,13 +131,15 @@ def best_scales(rows: Tensor, whole: Tensor, ends: tuple[int, int]) -> Tensor:
     the least squared error: clipping a large weight costs less than a coarse scale for all."""
     whole = torch.where(whole.abs() < TINY, TINY, whole)
     tried = torch.stack([share * whole for share in SHARES])
-    errors = [(integers(rows, scales, ends) - rows).square().sum(1) for scales in tried]
+    errors = [
+        (integers(rows, scales, ends) * scales[:, None] - rows).square().sum(1) for scales in tried
+    ]
     return tried.gather(0, torch.stack(errors).argmin(0)[None])[0]
 
 
 def integers(rows: Tensor, scales: Tensor, ends: tuple[int, int]) -> Tensor:
-    """Rows rounded to integers between `ends`, times their scales."""
-    return (rows / scales[:, None]).round().clamp(*ends) * scales[:, None]
+    """Rows over their scales, rounded to integers between `ends`."""
+    return (rows / scales[:, None]).round().clamp(*ends)
 
 
 def round_weight(weight: Tensor, scheme: Scheme, transposed: bool, grid: Grid) -> Tensor:

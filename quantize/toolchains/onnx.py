@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import helper, version_converter
 from torch import Tensor, nn
 
-from pocketfocus.quantize.fake import best_scales, scaled, symmetric
+from pocketfocus.quantize.fake import best_scales, integers, scaled, symmetric
 from pocketfocus.quantize.layers import LAYER_TYPES, Calls, layers_of
 from pocketfocus.quantize.plan import Choice, plan
 from pocketfocus.quantize.recipes import GROUP, Recipe, Scheme
@@ -266,13 +266,8 @@ def in_groups(matrix: Tensor, group: int) -> tuple[NDArray[np.int8], NDArray[np.
     filled = F.pad(matrix.float(), (0, 0, 0, -inputs % group))
     rows = filled.reshape(-1, group, outputs).mT.reshape(-1, group)
     scales = best_scales(rows, range_scales(rows), ENDS_4)
-    back = (
-        (rows / scales[:, None])
-        .round()
-        .clamp(*ENDS_4)
-        .reshape(-1, outputs, group)
-        .mT.reshape(-1, outputs)
-    )
+    numbers = integers(rows, scales, ENDS_4)
+    back = numbers.reshape(-1, outputs, group).mT.reshape(-1, outputs)
     return back[:inputs].numpy().astype(np.int8), scales.reshape(-1, outputs).numpy()
 
 
