@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pocketfocus.export.coreai.read import schemes
+from pocketfocus.export.coreml.lint import in_blocks
 from pocketfocus.export.targets import Advice
 
 
@@ -15,14 +16,4 @@ def lint(path: Path) -> list[Advice]:
         for scheme, _ in schemes(path)
         if scheme.form == "affine" and isinstance(scheme.granularity, int)
     ]
-    if not blocks:
-        return []
-    return [
-        Advice(
-            "integers-in-blocks", "warning", f"{len(blocks)} weights",
-            "integer weights with a scale a block gave other values on the Neural Engine of an "
-            "iPhone 16 Pro, and the right ones on its GPU; palettes were right on both",
-            "call it on the GPU, take palettes (a recipe), or try a canary on each device",
-            "https://github.com/apple/coreai-models/issues/279",
-        )
-    ]  # fmt: skip
+    return in_blocks(len(blocks), "call it on the GPU, take palettes, which were right (a recipe)")

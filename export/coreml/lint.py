@@ -52,7 +52,7 @@ def _palettes(operations: Sequence[Any]) -> Iterator[Advice]:
         )  # fmt: skip
 
 
-def _blocks(operations: Sequence[Any]) -> Iterator[Advice]:
+def _blocks(operations: Sequence[Any]) -> list[Advice]:
     blocks = [
         op
         for op in operations
@@ -60,14 +60,22 @@ def _blocks(operations: Sequence[Any]) -> Iterator[Advice]:
         and not _is_float(op.data)
         and sum(side > 1 for side in op.scale.shape) > 1
     ]
-    if blocks:
-        yield Advice(
-            "integers-in-blocks", "warning", f"{len(blocks)} weights",
+    return in_blocks(len(blocks), "call them with the compute units CPU and GPU")
+
+
+def in_blocks(count: int, remedy: str) -> list[Advice]:
+    """What is said of so many weights with a scale a block, in packages and Core AI assets."""
+    if not count:
+        return []
+    return [
+        Advice(
+            "integers-in-blocks", "warning", f"{count} weights",
             "integer weights with a scale a block gave other values on the Neural Engine of an "
             "iPhone 16 Pro, in a Core AI file, and the right ones on its GPU",
-            "call them with the compute units CPU and GPU, or try a canary on each device",
+            f"{remedy}, or try a canary on each device",
             "https://github.com/apple/coreai-models/issues/279",
-        )  # fmt: skip
+        )
+    ]  # fmt: skip
 
 
 def _shapes(function: Any) -> Iterator[Advice]:

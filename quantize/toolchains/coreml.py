@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from pocketfocus.quantize.fake import TINY, best_scales, grouped, symmetric
+from pocketfocus.quantize.fake import best_scales, grouped, symmetric
 from pocketfocus.quantize.layers import Calls, capture
 from pocketfocus.quantize.plan import Choice, all_static, plan
 from pocketfocus.quantize.recipes import GROUP, IOS_VERSIONS, Recipe, Rule, Scheme
@@ -159,9 +159,8 @@ def grid(rows: Tensor, scheme: Scheme) -> Tensor:
 def clipped(rows: Tensor) -> Tensor:
     """Rows of weights between 7 steps of their `best_scales`: the largest weight is what sets the
     scale in coremltools."""
-    most = rows.detach().abs().amax(1).clamp_min(TINY)
-    most = MOST_4 * best_scales(rows, most / MOST_4, (-MOST_4, MOST_4)).clamp(max=most / MOST_4)
-    return rows.clamp(-most[:, None], most[:, None])
+    most = MOST_4 * best_scales(rows, rows.abs().amax(1) / MOST_4, (-MOST_4, MOST_4))[:, None]
+    return rows.clamp(-most, most)
 
 
 def clip(model: nn.Module, schemes: Mapping[str, Scheme]) -> None:
