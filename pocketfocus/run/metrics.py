@@ -117,4 +117,7 @@ def restored_detail(made: Tensor, truth: Tensor, photo: Tensor, places: Tensor) 
 
 
 def _mean(images: Tensor, side: int) -> Tensor:
-    return F.avg_pool2d(images, side, 1, side // 2, count_include_pad=False)
+    for across in ((1, side), (side, 1)):
+        pad = (across[0] // 2, across[1] // 2)
+        images = F.avg_pool2d(images, across, 1, pad, count_include_pad=False)
+    return images
