@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from pocketfocus.distill.student.adversarial import Adversarial
 from pocketfocus.distill.student.consistency import Consistency
+from pocketfocus.distill.student.prior import PriorTrainer
 from pocketfocus.distill.student.regression import Regression
 from pocketfocus.distill.student.trainer import StudentTrainer
 from pocketfocus.distill.train.crops import Crops
@@ -17,9 +18,11 @@ from pocketfocus.run.errors import UserError
 
 # How blur looks is local: smaller crops first show more scenes a minute; larger ones show layout.
 CROPS = (Crops(0.6, 16, 128), Crops(1.0, 10, 160))
+LAYOUTS = (Crops(1.0, 12, 256),)  # where things lie, whole layouts tell
 SMALL_CROPS = (Crops(1.0, 1, 128),)  # a step of `consistency` evaluates UNets five times a sample
 WARM = Schedule(learning_rate=2e-5, log_every=1)  # gentle
 FASTER = replace(WARM, learning_rate=1e-4)
+PRIOR = replace(WARM, learning_rate=5e-4, warmup_steps=100, ema_decay=0.99)
 ADAMW = replace(WARM, learning_rate=1e-3)
 MUON = Schedule(
     optimizer="muon",
@@ -64,6 +67,15 @@ METHODS = {
             Adversarial,
             "regression and a hinge GAN on the reference's encoder (2311.17042)",
             warm=FASTER,
+            by_psnr=False,
+        ),
+        Method(
+            "prior",
+            PriorTrainer,
+            "the prior of depth alone, for photos of unknown position; pictures stay",
+            warm=PRIOR,
+            scratch=PRIOR,
+            crops=LAYOUTS,
             by_psnr=False,
         ),
         Method(

@@ -14,13 +14,17 @@ from pocketfocus.run.errors import UserError
 commands = typer.Typer()
 OWN, PAPER = "pocketfocus", "paper"  # recipes of fine-tunings
 METHODS_HELP = (
-    "regression: one step, zero noise, pixels; adversarial: the same with a GAN term; consistency: "
-    "the reference's own UNet in 1 to 4 steps, written to DIR/reference"
+    "regression: one step, zero noise, pixels; adversarial: the same with a GAN term; prior: the "
+    "prior of depth alone, which finds a photo's position; consistency: the reference's own UNet "
+    "in 1 to 4 steps, written to DIR/reference"
 )
 
 
 Method = Annotated[
-    str, typer.Option("--method", metavar="regression|adversarial|consistency", help=METHODS_HELP)
+    str,
+    typer.Option(
+        "--method", metavar="regression|adversarial|prior|consistency", help=METHODS_HELP
+    ),
 ]
 DistillMinutes = Annotated[
     float | None,

@@ -30,6 +30,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pocketfocus.models.prior import MULTIPLE as PRIOR_MULTIPLE
+from pocketfocus.models.prior import Prior
 from pocketfocus.run.constants import FRAMES, IMAGES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import write_atomic
@@ -39,6 +41,7 @@ CLASS_NAME = "_class_name"  # in CONFIG_FILE
 COLOURS = 3
 CELL = 4  # pixels of the analysis, a side, that one place of the network's outputs speaks of
 COARSE = 2  # the first band as coarse as these outputs
+JOINED = 2  # the level that a prior joins
 PIXELS = COLOURS * CELL**2
 SECOND_CONVOLUTION = 0.3  # of a block, at first, against the usual start: no norm keeps scale
 
@@ -95,7 +98,8 @@ class Network(nn.Module):
     `forward(photo [B,3,h,w] in [-1,1], position one-hot [B,9])` gives `Encoded`; a position of
     zeros stands for an unknown one. Level i has `channels[i]` and works at 1/2**(i+2) of the size,
     with `encoder[i]` residual blocks on the way down and `decoder[i]` on the way up, one level
-    fewer; `head` is the width of the layer before the outputs. Untrained, all outputs are zero.
+    fewer; `head` is the width of the layer before the outputs. With `prior`, the width of what it
+    says, a `Prior` of depth joins the third level. Untrained, all outputs are zero.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class Network(nn.Module):
         decoder: Sequence[int],
         head: int,
         outputs: int,
+        prior: int,
     ) -> None:
         super().__init__()
 
@@ -121,17 +126,30 @@ class Network(nn.Module):
         self.mix = nn.Conv2d(channels[0], head, 3, padding=1)
         self.outputs = nn.Conv2d(head, outputs, 1)
         self.dioptres = nn.Conv2d(head, 1, 1)
-        self.position = nn.Conv2d(channels[-1], FRAMES, 1)
-        for parameter in self.outputs.parameters():
-            nn.init.zeros_(parameter)
+        self.prior = Prior(channels[JOINED], prior) if prior else None
+        self.joined = nn.Conv2d(prior, channels[JOINED], 1) if prior else None
+        self.position = nn.Conv2d(prior or channels[-1], FRAMES, 1)
+        for layer in (self.outputs, self.joined):
+            for parameter in layer.parameters() if layer else ():
+                nn.init.zeros_(parameter)
 
-    def forward(self, photo: Tensor, position: Tensor) -> Encoded:
+    def encoded(self, photo: Tensor, position: Tensor) -> list[Tensor]:
+        """What the levels of the way down give, finest first."""
         x, skips = self.stem(photo), []
         for level, blocks in enumerate(self.encoder):
             x = self.down[level - 1](x) if level else x
             x = blocks(x + self.entering[level](position)[:, :, None, None])
             skips.append(x)
-        likely = self.position(x).mean((-2, -1), keepdim=True).flatten(1)
+        return skips
+
+    def forward(self, photo: Tensor, position: Tensor) -> Encoded:
+        skips = self.encoded(photo, position)
+        said = skips[-1]
+        if self.prior is not None and self.joined is not None:
+            said = self.prior(photo, skips[JOINED])
+            skips[JOINED] = skips[JOINED] + self.joined(said)
+        likely = self.position(said).mean((-2, -1), keepdim=True).flatten(1)
+        x = skips[-1]
         for level in reversed(range(len(self.decoder))):
             bias = self.leaving[level](position)[:, :, None, None]
             x = self.decoder[level](enlarged(self.up[level](x)) + skips[level] + bias)
@@ -197,6 +215,7 @@ class StudentConfig(BaseModel):
     decoder: tuple[Blocks, ...] = (2, 3)
     head: Width = 128
     bands: Annotated[int, Field(ge=3, le=6)] = 4
+    prior: Annotated[int, Field(ge=0, le=2048)] = 0
     size: tuple[Annotated[int, Field(ge=16, le=4096)], Annotated[int, Field(ge=16, le=4096)]] = (
         320,
         448,
@@ -210,6 +229,8 @@ class StudentConfig(BaseModel):
                 f"{levels} levels need as many numbers in encoder and one fewer in decoder, these "
                 f"are {len(self.encoder)} and {len(self.decoder)}"
             )
+        if self.prior and levels <= JOINED:
+            raise ValueError(f"a prior joins level {JOINED + 1}, there are {levels}")
         if any(side % self.multiple for side in self.size):
             raise ValueError(f"sides of size are multiples of {self.multiple}")
         return self
@@ -217,8 +238,8 @@ class StudentConfig(BaseModel):
     @property
     def multiple(self) -> int:
         """What both sides of a photo that is analysed are multiples of."""
-        levels = len(self.channels)
-        return int(CELL * 2 ** max(levels - 1, self.bands - 1 - COARSE))
+        halvings = (len(self.channels) - 1, self.bands - 1 - COARSE)
+        return max(CELL * 2 ** max(halvings), PRIOR_MULTIPLE if self.prior else 1)
 
 
 class RefocusStudent(nn.Module):
@@ -243,7 +264,7 @@ class RefocusStudent(nn.Module):
         bands = config.bands
         values = 1 + bands + PIXELS
         levels = (config.channels, config.encoder, config.decoder)
-        self.network = Network(*levels, config.head, IMAGES * values)
+        self.network = Network(*levels, config.head, IMAGES * values, config.prior)
         self.pyramid = Bands(bands)
         eye = torch.eye(IMAGES, FRAMES)
         images = torch.cat([eye.repeat(1 + bands, 1), eye.repeat_interleave(PIXELS, dim=0)])
@@ -337,8 +358,9 @@ def shuffled(x: Tensor) -> Tensor:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {},  # shipped
+    "tiny": {"prior": 96},  # shipped
     "phone": {  # sees more at once, and twice as finely
+        "prior": 64,
         "channels": (64, 128, 192, 256),
         "encoder": (2, 2, 3, 4),
         "decoder": (2, 2, 3),
