@@ -22,9 +22,7 @@ METHODS_HELP = (
 
 Method = Annotated[
     str,
-    typer.Option(
-        "--method", metavar="regression|adversarial|prior|consistency", help=METHODS_HELP
-    ),
+    typer.Option("--method", metavar="regression|adversarial|prior|consistency", help=METHODS_HELP),
 ]
 DistillMinutes = Annotated[
     float | None,

@@ -53,7 +53,7 @@ def test_it_learns_where_places_lie_and_the_position(trained: PriorTrainer) -> N
         if name == "bias":
             parameter.data[7] = 9.0  # sure of position 7
     trained.lies.weight.data.zero_()
-    trained.lies.bias.data = torch.tensor([6.0, 1.0])
+    trained.lies.bias = torch.nn.Parameter(torch.tensor([6.0, 1.0]))
     losses = trained.losses(batch, UNKNOWN)
     assert losses["lies_error"] == 0
     assert losses["defocus_error"] == (6 + 0) / 2  # of 1-6 and 7-6, said to be 1
