@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pocketfocus.export.network import Network
 from pocketfocus.export.phases import Phases
+from pocketfocus.export.provenance import shared_provenance
 from pocketfocus.export.quiet import quiet
 from pocketfocus.export.targets import Target, Written, get_target
 from pocketfocus.quantize.recipes import Recipe, recipe_from
@@ -74,7 +75,7 @@ def work(
     phases = Phases(arguments["name"], target.phases, say)
     found: dict[str, Any] = {}
     path, check = Path(arguments["path"]), Path(arguments["check"])
-    with one_line(path), temporary_files_in(path.parent):
+    with one_line(path), temporary_files_in(path.parent), shared_provenance():
         written = target.write(checked(network, check, found), recipe, path, phases)
     costs = {
         "parameters": found["parameters"],

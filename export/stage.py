@@ -29,6 +29,7 @@ from pocketfocus.data.stacks import cores
 from pocketfocus.export.isolated import write_isolated
 from pocketfocus.export.network import Network, Source
 from pocketfocus.export.phases import Phases
+from pocketfocus.export.provenance import shared_provenance
 from pocketfocus.export.quiet import quiet
 from pocketfocus.export.reference import PARTS, SMALLEST, reference_source
 from pocketfocus.export.student import STUDENT, Log, Wanted, student_source
@@ -365,7 +366,8 @@ def write(run: Run, requested: Requested) -> Written:
         return replace(written, applied=written.applied | {"note": notes})
     with write_atomic(path) as scratch, temporary_files_in(scratch.parent):
         phases = Phases(path.name, target.phases, lambda line: None)
-        written = target.write(network, recipe, scratch, phases)
+        with shared_provenance():
+            written = target.write(network, recipe, scratch, phases)
         with quiet():
             layers = target.read(scratch, network)
     stated = {
