@@ -194,6 +194,8 @@ def int8(
     from torchao.quantization.pt2e.quantizer import ComposableQuantizer
 
     graph = program.module()
+    # Theirs with batch norms, which no network here has, take seconds to be traced each time.
+    patterns = [each for each in XNNPACKQuantizer.SUPPORTED_PATTERNS if "_bn" not in each.name]
     quantizers = []
     for scheme in sorted(set(schemes.values()), key=str):
         names = {name for name, found in schemes.items() if found == scheme}
@@ -203,6 +205,7 @@ def int8(
         )
         filtered = quantizable(graph.graph, names, between and not dynamic)
         quantizer = XNNPACKQuantizer().set_filter_function(filtered)
+        quantizer.SUPPORTED_PATTERNS = patterns
         for operator in OPERATORS:
             quantizer.set_operator_type(operator, config)
         quantizers.append(quantizer)

@@ -144,3 +144,14 @@ def test_only_layers_and_what_leads_to_them_are_quantized() -> None:
     assert [is_rounded(n) for n in convolutions] == [True, True, False]
     assert [is_rounded(n) for n in adds] == [True, False]
     assert not any(is_rounded(n) for n in graph.nodes if str(n.target) == "aten.mul.Tensor")
+
+
+def test_no_pattern_is_traced_that_no_network_here_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of batch norms took XNNPACK's quantizer two seconds a file."""
+    name = "executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils"
+    traced: list[object] = []
+    monkeypatch.setattr(f"{name}._get_aten_graph_module_for_pattern", traced.append)
+    inputs = [(torch.rand(1, 8, 4, 4),)]
+    captured = capture(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()), inputs)
+    graph = int8(captured, inputs, {"0": Scheme(8, "affine", "channel", "static")}, True)
+    assert "dequantize_per_channel" in graph.code and not traced
