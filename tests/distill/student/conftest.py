@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from pocketfocus.distill.reference.presets import SMALLEST, build_reference
+from pocketfocus.distill.student import consistency
 from pocketfocus.distill.student.options import Distillation
 from pocketfocus.distill.train.crops import Crops
 from pocketfocus.models.loading import load_reference
-from pocketfocus.models.reference import ReferencePipeline
+from pocketfocus.models.reference import PUBLISHED, ReferencePipeline
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,12 @@ KEEPS_PUBLISHED = replace(SMALLEST, relative_latents=False)  # the published for
 def either(request: pytest.FixtureRequest) -> ReferencePipeline:
     torch.manual_seed(0)
     return build_reference(request.param)
+
+
+@pytest.fixture
+def short_trajectories(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consistency distillation samples the reference in two steps, where 25 are published."""
+    monkeypatch.setattr(consistency, "PUBLISHED", replace(PUBLISHED, steps=2))
 
 
 @pytest.fixture(scope="session")

@@ -76,6 +76,7 @@ def test_the_loss_is_between_neighbouring_levels_and_only_the_upper_learns(
     assert float(found["mse"]) == pytest.approx(float(squared.detach()), rel=1e-4)
 
 
+@pytest.mark.usefixtures("short_trajectories")
 def test_consistency_makes_a_reference_that_draws_in_few_steps(
     reference: ReferencePipeline, options: Callable[..., Distillation], tmp_path: Path
 ) -> None:

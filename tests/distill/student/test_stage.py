@@ -117,6 +117,7 @@ def test_a_broken_student_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("short_trajectories")
 @pytest.mark.parametrize("method", ["regression", "adversarial", "consistency", "scratch"])
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     options: Callable[..., Distillation],
@@ -166,6 +167,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
     assert (tmp_path / "training/checkpoint.safetensors").read_bytes() == good
 
 
+@pytest.mark.usefixtures("short_trajectories")
 @pytest.mark.parametrize("method", ["regression", "consistency"])
 @pytest.mark.parametrize("source", ["reference", "stacks"])
 def test_the_references_stacks_or_true_ones_alone(

@@ -1,9 +1,9 @@
-"""Trainings for tests that need processes of their own; run as a script, under accelerate or not.
+"""Trainings for tests that need processes of their own; run as a script.
 
-`processes.py tiny FOLDER BATCH ACCUMULATE STOP [sharded]`: the smallest denoiser for four steps,
-its last process interrupted in the step after STOP; `processes.py reference FOLDER`: both phases of
-the smallest reference, with a checkpoint after every step; `processes.py distill STOP ARGUMENT...`:
-the command, its last process interrupted in the step after STOP, and the same command again.
+`processes.py shared FOLDER ARGUMENT...`, under accelerate: one after another, as imports take
+longer than each, `tiny`, whose last process is interrupted, `distill` with these arguments, and
+`tiny` sharded; `processes.py killed FOLDER`: both phases of the smallest reference, with a
+checkpoint after every step, killed in each phase and then gone on with.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import DistributedType, PartialState
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from pocketfocus.cli import main
@@ -34,12 +36,13 @@ from pocketfocus.distill.reference.presets import SMALLEST, build_reference
 from pocketfocus.distill.student import stage
 from pocketfocus.distill.student.samples import true_batch
 from pocketfocus.distill.train import loop
+from pocketfocus.distill.train.checkpoint import read_counters
 from pocketfocus.distill.train.crops import Crops
 from pocketfocus.distill.train.distributed import process_state
 from pocketfocus.distill.train.loop import Task, Trainer
 from pocketfocus.distill.train.schedule import Schedule
 
-STEPS = 4
+STEPS, NEVER = 4, 99
 REFERENCE_STEPS = 10
 
 
@@ -51,7 +54,8 @@ def ramps() -> np.ndarray:
 
 
 def tiny(folder: Path, batch: int, accumulate: int, stop: int, sharded: bool = False) -> Trainer:
-    """Train in fp32, resumed if there is a checkpoint."""
+    """Train the smallest denoiser for four steps in fp32, resumed if there is a checkpoint; the
+    last process is interrupted in the step after `stop`."""
     torch.manual_seed(0)
     pipeline = build_reference(SMALLEST)
     initialise_denoiser(pipeline.unet)
@@ -84,6 +88,7 @@ def tiny(folder: Path, batch: int, accumulate: int, stop: int, sharded: bool = F
 
 def force_sharding() -> None:
     """Let accelerate take CPU processes for GPUs: it shards on nothing else, gloo can."""
+    AcceleratorState._reset_state()
     process_state()
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     os.environ["ACCELERATE_USE_FSDP"] = "true"
@@ -97,7 +102,8 @@ def reference(folder: Path, checkpoint_minutes: float) -> None:
 
 
 def distill(stop: int, words: Sequence[str]) -> None:
-    """`pocketfocus distill` twice, in fp32."""
+    """`pocketfocus distill` in fp32, its last process interrupted in the step after `stop`, and the
+    same command again."""
     vars(loop)["computes_in_bf16"] = lambda device: False
     drawn, draw = 0, true_batch
 
@@ -113,12 +119,36 @@ def distill(stop: int, words: Sequence[str]) -> None:
     assert codes == [130, 0], codes
 
 
+def killed(folder: Path) -> None:
+    """Train a reference in processes that are killed with SIGKILL once a phase has a checkpoint of
+    a step, then to its end. They are forked: imports take longer than a training."""
+    for phase, after in (("autoencoder", 2), ("denoiser", 3)):
+        path, end = folder / phase / "checkpoint.safetensors", time.monotonic() + 120
+        child = os.fork()
+        if not child:
+            reference(folder, 0.0)
+            os._exit(0)
+        while not (path.exists() and read_counters(path).step >= after):
+            assert os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < end
+            time.sleep(0.005)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        step = read_counters(path).step
+        assert after <= step < REFERENCE_STEPS, "it was killed before the end of the phase"
+    reference(folder, 0.0)
+
+
+def shared(folder: Path, words: Sequence[str]) -> None:
+    """All that two processes share, each in a folder of its own."""
+    tiny(folder / "tiny", 2, 1, 1)
+    distill(1, [*words, "--out", str(folder / "distilled")])
+    tiny(folder / "sharded", 2, 1, NEVER, sharded=True)
+
+
 if __name__ == "__main__":
     kind, path, *rest = sys.argv[1:]
     denoiser.PICTURE_STEPS = 1  # a step of the sampler gathers the shards twice
-    if kind == "distill":
-        distill(int(path), rest)
-    elif kind == "tiny":
-        tiny(Path(path), int(rest[0]), int(rest[1]), int(rest[2]), "sharded" in rest)
+    if kind == "shared":
+        shared(Path(path), rest)
     else:
-        reference(Path(path), 0.0)
+        killed(Path(path))

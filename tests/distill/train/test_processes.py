@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import runpy
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +46,58 @@ def trainings() -> dict[str, Any]:
     return runpy.run_path(str(SCRIPT))
 
 
-def launch(*arguments: object) -> None:
-    """Run the script in two CPU processes under `accelerate launch`."""
-    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    options += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *options]
+def run(*arguments: object, launcher: Sequence[str] = ()) -> None:
+    """Run the script."""
     result = subprocess.run(
-        [*command, str(SCRIPT), *map(str, arguments)],
+        [sys.executable, *launcher, str(SCRIPT), *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
         timeout=240,
     )
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def taught(
+    ramps: np.ndarray,
+    write_stacks: Callable[[Path, np.ndarray], Path],
+    small_student: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Distillation:
+    """A distillation from three stacks of a reference and three true ones."""
+    folder = tmp_path_factory.mktemp("taught")
+    scenes = write_stacks(folder / "scenes", ramps)
+    torch.manual_seed(0)
+    save_reference(build_reference(SMALLEST), folder / "reference", {})
+    return Distillation(
+        minutes=math.inf,
+        steps=STEPS,
+        reference=str(folder / "reference"),
+        start=small_student,
+        sources=(str(scenes),),
+        crops=(Crops(1.0, 32, 64),),
+        max_teacher_stacks=3,
+        learning_rate=0.02,  # four steps are within the warm-up, to a twelfth of the rate
+    )
+
+
+@pytest.fixture(scope="module")
+def shared(
+    trainings: dict[str, Any], taught: Distillation, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What two CPU processes under `accelerate launch` make: `tiny`, interrupted; `distilled`;
+    `sharded`, from the checkpoint of an unsharded start."""
+    folder = tmp_path_factory.mktemp("shared")
+    trainings["tiny"](folder / "sharded", 2, 2, 1)
+    words: list[object] = ["--reference", taught.reference, "--student", taught.start, "--crop", 64]
+    words += ["--stacks", *taught.sources, "--steps", STEPS, "--targets", taught.max_teacher_stacks]
+    words += ["--learning-rate", taught.learning_rate]
+    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    options += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launcher = ["-m", "accelerate.commands.launch", *options]
+    run("shared", folder, *words, launcher=launcher)
+    return folder
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
@@ -92,66 +128,41 @@ def alone(trainings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_two_processes_are_one_with_twice_the_batch(
-    alone: Path, trainings: dict[str, Any], tmp_path: Path
+    alone: Path, shared: Path, trainings: dict[str, Any]
 ) -> None:
     """Two processes of two samples; one of them is interrupted, one process with two accumulated
     batches goes on: the same losses as one process with batches of four, and no row twice."""
-    launch("tiny", tmp_path, 2, 1, 1)
-    assert read_counters(tmp_path / "checkpoint.safetensors").step == 2
-    assert [step for step, _ in losses(tmp_path)] == [1, 2]
-    trainings["tiny"](tmp_path, 2, 2, NEVER)
-    assert_same(tmp_path, alone)
+    folder = shared / "tiny"
+    assert read_counters(folder / "checkpoint.safetensors").step == 2
+    assert [step for step, _ in losses(folder)] == [1, 2]
+    trainings["tiny"](folder, 2, 2, NEVER)
+    assert_same(folder, alone)
 
 
-def test_sharded_over_two_processes_it_trains_the_same(
-    alone: Path, trainings: dict[str, Any], tmp_path: Path
-) -> None:
-    """accelerate's FSDP2 on two CPU processes, from the checkpoint of an unsharded start."""
-    trainings["tiny"](tmp_path, 2, 2, 1)
-    launch("tiny", tmp_path, 2, 1, NEVER, "sharded")
-    assert_same(tmp_path, alone)
+def test_sharded_over_two_processes_it_trains_the_same(alone: Path, shared: Path) -> None:
+    """accelerate's FSDP2 on two CPU processes."""
+    assert_same(shared / "sharded", alone)
 
 
 def test_a_distillation_in_two_processes_is_one_with_twice_the_batch(
-    ramps: np.ndarray,
-    write_stacks: Callable[[Path, np.ndarray], Path],
-    small_student: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    shared: Path, taught: Distillation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command under `accelerate launch`, interrupted in its second step and gone on with: the
     same teacher stacks, losses, weights and scores as one process with twice the batch."""
-    reference, alone, shared = (tmp_path / name for name in ("reference", "alone", "shared"))
-    scenes = write_stacks(tmp_path / "scenes", ramps)
-    torch.manual_seed(0)
-    save_reference(build_reference(SMALLEST), reference, {})
-    rate, count = 0.02, 3  # four steps are within the warm-up, to a twelfth of the rate
     monkeypatch.setattr(loop, "computes_in_bf16", lambda device: False)
-    options = Distillation(
-        minutes=math.inf,
-        steps=STEPS,
-        reference=str(reference),
-        start=small_student,
-        sources=(str(scenes),),
-        crops=(Crops(1.0, 32, 64),),
-        max_teacher_stacks=count,
-        learning_rate=rate,
-    )
-    distill_run(alone, options)
-    words = ["--reference", reference, "--student", small_student, "--stacks", scenes]
-    words += ["--steps", STEPS, "--crop", 64, "--targets", count, "--learning-rate", rate]
-    launch("distill", 1, *words, "--out", shared)
-    assert_same(shared / "training", alone / "training")
-    found, expected = (read_json(folder / "distill.json") for folder in (shared, alone))
+    distill_run(tmp_path, taught)
+    pair = shared / "distilled", tmp_path
+    assert_same(pair[0] / "training", pair[1] / "training")
+    found, expected = (read_json(folder / "distill.json") for folder in pair)
     for name in ("before_db", "after_db"):
         assert found.pop(name) == pytest.approx(expected.pop(name), abs=2e-3)
-    assert found == expected and found["targets"] + found["held_out"] == count
-    made, wanted = (sorted((f / "targets").glob("*/*.safetensors")) for f in (shared, alone))
-    assert [p.relative_to(shared) for p in made] == [p.relative_to(alone) for p in wanted]
+    assert found == expected and found["targets"] + found["held_out"] == 3
+    made, wanted = (sorted((f / "targets").glob("*/*.safetensors")) for f in pair)
+    assert [p.relative_to(pair[0]) for p in made] == [p.relative_to(pair[1]) for p in wanted]
     for one, other in zip(map(load_file, made), map(load_file, wanted), strict=True):
         assert torch.equal(one["photo"], other["photo"])
         assert (one["stack"].int() - other["stack"].int()).abs().max() <= 1
-    assert not list(shared.rglob(".*")), "nothing half-written is left"
+    assert not list(pair[0].rglob(".*")), "nothing half-written is left"
 
 
 def test_the_full_size_unet_is_sharded_by_blocks() -> None:
@@ -181,31 +192,12 @@ def test_what_cannot_be_sharded_is_refused(
         train_reference(ramps, tmp_path, phase, phase)
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(SCRIPT), "reference", str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def kill_in(phase: str, folder: Path, after: int) -> None:
-    """Start the training and kill it with SIGKILL once the phase has a checkpoint of that step."""
-    path, end = folder / phase / "checkpoint.safetensors", time.monotonic() + 120
-    process = start(folder)
-    while not (path.exists() and read_counters(path).step >= after):
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert after <= read_counters(path).step < 10, "it was killed before the end of the phase"
-
-
 def test_killed_in_both_phases_and_resumed_equals_uninterrupted_bit_for_bit(
     trainings: dict[str, Any], tmp_path: Path
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     trainings["reference"](whole, 5.0)
-    kill_in("autoencoder", parts, 2)
-    kill_in("denoiser", parts, 3)
-    assert start(parts).wait(120) == 0
+    run("killed", parts)
     for phase in ("autoencoder", "denoiser"):
         first, second = (load_file(f / phase / "checkpoint.safetensors") for f in (whole, parts))
         assert first.keys() == second.keys()
