@@ -9,7 +9,8 @@ OUT ?= build/demo
 # Core AI is left to `--targets`: the interpreter that checks its files takes minutes.
 TARGETS ?= executorch,coreml,onnx
 PAGE := mobile_harness/web/page
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup \
+	--no-loadscope-reorder
 NEED_NPM := command -v npm >/dev/null || { echo "make web needs Node.js with npm: install nodejs and npm" >&2; exit 2; }
 # The first interpreter that runs and is in range; 3.11 first, where wheels are the most complete.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \

@@ -3,11 +3,13 @@ they are exported in seconds, each once a session."""
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain, groupby
 from pathlib import Path
@@ -29,6 +31,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what 
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as nohup does
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+gc.set_threshold(50_000, 20, 20)  # what torch and the toolchains import is walked less often
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -120,6 +124,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         shares = {"exported", "built_page", "wheel"} & fixtures
         group = ONE_WORKER if shares else item.path.relative_to(ROOT).as_posix()
         item.add_marker(pytest.mark.xdist_group(group))
+    if items and hasattr(items[0].config, "workerinput"):
+        items.sort(key=place_among(items))
+
+
+def place_among(items: Sequence[pytest.Item]) -> Callable[[pytest.Item], int]:
+    """Where a test goes: workers take groups in this order, so that no long one is the last."""
+
+    def group(item: pytest.Item) -> str:
+        mark = item.get_closest_marker("xdist_group")
+        return str(mark.args[0]) if mark else ""
+
+    long = {group(item) for item in items if item.get_closest_marker("slow")}
+    return lambda item: (group(item) != ONE_WORKER) + (group(item) not in {*long, ONE_WORKER})
 
 
 def is_slow(path: Path, function: str) -> bool:
@@ -209,11 +226,28 @@ def stir(student: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.03 if parameter.ndim > 1 else 0.1)
 
 
+@contextmanager
+def one_worker() -> Iterator[None]:
+    """Lets all jobs of the host, and files of a reference as they are written, share a process, one
+    after another: what each would import takes longer than what it does."""
+    from pocketfocus.benchmarks import verify
+    from pocketfocus.export import isolated
+    from pocketfocus.mobile_harness import host
+    from pocketfocus.run.processes import Worker
+
+    with Worker() as worker, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "run_work", worker.run)
+        patch.setattr(isolated, "run_work", worker.run)
+        patch.setattr(host, "Worker", lambda: nullcontext(worker))
+        patch.setattr(verify, "cores", lambda: 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def exported(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """exported(names): a run with these files of the small student, such as
     "onnx/student-fp32.onnx"; it is a copy, which the caller may change."""
-    from pocketfocus.export.stage import Export, export_run
+    from pocketfocus.export import stage
     from pocketfocus.run.manifest import load_manifest, renders
 
     whole = tmp_path_factory.mktemp("exported")
@@ -221,7 +255,10 @@ def exported(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> E
     def make(names: Sequence[str]) -> Path:
         for target, files in groupby(names, lambda name: name.partition("/")[0]):
             precisions = [Path(name).stem.partition("-")[2] for name in files if not renders(name)]
-            export_run(small_student, Export(whole, [target], precisions), log=lambda line: None)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(stage, "cores", lambda: 1)  # tests need the imports here anyway
+                request = stage.Export(whole, [target], precisions)
+                stage.export_run(small_student, request, log=lambda line: None)
         manifest, out = load_manifest(whole), tmp_path_factory.mktemp("run")
         for name in ("student", *names):
             path, copied = whole / name, out / name

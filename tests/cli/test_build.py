@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pocketfocus.benchmarks import latency
 from pocketfocus.cli import build, main
 from pocketfocus.mobile_harness.device import JobError
 from pocketfocus.mobile_harness.host import Host
 from pocketfocus.quantize.recipes import RECIPES
 from pocketfocus.run.files import read_json, write_json
 from pocketfocus.run.manifest import load_manifest
+from tests.conftest import one_worker
 
 ARTIFACT, RENDER = "onnx/student-fp32.onnx", "onnx/render-fp32.onnx"
 
@@ -33,17 +35,18 @@ def command(
 @pytest.fixture(scope="module")
 def run(command: Sequence[str]) -> Path:
     """The folder of a finished build."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, one_worker():
         shrink(patch)
         assert main(command) == 0
     return Path(command[-1])
 
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
-    """One small scene from one position is evaluated."""
+    """One small scene from one position is evaluated, and files are timed in one round."""
     patch.setattr(build, "SCENES", 1)
     patch.setattr(build, "INPUTS", (4,))
     patch.setattr(build, "SIZE", (64, 64))
+    patch.setattr(latency, "ROUNDS", 1)
 
 
 def test_every_stage_wrote_its_file(run: Path) -> None:
@@ -85,7 +88,8 @@ def test_a_gate_that_fails_is_named_and_exits_with_1(
     strict = RECIPES["fp32"].model_copy(update={"min_psnr_db": 250.0})
     monkeypatch.setitem(RECIPES, "fp32", strict)
     kept = {name: (run / name).read_bytes() for name in ("verify.json", "stacks.npz")}
-    assert main(["verify", str(run)]) == 1
+    with one_worker():
+        assert main(["verify", str(run)]) == 1
     err = capsys.readouterr().err
     assert f"gate failed: {ARTIFACT}, fp32 file, executed: " in err
     assert "250 dB are needed" in err
@@ -164,7 +168,8 @@ def test_what_was_not_measured_is_told_and_tried_again(
     assert "bench is not finished: reference: died of SIGBUS; the same command tries" in said
     assert "not verified: onnx/student-fp32.onnx, fp32 file, executed: died of SIGBUS" in said
     assert "gate failed" not in said
-    assert main(list(command)) == 0
+    with one_worker():
+        assert main(list(command)) == 0
     assert "bench: running" in capsys.readouterr().err
     assert {row["status"] for row in read_json(run / "bench.json")["rows"]} == {"measured"}
 

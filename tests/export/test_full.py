@@ -37,6 +37,7 @@ from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Artifact, load_manifest
 from pocketfocus.run.results import VerifyRow
 from pocketfocus.run.rows import read_rows
+from tests.conftest import one_worker
 
 pytestmark = pytest.mark.timeout(1200)  # lowering the UNet takes minutes on a busy machine
 
@@ -71,9 +72,10 @@ def asked(out: Path, targets: Sequence[str]) -> Export:
 def run(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The three files; tests must not change them."""
     out = tmp_path_factory.mktemp("full")
-    for part, targets in (("unet", full_targets()), ("decoder", full_targets()[1:])):
-        export_full(str(reference), asked(out, targets), (part,), SIZE, Lines())
-    verify_run(out, get_device("host"), Verification(fallbacks=fallbacks("host")))
+    with one_worker():
+        for part, targets in (("unet", full_targets()), ("decoder", full_targets()[1:])):
+            export_full(str(reference), asked(out, targets), (part,), SIZE, Lines())
+        verify_run(out, get_device("host"), Verification(fallbacks=fallbacks("host")))
     return out
 
 

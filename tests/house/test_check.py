@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from tests.conftest import SLOW, is_slow
+from tests.conftest import ONE_WORKER, SLOW, is_slow, place_among
 from tests.house.source import ROOT, Module, none
 
 
@@ -47,3 +49,15 @@ def test_a_worker_gets_whole_groups(request: pytest.FixtureRequest) -> None:
     asks it to."""
     grouped = request.config.getoption("loadgroup", default=False)
     assert ("@" in request.node.nodeid) == bool(grouped)
+    assert not grouped or not request.config.getoption("loadscopereorder")
+
+
+def test_workers_take_long_groups_first() -> None:
+    """Else the others wait for the one that has the last of them; a group stays together."""
+
+    def item(group: str, *marks: str) -> Any:
+        found = {"xdist_group": pytest.mark.xdist_group(group).mark, **dict.fromkeys(marks, True)}
+        return SimpleNamespace(get_closest_marker=found.get)
+
+    items = [item("quick"), item("long"), item(ONE_WORKER), item("long", "slow")]
+    assert sorted(items, key=place_among(items)) == [items[place] for place in (2, 1, 3, 0)]

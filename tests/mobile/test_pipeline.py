@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -24,11 +25,17 @@ def photo(height: int = 64, width: int = 64) -> Tensor:
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
+@pytest.fixture(scope="module")
+def stack_from(reference: ReferencePipeline) -> Callable[[int], Tensor]:
+    """stack_from(position): the reference's stack of `photo()`, made once."""
+    return cache(lambda position: reference(photo(), position, GUIDED))
+
+
 @pytest.mark.parametrize("position", range(FRAMES))
 def test_stack_of_every_position(
-    reference: ReferencePipeline, mobile: ReferencePipeline, position: int
+    stack_from: Callable[[int], Tensor], mobile: ReferencePipeline, position: int
 ) -> None:
-    expected = reference(photo(), position, GUIDED)
+    expected = stack_from(position)
     assert psnr(mobile(photo(), position, GUIDED), expected) >= GATE_DB
     assert expected.std() > 0.05, "a stack with something in it"
 
@@ -144,12 +151,12 @@ SWAPS: list[Callable[[pytest.MonkeyPatch], None]] = [
 @pytest.mark.parametrize("swap", SWAPS, ids=lambda swap: swap.__name__)
 def test_the_gate_fails_where_two_axes_are_swapped(
     swap: Callable[[pytest.MonkeyPatch], None],
-    reference: ReferencePipeline,
+    stack_from: Callable[[int], Tensor],
     mobile: ReferencePipeline,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On a square photo, where no shape would tell."""
-    expected = reference(photo(), 3, GUIDED)
+    expected = stack_from(3)
     swap(monkeypatch)
     assert psnr(mobile(photo(), 3, GUIDED), expected) < GATE_DB
 

@@ -33,7 +33,7 @@ from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
 from pocketfocus.run.manifest import Artifact, load_manifest
 from pocketfocus.run.metrics import psnr
-from tests.conftest import Exported
+from tests.conftest import Exported, one_worker
 
 Pairs = list[tuple[Tensor, int]]
 FILES = tuple(f"coreai/student-{precision}.aimodel" for precision in RECIPES)
@@ -175,10 +175,12 @@ def test_verify_gates_assets_and_bench_does_not_time_them(
 
     folder = shutil.copytree(run, tmp_path / "run")
     how = Verification(positions=(4,), fallbacks=fallbacks("host"))
-    rows = [r for r in verify_run(folder, get_device("host"), how) if r.target == "coreai"]
+    with one_worker():
+        verified = verify_run(folder, get_device("host"), how)
+        timed = bench_run(folder, get_device("host"), Bench(None, runs=1, warmup=0))
+    rows = [row for row in verified if row.target == "coreai"]
     assert {row.device for row in rows} == {"coreai-check"}
     assert [row.status for row in rows if row.psnr_db] == ["pass"] * 2 * len(FILES)
-    timed = bench_run(folder, get_device("host"), Bench(None, runs=1, warmup=0))
     found = [row for row in timed if row.target == "coreai"]
     assert len(found) == len(FILES)
     assert all(row.status == "not-run" and row.p50_ms is None for row in found)
