@@ -46,12 +46,11 @@ def mean_change(before: Sequence[float], after: Sequence[float]) -> Interval | N
 def _medians(times: Times, generator: np.random.Generator) -> Values:
     rounds = [np.array(one) for one in times if one]
     drawn = generator.integers(len(rounds), size=(RESAMPLED, len(rounds)))
-    return np.array(
-        [
-            np.median(np.concatenate([generator.choice(rounds[n], len(rounds[n])) for n in line]))
-            for line in drawn
-        ]
-    )
+
+    def calls(of: Values) -> Values:
+        return of[generator.integers(len(of), size=len(of))]  # as `choice`, in half of the time
+
+    return np.array([np.median(np.concatenate([calls(rounds[n]) for n in line])) for line in drawn])
 
 
 def _interval(values: Values) -> Interval:

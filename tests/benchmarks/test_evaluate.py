@@ -445,7 +445,7 @@ def racked(side: int = 128) -> FocalStack:
 
 
 def test_what_is_restored_where_the_truth_is_sharper() -> None:
-    stack = racked()
+    stack = racked(64)
     models: list[Model] = [Copy(), Halfway(stack.frames, 0.5), Halfway(stack.frames, 1.0, "all")]
     found = {row.model: row for row in evaluate_models(models, [stack], "racked").means}
     assert found["copy"].restored == found["copy"].sharper_gain_db == 0

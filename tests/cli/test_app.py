@@ -264,7 +264,7 @@ def test_ctrl_c_is_one_line_and_leaves_only_whole_files(
 ) -> None:
     out = tmp_path / "reference"
     command = [sys.executable, "-m", "pocketfocus", "train-reference", "--minutes", "60"]
-    command += ["--scenes", "2", "--size", "128", "--out", str(out)]
+    command += ["--scenes", "8", "--size", "128", "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while not (out / "autoencoder/train.jsonl").exists() and time.monotonic() < deadline:

@@ -46,7 +46,8 @@ stack = onnxruntime.InferenceSession(path).run(None, dict(given))[0]
 
 def unpacked(folder: Path, *requirements: str) -> Path:
     """Wheels without what they depend on; skips where the index has none of them."""
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    command += ["--no-compile", "--target"]
     done = subprocess.run(
         [*command, str(folder), *requirements], capture_output=True, text=True, check=False
     )

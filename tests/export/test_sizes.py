@@ -123,13 +123,14 @@ def test_a_delegate_takes_every_size_whole(artifacts: dict[str, Artifact]) -> No
     assert (delegation.calls, delegation.share) == (1, 1.0)
 
 
-def test_sizes_share_weights(small_student: Path, run: Path, tmp_path: Path) -> None:
-    alone = export_run(
-        small_student, Export(tmp_path, ["executorch"], ["int8"]), log=lambda _: None
-    )
-    weights = sum(p.numel() for p in load_student(small_student).parameters())
-    several = (run / "executorch/student-int8.pte").stat().st_size
-    assert several - alone.artifacts[0].bytes < len(OTHERS) * weights  # of int8, one byte each
+def test_sizes_share_weights(run: Path) -> None:
+    """What looks like weights, bytes of many values, stands in the file once."""
+    content = (run / "executorch/student-int8.pte").read_bytes()
+    pieces = [content[at : at + 32] for at in range(0, len(content) - 32, 64)]
+    pieces = [piece for piece in pieces if len(set(piece)) > 16]
+    repeated = sum(content.count(piece) > 1 for piece in pieces)
+    assert len(pieces) * 64 > sum(p.numel() for p in load_student(run / "student").parameters())
+    assert repeated < len(pieces) / 10
 
 
 def test_a_photo_on_its_side_is_not_turned_nor_squashed(run: Path) -> None:

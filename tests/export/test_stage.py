@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
+from pocketfocus.cli import main
 from pocketfocus.export import onnx, stage
-from pocketfocus.export.network import Source
+from pocketfocus.export.network import Network, Source
 from pocketfocus.export.onnx.write import write
+from pocketfocus.export.phases import Phases
 from pocketfocus.export.stage import Export, Run, code_hash, export_run, previous
-from pocketfocus.export.targets import Options, Target, get_target, get_targets
+from pocketfocus.export.targets import Options, Target, Written, get_target, get_targets
 from pocketfocus.models.student import build_student, load_student, save_student
-from pocketfocus.quantize.recipes import RECIPES, get_recipe
+from pocketfocus.quantize.recipes import RECIPES, Recipe, get_recipe
 from pocketfocus.run.cache import PACKAGE, source_hash
 from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
@@ -225,28 +225,29 @@ def test_a_process_that_fails_is_one_error_and_ends_the_others(
 
 
 def test_a_second_export_into_the_folder_is_one_line(
-    small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Both would save the manifest, each without the other's files."""
-    real, met = write, list[subprocess.CompletedProcess[str]]()
+    out, codes = tmp_path / "out", list[int]()
 
-    def meanwhile(network: object, recipe: object, *rest: object) -> object:
-        words = ["export", "--student", str(small_student), "--out", str(tmp_path / "out")]
-        command = [sys.executable, "-m", "pocketfocus", *words, "--targets", "onnx"]
-        if met:
-            return real(network, recipe, *rest)  # type: ignore[arg-type]
-        met.append(subprocess.run(command, capture_output=True, text=True, check=False))
-        return real(network, recipe, *rest)  # type: ignore[arg-type]
+    def meanwhile(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Written:
+        words = ["export", "--student", str(small_student), "--out", str(out), "--targets", "onnx"]
+        codes.append(main(words))
+        path.write_bytes(b"a file")
+        return Written({}, None)
 
-    patch_target(monkeypatch, replace(get_target("onnx"), write=meanwhile))  # type: ignore[arg-type]
-    request = Export(tmp_path / "out", ["onnx"], ["fp32"])
+    patch_target(monkeypatch, replace(get_target("onnx"), write=meanwhile, read=lambda *_: {}))
+    request = Export(out, ["onnx"], ["fp32"])
     export_run(small_student, request, log=Lines())
-    (second,) = met
-    assert second.returncode == 2
-    (line,) = second.stderr.strip().splitlines()
-    assert "out is being written to by another process: export when it has ended, or in" in line
-    assert [a.name for a in load_manifest(tmp_path / "out").artifacts] == ["onnx/student-fp32.onnx"]
-    monkeypatch.undo()
+    assert set(codes) == {2}
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == len(codes)
+    assert "out is being written to by another process: export when it has ended, or in" in said[0]
+    names = [a.name for a in load_manifest(out).artifacts]
+    assert names == ["onnx/student-fp32.onnx"]
     export_run(small_student, request, log=Lines())  # the first has let go
 
 
