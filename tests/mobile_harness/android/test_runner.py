@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from pocketfocus.benchmarks import latency
 from pocketfocus.benchmarks.latency import Bench, bench_run
 from pocketfocus.benchmarks.notes import notes_rows
 from pocketfocus.data.optics import one_hot
@@ -117,6 +118,7 @@ def test_phones_are_measured_at_once_each_with_its_rows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, exported: Exported
 ) -> None:
     plug_in(monkeypatch, tmp_path, phones={"ONE": "device", "TWO": "device", "OFF": "offline"})
+    monkeypatch.setattr(latency, "ROUNDS", 1)
     run = exported(["executorch/student-fp32.pte"])
     runner = scripted_adb.elf(tmp_path / "executor_runner")
     both = threading.Barrier(2, timeout=60)  # neither phone begins before the other is there
