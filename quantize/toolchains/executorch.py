@@ -194,8 +194,10 @@ def int8(
     from torchao.quantization.pt2e.quantizer import ComposableQuantizer
 
     graph = program.module()
-    # Theirs with batch norms, which no network here has, take seconds to be traced each time.
-    patterns = [each for each in XNNPACKQuantizer.SUPPORTED_PATTERNS if "_bn" not in each.name]
+    # Theirs with batch norms take seconds to be traced each time.
+    has_norms = any("batch_norm" in str(node.target) for node in graph.graph.nodes)
+    known = XNNPACKQuantizer.SUPPORTED_PATTERNS
+    patterns = [each for each in known if has_norms or "_bn" not in each.name]
     quantizers = []
     for scheme in sorted(set(schemes.values()), key=str):
         names = {name for name, found in schemes.items() if found == scheme}

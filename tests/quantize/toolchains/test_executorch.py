@@ -146,8 +146,8 @@ def test_only_layers_and_what_leads_to_them_are_quantized() -> None:
     assert not any(is_rounded(n) for n in graph.nodes if str(n.target) == "aten.mul.Tensor")
 
 
-def test_no_pattern_is_traced_that_no_network_here_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of batch norms took XNNPACK's quantizer two seconds a file."""
+def test_no_batch_norm_is_looked_for_where_none_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their patterns took XNNPACK's quantizer two seconds a file."""
     name = "executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils"
     traced: list[object] = []
     monkeypatch.setattr(f"{name}._get_aten_graph_module_for_pattern", traced.append)
