@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from pocketfocus.distill.reference.phases import save_reference
 from pocketfocus.distill.reference.presets import SMALLEST, build_reference
+from pocketfocus.export import open as opening
 from pocketfocus.export.open import Autoencoder, open_any, open_model
 from pocketfocus.models import loading
 from pocketfocus.models.reference import Sampling
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.processes import Worker
 from tests.conftest import Exported
 
 
@@ -183,6 +186,13 @@ def foreign(path: Path, shapes: list[list[int | str]], made: list[int | str]) ->
     return path
 
 
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    """A process that tries all files, where none of them makes it crash."""
+    with Worker() as one:
+        yield one
+
+
 @pytest.mark.parametrize(
     ("shapes", "made", "said"),
     [
@@ -195,8 +205,14 @@ def foreign(path: Path, shapes: list[list[int | str]], made: list[int | str]) ->
     ],
 )
 def test_files_of_others_are_one_line(
-    shapes: list[list[int | str]], made: list[int | str], said: str, tmp_path: Path
+    shapes: list[list[int | str]],
+    made: list[int | str],
+    said: str,
+    tmp_path: Path,
+    worker: Worker,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(opening, "run_work", worker.run)
     with pytest.raises(UserError, match=said):
         open_model(str(foreign(tmp_path / "a.onnx", shapes, made)))
 
