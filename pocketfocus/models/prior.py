@@ -21,10 +21,9 @@ BLOCKS = (  # kernel size, stride, expansion, channels
     (5, 1, 6, 40),
     (3, 2, 6, 80),
     (3, 1, 6, 80),
-    (3, 1, 6, 80),
 )
 MULTIPLE = 32  # of the sides of a photo
-READ = (2, 4, 7)  # blocks whose output is read: 24 at 1/8, 40 at 1/16, 80 at 1/32 of the size
+READ = (2, 4, 6)  # blocks whose output is read: 24 at 1/8, 40 at 1/16, 80 at 1/32 of the size
 
 
 class InvertedResidual(nn.Module):
@@ -64,7 +63,7 @@ class Prior(nn.Module):
         self.middle = nn.Conv2d(middle, width, 1)
         self.coarse = nn.Conv2d(coarse, width, 1)
         self.encoded = nn.Conv2d(encoded, width, 1)
-        self.mix = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.mix = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, photo: Tensor, encoded: Tensor) -> Tensor:
         x, found = F.relu6(self.stem(photo)), []
@@ -76,6 +75,4 @@ class Prior(nn.Module):
             self.coarse(coarse), scale_factor=2.0, mode="bilinear", align_corners=False
         )
         x = F.relu(self.fine(fine) + self.middle(middle) + far + self.encoded(encoded))
-        for layer in self.mix:
-            x = x + F.relu(layer(x))
-        return x
+        return x + F.relu(self.mix(x))

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from pocketfocus.benchmarks import tables
-from pocketfocus.research import card, full, losses, methods, quantization, rendering
+from pocketfocus.research import (
+    card,
+    full,
+    imagenet,
+    losses,
+    methods,
+    positions,
+    quantization,
+    rendering,
+)
 from pocketfocus.run.errors import UserError, reported
 
 MISSING = "no/such/folder"
@@ -19,8 +28,10 @@ MISSING = "no/such/folder"
     [
         (card, ["student", MISSING]),
         (full, [MISSING]),
+        (imagenet, [MISSING, "out"]),
         (losses, [MISSING, "synthetic"]),
         (methods, [f"mine={MISSING}"]),
+        (positions, [MISSING]),
         (quantization, [MISSING]),
         (rendering, [MISSING, "onnx/student-fp32.onnx", "1"]),
         (tables, [MISSING]),

@@ -1,0 +1,95 @@
+"""How well models find where a photo was focused, and what it costs where they do not.
+
+    python -m pocketfocus.research.positions student --stacks DIR
+
+Every frame of a focal stack is a photo whose position is known. Models are asked for it, and then
+refocus it twice: from its true position, and from what they found.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pocketfocus.benchmarks.truth import source_name, true_stacks
+from pocketfocus.data.datasets import SYNTHETIC
+from pocketfocus.data.stacks import FocalStack
+from pocketfocus.export.open import open_model
+from pocketfocus.models.analyse import averaged, likely_position
+from pocketfocus.models.model import Model, analyser_of, refocus
+from pocketfocus.run.constants import FRAMES
+from pocketfocus.run.errors import UserError, reported
+from pocketfocus.run.metrics import psnr
+
+HEADER = "| model | photos | off by | within one | over copy, position said | found |"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a model found of one photo: the position it was taken at, the one found, and the gain
+    over copying in dB of the other eight frames from both."""
+
+    position: int
+    found: int
+    said_db: float
+    found_db: float
+
+
+def study(model: Model, stacks: Sequence[FocalStack]) -> list[Found]:
+    """Ask a model for the position of every frame; UserError for one that cannot tell."""
+    analyser = analyser_of(model)
+    if analyser is None:
+        raise UserError(f"{model.name} does not find positions: name a student or its file")
+    rows = []
+    for stack in stacks:
+        for position, photo in enumerate(stack.frames):
+            size = (photo.shape[-2], photo.shape[-1])
+            fit = analyser.fit(size)
+            small = averaged(photo[None], fit.size)
+            found, _ = likely_position(analyser.analyse(small, fit, None).analysis)
+            gains = [_gain(model, stack, position, at) for at in (position, found)]
+            rows.append(Found(position, found, *gains))
+    return rows
+
+
+def _gain(model: Model, stack: FocalStack, position: int, at: int) -> float:
+    """How much nearer to the truth than the photo the other frames are, from position `at`."""
+    photo = stack.frames[position]
+    made = refocus(model, photo[None], at)
+    others = [n for n in range(FRAMES) if n != position]
+    gains = [psnr(made[n], stack.frames[n]) - psnr(photo, stack.frames[n]) for n in others]
+    return float(np.mean(gains))
+
+
+def row(name: str, found: Sequence[Found]) -> str:
+    """A row of the table."""
+    off = np.array([abs(each.found - each.position) for each in found])
+    said, auto = (
+        np.mean([getattr(each, key) for each in found]) for key in ("said_db", "found_db")
+    )
+    share = f"{np.mean(off <= 1):.0%}".replace("%", " %")
+    return f"| {name} | {len(found)} | {off.mean():.2f} | {share} | {said:+.2f} | {auto:+.2f} |"
+
+
+@reported("positions")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a row of each model."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pocketfocus.research.positions", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="students and their files")
+    parser.add_argument("--stacks", default=SYNTHETIC, help="a source, as `evaluate` takes them")
+    parser.add_argument("--scenes", type=int, default=99, help="at most")
+    options = parser.parse_args(arguments)
+    models = [open_model(text) for text in options.models]
+    stacks, _ = true_stacks(options.stacks, options.scenes, None)
+    print(f"{source_name(options.stacks)}\n\n{HEADER}\n| --- | ---: | ---: | ---: | ---: | ---: |")
+    for text, model in zip(options.models, models, strict=True):
+        print(row(text, study(model, stacks)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

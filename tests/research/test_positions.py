@@ -1,0 +1,41 @@
+"""How positions that models find are counted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pocketfocus.data.optics import one_hot
+from pocketfocus.data.stacks import FocalStack
+from pocketfocus.models.analyse import Analyser
+from pocketfocus.models.model import NamedModel
+from pocketfocus.models.student import build_student
+from pocketfocus.research.positions import row, study
+from pocketfocus.run.errors import UserError
+
+
+def test_positions_found_are_counted_and_refocused_from() -> None:
+    """An untrained student copies, and here always finds position 5."""
+    student = build_student("micro").eval()
+    with torch.no_grad():
+        for parameter in student.network.position.parameters():
+            parameter.zero_()
+        assert student.network.position.bias is not None
+        student.network.position.bias[5] = 9.0
+    model = NamedModel(
+        "sure",
+        None,
+        lambda photo, at: student.stack(photo, one_hot(at)),
+        Analyser("sure", student, multiple=8, pixels=64**2),
+    )
+    stack = FocalStack("one", torch.rand(9, 3, 64, 64) * 2 - 1, tuple(map(float, range(9))))
+    found = study(model, [stack])
+    assert [each.position for each in found] == list(range(9))
+    assert {each.found for each in found} == {5}
+    assert all(abs(each.said_db) < 0.01 and abs(each.found_db) < 0.01 for each in found)
+    assert row("sure", found) == "| sure | 9 | 2.33 | 33 % | +0.00 | +0.00 |"
+
+
+def test_a_model_that_finds_none_is_refused() -> None:
+    with pytest.raises(UserError, match="does not find positions"):
+        study(NamedModel("copy", None, lambda photo, _: photo.repeat(9, 1, 1, 1)), [])
