@@ -93,7 +93,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_says_what_the_files_say(folder: Path) -> None:
     page = (folder / "report.html").read_text(encoding="utf-8")
-    for text in ("1 gates passed", "1 not run", WHY, "1,600×", "4.0×", "aten.mean.dim"):
+    for text in (
+        "1 gates passed",
+        "1 not run",
+        WHY,
+        "1,600×",
+        "4.0×",
+        "aten.mean.dim",
+        "leaves the ranges",
+    ):
         assert text in page, text
     assert "&lt;b&gt;W8A8" in page, "text from files is escaped"
     loaded = re.findall(r"(?:src=|<link[^>]*href=|url\()[\"']?(\w+:)?//", page)
