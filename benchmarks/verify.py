@@ -35,6 +35,7 @@ from pocketfocus.benchmarks.gates import (
     gate_row,
     judge,
     own_rows,
+    parity_rows,
 )
 from pocketfocus.benchmarks.rendering import render_check
 from pocketfocus.data.stacks import cores
@@ -134,9 +135,7 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
                 save_shown(folder, checks.student, kept)
         rows = worst_rows(rows)
         if how.positions is not None and len(how.positions) < FRAMES:
-            rows = [
-                row if renders(row.artifact) else partial_row(row, how.positions) for row in rows
-            ]
+            rows = [partial_row(row, how.positions) for row in rows]
     used = [device.name, *(able_device(devices, a.target).name for a in manifest.files)]
     merge_rows(folder / VERIFY_FILE, VerifyRow, rows, used, manifest.hashes)
     return rows
@@ -335,8 +334,10 @@ def figures_of(result: Result) -> CallFigures:
 
 
 def partial_row(row: VerifyRow, positions: Sequence[int]) -> VerifyRow:
-    """Return a row that says which positions its figure is of, if it has one."""
-    if row.psnr_db is None:
+    """Return a row that says which positions its figure is of, if it has one and is of all
+    otherwise: other sizes, drawn pictures and what renders have positions of their own."""
+    usual = parity_rows([row]) and not renders(row.artifact)
+    if not usual or row.psnr_db is None:
         return row
     only = f"at positions {', '.join(map(str, positions))} only"
     return row.model_copy(update={"why": f"{row.why}; {only}" if row.why else only})
