@@ -308,6 +308,24 @@ def killed(name: str, words: Sequence[str], place: Place) -> tuple[int, list[str
     return kills, wrong
 
 
+def watched_outside(folder: Path) -> list[str]:
+    """Note from now on what this process opens: connections, and files to write elsewhere."""
+    seen: list[str] = []
+
+    def hook(event: str, given: tuple[Any, ...]) -> None:
+        if event == "socket.connect" and isinstance(given[1], tuple):
+            seen.append(f"{given[1]} was connected to")
+        if event != "open" or not isinstance(given[0], str | bytes) or given[2] is None:
+            return
+        path = Path(os.fsdecode(given[0])).absolute()
+        elsewhere = not any(map(path.is_relative_to, (folder, "/dev", "/proc")))
+        if elsewhere and given[2] & (os.O_WRONLY | os.O_RDWR):
+            seen.append(f"{path} was written")
+
+    sys.addaudithook(hook)
+    return seen
+
+
 def foreign(found: Tree, before: Tree, after: Tree) -> Iterator[str]:
     """What of a student is neither the old nor the new one."""
     of = [
@@ -349,7 +367,7 @@ def kill_all(folder: Path, student: str, reference: str, part: str) -> dict[str,
     place = Place(folder)
     prepare(place, student)
     spare(place)
-    wrong: list[str] = []
+    wrong = watched_outside(folder)
     kills, took = {}, {}
     for name, words in commands(place, student, reference)[part].items():
         started = sum(os.times()[:4])
