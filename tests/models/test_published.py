@@ -144,6 +144,23 @@ def test_the_embedding_is_the_authors(
         torch.testing.assert_close(ours.embed(pixels, form), wanted, rtol=1e-4, atol=1e-5)
 
 
+# Of `picture`, by their `_resize_with_antialiasing` and CLIP's normalisation of what that gives.
+RECORDED = {
+    (64, 128): [[-0.1134, -3.0112, 1.4036, -4.9568], [-5.0388, -4.0783, 0.1262, 0.9115]],
+    (320, 256): [[-0.1427, 0.0197, -0.3562, -3.0811], [-2.2174, -5.7466, 0.4139, 0.8754]],
+    (256, 512): [[-0.3413, 0.3954, -5.0168, -0.6623], [-3.4371, -4.2594, 0.1595, -1.0385]],
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_clip_sees_is_as_recorded(size: tuple[int, int]) -> None:
+    """Whatever diffusers does by then."""
+    made = clip.published_pixels(to_tensor(picture(size)))
+    rows = torch.tensor([0, 37, 111, 180])
+    found = made[0, :2, rows, 2 * rows % 224]
+    torch.testing.assert_close(found, torch.tensor(RECORDED[size]), rtol=0, atol=1e-3)
+
+
 def test_a_batch_is_embedded_as_its_photos(ours: ReferencePipeline) -> None:
     photos = torch.cat([to_tensor(picture(SIZES[1])), -to_tensor(picture(SIZES[1]))])
     alone = torch.cat([ours.embed(photo[None]) for photo in photos])
