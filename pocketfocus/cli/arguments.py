@@ -100,7 +100,11 @@ FourBit = Annotated[
 ]
 
 ALL, AUTO, OWN = "all", "auto", "own"
-RESULTS = {"verify.json": VerifyRow, "bench.json": BenchRow, "repeat.json": VerifyRow}
+RESULTS: dict[str, type[VerifyRow] | type[BenchRow]] = {
+    "verify.json": VerifyRow,
+    "bench.json": BenchRow,
+    "repeat.json": VerifyRow,
+}
 SAMPLED = 8  # photos of a folder that `verify` takes
 SMALLEST_SIDE = 16  # pixels of a photo
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")  # suffixes of what `refocus` writes

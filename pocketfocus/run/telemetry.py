@@ -1,5 +1,4 @@
-"""What libraries are told before they are imported: to report to nobody, and to keep what they keep
-in our cache."""
+"""What libraries are told before their import: report to nobody, keep files in our cache."""
 
 from __future__ import annotations
 

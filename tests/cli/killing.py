@@ -318,7 +318,7 @@ def watched_outside(folder: Path) -> list[str]:
         if event != "open" or not isinstance(given[0], str | bytes) or given[2] is None:
             return
         path = Path(os.fsdecode(given[0])).absolute()
-        elsewhere = not any(map(path.is_relative_to, (folder, "/dev", "/proc")))
+        elsewhere = not any(path.is_relative_to(own) for own in (folder, "/dev", "/proc"))
         if elsewhere and given[2] & (os.O_WRONLY | os.O_RDWR):
             seen.append(f"{path} was written")
 
