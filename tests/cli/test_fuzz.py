@@ -21,7 +21,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pocketfocus.benchmarks import golden, report, verify
+from pocketfocus.benchmarks import compare, golden, report, verify
 from pocketfocus.cli import main
 from pocketfocus.export import open as opening
 from pocketfocus.export import stage
@@ -31,6 +31,7 @@ from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import load_manifest
 from pocketfocus.run.rows import write_rows
 from tests.benchmarks.rows import bench_row, verify_row
+from tests.benchmarks.test_compare import make as measured_run
 from tests.house.source import none
 
 DEEP = 20_000  # levels: Python's own limit is a thousand
@@ -166,6 +167,23 @@ def test_manifests_and_rows(run: Path, check: Check, tmp_path: Path) -> None:
         taken += check(("verify", "serve", "report")[number // 4 % 3], case)
         shutil.rmtree(case)
     assert taken < 2.5 * CASES
+
+
+def test_evaluations_and_samples(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, taken = random.Random(8), 0
+    monkeypatch.setattr(compare, "compare", accept)
+    run, other = measured_run(tmp_path / "a"), measured_run(tmp_path / "b")
+    assert check("compare", run, other)
+    files = ("evaluate.json", "evaluate.samples.json", "bench.samples.json")
+    for number in range(CASES):
+        path = run / files[number % 3]
+        whole = path.read_bytes()
+        spoil_json(path, rng)
+        taken += check("compare", run, other)
+        path.write_bytes(whole)
+    assert taken < CASES / 2
 
 
 def test_kept_stacks(run: Path, check: Check) -> None:
