@@ -25,8 +25,10 @@ from pocketfocus.benchmarks import compare, golden, report, verify
 from pocketfocus.cli import main
 from pocketfocus.export import open as opening
 from pocketfocus.export import stage
+from pocketfocus.export.open import open_model
 from pocketfocus.mobile_harness.device import Job, Result
 from pocketfocus.mobile_harness.web import server
+from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import load_manifest
 from pocketfocus.run.rows import write_rows
@@ -206,6 +208,23 @@ def test_students(small_student: Path, check: Check, tmp_path: Path) -> None:
         words = ("--student", case, "--targets", "onnx", "--sizes", "own", "--out", tmp_path / "o")
         taken += check("export", *words, "--precisions", "fp32")
         shutil.rmtree(case)
+    assert taken < CASES / 3
+
+
+def test_references(
+    small_reference: Path, check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, taken = random.Random(9), 0
+    monkeypatch.setattr(opening, "open_model", open_model)
+    monkeypatch.setattr(ReferencePipeline, "sample", accept)
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
+    case = tmp_path / "reference"
+    words = ("--model", f"reference:{case}", "--position", "4", "--out", tmp_path / "o")
+    parts = ("image_encoder/config.json", "vae/config.json", "unet/config.json")
+    for number in range(CASES // 2):
+        shutil.copytree(small_reference, case, dirs_exist_ok=True)
+        spoil_json(case / parts[number % 3], rng)
+        taken += check("refocus", tmp_path / "photo.png", *words)
     assert taken < CASES / 3
 
 
