@@ -85,8 +85,8 @@ def read_run(folder: Path) -> MeasuredRun:
         return MeasuredRun(*run, stacks=stacks)
     scores = read_evaluation(evaluation)
     kept = read_scenes(evaluation)
-    named = [each.model for each in (*scores.means, *scores.cells)]
-    names = names_in(manifest, list(dict.fromkeys([*named, *kept])))
+    named = (*(row.model for row in scores.means), *(row.model for row in scores.cells), *kept)
+    names = names_in(manifest, list(dict.fromkeys(named)))
     cells = [each.model_copy(update={"model": names[each.model]}) for each in scores.cells]
     means = [each.model_copy(update={"model": names[each.model]}) for each in scores.means]
     scenes = {names[name]: found for name, found in kept.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -237,8 +237,9 @@ def test_a_graph_that_its_reader_stumbles_over_is_one_line(
 ) -> None:
     """As in a .pte file of which a few bytes were flipped."""
 
-    def stumbling(_: Path) -> Iterator[Advice]:
-        yield from [[]][1]
+    def stumbling(_: Path) -> list[Advice]:
+        nothing: list[list[Advice]] = []
+        return nothing[0]
 
     target = replace(get_target("executorch"), lint=stumbling)
     monkeypatch.setattr(lint_module, "target_of", lambda _: target)
