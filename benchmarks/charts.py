@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from matplotlib.figure import Figure
 
 matplotlib.rcParams["text.parse_math"] = False  # a phone may be called $\\frac$
 
+TITLE = 72  # characters a line
 EAGER, OTHER = "#888888", "#555555"
 
 
@@ -104,7 +106,8 @@ def grids_chart(cells: Sequence[Cell]) -> bytes:
         axis = picture.add_subplot(lines, columns, index + 1)
         own = [cell for cell in cells if (cell.model, cell.stacks) == (model, stacks)]
         _draw_grid(axis, own, min(scale), max(scale))
-        axis.set_title(f"{model} on {stacks}", fontsize=9, wrap=True)
+        title = textwrap.fill(f"{model} on {stacks}", TITLE)  # matplotlib's own reads formulas
+        axis.set_title(title, fontsize=9)
     return _png(picture, dpi=110, tight=False)
 
 

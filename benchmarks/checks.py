@@ -8,7 +8,7 @@ what fp32 PyTorch makes of it. Legend: P photos, N calls, T = 9 frames, H, W the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from pocketfocus.benchmarks.gates import CAPTURED_GRAPH, DRAWN, DRAWN_DB, OTHER_SIZE, STUDENT
 from pocketfocus.data.hard import HARD, hard_picture
 from pocketfocus.data.optics import one_hot
-from pocketfocus.data.scenes import held_out_photos
+from pocketfocus.data.scenes import HELD_OUT_PHOTOS, held_out_photos
 from pocketfocus.mobile_harness.device import Arrays, Call
 from pocketfocus.models.student import Analysis, RefocusStudent, load_student
 from pocketfocus.photos.images import load_photo, to_uint8
@@ -32,6 +32,7 @@ from pocketfocus.run.files import sha256, write_atomic
 from pocketfocus.run.manifest import Artifact, Manifest
 from pocketfocus.run.metrics import PEAK
 from pocketfocus.run.progress import step
+from pocketfocus.run.text import printable
 
 STACKS_FILE = "stacks.npz"
 OTHER_SIZE_POSITIONS = (1, 6)
@@ -51,6 +52,8 @@ class Check:
         parents: what to hold the outputs against, each [N, *shape], by `Gate.parent`.
         peak: of PSNR; None for the range of the parent's output.
         whole: whether it is a network of a reference, whose rows tell what one call takes.
+        photos: by their number, the first of a call's, the names of photos; none where the gate's
+            name says it.
     """
 
     inputs: Arrays
@@ -58,6 +61,14 @@ class Check:
     parents: Mapping[str, Arrays]
     peak: float | None = PEAK
     whole: bool = False
+    photos: Sequence[str] = ()
+
+    def name_of(self, call: int) -> str:
+        """Return what a call is of, in words; "" where nothing is known by name."""
+        if not self.photos:
+            return ""
+        number, position = self.calls[call]
+        return f"{self.photos[number]}, position {position}"
 
 
 def is_of_networks(manifest: Manifest) -> bool:
@@ -96,7 +107,9 @@ def student_check(
     calls = [(index, position) for index in range(len(fitting)) for position in places]
     inputs = student_inputs(fitting)
     with step(f"the student and its captured graph on {len(fitting)} photos"):
-        return Check(inputs, calls, parent_stacks(student, inputs, calls))
+        parents = parent_stacks(student, inputs, calls)
+        names = HELD_OUT_PHOTOS if photos is None else [printable(path.name) for path in photos]
+        return Check(inputs, calls, parents, photos=names)
 
 
 @dataclass(frozen=True)
@@ -108,14 +121,12 @@ class Beside:
         check: what is called, and what comes of it.
         size: of what is called, (H, W).
         most_db: no more is needed, whatever the file's own gate; None for that gate.
-        calls: what each call is of; none where the gate's name says it.
     """
 
     name: str
     check: Check
     size: Size
     most_db: float | None = None
-    calls: Sequence[str] = ()
 
 
 def checks_beside(
@@ -131,9 +142,8 @@ def checks_beside(
     size = manifest.size
     drawn = np.concatenate([fitted(hard_picture(name), size).numpy() for name in HARD])
     calls = [(number, 2 * number % FRAMES) for number in range(len(HARD))]
-    named = [f"{name}, position {at}" for name, (_, at) in zip(HARD, calls, strict=True)]
-    check = eager_check(student, drawn, calls)
-    return [*found, Beside(DRAWN, check, size, DRAWN_DB, named)]
+    check = replace(eager_check(student, drawn, calls), photos=tuple(HARD))
+    return [*found, Beside(DRAWN, check, size, DRAWN_DB)]
 
 
 def eager_check(student: RefocusStudent, photos: Stacks, calls: Sequence[Call]) -> Check:

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from pocketfocus.benchmarks.baselines import TABLE_FILE, baselines
@@ -66,6 +67,9 @@ COPY = "copy"
 MORE = ("vif", "lpips", "dists")
 
 
+Position = Annotated[int, Field(ge=0, lt=FRAMES)]
+
+
 class Cell(Row):
     """Mean scores of a model from one input position to one output position.
 
@@ -79,8 +83,8 @@ class Cell(Row):
 
     model: str
     stacks: str
-    input_position: int
-    output_position: int
+    input_position: Position
+    output_position: Position
     psnr_db: float
     ssim: float
     sharper_gain_db: float | None = None

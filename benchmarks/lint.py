@@ -57,7 +57,7 @@ def lint(path: Path, measure: bool = True) -> list[Found]:
     """
     if (path / MANIFEST_FILE).is_file():
         return lint_run(path, measure)
-    return found_in(path.name, _target(path).lint(path))
+    return found_in(path.name, advice_on(_target(path), path))
 
 
 def lint_run(folder: Path, measure: bool = True) -> list[Found]:
@@ -65,7 +65,7 @@ def lint_run(folder: Path, measure: bool = True) -> list[Found]:
     manifest, found = load_manifest(folder), list[Found]()
     for artifact in manifest.files:
         target, file = get_target(artifact.target), check_artifact(folder, artifact)
-        found += found_in(artifact.name, target.lint(file))
+        found += found_in(artifact.name, advice_on(target, file))
         if measure and is_of_a_student(artifact):
             found += found_in(artifact.name, overflow(target, file, manifest.size))
     return worst_first(found)
@@ -77,10 +77,20 @@ def lint_of_student(folder: Path) -> str:
     read once more."""
     manifest, found = load_manifest(folder), list[Found]()
     for artifact in () if is_of_networks(manifest) else manifest.files:
-        found += found_in(
-            artifact.name, get_target(artifact.target).lint(below(folder, artifact.name))
-        )
+        file = below(folder, artifact.name)
+        found += found_in(artifact.name, advice_on(get_target(artifact.target), file))
     return summary(found)
+
+
+def advice_on(target: Target, file: Path) -> list[Advice]:
+    """Return what a target's rules find in a file; UserError for one whose graph is damaged."""
+    try:
+        return list(target.lint(file))
+    except UserError:
+        raise
+    except Exception as error:  # readers stumble over whatever is not as it was written
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"{file} has a damaged graph ({what}): export it again") from error
 
 
 def is_of_a_student(artifact: Artifact) -> bool:

@@ -84,10 +84,12 @@ def read_run(folder: Path) -> MeasuredRun:
     if not evaluation.exists():
         return MeasuredRun(*run, stacks=stacks)
     scores = read_evaluation(evaluation)
-    names = names_in(manifest, [each.model for each in scores.means])
+    kept = read_scenes(evaluation)
+    named = (*(row.model for row in scores.means), *(row.model for row in scores.cells), *kept)
+    names = names_in(manifest, list(dict.fromkeys(named)))
     cells = [each.model_copy(update={"model": names[each.model]}) for each in scores.cells]
     means = [each.model_copy(update={"model": names[each.model]}) for each in scores.means]
-    scenes = {names[name]: found for name, found in read_scenes(evaluation).items()}
+    scenes = {names[name]: found for name, found in kept.items()}
     return MeasuredRun(*run, Evaluation(cells, means), scenes, stacks)
 
 

@@ -19,7 +19,7 @@ from pocketfocus.mobile_harness.device import Arrays, Device, Job, Result
 from pocketfocus.mobile_harness.devices import origin
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.manifest import Artifact, check_artifact, load_manifest
+from pocketfocus.run.manifest import Artifact, Manifest, check_artifact, load_manifest
 from pocketfocus.run.progress import track
 from pocketfocus.run.results import Origin, VerifyRow
 from pocketfocus.run.rows import merge_rows
@@ -36,9 +36,7 @@ def repeat_run(folder: Path, device: Device, times: int) -> list[VerifyRow]:
 
     Raises UserError for a run of a reference's networks, and for a missing or damaged file.
     """
-    manifest = load_manifest(folder)
-    if is_of_networks(manifest):
-        raise UserError(f"{folder} holds a reference's networks: --repeat is for students' files")
+    manifest = check_students(folder)
     files = {a.name: check_artifact(folder, a) for a in manifest.artifacts}
     inputs = student_inputs(fitted_photos(None, manifest.size)[:1])
     rows = []
@@ -52,6 +50,14 @@ def repeat_run(folder: Path, device: Device, times: int) -> list[VerifyRow]:
         rows.append(row_of(artifact, device.name, about, times, verdict))
     merge_rows(folder / REPEAT_FILE, VerifyRow, rows, [device.name], manifest.hashes)
     return rows
+
+
+def check_students(folder: Path) -> Manifest:
+    """Return the manifest of a run; UserError for one of a reference's networks."""
+    manifest = load_manifest(folder)
+    if is_of_networks(manifest):
+        raise UserError(f"{folder} holds a reference's networks: --repeat is for students' files")
+    return manifest
 
 
 def row_of(

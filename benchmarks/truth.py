@@ -11,9 +11,9 @@ from torch import Tensor
 from pocketfocus.data.datasets import SYNTHETIC, TEST, Request, open_source
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
 from pocketfocus.data.stacks import FocalStack, RenderedScenes, StackCache, cache_sources
-from pocketfocus.run.cache import cache_home
 from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.telemetry import cache_home
 
 TOLERANCE = 0.25  # a frame this far from a whole position still is the truth for it
 SCENES, RENDERED = 64, (256, 256)

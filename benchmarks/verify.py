@@ -35,6 +35,7 @@ from pocketfocus.benchmarks.gates import (
     gate_row,
     judge,
     own_rows,
+    parity_rows,
 )
 from pocketfocus.benchmarks.rendering import render_check
 from pocketfocus.data.stacks import cores
@@ -134,9 +135,7 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
                 save_shown(folder, checks.student, kept)
         rows = worst_rows(rows)
         if how.positions is not None and len(how.positions) < FRAMES:
-            rows = [
-                row if renders(row.artifact) else partial_row(row, how.positions) for row in rows
-            ]
+            rows = [partial_row(row, how.positions) for row in rows]
     used = [device.name, *(able_device(devices, a.target).name for a in manifest.files)]
     merge_rows(folder / VERIFY_FILE, VerifyRow, rows, used, manifest.hashes)
     return rows
@@ -263,7 +262,8 @@ def execute_artifact(
         job = replace(job, runs=int(is_timed(device)), timeout_s=None)
     result, verdict = execute(device, job, check.parents[gate.parent], gate, check.peak)
     figures = figures_of(result) if result and check.whole else UNKNOWN
-    rows = [row_on(gate_row(artifact, device.name, gate, verdict), device, figures)]
+    own = gate_row(artifact, device.name, gate, named(verdict, check))
+    rows = [row_on(own, device, figures)]
     outputs = result.outputs if result else None
     if reference is not None:
         same = Gate(f"{SAME_FILE} {reference.name}", reference.name, SAME_FILE_DB)
@@ -271,9 +271,16 @@ def execute_artifact(
         if outputs is None or why is not None:
             verdict = Verdict(None, "not-run", why or "")
         else:
-            _, verdict = execute(reference, job, outputs, same, check.peak)
+            verdict = named(execute(reference, job, outputs, same, check.peak)[1], check)
         rows.append(row_on(gate_row(artifact, device.name, same, verdict), device))
     return rows, outputs
+
+
+def named(verdict: Verdict, check: Check) -> Verdict:
+    """Return a verdict that names the photo and the position of the worst call."""
+    worst = "" if verdict.call is None else check.name_of(verdict.call)
+    why = (verdict.why, worst and f"worst is {worst}")
+    return replace(verdict, why="; ".join(filter(None, why)))
 
 
 def takes(artifact: Artifact, beside: Beside, usual: Size, sizes_alone: bool = False) -> bool:
@@ -284,17 +291,14 @@ def takes(artifact: Artifact, beside: Beside, usual: Size, sizes_alone: bool = F
 
 
 def row_beside(artifact: Artifact, path: Path, device: Device, beside: Beside) -> VerifyRow:
-    """Execute an artifact beside its usual check; the row names the worst call."""
+    """Execute an artifact beside its usual check."""
     gate = gate_of(artifact.precision, device.name, artifact.recipe)
     needed = min(gate.threshold_db, beside.most_db or gate.threshold_db)
     gate = replace(gate, name=f"{beside.name}, {gate.name}", threshold_db=needed)
     check = beside.check
     job = Job(str(path), artifact.target, check.inputs, check.calls, want_outputs=True)
     _, verdict = execute(device, job, check.parents[gate.parent], gate)
-    if verdict.call is not None and beside.calls:
-        worst = f"worst is {beside.calls[verdict.call]}"
-        verdict = replace(verdict, why=f"{verdict.why}; {worst}" if verdict.why else worst)
-    return row_on(gate_row(artifact, device.name, gate, verdict), device)
+    return row_on(gate_row(artifact, device.name, gate, named(verdict, check)), device)
 
 
 def execute(
@@ -330,8 +334,10 @@ def figures_of(result: Result) -> CallFigures:
 
 
 def partial_row(row: VerifyRow, positions: Sequence[int]) -> VerifyRow:
-    """Return a row that says which positions its figure is of, if it has one."""
-    if row.psnr_db is None:
+    """Return a row that says which positions its figure is of, if it has one and is of all
+    otherwise: other sizes, drawn pictures and what renders have positions of their own."""
+    usual = parity_rows([row]) and not renders(row.artifact)
+    if not usual or row.psnr_db is None:
         return row
     only = f"at positions {', '.join(map(str, positions))} only"
     return row.model_copy(update={"why": f"{row.why}; {only}" if row.why else only})

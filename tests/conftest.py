@@ -112,8 +112,9 @@ Exported = Callable[[Sequence[str]], Path]
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what needs exported files or a browser and what is slow, which `make check` leaves out;
-    and what one worker of pytest-xdist runs: the tests of a module, for its fixtures' sake; those
-    of all modules that share exported files, or build in the checkout and read what was built."""
+    and what one worker of pytest-xdist runs: the tests of a module, for its fixtures' sake, unless
+    they are marked otherwise; those of all modules that share exported files, or build in the
+    checkout and read what was built."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         for name in ("exported", "browser"):
@@ -123,7 +124,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
         shares = {"exported", "built_page", "wheel"} & fixtures
         group = ONE_WORKER if shares else item.path.relative_to(ROOT).as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(group))
     if items and hasattr(items[0].config, "workerinput"):
         items.sort(key=place_among(items))
 

@@ -18,7 +18,11 @@ from pocketfocus.distill.reference.phases import (
 )
 from pocketfocus.distill.reference.recipes import LEARNING_RATE, OWN, Recipe, get_recipe
 from pocketfocus.distill.train.crops import Crops, Pixels, check_size
-from pocketfocus.distill.train.distributed import main_process_first, process_state
+from pocketfocus.distill.train.distributed import (
+    alone_together,
+    main_process_first,
+    process_state,
+)
 from pocketfocus.distill.train.schedule import Schedule
 from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
@@ -109,11 +113,16 @@ class Training:
 
 
 def run_training(training: Training, out: Path) -> None:
-    """Train, or go on, and write the reference to `out`.
+    """Train, or go on, and write the reference to `out`, in which nobody else may train.
 
     Raises UserError, before anything is rendered, for options that do not fit each other, a start
     that cannot be loaded, and checkpoints in `out` of other options.
     """
+    with alone_together(out, "train"):
+        _run(training, out)
+
+
+def _run(training: Training, out: Path) -> None:
     schedule, seed, config = training.schedule(), training.seed, training.config
     check_run(out, config)
     size = training.sides

@@ -35,7 +35,11 @@ from pocketfocus.distill.student.teacher_stacks import (
 )
 from pocketfocus.distill.student.trainer import StudentTrainer
 from pocketfocus.distill.train.checkpoint import FILE, check_config
-from pocketfocus.distill.train.distributed import can_compile, main_process_first
+from pocketfocus.distill.train.distributed import (
+    alone_together,
+    can_compile,
+    main_process_first,
+)
 from pocketfocus.distill.train.loop import Task, Trainer
 from pocketfocus.distill.train.plot import loss_figure, save
 from pocketfocus.distill.train.run_log import LOG
@@ -71,7 +75,7 @@ def distill_run(out: Path, options: Distillation, begun_with: str = "") -> None:
     held-out stacks, unless the method trades PSNR for looks. An interrupted distillation goes on
     from its checkpoint in `out`; with `begun_with`, the key of all that it depends on, only one
     that was begun with the same, and any other starts anew. Under `accelerate launch` all processes
-    call this, share the sampling and each step, and the main one writes.
+    call this, share the sampling and each step, and the main one writes; others are refused.
 
     With `qat` the student is called, trained and scored through a recipe's rounding.
 
@@ -79,20 +83,22 @@ def distill_run(out: Path, options: Distillation, begun_with: str = "") -> None:
     or does not fit, for stacks of mixed sizes, and for a checkpoint in `out` of other options.
     """
     nothing = options.minutes <= 0
-    with main_process_first() as is_main:
-        if is_main and (nothing or begun_with):
-            _forget_others(out / TRAINING, "" if nothing else begun_with)
-    if nothing:
-        _take_start(out, options)
-    else:
-        _train(out, options)
+    with alone_together(out / TRAINING, "distill"):
+        with main_process_first() as is_main:
+            if is_main and (nothing or begun_with):
+                _forget_others(out / TRAINING, "" if nothing else begun_with)
+        if nothing:
+            _take_start(out, options)
+        else:
+            _train(out, options)
 
 
 def _forget_others(training: Path, key: str) -> None:
     """Delete a training unless it was begun with this key, which is noted."""
     begun = Kept(training / BEGUN_FILE, key)
     if not begun.fields:
-        shutil.rmtree(training, ignore_errors=True)
+        for entry in training.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         if key:
             begun.save(begun=True)
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
@@ -21,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import alone_in
 
 WAIT = timedelta(hours=12)  # the main process may render or encode stacks while the others wait
 # The blocks of SVD's UNet that are gathered one at a time: at most 61 M parameters each.
@@ -102,6 +104,17 @@ def main_process_first() -> Iterator[bool]:
     state = process_state()
     with state.main_process_first():
         yield bool(state.is_main_process)
+
+
+@contextmanager
+def alone_together(folder: Path, what: str) -> Iterator[None]:
+    """Let these processes, and no others, train in a folder; UserError naming `what` is done when
+    others still do."""
+    with ExitStack() as held:
+        with main_process_first() as is_main:
+            if is_main:
+                held.enter_context(alone_in(folder, what))
+        yield
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from pocketfocus.run.files import read_json, size_bytes, write_json
 from pocketfocus.run.processes import exit_reason
 from pocketfocus.run.scratch import scratch_beside
 from pocketfocus.run.swap import put
-from pocketfocus.run.telemetry import SWITCHES
+from pocketfocus.run.telemetry import SWITCHES, cache_home
 
 QEMU = ("qemu-aarch64-static", "qemu-aarch64")
 QEMU_REMEDY = "Debian: apt-get install qemu-user-static"
@@ -74,8 +74,8 @@ Say = Callable[[str], None]
 
 
 def home() -> Path:
-    """Return the cache folder: $XDG_CACHE_HOME/pocketfocus/arm64, or under ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketfocus/arm64"
+    """Return its folder in the cache."""
+    return cache_home() / "arm64"
 
 
 def why_not_ready() -> str | None:

@@ -16,8 +16,8 @@ from pocketfocus.run.constants import FRAMES, Size, check_position, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import writing_failed
 from pocketfocus.run.progress import say
-from pocketfocus.run.results import GateRow
-from pocketfocus.run.rows import Row, read_rows
+from pocketfocus.run.results import BenchRow, GateRow, VerifyRow
+from pocketfocus.run.rows import read_rows
 from pocketfocus.run.scratch import sweep
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder of the run")]
@@ -100,6 +100,11 @@ FourBit = Annotated[
 ]
 
 ALL, AUTO, OWN = "all", "auto", "own"
+RESULTS: dict[str, type[VerifyRow] | type[BenchRow]] = {
+    "verify.json": VerifyRow,
+    "bench.json": BenchRow,
+    "repeat.json": VerifyRow,
+}
 SAMPLED = 8  # photos of a folder that `verify` takes
 SMALLEST_SIDE = 16  # pixels of a photo
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")  # suffixes of what `refocus` writes
@@ -321,12 +326,18 @@ def run_folder(path: Path) -> Path:
     return path
 
 
-def results_folder(path: Path, file: str, kind: type[Row]) -> Path:
-    """Check that rows can be added to a file of results of a run, before any is measured."""
+def results_folder(path: Path, *files: str) -> Path:
+    """Check that rows can be added to files of results of a run, before any is measured."""
     run_folder(path)
     writable(path)
-    if (path / file).exists():
-        read_rows(path / file, kind)
+    return earlier_results(path, *files)
+
+
+def earlier_results(path: Path, *files: str) -> Path:
+    """Check that files of results can be read, those that are there: all that are added to."""
+    for file in files or RESULTS:
+        if (path / file).exists():
+            read_rows(path / file, RESULTS[file])
     return path
 
 
@@ -348,11 +359,11 @@ def photo_files(folder: Path | None) -> list[Path] | None:
     return read_photos(folder)
 
 
-def sample(files: list[Path] | None, everything: bool) -> list[Path] | None:
+def sample(files: list[Path] | None, everything: bool = False) -> list[Path] | None:
     """Return some of many photos, evenly spread, saying so; all of them where that is wanted."""
     if files is None or everything or len(files) <= SAMPLED:
         return files
-    say(f"{SAMPLED} of {len(files)} photos, evenly spread; --all-photos takes all")
+    say(f"{SAMPLED} of {len(files)} photos, evenly spread; verify --all-photos takes all")
     return [files[i * (len(files) - 1) // (SAMPLED - 1)] for i in range(SAMPLED)]
 
 

@@ -12,12 +12,11 @@ import typer
 from pocketfocus.cli import arguments
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.progress import say
-from pocketfocus.run.results import BenchRow, VerifyRow
 from pocketfocus.run.text import printable
 
 if TYPE_CHECKING:
     from pocketfocus.mobile_harness.options import Options
-    from pocketfocus.run.results import GateRow
+    from pocketfocus.run.results import GateRow, VerifyRow
 
 commands = typer.Typer()
 
@@ -187,7 +186,8 @@ def verify(
     places = None if positions is None else arguments.positions(positions)
     if (run is None) == (replay is None):
         raise UserError("name the folder of a run, or a golden bundle with --replay, not both")
-    folder = arguments.results_folder(run, "verify.json", VerifyRow) if run else None
+    results = ("verify.json",) if repeat is None else ("verify.json", "repeat.json")
+    folder = arguments.results_folder(run, *results) if run else None
     files = arguments.sample(arguments.photo_files(photos), all_photos)
     if golden is not None:
         arguments.output_folder(golden)
@@ -235,7 +235,7 @@ def verified(
     """The rows of verify.json, and of repeat.json where calls are repeated, of a run on the devices
     of that name."""
     from pocketfocus.benchmarks.browser import visited
-    from pocketfocus.benchmarks.repeat import repeat_run
+    from pocketfocus.benchmarks.repeat import check_students, repeat_run
     from pocketfocus.benchmarks.verify import Verification, verify_run
     from pocketfocus.mobile_harness.devices import (
         fallbacks,
@@ -245,6 +245,8 @@ def verified(
     )
 
     how = Verification(files, places, fallbacks(device), reference_device(device))
+    if repeat is not None:
+        check_students(folder)
     sent = visited(device, folder, options, say, repeat or 0).verify
     if sent:
         return sent
@@ -271,7 +273,7 @@ def bench(
     wait: Wait = 1800.0,
 ) -> None:
     """Measure load time, latency and memory of every file, the student and the reference."""
-    folder = arguments.results_folder(run, "bench.json", BenchRow)
+    folder = arguments.results_folder(run, "bench.json")
     spec = arguments.reference(reference)
     files = arguments.photo_files(photos)
 

@@ -78,7 +78,7 @@ def build(
 ) -> None:
     """Run every stage, from distilling to the report; stages that are up to date are skipped."""
     length = arguments.minutes(distill_minutes)
-    arguments.output_folder(out)
+    arguments.earlier_results(arguments.output_folder(out))
     arguments.reference(reference)
     arguments.student_folder(student)
     files = arguments.photo_files(photos)
@@ -217,7 +217,7 @@ def _verify(settings: Settings) -> list[str]:
     from pocketfocus.benchmarks.verify import Verification, verify_run
     from pocketfocus.mobile_harness.devices import fallbacks, get_device
 
-    how = Verification(settings.photos, fallbacks=fallbacks(DEVICE))
+    how = Verification(arguments.sample(settings.photos), fallbacks=fallbacks(DEVICE))
     return unjudged(verify_run(settings.out, get_device(DEVICE), how))
 
 

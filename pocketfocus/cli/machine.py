@@ -65,7 +65,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a page that refocuses and measures in a phone's browser, until Ctrl-C."""
-    folder = arguments.run_folder(run)
+    folder = arguments.earlier_results(arguments.run_folder(run))
     if (cert is None) != (key is None) or (cert is not None and not lan):
         raise UserError("--cert and --key go together, and with --lan: give all three or none")
 

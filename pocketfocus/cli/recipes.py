@@ -79,7 +79,7 @@ def mixed(
 
 def measured(run: Path, photos: Path | None) -> list[Sensitivity]:
     """Return the rows of a run's sensitivity, and its plot."""
-    folder = arguments.run_folder(run)
+    folder = arguments.writable(arguments.run_folder(run))
     arguments.student_folder(folder / "student")
     files = arguments.photo_files(photos)
 

@@ -6,7 +6,7 @@ VALIDATION_SEED are for training; validation uses seeds from there on and the he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import pairwise
@@ -68,12 +68,12 @@ class Realism:
 FULL = Realism()
 
 
-def bundled_photos() -> dict[str, NDArray[np.uint8]]:
+def bundled_photos(names: Iterable[str] = tuple(PHOTO_FILES)) -> dict[str, NDArray[np.uint8]]:
     """Return colour photos inside the scikit-image and scikit-learn wheels, name to [H, W, 3] RGB.
 
     UserError when one of the two packages is not installed; nothing is ever downloaded.
     """
-    return {name: _bundled(package, file) for name, (package, file) in PHOTO_FILES.items()}
+    return {name: _bundled(*PHOTO_FILES[name]) for name in names}
 
 
 def _bundled(package: str, file: str) -> NDArray[np.uint8]:
@@ -96,14 +96,12 @@ def bundled_file(package: str, file: str) -> Path:
 
 def train_photos() -> list[NDArray[np.uint8]]:
     """Return the bundled photos that training scenes may use."""
-    photos = bundled_photos()
-    return [photos[name] for name in TRAIN_PHOTOS]
+    return list(bundled_photos(TRAIN_PHOTOS).values())
 
 
 def held_out_photos() -> list[NDArray[np.uint8]]:
     """Return the bundled photos that only validation scenes use."""
-    photos = bundled_photos()
-    return [photos[name] for name in HELD_OUT_PHOTOS]
+    return list(bundled_photos(HELD_OUT_PHOTOS).values())
 
 
 @dataclass(frozen=True)

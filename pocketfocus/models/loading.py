@@ -17,7 +17,6 @@ from diffusers import (
     UNetSpatioTemporalConditionModel,
 )
 from diffusers.utils import logging as diffusers_log
-from safetensors import SafetensorError
 from transformers import CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_log
 
@@ -194,7 +193,7 @@ def attempt(load: Callable[[], Any], root: str, subfolder: str) -> Any:
     try:
         with _without_warnings():
             return load()
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except Exception as error:  # they raise whatever they meet, of configs with wrong types too
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else repr(error)
         way_out = (
             "check the folder"
@@ -220,7 +219,10 @@ def _without_warnings() -> Iterator[None]:
 def _check_fit(pipeline: ReferencePipeline) -> None:
     latent, unet = pipeline.vae.config.latent_channels, pipeline.unet.config
     wanted = 2 * latent + PLANES * pipeline.relative
-    made = latent + QUARTERS * len(pipeline.vae.config.get("defocus_radii", ()))
+    radii = pipeline.vae.config.get("defocus_radii", ())
+    if not isinstance(radii, list | tuple) or not all(isinstance(r, int | float) for r in radii):
+        raise UserError(f"defocus_radii of {pipeline.name} is {radii!r:.40}, no list of numbers")
+    made = latent + QUARTERS * len(radii)
     if (unet.in_channels, unet.out_channels) != (wanted, made):
         raise UserError(
             f"the UNet has {unet.in_channels} channels in and {unet.out_channels} out, but a VAE "

@@ -71,6 +71,9 @@ OTHERS = (
 )
 """How files begin that are taken for photos, from which byte on, and what they are."""
 
+PHOTOS = ("a raw", "a JPEG X", "a HEIC", "an AVIF")
+"""How the names of those begin that hold photos."""
+
 BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises for files that are damaged, foreign or too large."""
 
@@ -246,20 +249,31 @@ def stored_size(path: Path) -> Size:
 
 
 def is_photo(path: Path) -> bool:
-    """Return whether a file's content is that of an image of any kind, whole or not."""
+    """Return whether a file's content is that of a photo of any kind, whole or not, raw ones and
+    others that cannot be read included."""
     try:
         with bomb_limit(), Image.open(path, formats=FORMATS):
             return True
-    except BROKEN as error:
-        return isinstance(error, Image.DecompressionBombError)
+    except Image.DecompressionBombError:
+        return True
+    except BROKEN:
+        return path.is_file() and _kind(path).startswith(PHOTOS)
+
+
+def _kind(path: Path) -> str:
+    """Return what a file is that cannot be opened, by how it begins; "" for what is not known."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(64)
+    except OSError:
+        return ""
+    return next((name for at, sign, name in OTHERS if start.startswith(sign, at)), "")
 
 
 def _unknown_content(path: Path) -> str:
     if path.stat().st_size == 0:
         return f"{path} is empty: export the photo again"
-    with open(path, "rb") as file:
-        start = file.read(64)
-    kind = next((name for at, sign, name in OTHERS if start.startswith(sign, at)), "")
+    kind = _kind(path)
     what = (
         f"{path} is {kind}, not an image that can be read: "
         if kind

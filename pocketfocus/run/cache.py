@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,10 +52,3 @@ def source_hash(*folders: str) -> str:
             if path.suffix in SOURCES and not NOT_OURS.intersection(path.parts)
         )
     return key_of(**{path.relative_to(PACKAGE).as_posix(): sha256(path) for path in files})
-
-
-def cache_home() -> Path:
-    """Return the folder for what can be made again: $XDG_CACHE_HOME/pocketfocus, else
-    ~/.cache/pocketfocus (XDG Base Directory: relative values are ignored)."""
-    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (named if named.is_absolute() else Path.home() / ".cache") / "pocketfocus"

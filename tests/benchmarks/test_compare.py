@@ -199,6 +199,15 @@ def test_samples_of_another_measurement_are_not_believed(a: Path) -> None:
     assert again.scenes == {}
 
 
+@pytest.mark.parametrize("file", ["evaluate.json", "evaluate.samples.json"])
+def test_models_without_means_are_left_alone(file: str, a: Path) -> None:
+    """Whoever wrote cells or scenes of them; they keep the names that they have."""
+    content = read_json(a / file)
+    content["rows"][0]["model"] = "/elsewhere/student"
+    write_json(a / file, content)
+    assert read_run(a).evaluation.means
+
+
 def test_rows_of_another_file_are_left_out(
     a: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

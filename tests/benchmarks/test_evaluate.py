@@ -262,7 +262,7 @@ def test_rows_are_json_and_order_follows_the_models(tmp_path: Path) -> None:
     rows = read_json(tmp_path / "evaluate.json")["rows"]
     assert rows == json.loads(json.dumps([row.as_json() for row in found.rows()]))
     assert read_evaluation(tmp_path / "evaluate.json") == found
-    for wrong in ({"artifact": "a"}, "a row"):
+    for wrong in ({"artifact": "a"}, "a row", rows[0] | {"output_position": 9}):
         write_json(tmp_path / "evaluate.json", {"rows": [*rows[:2], wrong]})
         with pytest.raises(UserError, match=r"evaluate\.json, row 3, .*: delete the file"):
             read_evaluation(tmp_path / "evaluate.json")

@@ -15,9 +15,10 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from pocketfocus.benchmarks import lint as lint_module
 from pocketfocus.benchmarks.lint import FLOAT16_MOST, lint, overflow
 from pocketfocus.cli.app import main
-from pocketfocus.export.targets import Layer, get_target
+from pocketfocus.export.targets import Advice, Layer, get_target
 from pocketfocus.run.errors import UserError
 
 Exported = Callable[[Sequence[str]], Path]
@@ -229,6 +230,23 @@ def test_what_is_no_file_is_one_line(
     assert main(["lint", str(tmp_path / name)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+def test_a_graph_that_its_reader_stumbles_over_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a .pte file of which a few bytes were flipped."""
+
+    def stumbling(_: Path) -> list[Advice]:
+        nothing: list[list[Advice]] = []
+        return nothing[0]
+
+    target = replace(get_target("executorch"), lint=stumbling)
+    monkeypatch.setattr(lint_module, "target_of", lambda _: target)
+    (tmp_path / "a.pte").touch()
+    assert main(["lint", str(tmp_path / "a.pte")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a.pte has a damaged graph (IndexError: list index out of range): export it" in line
 
 
 def test_an_error_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pocketfocus.benchmarks.checks import save_stacks
+from pocketfocus.benchmarks.evaluate import Cell
 from pocketfocus.benchmarks.report import headline, render, write_report
 from pocketfocus.benchmarks.tables import files_table
 from pocketfocus.data.optics import distance
@@ -93,7 +94,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_says_what_the_files_say(folder: Path) -> None:
     page = (folder / "report.html").read_text(encoding="utf-8")
-    for text in ("1 gates passed", "1 not run", WHY, "1,600×", "4.0×", "aten.mean.dim"):
+    for text in (
+        "1 gates passed",
+        "1 not run",
+        WHY,
+        "1,600×",
+        "4.0×",
+        "aten.mean.dim",
+        "leaves the ranges",
+    ):
         assert text in page, text
     assert "&lt;b&gt;W8A8" in page, "text from files is escaped"
     loaded = re.findall(r"(?:src=|<link[^>]*href=|url\()[\"']?(\w+:)?//", page)
@@ -181,7 +190,7 @@ def test_slider_moves_every_stack_and_one_frame_shows(page: Page) -> None:
 
 def test_a_phones_name_is_no_formula() -> None:
     """Matplotlib reads what stands between two dollar signs as one, and fails where it is none."""
-    from pocketfocus.benchmarks.charts import latency_chart, sustained_chart
+    from pocketfocus.benchmarks.charts import grids_chart, latency_chart, sustained_chart
     from pocketfocus.run.results import Trend
 
     ends, course = {"first_p50_ms": 1.0, "last_p50_ms": 1.0}, ((0.0, 1.0), (1.0, 1.0))
@@ -189,3 +198,6 @@ def test_a_phones_name_is_no_formula() -> None:
     named = bench_row(device="$\\frac$ phone$", p50_ms=1.0, p99_ms=2.0, sustained=trend)
     assert latency_chart([named]).startswith(b"\x89PNG")
     assert (sustained_chart([named]) or b"").startswith(b"\x89PNG")
+    places = {"input_position": 0, "output_position": 1}
+    cell = Cell(model="$\\frac$/student", stacks="$\\frac$", **places, psnr_db=30.0, ssim=0.9)
+    assert grids_chart([cell]).startswith(b"\x89PNG")

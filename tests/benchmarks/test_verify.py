@@ -299,6 +299,7 @@ def test_stacks_of_few_of_many_photos_are_in_memory_at_a_time(
     assert (sum(jobs), max(jobs)) == (26, verify.TOGETHER)
     assert [(row.artifact, row.status) for row in rows] == [("student", "pass"), (name, "fail")]
     assert rows[1].psnr_db == pytest.approx(12.04, abs=0.5)
+    assert rows[1].why.endswith("; worst is 17.png, position 4; at positions 4 only")
     said = capfd.readouterr().err
     assert "photos 1 to 4 of 26\n" in said
     assert "photos 25 to 26 of 26, about 1 minutes left\n" in said

@@ -1,7 +1,7 @@
 """Kills real commands before each of their renames and deletions, and lets them run again.
 
-A process of its own: it imports once what commands need, and forks one that dies for every kill.
-`python -m tests.cli.killing FOLDER STUDENT REFERENCE` prints JSON.
+A process of its own, which forks one for every kill; what ends well, it runs itself.
+`python -m tests.cli.killing FOLDER STUDENT REFERENCE PART` prints JSON.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
-from functools import partial
-from importlib import import_module
+from functools import cache, partial
+from importlib import metadata
+from io import BytesIO, StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -29,8 +31,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pocketfocus.benchmarks import checks
+from pocketfocus.benchmarks import checks, model_card, report, scores
 from pocketfocus.cli.app import command_line, main
+from pocketfocus.data import scenes
+from pocketfocus.data.hard import HARD, hard_picture
 from pocketfocus.distill.reference import phases, training
 from pocketfocus.distill.reference.presets import SMALLEST
 from pocketfocus.distill.train import loop
@@ -38,26 +42,33 @@ from pocketfocus.distill.train.checkpoint import FILE as CHECKPOINT
 from pocketfocus.distill.train.checkpoint import read_counters
 from pocketfocus.distill.train.crops import Crops
 from pocketfocus.distill.train.run_log import BOARD
+from pocketfocus.export import stage
 from pocketfocus.export.onnx import write
 from pocketfocus.mobile_harness import host, worker
 from pocketfocus.mobile_harness.device import Job, Result
+from pocketfocus.photos import gallery
 from pocketfocus.run import scratch, swap
 from pocketfocus.run.constants import FRAMES
 
 RENAMES, REMOVALS = ("rename", "replace"), ("unlink", "remove", "rmdir")
 TIMED = ("train.jsonl", "loss.png", "report.html")
 """Files that tell of times, or of when they were made."""
-KNOWN: set[str] = set()  # modules that were imported, or tried to be
+CHARTS = (
+    (gallery, ("_focus_figure",)),
+    (model_card, ("grids_chart", "latency_chart")),
+    (report, ("grids_chart", "latency_chart", "size_chart", "sustained_chart")),
+)
 Tree = Mapping[str, str]
+Commands = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit code, what it renamed and removed, and what it printed."""
+    """How a command ended: its exit code, what it printed, and what it renamed and removed."""
 
     code: int
-    events: Sequence[str]
     printed: str
+    events: Sequence[str] = ()
 
 
 def content(path: Path) -> bytes:
@@ -109,28 +120,32 @@ class Place:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def commands(place: Place, student: str, reference: str) -> dict[str, list[str]]:
-    """Commands that write, each on what those before it left."""
+def commands(place: Place, student: str, reference: str) -> dict[str, Commands]:
+    """Commands that write, each on what those before it in its part left."""
     work, photos = place.work, place.folder / "photos"
     run, taught = str(work / "run"), ["--student", student, "--reference", reference]
     refocus = ["refocus", str(photos / "a.png"), "--model", student, "--position", "4"]
     refocus += ["--out", str(work / "out")]
     return {
-        "distill": ["distill", *taught, "--distill-minutes", "0", "--out", run],
-        "export": ["export", "--targets", "onnx", "--precisions", "fp32", "--out", run],
-        "verify": ["verify", run, "--positions", "4", "--photos", str(photos)],
-        "bench": ["bench", run, "--runs", "2", "--reference", reference],
-        "evaluate": [
-            *("evaluate", f"{run}/student", "--scenes", "1", "--size", "64x64"),
-            *("--positions", "4", "--out", f"{run}/evaluate.json"),
-        ],
-        "report": ["report", run],
-        "refocus": refocus,
-        "publish": ["publish", run, "--licence", "apache-2.0"],
-        "train-reference": [
-            *("train-reference", "--stacks", str(place.folder / "stacks"), "--size", "64x64"),
-            *("--steps", "2", "--out", str(work / "reference")),
-        ],
+        "run": {
+            "distill": ["distill", *taught, "--distill-minutes", "0", "--out", run],
+            "export": ["export", "--targets", "onnx", "--precisions", "fp32", "--out", run],
+            "verify": ["verify", run, "--positions", "4", "--photos", str(photos)],
+            "bench": ["bench", run, "--runs", "2", "--reference", reference],
+            "evaluate": [
+                *("evaluate", f"{run}/student", "--scenes", "1", "--size", "64x64"),
+                *("--positions", "4", "--out", f"{run}/evaluate.json"),
+            ],
+            "report": ["report", run],
+            "publish": ["publish", run, "--licence", "apache-2.0"],
+        },
+        "others": {
+            "refocus": refocus,
+            "train-reference": [
+                *("train-reference", "--stacks", str(place.folder / "stacks"), "--size", "64x64"),
+                *("--steps", "2", "--out", str(work / "reference")),
+            ],
+        },
     }
 
 
@@ -167,23 +182,37 @@ def converted_once(place: Place) -> Callable[..., Any]:
     return converted
 
 
-def drawn(figure: Figure, target: Any, **options: object) -> None:
+def blank(*_: object) -> bytes:
     """A picture in place of a chart."""
+    data = BytesIO()
+    saved(None, data)
+    return data.getvalue()
+
+
+def saved(figure: Figure | None, target: Any, **options: object) -> None:
+    """A picture saved in place of a figure."""
     Image.new("L", (8, 8)).save(target, "png")
 
 
 def spare(place: Place) -> None:
     """Leave out what takes time and no kill could spoil: files are executed and converted once,
-    charts are blank, commands are put together once, and trainings small, by a clock that stands
-    still."""
-    command_line()
-    small = (Crops(1.0, 1, 64),)
-    smallest = replace(SMALLEST, unet_channels=(32,), attention_levels=0)
+    pictures decoded and commands put together once, charts are blank, films empty, scores guessed,
+    and trainings small, by a clock that stands still. A kill loses nothing that a disk has not yet:
+    it waits for none."""
+    small, smallest = (Crops(1.0, 1, 32),), replace(SMALLEST, unet_channels=(32,))
+    smallest = replace(smallest, attention_levels=0)
     for owner, name, other in (
+        (os, "fsync", lambda handle: None),
+        (metadata, "version", cache(metadata.version)),
+        (scenes, "_bundled", cache(scenes._bundled)),
         (host.Host, "run", executed_once(place)),
         (write, "converted", converted_once(place)),
         (checks, "captured_graph", lambda student, shape: student),
-        (Figure, "savefig", drawn),
+        (Figure, "savefig", saved),
+        *((module, name, blank) for module, names in CHARTS for name in names),
+        (gallery, "_save_mp4", lambda frames, path: path.write_bytes(b"film")),
+        (scores, "ssim", lambda made, truth: 0.5),
+        (scores, "vif", lambda made, truth: 0.5),
         (loop.Trainer, "_pictures", lambda *given: None),
         (loop, "time", SimpleNamespace(monotonic=lambda: 0.0)),
         (phases, "INITIAL_CROPS", 8),
@@ -192,42 +221,44 @@ def spare(place: Place) -> None:
         (training, "train_reference", partial(phases.train_reference, preset=smallest)),
     ):
         setattr(owner, name, other)
+    HARD.update({name: cache(picture) for name, picture in HARD.items()})
+    for name in HARD:
+        hard_picture(name)
+    command_line()
+    scenes.bundled_photos()
+    host.Host().describe()
+    stage.tools()
 
 
-def forked(words: Sequence[str], place: Place, last: int = 0) -> Ended:
-    """A command in a process of its own, which is killed before event `last`, if it comes so far.
+def whole(words: Sequence[str], place: Place) -> Ended:
+    """A command in this process, which costs less than one that is forked: that one finds all that
+    is imported here and worked out once."""
+    said = StringIO()
+    with watched() as events, redirect_stdout(said), redirect_stderr(said):
+        code = main(list(words))
+    scratch.swept.cache_clear()  # once a process
+    gc.collect()
+    gc.freeze()  # so that a child's collector copies nothing of what is shared
+    return Ended(code, said.getvalue(), events)
 
-    Deletions in a row are one event. What it imported, this process then imports too.
-    """
-    told, tells = os.pipe()
+
+def forked(words: Sequence[str], place: Place, last: int) -> Ended:
+    """A command in a process of its own, killed before event `last`, if it comes so far."""
     child = os.fork()
     if not child:
-        os.close(told)
         printed = os.open(place.folder / "printed", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
         os.dup2(printed, 1)
         os.dup2(printed, 2)
-        events = watched(last)
-        code = main(list(words))
-        with suppress(ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        with os.fdopen(tells, "w") as pipe:
-            json.dump({"events": events, "modules": list(sys.modules)}, pipe)
-        os._exit(code)
-    os.close(tells)
-    with os.fdopen(told) as pipe:
-        said = json.loads(pipe.read() or '{"events": [], "modules": []}')
+        with watched(last):
+            os._exit(main(list(words)))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    for name in set(said["modules"]) - KNOWN - sys.modules.keys():
-        with suppress(Exception):
-            import_module(name)
-    KNOWN.update(said["modules"])
-    gc.freeze()  # so that a child's collector copies nothing of what is shared
-    return Ended(code, said["events"], (place.folder / "printed").read_text())
+    return Ended(code, (place.folder / "printed").read_text())
 
 
-def watched(last: int) -> list[str]:
-    """Note what is renamed and removed from now on; before event `last` this process is killed."""
+@contextmanager
+def watched(last: int = 0) -> Iterator[list[str]]:
+    """Note what is renamed and removed; before event `last` this process is killed. Deletions in a
+    row are one event."""
     events: list[str] = []
 
     def noted(call: Callable[..., Any], kind: str) -> Callable[..., Any]:
@@ -240,13 +271,14 @@ def watched(last: int) -> list[str]:
 
         return calls
 
-    for name in (*RENAMES, *REMOVALS):
-        kind = "removes" if name in REMOVALS else "renames"
-        setattr(os, name, noted(getattr(os, name), kind))
+    kinds = dict.fromkeys(RENAMES, "renames") | dict.fromkeys(REMOVALS, "removes")
     exchange = noted(swap.exchange, "exchanges")
-    for module in (swap, scratch):
-        setattr(module, "exchange", exchange)  # noqa: B010 - imported there, not exported
-    return events
+    with ExitStack() as patches:
+        for module in (swap, scratch):
+            patches.enter_context(patch.object(module, "exchange", exchange))
+        for name, kind in kinds.items():
+            patches.enter_context(patch.object(os, name, noted(getattr(os, name), kind)))
+        yield events
 
 
 def killed(name: str, words: Sequence[str], place: Place) -> tuple[int, list[str]]:
@@ -254,19 +286,19 @@ def killed(name: str, words: Sequence[str], place: Place) -> tuple[int, list[str
     ran again."""
     place.keep()
     before = place.tree()
-    whole = forked(words, place)
-    if whole.code:
-        return 0, [f"{name} ended with {whole.code}: {whole.printed[-400:]}"]
+    ended = whole(words, place)
+    if ended.code:
+        return 0, [f"{name} ended with {ended.code}: {ended.printed[-400:]}"]
     after, kills = place.tree(), 0
     wrong: list[str] = []
-    for last, event in enumerate(whole.events, 1):
+    for last, event in enumerate(ended.events, 1):
         place.put_back()
         ended = forked(words, place, last)
         if not ended.code:  # what it saves now and then it saved less often
             continue
         kills += 1
         found = [*foreign(place.tree(), before, after)]
-        again = forked(words, place)
+        again = whole(words, place)
         codes = ended.code, again.code
         if codes != (-signal.SIGKILL, 0):
             found.append(f"it ended with {codes}: {ended.printed[-200:]} {again.printed[-200:]}")
@@ -274,6 +306,24 @@ def killed(name: str, words: Sequence[str], place: Place) -> tuple[int, list[str
         found += (f"{each} is left" for each in place.leftovers())
         wrong += (f"{name}, killed before it {event} ({last}): {what}" for what in found)
     return kills, wrong
+
+
+def watched_outside(folder: Path) -> list[str]:
+    """Note from now on what this process opens: connections, and files to write elsewhere."""
+    seen: list[str] = []
+
+    def hook(event: str, given: tuple[Any, ...]) -> None:
+        if event == "socket.connect" and isinstance(given[1], tuple):
+            seen.append(f"{given[1]} was connected to")
+        if event != "open" or not isinstance(given[0], str | bytes) or given[2] is None:
+            return
+        path = Path(os.fsdecode(given[0])).absolute()
+        elsewhere = not any(path.is_relative_to(own) for own in (folder, "/dev", "/proc"))
+        if elsewhere and given[2] & (os.O_WRONLY | os.O_RDWR):
+            seen.append(f"{path} was written")
+
+    sys.addaudithook(hook)
+    return seen
 
 
 def foreign(found: Tree, before: Tree, after: Tree) -> Iterator[str]:
@@ -311,15 +361,15 @@ def prepare(place: Place, student: str) -> None:
         frame.save(place.folder / "stacks" / "desk" / f"{index}.png")
 
 
-def kill_all(folder: Path, student: str, reference: str) -> dict[str, object]:
-    """What went wrong, and for each command its number of kills and seconds."""
+def kill_all(folder: Path, student: str, reference: str, part: str) -> dict[str, object]:
+    """What went wrong, and for each command of a part its number of kills and seconds."""
     torch.set_num_threads(1)
     place = Place(folder)
     prepare(place, student)
     spare(place)
-    wrong: list[str] = []
+    wrong = watched_outside(folder)
     kills, took = {}, {}
-    for name, words in commands(place, student, reference).items():
+    for name, words in commands(place, student, reference)[part].items():
         started = sum(os.times()[:4])
         kills[name], found = killed(name, words, place)
         wrong += found

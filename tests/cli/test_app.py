@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pocketfocus.cli import arguments, main, quiet
 from pocketfocus.cli.app import app, describe
@@ -197,6 +199,34 @@ def test_what_is_no_size_says_what_to_write(text: str, said: str) -> None:
         arguments.square(text, 64)
 
 
+def test_verify_takes_some_of_many_photos_and_says_so(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same in `build`."""
+    from pocketfocus.benchmarks import verify
+    from pocketfocus.cli import build
+
+    taken: list[list[str]] = []
+
+    def stop(_: Path, __: object, how: verify.Verification) -> None:
+        taken.append([path.name for path in how.photos or ()])
+        raise UserError("enough")
+
+    monkeypatch.setattr(verify, "verify_run", stop)
+    (tmp_path / "photos").mkdir()
+    paths = [tmp_path / "photos" / f"{number:02}.png" for number in range(22)]
+    for path in paths:
+        Image.new("RGB", (16, 16)).save(path)
+    asked = ("verify", tmp_path, "--photos", tmp_path / "photos")
+    assert "8 of 22 photos, evenly spread" in run(*asked)[2]
+    run(*asked, "--all-photos")
+    settings = build.Settings(tmp_path, "default", None, paths, 0.0, False, (), (), 0)
+    with pytest.raises(UserError, match="enough"):
+        build._verify(settings)
+    some = [f"{number:02}.png" for number in range(0, 22, 3)]
+    assert taken == [some, [path.name for path in paths], some]
+
+
 # the environment
 
 
@@ -222,6 +252,34 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_written_file(
     assert code == 2
     assert "No space left on device; free some space" in one_line(err)
     assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("verify RUN", "bench RUN", "report RUN", "sensitivity RUN", "publish RUN"),
+        "mixed RUN --min-db 30 --recipe RUN/a.yaml",
+        *("verify RUN --golden RUN/bundle", "publish RUN --site RUN/site"),
+        *("export --out RUN", "distill --out RUN", "build --out RUN", "train-reference --out RUN"),
+        *("evaluate copy --out RUN/a.json", "refocus PHOTO --out RUN/a"),
+        *("refocus PHOTO --focus 1 --out RUN/a.jpg", "compare RUN RUN --page RUN/a.html"),
+    ],
+)
+def test_where_nothing_can_be_written_no_work_is_begun(
+    words: str, run: Run, small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each tries first; whatever it would do then has no time."""
+    shutil.copytree(small_student, tmp_path / "run" / "student")
+    Image.new("RGB", (32, 32)).save(tmp_path / "photo.png")
+
+    def read_only(**_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    places = words.replace("RUN", f"{tmp_path}/run").replace("PHOTO", f"{tmp_path}/photo.png")
+    code, _, err = run(*places.split())
+    assert code == 2
+    assert re.search(r"cannot write .*/run.*Read-only file system", one_line(err))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
@@ -306,16 +364,31 @@ def test_toolchains_are_imported_without_noise() -> None:
     assert result.stderr == ""
 
 
-@pytest.mark.parametrize(("command", "file"), [("bench", "bench.json"), ("verify", "verify.json")])
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        ("bench", "bench.json"),
+        ("verify", "verify.json"),
+        ("verify --repeat 2", "repeat.json"),
+        ("build --out", "bench.json"),
+        ("build --out", "verify.json"),
+        ("serve", "verify.json"),
+    ],
+)
 def test_broken_results_are_noticed_before_anything_is_measured(
-    command: str, file: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: str, file: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pocketfocus.benchmarks import latency, verify
+    from pocketfocus.cli import build
+    from pocketfocus.mobile_harness.web import server
 
     measured: list[object] = []
-    monkeypatch.setattr(latency, "bench_run", lambda *given: measured.append(given))
-    monkeypatch.setattr(verify, "verify_run", lambda *given: measured.append(given))
+    for module, name in (
+        *((latency, "bench_run"), (verify, "verify_run")),
+        *((build, "run_stages"), (server, "serve")),
+    ):
+        monkeypatch.setattr(module, name, lambda *given: measured.append(given))
     (tmp_path / file).write_text('{"schema_version": 1, "rows": [{}]}')
-    code, _, err = run(command, tmp_path)
+    code, _, err = run(*words.split(), tmp_path)
     assert code == 2 and f"{file}, row 1" in err.splitlines()[-1]
     assert not measured

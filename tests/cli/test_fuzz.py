@@ -21,16 +21,19 @@ import pytest
 import yaml
 from PIL import Image
 
-from pocketfocus.benchmarks import golden, report, verify
+from pocketfocus.benchmarks import compare, golden, report, verify
 from pocketfocus.cli import main
 from pocketfocus.export import open as opening
 from pocketfocus.export import stage
+from pocketfocus.export.open import open_model
 from pocketfocus.mobile_harness.device import Job, Result
 from pocketfocus.mobile_harness.web import server
+from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import load_manifest
 from pocketfocus.run.rows import write_rows
 from tests.benchmarks.rows import bench_row, verify_row
+from tests.benchmarks.test_compare import make as measured_run
 from tests.house.source import none
 
 DEEP = 20_000  # levels: Python's own limit is a thousand
@@ -168,6 +171,23 @@ def test_manifests_and_rows(run: Path, check: Check, tmp_path: Path) -> None:
     assert taken < 2.5 * CASES
 
 
+def test_evaluations_and_samples(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, taken = random.Random(8), 0
+    monkeypatch.setattr(compare, "compare", accept)
+    run, other = measured_run(tmp_path / "a"), measured_run(tmp_path / "b")
+    assert check("compare", run, other)
+    files = ("evaluate.json", "evaluate.samples.json", "bench.samples.json")
+    for number in range(CASES):
+        path = run / files[number % 3]
+        whole = path.read_bytes()
+        spoil_json(path, rng)
+        taken += check("compare", run, other)
+        path.write_bytes(whole)
+    assert taken < CASES / 2
+
+
 def test_kept_stacks(run: Path, check: Check) -> None:
     rng, whole = random.Random(2), (run / "stacks.npz").read_bytes()
     for _ in range(CASES // 2):
@@ -188,6 +208,23 @@ def test_students(small_student: Path, check: Check, tmp_path: Path) -> None:
         words = ("--student", case, "--targets", "onnx", "--sizes", "own", "--out", tmp_path / "o")
         taken += check("export", *words, "--precisions", "fp32")
         shutil.rmtree(case)
+    assert taken < CASES / 3
+
+
+def test_references(
+    small_reference: Path, check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, taken = random.Random(9), 0
+    monkeypatch.setattr(opening, "open_model", open_model)
+    monkeypatch.setattr(ReferencePipeline, "sample", accept)
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
+    case = tmp_path / "reference"
+    words = ("--model", f"reference:{case}", "--position", "4", "--out", tmp_path / "o")
+    parts = ("image_encoder/config.json", "vae/config.json", "unet/config.json")
+    for number in range(CASES // 2):
+        shutil.copytree(small_reference, case, dirs_exist_ok=True)
+        spoil_json(case / parts[number % 3], rng)
+        taken += check("refocus", tmp_path / "photo.png", *words)
     assert taken < CASES / 3
 
 

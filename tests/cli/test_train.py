@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pocketfocus.cli import main
+from pocketfocus.run.files import alone_in
 
 SIDE = 128
 
@@ -40,6 +41,22 @@ def test_trains_on_a_folder_and_rendered_scenes(
     assert (out / "unet" / "config.json").exists()
     assert main(words) == 2
     assert "stacks" in capsys.readouterr().err
+
+
+def test_a_second_training_in_the_folder_is_one_line(
+    stacks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both would save the checkpoint, each in the place of the other's."""
+    out = tmp_path / "out"
+    for words, held in (
+        (["train-reference", "--stacks", str(stacks), "--size", str(SIDE), "--steps", "2"], out),
+        (["distill", "--photos", str(stacks / "desk")], out / "training"),
+    ):
+        with alone_in(held, "train"):
+            assert main([*words, "--out", str(out)]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert f"{held} is being written to by another process: " in line
+            assert not [path for path in out.rglob("*") if path != held]
 
 
 @pytest.mark.parametrize(

@@ -239,13 +239,16 @@ def test_photos_are_known_by_content_and_broken_ones_counted(
     names = {"1.avif": "AVIF", "2.bmp": "BMP", "3.jp2": "JPEG2000", "4.heic": "HEIF", "5": "PNG"}
     for name, kind in {**names, "6.jpg": "JPEG", "7.jpg": "JPEG"}.items():
         Image.fromarray(pixels).save(tmp_path / name, kind)
-    (tmp_path / "notes.txt").write_text("no photo")
+    for name, start in (("notes.txt", b"no photo"), ("9.mov", b"\0\0\0\x14ftypqt  ")):
+        (tmp_path / name).write_bytes(start)
+    (tmp_path / "10.cr3").write_bytes(b"\0\0\0\x18ftypcrx " + bytes(40))
     whole = (tmp_path / "6.jpg").read_bytes()
     (tmp_path / "6.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "8.png").write_bytes(b"")
     assert [path.name for path in read_photos(tmp_path)] == [*names, "7.jpg"]
     said = capsys.readouterr().err
-    assert "2 of 8 photos in" in said and "6.jpg is damaged" in said and "8.png is empty" in said
+    assert "3 of 9 photos in" in said and "6.jpg is damaged" in said and "8.png is empty" in said
+    assert "10.cr3 is a raw photo (CR3)" in said and "9.mov" not in said
 
 
 RENDERS = """

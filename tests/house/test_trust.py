@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from tests.house.source import Module, none, product
 
@@ -37,6 +38,17 @@ def test_names_out_of_files_are_resolved_by_one_function() -> None:
         and isinstance(node.op, ast.Div)
         and OF_FILES.fullmatch(ast.unparse(node.right))
     )
+
+
+def test_npm_runs_nothing_that_packages_bring(root: Path) -> None:
+    """Their scripts would run as they are installed; what versions they are, the lock file says."""
+    files = [root / "Makefile", *(root / ".ci").iterdir(), *(root / "docs").rglob("*.md")]
+    lines = [
+        line for path in files for line in re.split("&&|;|`|\n", path.read_text(encoding="utf-8"))
+    ]
+    installs = [line for line in lines if re.search(r"npm (ci|i|install)\b", line)]
+    assert installs
+    none(line for line in installs if "npm ci" not in line or "--ignore-scripts" not in line)
 
 
 def test_yaml_is_read_in_one_place() -> None:

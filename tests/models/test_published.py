@@ -107,27 +107,38 @@ def psnr(first: Tensor, second: Tensor) -> float:
     return -10 * math.log10(float((first - second).double().square().mean()) + 1e-30)
 
 
+def made(ours: ReferencePipeline, photo: Image.Image, position: int, noise: Tensor) -> Tensor:
+    """The stack [9,3,H,W] in [0,1] of our pipeline."""
+    stack = ours.decode(ours.sample(to_tensor(photo), position, noise, Sampling(STEPS)))
+    return (stack.clamp(-1, 1) + 1) / 2
+
+
+def noise_for(ours: ReferencePipeline, photo: Image.Image) -> Tensor:
+    shape = ours.latent_shape(to_tensor(photo))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+
 @pytest.mark.parametrize(("position", "size"), [(0, (64, 128)), (4, (128, 64)), (8, (64, 256))])
 def test_stacks_are_those_of_diffusers_pipeline(
     svd: StableVideoDiffusionPipeline,
     ours: ReferencePipeline,
     position: int,
     size: tuple[int, int],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     photo = picture(size)
-    pixels = to_tensor(photo)
-    noise = torch.randn(ours.latent_shape(pixels), generator=torch.Generator().manual_seed(3))
+    noise = noise_for(ours, photo)
     wanted = expected(svd, photo, position, noise)
+    assert psnr(made(ours, photo, position, noise), wanted) >= NEEDED
 
-    def made() -> Tensor:
-        stack = ours.decode(ours.sample(pixels, position, noise, Sampling(STEPS)))
-        return (stack.clamp(-1, 1) + 1) / 2
 
-    assert psnr(made(), wanted) >= NEEDED
+def test_what_clip_sees_decides(ours: ReferencePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any other form, stacks would not be those."""
+    photo = picture((64, 128))
+    noise = noise_for(ours, photo)
+    right = made(ours, photo, 0, noise)
     for form in (clip.training_pixels, clip.own_pixels):
         monkeypatch.setattr("pocketfocus.models.reference.published_pixels", form)
-        assert psnr(made(), wanted) < NEEDED / 2, f"{form.__name__} goes unnoticed"
+        assert psnr(made(ours, photo, 0, noise), right) < NEEDED / 2, form.__name__
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -142,6 +153,23 @@ def test_the_embedding_is_the_authors(
     for given, form in ((small, None), ((small + 1) / 2, clip.training_pixels)):
         wanted = svd._encode_image(given, torch.device("cpu"), 1, False)
         torch.testing.assert_close(ours.embed(pixels, form), wanted, rtol=1e-4, atol=1e-5)
+
+
+# Of `picture`, by their `_resize_with_antialiasing` and CLIP's normalisation of what that gives.
+RECORDED = {
+    (64, 128): [[-0.1134, -3.0112, 1.4036, -4.9568], [-5.0388, -4.0783, 0.1262, 0.9115]],
+    (320, 256): [[-0.1427, 0.0197, -0.3562, -3.0811], [-2.2174, -5.7466, 0.4139, 0.8754]],
+    (256, 512): [[-0.3413, 0.3954, -5.0168, -0.6623], [-3.4371, -4.2594, 0.1595, -1.0385]],
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_clip_sees_is_as_recorded(size: tuple[int, int]) -> None:
+    """Whatever diffusers does by then."""
+    made = clip.published_pixels(to_tensor(picture(size)))
+    rows = torch.tensor([0, 37, 111, 180])
+    found = made[0, :2, rows, 2 * rows % 224]
+    torch.testing.assert_close(found, torch.tensor(RECORDED[size]), rtol=0, atol=1e-3)
 
 
 def test_a_batch_is_embedded_as_its_photos(ours: ReferencePipeline) -> None:

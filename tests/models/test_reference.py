@@ -7,10 +7,15 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
+from diffusers import (
+    EulerDiscreteScheduler,
+    StableVideoDiffusionPipeline,
+    UNetSpatioTemporalConditionModel,
+)
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file, save_file
 
@@ -193,6 +198,25 @@ def test_a_missing_component_is_named(folder: Path, tmp_path: Path, part: str) -
     shutil.rmtree(tmp_path / "r" / part)
     with pytest.raises(UserError, match=part):
         load_reference(str(tmp_path / "r"))
+
+
+@pytest.mark.parametrize(
+    "cls", [UNetSpatioTemporalConditionModel, EulerDiscreteScheduler], ids=["weights", "a config"]
+)
+@pytest.mark.parametrize(("root", "revision"), [("owner/model#v1", "v1"), ("owner/model", None)])
+def test_the_hub_is_asked_for_a_revision(
+    cls: Any, root: str, revision: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def from_pretrained(name: str, *, revision: str | None, **_: object) -> None:
+        asked.append((name, revision))
+        raise OSError("no network")
+
+    monkeypatch.setattr(cls, "from_pretrained", from_pretrained)
+    with pytest.raises(UserError, match="no network"):
+        module.load_component(cls, root, "part")
+    assert asked and set(asked) == {("owner/model", revision)}
 
 
 def test_a_pickle_is_refused(folder: Path, tmp_path: Path) -> None:
