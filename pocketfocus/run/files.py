@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,9 +86,9 @@ def alone_in(folder: Path, what: str, wait_s: float = 0.0) -> Iterator[None]:
     """Let one process, and one thread, at a time do something to a folder, which is made.
 
     UserError naming `what` is done when another still does after `wait_s`. Whoever dies lets go,
-    and a folder that stays empty goes again.
+    and a folder that stays empty goes again, as do those above it that were made for it.
     """
-    there = folder.is_dir()
+    made = list(takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
@@ -109,9 +110,9 @@ def alone_in(folder: Path, what: str, wait_s: float = 0.0) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-        if not there:
-            with suppress(OSError):  # it holds files
-                folder.rmdir()
+        with suppress(OSError):  # one holds files
+            for path in made:
+                path.rmdir()
 
 
 @contextmanager

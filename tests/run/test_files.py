@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from pocketfocus.run import files
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import reserve, sha256, write_atomic, write_set
+from pocketfocus.run.files import alone_in, reserve, sha256, write_atomic, write_set
 
 NAMES = ("config.json", "a/b.bin", "a.bin", "a-b/c", "Z", "a b", "ünï", "new\nline", "back\\s")
 needs_sha256sum = pytest.mark.skipif(shutil.which("sha256sum") is None, reason="no sha256sum")
@@ -136,3 +136,15 @@ def test_files_and_folders_have_the_modes_of_the_umask(
         "public": 0o666 & ~umask,
         "program": 0o777 & ~umask,
     }
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_folder_that_stays_empty_goes_again_with_those_made_for_it(
+    tmp_path: Path, filled: bool
+) -> None:
+    folder = tmp_path / "out" / "training"
+    with alone_in(folder, "distill"):
+        if filled:
+            (folder / "x").touch()
+    assert (tmp_path / "out").exists() == folder.exists() == filled
+    assert tmp_path.exists()
