@@ -18,6 +18,7 @@ Operator = Callable[..., Tensor]
 OPERATORS: dict[str, Operator] = {
     "abs": lambda x: torch.abs(x),
     "relu": lambda x: torch.relu(x),
+    "relu6": lambda x: F.relu6(x),
     "silu": lambda x: F.silu(x),
     "add": lambda x, y: torch.as_tensor(x) + torch.as_tensor(y),  # either may be a number
     "sub": lambda x, y: torch.as_tensor(x) - torch.as_tensor(y),

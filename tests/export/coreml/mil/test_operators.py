@@ -23,6 +23,7 @@ from pocketfocus.export.coreml.write import operators
 from pocketfocus.export.quiet import quiet
 from pocketfocus.export.reference import PARTS, reference_network
 from pocketfocus.mobile.layers import Downsample
+from pocketfocus.models.student import RefocusStudent
 from pocketfocus.quantize.layers import capture
 from pocketfocus.quantize.recipes import RECIPES
 from pocketfocus.research.random_svd import write_random
@@ -79,6 +80,7 @@ CONVERTED: dict[str, Function] = {
     "sub": lambda x: SECOND - x,
     "mul": lambda x: x * SECOND,
     "relu": F.relu,
+    "relu6": lambda x: F.relu6(4 * x),
     "silu": F.silu,
     "gelu": lambda x: F.gelu(x, approximate="tanh"),
     "clip": lambda x: x.clamp(-0.4, 0.9),
@@ -189,6 +191,19 @@ def test_every_operator_is_tested() -> None:
     assert {*CONVERTED, *POSITIVE, *BUILT} == set(OPERATORS)
 
 
+class WithPrior(nn.Module):
+    """A small student with a prior of depth, which that of the smallest preset lacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = {"channels": (4, 4, 8), "encoder": (1, 1, 1), "decoder": (1, 1), "head": 4}
+        self.student = RefocusStudent(**sizes, bands=3, prior=4, size=(32, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.student.network(x, torch.eye(9)[:1])
+        return found.outputs[:, :9] * found.position[:, :, None, None]
+
+
 @pytest.mark.timeout(300)
 def test_only_what_files_contain_is_here(
     exported: Callable[[Sequence[str]], Path], tmp_path: Path
@@ -200,7 +215,8 @@ def test_only_what_files_contain_is_here(
     found = {
         name for artifact in load_manifest(run).artifacts for name in artifact.applied["operators"]
     }
-    found |= {op.op_type for op in from_pymil(converted(Downsample(4, False), x_of())).operations()}
+    for module, x in ((Downsample(4, False), x_of()), (WithPrior(), torch.zeros(1, 3, 32, 64))):
+        found |= {op.op_type for op in from_pymil(converted(module, x)).operations()}
     for part in PARTS:
         network = reference_network(str(tmp_path), part, (16, 16))
         with quiet():
