@@ -49,6 +49,7 @@ class Method:
     true_samples: int = 3  # for each teacher stack
     detail: bool = False  # whether the gain of finer detail is trained at the end
     student: bool = True  # what learns is a student of this package
+    qat: bool = True  # and can be called through a recipe's rounding
     by_psnr: bool = True  # a start is kept when training lowers PSNR: it is not traded for looks
 
 
@@ -76,6 +77,7 @@ METHODS = {
             warm=PRIOR,
             scratch=PRIOR,
             crops=LAYOUTS,
+            qat=False,
             by_psnr=False,
         ),
         Method(
@@ -86,6 +88,7 @@ METHODS = {
             crops=SMALL_CROPS,
             true_samples=1,
             student=False,
+            qat=False,
         ),
     )
 }

@@ -45,7 +45,7 @@ class Plan:
 def make_plan(options: Distillation) -> Plan:
     """Load the start and open the sources; UserError for what does not fit."""
     method = options.chosen
-    if options.qat is not None and not method.student:
+    if options.qat is not None and not method.qat:
         raise UserError(f"{method.name} trains no student that --qat could round: leave it out")
     if options.learn_from not in LEARN_FROM:
         raise UserError(
