@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pocketfocus.models.prior import InvertedResidual, Prior
 from pocketfocus.models.student import load_student, save_student
@@ -47,9 +48,11 @@ def fill(prior: Prior, weights: Mapping[str, Tensor]) -> None:
 
 def _folded(weights: Mapping[str, Tensor], layer: str, norm: str) -> tuple[Tensor, Tensor]:
     """The kernel and bias of a convolution and the batch norm after it."""
-    scale = weights[f"{norm}.weight"] / (weights[f"{norm}.running_var"] + EPSILON).sqrt()
-    kernel = weights[f"{layer}.weight"] * scale[:, None, None, None]
-    return kernel, weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale
+    mean, variance, scale, shift = (
+        weights[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+    )
+    kernel = weights[f"{layer}.weight"]
+    return fuse_conv_bn_weights(kernel, None, mean, variance, EPSILON, scale, shift)
 
 
 @torch.no_grad()

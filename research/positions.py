@@ -18,7 +18,7 @@ from pocketfocus.benchmarks.truth import source_name, true_stacks
 from pocketfocus.data.datasets import SYNTHETIC
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.export.open import open_model
-from pocketfocus.models.analyse import averaged, likely_position
+from pocketfocus.models.analyse import likely_position
 from pocketfocus.models.model import Model, analyser_of, refocus
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError, reported
@@ -46,12 +46,10 @@ def study(model: Model, stacks: Sequence[FocalStack]) -> list[Found]:
     rows = []
     for stack in stacks:
         for position, photo in enumerate(stack.frames):
-            size = (photo.shape[-2], photo.shape[-1])
-            fit = analyser.fit(size)
-            small = averaged(photo[None], fit.size)
-            found, _ = likely_position(analyser.analyse(small, fit, None).analysis)
-            gains = [_gain(model, stack, position, at) for at in (position, found)]
-            rows.append(Found(position, found, *gains))
+            analysed, _ = analyser.analyse_whole(photo[None], None)
+            found, _ = likely_position(analysed.analysis)
+            gains = {at: _gain(model, stack, position, at) for at in {position, found}}
+            rows.append(Found(position, found, gains[position], gains[found]))
     return rows
 
 
@@ -67,11 +65,12 @@ def _gain(model: Model, stack: FocalStack, position: int, at: int) -> float:
 def row(name: str, found: Sequence[Found]) -> str:
     """A row of the table."""
     off = np.array([abs(each.found - each.position) for each in found])
-    said, auto = (
-        np.mean([getattr(each, key) for each in found]) for key in ("said_db", "found_db")
+    said = np.mean([each.said_db for each in found])
+    auto = np.mean([each.found_db for each in found])
+    share = 100 * np.mean(off <= 1)
+    return (
+        f"| {name} | {len(found)} | {off.mean():.2f} | {share:.0f} % | {said:+.2f} | {auto:+.2f} |"
     )
-    share = f"{np.mean(off <= 1):.0%}".replace("%", " %")
-    return f"| {name} | {len(found)} | {off.mean():.2f} | {share} | {said:+.2f} | {auto:+.2f} |"
 
 
 @reported("positions")

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -38,6 +38,15 @@ ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 ONE_WORKER = "shared"
+WITH_PRIOR: dict[str, Any] = {  # a small student with a prior of depth, which the smallest lacks
+    "channels": (8, 8, 16),
+    "encoder": (1, 1, 1),
+    "decoder": (1, 1),
+    "head": 16,
+    "bands": 3,
+    "prior": 8,
+    "size": (64, 96),
+}
 # Modules that take more than about two seconds of a processor, and functions of others, as they
 # export, train, load references or start processes: `make check` leaves them out.
 SLOW = {

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pocketfocus.data.optics import one_hot
 from pocketfocus.distill.student.regression import OneStepTrainer
 from pocketfocus.distill.student.samples import Batch
+from pocketfocus.models.analyse import median_position
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.student import JOINED, RefocusStudent
 from pocketfocus.run.constants import FRAMES
@@ -59,8 +59,9 @@ class PriorTrainer(OneStepTrainer):
         truth = torch.cat([lies, batch.positions[:, None, None, None] - lies], 1)
         missed = torch.where(truth.isfinite(), self.lies(said).float() - truth.nan_to_num(), 0.0)
         surprised = (surprise * unknown).mean() / (1 - GIVEN_SHARE)
-        likely = (logits.softmax(-1).cumsum(-1) < 0.5).sum(-1).clamp(max=LAST)
-        off = ((likely - batch.positions).abs() * unknown).mean() / (1 - GIVEN_SHARE)
+        off = ((median_position(logits.softmax(-1)) - batch.positions).abs() * unknown).mean() / (
+            1 - GIVEN_SHARE
+        )
         return {
             "loss": surprised + missed.abs().mean(),
             "surprise": surprised.detach(),
@@ -68,7 +69,3 @@ class PriorTrainer(OneStepTrainer):
             "defocus_error": missed[:, 1].abs().mean().detach(),
             "position_error": off,
         }
-
-    def refocus(self, photo: Tensor, position: int, seed: int) -> Tensor:
-        """Make what the student makes, in one step."""
-        return self.student(photo, one_hot(position))[0]

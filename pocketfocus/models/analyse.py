@@ -107,10 +107,12 @@ class Analyser:
         return analysis
 
     def analyse_whole(
-        self, photo: Tensor, position: int, scene: str = "the photo"
+        self, photo: Tensor, position: int | None, scene: str = "the photo"
     ) -> tuple[Analysed, Size]:
-        """The analysis of a photo [1,3,H,W] in [-1,1] that is not scaled yet, and its (H, W)."""
-        check_position(position)
+        """The analysis of a photo [1,3,H,W] in [-1,1] that is not scaled yet, and its (H, W); a
+        position of None stands for an unknown one."""
+        if position is not None:
+            check_position(position)
         height, width = photo.shape[-2:]
         fit = self.fit((height, width))
         return self.analyse(averaged(photo, fit.size), fit, position, scene), (height, width)
@@ -120,9 +122,15 @@ def likely_position(analysis: Analysis) -> tuple[int, float]:
     """The focal position of a photo that was analysed without one, and how likely it is to be that
     or one beside it, 0..1: the median, whose expected error is least."""
     chances = analysis.positions[0].double()
-    position = int((chances.cumsum(0) < chances.sum() / 2).sum().clamp(max=FRAMES - 1))
+    position = int(median_position(chances))
     near = chances[max(0, position - 1) : position + 2].sum() / chances.sum()
     return position, float(near)
+
+
+def median_position(chances: Tensor) -> Tensor:
+    """The median [...] of focal positions that are as likely as chances [...,9], of any sum."""
+    half = chances.sum(-1, keepdim=True) / 2
+    return (chances.cumsum(-1) < half).sum(-1).clamp(max=FRAMES - 1)
 
 
 def averaged(photo: Tensor, size: Size) -> Tensor:

@@ -11,6 +11,7 @@ from pocketfocus.data.optics import one_hot
 from pocketfocus.models.prior import MULTIPLE, InvertedResidual, Prior
 from pocketfocus.models.student import RefocusStudent
 from pocketfocus.run.constants import FRAMES
+from tests.conftest import WITH_PRIOR
 
 UNKNOWN = torch.zeros(1, FRAMES)
 
@@ -46,17 +47,20 @@ def test_a_block_adds_to_its_input_where_it_can(stride: int, out: int, added: bo
     assert torch.equal(made, x if added else torch.zeros_like(made))
 
 
-def test_it_changes_pictures_only_once_it_has_joined(prior_student: RefocusStudent) -> None:
+def test_it_changes_pictures_only_once_it_has_joined() -> None:
     """Positions are its own from the start: they do not depend on what joins."""
+    torch.manual_seed(0)
+    student = RefocusStudent(**WITH_PRIOR).eval()
+    nn.init.normal_(student.network.outputs.weight, std=0.05)
     photo = torch.rand(1, 3, 64, 96) * 2 - 1
-    before = prior_student.analyse(photo, UNKNOWN)
-    network = prior_student.network
+    before = student.analyse(photo, UNKNOWN)
+    network = student.network
     assert network.joined is not None and not network.joined.weight.any()
     nn.init.normal_(network.joined.weight)
-    after = prior_student.analyse(photo, UNKNOWN)
+    after = student.analyse(photo, UNKNOWN)
     assert torch.equal(before.positions, after.positions)
     assert not torch.equal(before.stack, after.stack)
-    assert torch.equal(prior_student.analyse(photo, one_hot(3)).stack[3], photo[0])
+    assert torch.equal(student.analyse(photo, one_hot(3)).stack[3], photo[0])
 
 
 def test_a_prior_needs_a_third_level_and_larger_multiples() -> None:

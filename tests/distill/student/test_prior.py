@@ -12,6 +12,7 @@ from pocketfocus.distill.student.samples import Batch
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.student import RefocusStudent, build_student
 from pocketfocus.run.errors import UserError
+from tests.conftest import WITH_PRIOR
 
 UNKNOWN, TOLD = torch.zeros(2), torch.ones(2)
 
@@ -19,8 +20,7 @@ UNKNOWN, TOLD = torch.zeros(2), torch.ones(2)
 @pytest.fixture
 def trained(reference: ReferencePipeline) -> PriorTrainer:
     torch.manual_seed(0)
-    sizes = {"channels": (8, 8, 16), "encoder": (1, 1, 1), "decoder": (1, 1), "head": 16}
-    return PriorTrainer(reference, RefocusStudent(**sizes, bands=3, prior=8, size=(64, 64)))
+    return PriorTrainer(reference, RefocusStudent(**WITH_PRIOR))
 
 
 def batch_of(nearness: float) -> Batch:

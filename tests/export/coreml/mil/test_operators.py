@@ -29,6 +29,7 @@ from pocketfocus.quantize.recipes import RECIPES
 from pocketfocus.research.random_svd import write_random
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import load_manifest
+from tests.conftest import WITH_PRIOR
 
 mb = mil.Builder
 SHAPE = (2, 4, 6, 6)
@@ -196,8 +197,7 @@ class WithPrior(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        sizes = {"channels": (4, 4, 8), "encoder": (1, 1, 1), "decoder": (1, 1), "head": 4}
-        self.student = RefocusStudent(**sizes, bands=3, prior=4, size=(32, 64))
+        self.student = RefocusStudent(**WITH_PRIOR)
 
     def forward(self, x: Tensor) -> Tensor:
         found = self.student.network(x, torch.eye(9)[:1])
