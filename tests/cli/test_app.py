@@ -251,7 +251,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_written_file(
     code, _, err = run("distill", *words)
     assert code == 2
     assert "No space left on device; free some space" in one_line(err)
-    assert not list((tmp_path / "run").iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
