@@ -97,6 +97,7 @@ SLOW = {
     "toolchains/test_grids.py",
     "web/test_app_example.py",
     "test_12_megapixels_take_less_than_900_mb",
+    "test_a_package_is_the_same_bytes_whatever_was_built_before",
     "test_consistency_makes_a_reference_that_draws_in_few_steps",
     "test_ctrl_c_is_one_line_and_leaves_only_whole_files",
     "test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit",

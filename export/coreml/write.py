@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -55,7 +55,7 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
         programs,
     )
 
-    with quiet(), full_disk():
+    with quiet(), full_disk(), own_names():
         with phases(MAKE):
             held: list[Any] = [network.make()]  # taken out by who needs it, who alone holds it
             chosen = choices(recipe, held[0])
@@ -161,6 +161,22 @@ def settle(path: Path) -> None:
     spec.description.metadata.userDefined.pop(DATE, None)
     program = path / "Data" / items[root]["path"]
     program.write_bytes(spec.SerializeToString(deterministic=True))
+
+
+@contextmanager
+def own_names() -> Iterator[None]:
+    """Let coremltools count the names that it makes up from 0, as in a fresh process.
+
+    They are in the file, and it goes on counting from whatever was built, loaded or not converted
+    to the end before.
+    """
+    from coremltools.converters.mil import Builder
+
+    before, Builder.name_count = Builder.name_count, defaultdict(int)
+    try:
+        yield
+    finally:
+        Builder.name_count = before
 
 
 @contextmanager
