@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import argparse
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -36,6 +35,7 @@ from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.files import write_atomic, write_json
 from pocketfocus.run.metrics import CAP_DB, psnr
 from pocketfocus.run.progress import say, track
+from pocketfocus.run.rows import Row
 
 PHONE_STEP = 0.62  # px a focal step in pictures of `PHONE_WIDTH`, as `focal_steps` measures phones'
 APERTURES = (0.8, 1.15)  # of phones, in parts of the usual one
@@ -136,6 +136,43 @@ def cut(frames: Tensor, window: Window, size: Size) -> Tensor:
     return from_uint8(np.stack(parts))
 
 
+class StackRow(Row):
+    """What was measured of a stack (`FocalSteps`), which frames were chosen (`Placed`) and at which
+    scales its windows are, or why it was left out."""
+
+    name: str
+    left_out: str
+    blur_px: list[float] | None
+    misfit: float | None
+    explained: float | None
+    frames: list[int] | None
+    step_px: float | None
+    farthest_steps: float | None
+    scales: list[float]
+
+
+class Summary(Row):
+    """What summary.json holds: windows' (height, width), how many are for training and evaluation,
+    what copying scores by distance, and a row a stack."""
+
+    size: list[int]
+    train: int
+    test: int
+    copy_db: list[float]
+    stacks: list[StackRow]
+
+    def table(self) -> str:
+        """How many windows there are, and what copying scores by distance, as a table."""
+        usable = sum(not row.left_out for row in self.stacks)
+        heads = "".join(f" | d={d}" for d in range(1, FRAMES))
+        values = "".join(f" | {value:.1f}" for value in self.copy_db)
+        return (
+            f"| stacks | used | windows{heads} |\n"
+            f"| ---: | ---: | ---:{' | ---:' * (FRAMES - 1)} |\n"
+            f"| {len(self.stacks)} | {usable} | {self.train + self.test}{values} |"
+        )
+
+
 @dataclass
 class Converted:
     """What became of a stack: its windows, the stacks [9, 3, H, W] cut from them, or why there are
@@ -148,22 +185,20 @@ class Converted:
     windows: Sequence[Window] = ()
     parts: Sequence[Tensor] = ()
 
-    def row(self) -> dict[str, object]:
+    def row(self) -> StackRow:
         """What summary.json says of it."""
-        found: dict[str, object] = {"name": self.name, "left_out": self.reason}
-        if self.steps is not None:
-            found |= {
-                "blur_px": [round(float(x), 2) for x in self.steps.blur],
-                "misfit": round(self.steps.misfit, 3),
-                "explained": round(self.steps.explained, 3),
-            }
-        if self.place is not None:
-            found |= {
-                "frames": list(self.place.frames),
-                "step_px": round(self.place.step, 3),
-                "farthest_steps": round(self.place.farthest, 2),
-            }
-        return found | {"scales": [round(window.scale, 3) for window in self.windows]}
+        steps, place = self.steps, self.place
+        return StackRow(
+            name=self.name,
+            left_out=self.reason,
+            blur_px=None if steps is None else [round(float(x), 2) for x in steps.blur],
+            misfit=None if steps is None else round(steps.misfit, 3),
+            explained=None if steps is None else round(steps.explained, 3),
+            frames=None if place is None else list(place.frames),
+            step_px=None if place is None else round(place.step, 3),
+            farthest_steps=None if place is None else round(place.farthest, 2),
+            scales=[round(window.scale, 3) for window in self.windows],
+        )
 
 
 def converted(stack: FocalStack, size: Size, count: int) -> Converted:
@@ -213,16 +248,16 @@ def _cut_crisp(
     """Cut windows that are as crisp as a phone's."""
     rng = np.random.default_rng(zlib.crc32(found.name.encode()))
     sides = (frames.shape[-2], frames.shape[-1])
-    taken: list[tuple[Window, Tensor]] = []
+    kept: list[tuple[Window, Tensor]] = []
     softest = 0.0
     for window in windows(sides, size, scales, rng)[:count]:
         part = cut(frames, window, size)
         crisp = crispness(part)
         if crisp >= CRISPNESS:
-            taken.append((window, part))
+            kept.append((window, part))
         softest = max(softest, crisp)
-    if taken:
-        found.windows, found.parts = zip(*taken, strict=True)
+    if kept:
+        found.windows, found.parts = zip(*kept, strict=True)
     else:
         found.reason = f"its crispness is {softest:.2f}, a phone's {CRISPNESS} and more"
 
@@ -244,7 +279,7 @@ def scene_of(name: str) -> str:
     return name
 
 
-def convert(folder: Path, out: Path, size: Size, count: int) -> dict[str, Any]:
+def convert(folder: Path, out: Path, size: Size, count: int) -> Summary:
     """Write the stacks of a folder as a phone's into another, a folder a window, with lists of
     those for training and for evaluation; what summary.json says. UserError when none is usable."""
     rows, copies = [], []
@@ -270,13 +305,14 @@ def convert(folder: Path, out: Path, size: Size, count: int) -> dict[str, Any]:
         for split, listed in names.items():
             if all(names.values()):
                 (scratch / f"{split}_scenes.txt").write_text("\n".join(listed) + "\n", "utf-8")
-        summary = {
-            "size": list(size),
-            "windows": {split: len(listed) for split, listed in names.items()},
-            "copy_db": [round(float(value), 2) for value in np.mean(copies, axis=0)],
-            "stacks": rows,
-        }
-        write_json(scratch / SUMMARY, summary)
+        summary = Summary(
+            size=list(size),
+            train=len(names[TRAIN]),
+            test=len(names[TEST]),
+            copy_db=[round(float(value), 2) for value in np.mean(copies, axis=0)],
+            stacks=rows,
+        )
+        write_json(scratch / SUMMARY, summary.as_json())
     return summary
 
 
@@ -284,18 +320,6 @@ def _write(folder: Path, frames: Tensor) -> None:
     folder.mkdir()
     for position, frame in enumerate(to_uint8(frames)):
         Image.fromarray(frame).save(folder / f"{position}.jpg", quality=QUALITY, subsampling=0)
-
-
-def table(summary: Mapping[str, Any]) -> str:
-    """How many windows there are, and PSNR of copying by distance, as a table."""
-    usable = sum(not row["left_out"] for row in summary["stacks"])
-    total = sum(summary["windows"].values())
-    heads = "".join(f" | d={d}" for d in range(1, FRAMES))
-    values = "".join(f" | {value:.1f}" for value in summary["copy_db"])
-    return (
-        f"| stacks | used | windows{heads} |\n| ---: | ---: | ---:{' | ---:' * (FRAMES - 1)} |\n"
-        f"| {len(summary['stacks'])} | {usable} | {total}{values} |"
-    )
 
 
 @reported("real_stacks")
@@ -312,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.windows < 1:
         raise UserError(f"--windows {given.windows} leave nothing: give 1 or more")
     summary = convert(given.stacks, given.out, size_of(given.size, SMALLEST), given.windows)
-    print(table(summary))
+    print(summary.table())
 
 
 if __name__ == "__main__":
