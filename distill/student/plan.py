@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pocketfocus.data.datasets import Request, is_rgbd, open_source
@@ -88,9 +88,9 @@ def _sources(
     large: Sized | None = None
     for spec in () if options.learn_from == REFERENCE else options.sources:
         mapped = is_rgbd(spec)
-        size = window if mapped else whole
-        request = Request(options.scenes, size, phone_width=min(whole))
-        found.setdefault(size, []).append(_open(spec, request))
+        request = Request(options.scenes, window if mapped else whole, phone_width=min(whole))
+        opened = _open(spec, request, largest)
+        found.setdefault(opened.size, []).append(opened.source)
         if mapped and options.chosen.detail and options.qat is None:
             scenes, side = max(1, options.scenes // 4), FACTOR * options.parts[0].size + MARGIN
             request = Request(scenes, (side, side), phone_width=FACTOR * min(whole))
@@ -151,12 +151,16 @@ def _check_crops(photo: tuple[int, int], largest: int) -> None:
         )
 
 
-def _open(spec: str, request: Request) -> Source:
+def _open(spec: str, request: Request, largest: int) -> Sized:
     """Open a source of true stacks; UserError, naming two images that differ, for a folder whose
-    images are not all of one size."""
+    images are not all of one size.
+
+    Those of a folder that are smaller than the student's photo, but hold crops, stay as they are:
+    they are windows into phone pictures, and enlarged they would blur by more a focal step.
+    """
     source = open_source(spec, request)
     if not isinstance(source, StackFolder):
-        return source
+        return Sized(source, request.rendered)
     found: dict[tuple[int, int], Path] = {}
     for path, size in source.sizes():
         found.setdefault(size, path)
@@ -168,4 +172,7 @@ def _open(spec: str, request: Request) -> Source:
                 f"{size_text(one)}, {names[1]} is {size_text(other)}): scale them to one, or put "
                 "them into folders of their own and name each with --stacks"
             )
-    return source
+    own, wanted = next(iter(found), request.rendered), request.rendered
+    if min(own) >= largest and (own[0] < wanted[0] or own[1] < wanted[1]):
+        return Sized(open_source(spec, replace(request, size=own)), own)
+    return Sized(source, wanted)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import overload
@@ -466,17 +466,18 @@ def cores() -> int:
 
 def _loaded(places: Sequence[tuple[Source, int]]) -> Iterator[FocalStack | None]:
     """Return the stacks at these places in turn; many rendered ones are shared among the cores."""
-    workers = cores()
-    parallel = all(source.rendered for source, _ in places)
-    if not parallel or workers < 2 or len(places) < WORTH_SHARING:
-        for source, index in places:
-            yield source.load(index)
-        return
+    for rendered, run in groupby(places, lambda place: place[0].rendered):
+        some = list(run)
+        shared = rendered and cores() > 1 and len(some) >= WORTH_SHARING
+        yield from _shared(some) if shared else (source.load(index) for source, index in some)
+
+
+def _shared(places: Sequence[tuple[Source, int]]) -> Iterator[FocalStack | None]:
     sources = list({id(source): source for source, _ in places}.values())
     numbers = {id(source): n for n, source in enumerate(sources)}
     tasks = [(numbers[id(source)], index) for source, index in places]
     with ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=_begin_worker, initargs=(sources,)
+        cores(), get_context("spawn"), initializer=_begin_worker, initargs=(sources,)
     ) as pool:
         yield from pool.map(_load_in_worker, tasks)
 

@@ -232,6 +232,19 @@ def test_many_scenes_are_rendered_by_several_processes_alike(
     assert np.array_equal(shared.pixels, alone.pixels)
 
 
+def test_scenes_beside_a_folder_are_rendered_by_several_processes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder among the sources once left them to one."""
+    write_scene(tmp_path / "folder" / "mine", greys(9))
+    sources = [RenderedScenes(range(2), SIZE), StackFolder(tmp_path / "folder", SIZE)]
+    monkeypatch.setattr(stacks, "WORTH_SHARING", 2)
+    monkeypatch.setattr(stacks, "cores", lambda: 2)
+    monkeypatch.setattr(RenderedScenes, "load", None)  # of this process alone
+    cache = cache_sources(tmp_path / "cache", sources, SIZE)
+    assert cache.names == ("synthetic-0", "synthetic-1", "mine")
+
+
 def test_photos_are_known_by_content_and_broken_ones_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
