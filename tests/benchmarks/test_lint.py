@@ -232,6 +232,8 @@ def test_files_of_a_run(
     wanted = ["--targets", "coreml", "--precisions", "int4,fp16", "--four-bit", "palettes"]
     assert main(["export", "--student", str(small_student), "--out", str(run), *wanted]) == 0
     capsys.readouterr()
+    assert main(["verify", str(run), "--positions", "4"]) == 0
+    assert f"lint: 2 warnings: see pocketfocus lint {run}" in capsys.readouterr().err
     assert main(["lint", str(run), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     found = ["palettes-of-4-bits", "strided-palettes"]  # the stem's stride is 4
