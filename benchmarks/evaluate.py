@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import rmtree
 from statistics import fmean, stdev
 from typing import Annotated, Protocol, runtime_checkable
 
@@ -26,7 +27,9 @@ from torch import Tensor
 
 from pocketfocus.benchmarks.baselines import TABLE_FILE, baselines
 from pocketfocus.benchmarks.focus_accuracy import focus_accuracy
-from pocketfocus.benchmarks.perceptual import WEIGHTS_FILE, Perceptual
+from pocketfocus.benchmarks.frechet import Seen
+from pocketfocus.benchmarks.metric_networks import open_networks
+from pocketfocus.benchmarks.metric_weights import weights_in
 from pocketfocus.benchmarks.samples import keep_scenes
 from pocketfocus.benchmarks.scores import (
     Call,
@@ -65,7 +68,6 @@ EVALUATE_FILE = "evaluate.json"
 ROUNDING_DB = 10 * math.log10(12 * 255**2)  # 58.9 dB: uniform error of half a step of 8 bits
 COPY = "copy"
 MORE = ("vif", "lpips", "dists")
-
 
 Position = Annotated[int, Field(ge=0, lt=FRAMES)]
 
@@ -108,8 +110,7 @@ class Means(Row):
         scenes: how many were scored.
         gain_db: over `copy`, off the diagonal; None where copy was not scored.
         gain_error_db: its standard error over the scenes; None for one scene.
-        sharper_gain_db: over repeating the photo where the truth is sharper than it, off the
-            diagonal.
+        sharper_gain_db: over repeating the photo where the truth is sharper, off the diagonal.
         restored: the share of the missing detail that was restored there.
         pooled_psnr_db_off_diagonal: the mean of the cells' `pooled_psnr_db`.
         focus_accuracy: the share of patches whose sharpest frame is the true one.
@@ -117,6 +118,9 @@ class Means(Row):
         no_worse_than_copy: the share of images off the diagonal whose PSNR is at least that of
             `copy`; None where copy was not scored, and for itself.
         no_worse_than_reference: the same of the first reference among the models.
+        fid: how far the images off the diagonal are from the true ones as a set; None where
+            Inception's weights were not given.
+        fid_images: how many images that is of.
     """
 
     model: str
@@ -139,6 +143,8 @@ class Means(Row):
     mean_dists_off_diagonal: float | None = None
     no_worse_than_copy: float | None = None
     no_worse_than_reference: float | None = None
+    fid: float | None = None
+    fid_images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -151,12 +157,14 @@ class Comparison:
         size: (height, width) in pixels that made and true images are scaled to before they are
             compared, which the photo is not; None for its own.
         perceptual: LPIPS and DISTS, where they are wanted.
+        seen: what FID is computed of, where it is wanted.
     """
 
     inputs: Sequence[int] = range(FRAMES)
     per_scene: int | None = None
     size: Size | None = None
     perceptual: Distances | None = None
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True)
@@ -214,8 +222,9 @@ def evaluate_models(
     tasks = track(_tasks(models, stacks, wanted, count), f"evaluating on {stacks_name}", total)
     try:
         for scene, stack, truth, model, position in tasks:
-            if (scene, model.name, position) not in kept:
-                scores, focus = _score(model, stack, truth, position, how)
+            made = (scene, model.name, position)
+            if made not in kept or (how.seen is not None and made not in how.seen):
+                scores, focus = _score(model, stack, truth, made, how)
                 call = Call(scene=scene, model=model.name, position=position, scores=scores)
                 kept.add(call.model_copy(update=focus))
     finally:
@@ -231,9 +240,9 @@ def evaluate_models(
     gains = _gains(calls)
     means = [_means(cells, name, stacks_name, scenes, gains.get(name, [])) for name in names]
     shares = _shares(calls, names)
+    more = {name: {**shares.get(name, {}), **_fid(how.seen, name)} for name in names}
     return Evaluation(
-        cells,
-        [_with_focus(m, calls).model_copy(update=shares.get(m.model, {})) for m in means],
+        cells, [_with_focus(m, calls).model_copy(update=more[m.model]) for m in means]
     )
 
 
@@ -253,11 +262,16 @@ def _tasks(
 
 
 def _score(
-    model: Model, stack: FocalStack, truth: Mapping[int, Tensor], position: int, how: Comparison
+    model: Model,
+    stack: FocalStack,
+    truth: Mapping[int, Tensor],
+    call: tuple[int, str, int],
+    how: Comparison,
 ) -> tuple[Scores, dict[str, float]]:
     """Return scores by output position, of images scaled to a size if one is given, and what `Call`
     says of the stack's focus."""
-    photo, size = truth[position], how.size
+    position, size = call[-1], how.size
+    photo = truth[position]
     if isinstance(model, Reconstructor):
         made = model.reconstruct(torch.cat(list(truth.values()))).clamp(-1, 1)
         images = {output: made[n : n + 1] for n, output in enumerate(truth)}
@@ -271,6 +285,9 @@ def _score(
         at: score_of(images[at], frame, photo, ROUNDING_DB, how.perceptual)
         for at, frame in truth.items()
     }
+    off = [at for at in truth if at != position]
+    if how.seen is not None and off:
+        how.seen.add(call, *(torch.cat([each[at] for at in off]) for each in (images, truth)))
     found = focus_accuracy(*(torch.cat([each[at] for at in truth]) for each in (images, truth)))
     return scores, {} if found is None else {"focus_share": found.share, "focus_error": found.error}
 
@@ -346,9 +363,10 @@ def _means(
         sharper_gain_db=mean(cell.sharper_gain_db for cell in off),
         restored=mean(cell.restored for cell in off),
         pooled_psnr_db_off_diagonal=mean(cell.pooled_psnr_db for cell in off),
-        **_given(
+    ).model_copy(
+        update=_given(
             {f"mean_{name}_off_diagonal": mean(getattr(c, name) for c in off) for name in MORE}
-        ),
+        )
     )
 
 
@@ -359,6 +377,12 @@ def _with_focus(means: Means, calls: Sequence[Call]) -> Means:
         mean(getattr(call, name) for call in own) for name in ("focus_share", "focus_error")
     )
     return means.model_copy(update={"focus_accuracy": share, "focus_error": error})
+
+
+def _fid(seen: Seen | None, model: str) -> dict[str, float]:
+    """Return the fields of `Means` that tell of FID, none where it is not known."""
+    distance, images = seen.distance(model) if seen is not None else (None, 0)
+    return {} if distance is None else {"fid": distance, "fid_images": images}
 
 
 def _shares(calls: Sequence[Call], names: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -387,7 +411,7 @@ class Scoring:
     """What is scored on what: models and a source of true stacks, by their names.
 
     `size` is that of the stacks, which is what models are given; None leaves a folder its own.
-    `metric_weights` is the folder with VGG16's weights, for LPIPS and DISTS.
+    `metric_weights` is the folder with the weights of LPIPS, DISTS and FID, or of some of them.
     """
 
     models: Sequence[str]
@@ -403,7 +427,8 @@ class Scoring:
         shipped = list(map(sha256, (DEFAULT_WEIGHTS, SHIPPED_WEIGHTS, TABLE_FILE)))
         models = {spec: content_of(spec) for spec in self.models}
         own = vars(self) | {"how": [*self.how.inputs, self.how.per_scene, self.how.size]}
-        own["metric_weights"] = self.metric_weights and sha256(self.metric_weights / WEIGHTS_FILE)
+        weights = weights_in(self.metric_weights) if self.metric_weights else {}
+        own["metric_weights"] = {name: sha256(path) for name, path in weights.items()}
         code = source_hash("benchmarks")
         return key_of(**own | {"models": models, "shipped": shipped, "stacks": stacks}, code=code)
 
@@ -417,22 +442,25 @@ def evaluate_scoring(
     source that there is not.
     """
     check_source(scoring.source)
-    weights = scoring.metric_weights
-    how = replace(scoring.how, perceptual=Perceptual(weights) if weights else None)
+    kept = None if out is None else out.with_name(f"{out.name}.features")
+    how = replace(scoring.how, **open_networks(scoring.metric_weights, kept)._asdict())
     always = baselines()
     specs = [spec for spec in scoring.models if spec not in {model.name for model in always}]
     opened = [replace(open_any(spec), name=spec) for spec in specs]
     stacks, known_by = true_stacks(scoring.source, scoring.scenes, scoring.size)
     ledger = Ledger()
-    if out is not None:
+    if out is not None and kept is not None:
         ledger = Ledger(out.with_name(f"{out.name}.scores"), scoring.key(known_by))
         if len(ledger):
             say(f"going on after {len(ledger)} calls kept in {out.name}.scores")
+        else:
+            rmtree(kept, ignore_errors=True)
     name = source_name(scoring.source)
     found = evaluate_models([*opened, *always], stacks, name, how, ledger)
-    if out is not None:
+    if out is not None and kept is not None:
         write_rows(out, found.rows())
         keep_scenes(out, ledger)
+        rmtree(kept, ignore_errors=True)
     ledger.remove()
     return found
 

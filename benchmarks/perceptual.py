@@ -12,10 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pocketfocus.models.checkpoints import Checkpoint
-from pocketfocus.run.errors import UserError
+from pocketfocus.benchmarks.metric_weights import fill
 
-WEIGHTS_FILE = "vgg16-397923af.safetensors"
 PREFIX = "features."
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 LPIPS_MEAN, LPIPS_STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of [-1, 1]
@@ -24,13 +22,13 @@ EPSILON = 1e-6  # of DISTS' ratios
 
 
 class Perceptual:
-    """Distances between images [1,3,H,W] in [-1, 1] by the VGG16 of a folder; 0 is the same.
+    """Distances between images [1,3,H,W] in [-1, 1] by the VGG16 of a file; 0 is the same.
 
-    UserError where its file is missing, damaged, or of another network.
+    UserError where the file is damaged, or of another network.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._vgg = vgg16(folder)
+    def __init__(self, path: Path) -> None:
+        self._vgg = vgg16(path)
         heads, weights = _bundled("lpips_models/vgg.pth"), _bundled("dists_models/weights.pt")
         self._heads = [heads[f"lin{n}.model.1.weight"] for n in range(len(BLOCKS))]
         whole = weights["alpha"].sum() + weights["beta"].sum()
@@ -75,29 +73,16 @@ class Perceptual:
         return found
 
 
-def vgg16(folder: Path) -> nn.Sequential:
-    """Return the features of torchvision's VGG16, with the weights in a folder."""
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        raise UserError(
-            f"{folder} has no {WEIGHTS_FILE}, which LPIPS and DISTS need: docs/scores.md says how "
-            "it is made of torchvision's .pth"
-        )
-    found, layers, before = Checkpoint((path,)), list[nn.Module](), 3
+def vgg16(path: Path) -> nn.Sequential:
+    """Return the features of torchvision's VGG16, with the weights of a file."""
+    layers, before = list[nn.Module](), 3
     for block in BLOCKS:
         for width in block:
             layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()]
             before = width
         layers.append(nn.MaxPool2d(2))
     network = nn.Sequential(*layers)
-    for name, value in network.state_dict().items():
-        has = list(found.shape(PREFIX + name)) if PREFIX + name in found else "absent"
-        if has != list(value.shape):
-            raise UserError(
-                f"{path}: {PREFIX}{name} is {has}, VGG16's is {list(value.shape)}: docs/scores.md "
-                "says how the file is made"
-            )
-    network.load_state_dict({name: found[PREFIX + name] for name in network.state_dict()})
+    fill(network, path, "VGG16", PREFIX)
     return network.eval()
 
 

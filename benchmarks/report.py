@@ -32,10 +32,11 @@ from pocketfocus.benchmarks.phones import fits, kinds, phones
 from pocketfocus.benchmarks.tables import percent
 from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.data.optics import distance
+from pocketfocus.export.targets import get_target
 from pocketfocus.photos.images import data_uri, encoded
 from pocketfocus.run.constants import FIRST_LOOK, FRAMES
 from pocketfocus.run.files import read_json, write_atomic
-from pocketfocus.run.manifest import check_artifact, load_manifest
+from pocketfocus.run.manifest import Artifact, check_artifact, load_manifest
 from pocketfocus.run.results import BenchRow, GateStatus, VerifyRow
 from pocketfocus.run.rows import read_current
 
@@ -83,6 +84,7 @@ def render(folder: Path) -> str:
         gates=verify,
         counts={s: sum(r.status == s for r in verify) for s in get_args(GateStatus)},
         headline=headline(bench, verify),
+        unproven=unproven(manifest.files, verify),
         latency=latency_rows(bench),
         browsers=[(row, throttles(row.sustained)) for row in bench if row.is_of_browser],
         sustained=data_uri(sustained) if sustained else None,
@@ -146,6 +148,19 @@ def headline(bench: Sequence[BenchRow], verify: Sequence[VerifyRow]) -> list[tup
     if fastest.to_student:
         facts.append((f"{fastest.to_student:.1f}×", "faster than the eager fp32 student"))
     return facts
+
+
+def unproven(files: Sequence[Artifact], verify: Sequence[VerifyRow]) -> dict[str, list[str]]:
+    """Return, by whose hardware they are for, files that passed no parity gate on it: what executes
+    them in its place proves what they mean, not what a device makes of them."""
+    passed = {(r.artifact, r.device) for r in parity_rows(verify) if r.status == "pass"}
+    found: dict[str, list[str]] = {}
+    for artifact in files:
+        target = get_target(artifact.target)
+        devices = {device for name, device in passed if name == artifact.name}
+        if target.hardware and not devices - {target.fallback}:
+            found.setdefault(target.hardware, []).append(artifact.name)
+    return found
 
 
 def latency_rows(bench: Sequence[BenchRow]) -> list[tuple[BenchRow, Ratio]]:

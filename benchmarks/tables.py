@@ -21,7 +21,7 @@ from pocketfocus.run.results import BenchRow, VerifyRow
 from pocketfocus.run.rows import read_current
 
 WHERE_SHARPER = ("where sharper", "restored")
-IF_THERE = ("LPIPS", "DISTS", "no worse than reference")
+IF_THERE = ("LPIPS", "DISTS", "FID", "no worse than reference")
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -120,6 +120,7 @@ def print_table(means: Sequence[Means], console: Console | None = None) -> None:
         "VIF": lambda row: figure(row.mean_vif_off_diagonal, 3),
         "LPIPS": lambda row: figure(row.mean_lpips_off_diagonal, 3),
         "DISTS": lambda row: figure(row.mean_dists_off_diagonal, 3),
+        "FID": lambda row: figure(row.fid, 2),
         "no worse than copy": lambda row: percent(row.no_worse_than_copy),
         "no worse than reference": lambda row: percent(row.no_worse_than_reference),
         "in focus": in_focus,

@@ -165,6 +165,7 @@ class Target:
         plain: the recipe of a network without weights.
         extra: of pocketfocus, which installs its packages; "" where every installation has them.
         fallback: the device that verifies its files where a device cannot execute them.
+        hardware: whose alone its files are for, by the maker's name; "" where any will do.
         writes_references: whether it takes the networks of a whole reference.
         reference_options: of those, unless others are asked for.
         adapted: the recipe that an option asks for; UserError for one that cannot be.
@@ -195,6 +196,7 @@ class Target:
     plain: str = "fp32"
     extra: str = ""
     fallback: str = ""
+    hardware: str = ""
     writes_references: bool = True
     reference_options: Options = field(default_factory=dict)
     adapted: Callable[[Recipe, Options], Recipe] = unchanged

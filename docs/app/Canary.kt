@@ -22,9 +22,9 @@ class Canary(private val bundle: File) {
 
     /** The first file of a target that computes on this phone what it should; null where none does. */
     fun <Model> firstThatWorks(
-        target: String, open: (File, Try) -> Model, stackOf: (Model, FloatArray, Int) -> FloatArray,
+        target: String, load: (File, Try) -> Model, stackOf: (Model, FloatArray, Int) -> FloatArray,
     ): Model? = tries.filter { it.target == target }.firstNotNullOfOrNull { next ->
-        runCatching { open(File(bundle, next.file), next) }.getOrNull()?.takeIf { model ->
+        runCatching { load(File(bundle, next.file), next) }.getOrNull()?.takeIf { model ->
             runCatching { decibels(stackOf(model, photo, position)) >= next.atLeastDb }.getOrDefault(false)
         }
     }

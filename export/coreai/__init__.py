@@ -31,5 +31,6 @@ TARGET = Target(
     cannot_write=write.cannot_write,
     extra=write.EXTRA,
     fallback="coreai-check",
+    hardware="Apple",
     writes_references=False,  # tried with students only
 )

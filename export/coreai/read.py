@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 MAIN = "main"  # an asset's one function
 PROGRAM, HASH = "main.mlirb", "main.hash"  # files of an asset
 CONSTANT = "coreai.constant"
+CONVOLUTION = "coreai.conv2d"
 TRANSPOSED = "coreai.conv_transpose2d"
 WEIGHTED = (
-    "coreai.conv2d",
+    CONVOLUTION,
     TRANSPOSED,
     "coreai.decomposable.broadcasting_batch_matmul",
 )
@@ -47,6 +48,15 @@ def schemes(path: Path) -> list[tuple[Scheme, int]]:
         (scheme_of(op), math.prod(shape_of(op.operands[1])))
         for op in asset.operators()
         if op.name in WEIGHTED and is_constant(op.operands[1])
+    ]
+
+
+def palette_strides(path: Path) -> list[int]:
+    """The larger stride of every convolution whose weights are a palette."""
+    return [
+        max(map(int, op.operands[2].owner.attributes["value"]))
+        for op in Asset(path).operators()
+        if op.name == CONVOLUTION and scheme_of(op).form == "palette"
     ]
 
 

@@ -29,6 +29,7 @@ TARGET = Target(
     cannot_run=write.cannot_run,
     cannot_write=write.cannot_write,
     fallback="mil-check",
+    hardware="Apple",
     reference_options={"ios": 18, "form": "blocks"},  # palettes by k-means take hours at full size
     adapted=later("pocketfocus.quantize.toolchains.coreml", "adapted"),
     compatibility=write.compatibility,

@@ -13,8 +13,13 @@ from pocketfocus.run.errors import UserError
 
 PALETTE, SCALED = "constexpr_lut_to_dense", "constexpr_blockwise_shift_scale"
 FOUR_BITS = 16  # values of a palette
+MOST_STRIDE = 2  # of a convolution whose weights are a palette, on the Neural Engine
 MOST_RANK = 5
 COREMLTOOLS = "https://github.com/apple/coremltools"
+NEURAL_ENGINE = (
+    "https://github.com/apple/coreai-models/blob/main/skills/skills/model-authoring/references/"
+    "neural_engine_rules.md"
+)
 SHAPES = "https://apple.github.io/coremltools/docs-guides/source/flexible-inputs.html"
 
 
@@ -26,6 +31,7 @@ def lint(path: Path) -> list[Advice]:
     operations = list(program.functions[MAIN].operations)
     return [
         *_palettes(operations),
+        *strided_palettes(sum(map(_is_strided_palette, operations))),
         *_blocks(operations),
         *_shapes(program.functions[MAIN]),
         *_attention(operations),
@@ -50,6 +56,31 @@ def _palettes(operations: Sequence[Any]) -> Iterator[Advice]:
             "palettes with a scale beside them do not load on the Neural Engine (macOS 26)",
             "leave enable_per_channel_scale off", f"{COREMLTOOLS}/pull/2688",
         )  # fmt: skip
+
+
+def _is_strided_palette(op: Any) -> bool:
+    if op.op_type != "conv" or max(op.strides.val) <= MOST_STRIDE:
+        return False
+    made = op.weight.op
+    while made is not None and made.op_type == SCALED:
+        made = made.data.op
+    return made is not None and made.op_type == PALETTE
+
+
+def strided_palettes(count: int) -> list[Advice]:
+    """What is said of so many convolutions with palettes and large strides, in packages and Core AI
+    assets."""
+    if not count:
+        return []
+    return [
+        Advice(
+            "strided-palettes", "warning", f"{count} convolution{'s' * (count != 1)}",
+            f"palettes in convolutions of strides above {MOST_STRIDE}, which the Neural Engine "
+            "hardly takes, as Apple says: they may run elsewhere",
+            "keep these weights float16 or int8 (a recipe), or stay with --four-bit blocks",
+            NEURAL_ENGINE,
+        )
+    ]  # fmt: skip
 
 
 def _blocks(operations: Sequence[Any]) -> list[Advice]:

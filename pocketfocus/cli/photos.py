@@ -229,7 +229,7 @@ def evaluate(
         typer.Option(
             "--metric-weights",
             metavar="DIR",
-            help="a folder with VGG16's weights, for LPIPS and DISTS (docs/scores.md)",
+            help="a folder with networks' weights, for LPIPS, DISTS and FID (docs/scores.md)",
         ),
     ] = None,
 ) -> None:

@@ -60,7 +60,7 @@ def palette(values: int) -> Any:
     return mil.Builder.constexpr_lut_to_dense(indices=indices.astype(kind), lut=lut)
 
 
-def of_palette(values: int, scaled: bool = False) -> Callable[[Any], Any]:
+def of_palette(values: int, scaled: bool = False, stride: int = 1) -> Callable[[Any], Any]:
     def function(x: Any) -> Any:
         from coremltools.converters.mil import mil
 
@@ -68,9 +68,17 @@ def of_palette(values: int, scaled: bool = False) -> Callable[[Any], Any]:
         if scaled:
             scale = np.full((8, 1, 1, 1), 0.5, np.float16)
             weight = mil.Builder.constexpr_blockwise_shift_scale(data=weight, scale=scale)
-        return mil.Builder.conv(x=mil.Builder.cast(x=x, dtype="fp16"), weight=weight)
+        x = mil.Builder.cast(x=x, dtype="fp16")
+        return mil.Builder.conv(x=x, weight=weight, strides=[1, stride])
 
     return function
+
+
+def strided(x: Any) -> Any:
+    from coremltools.converters.mil import mil
+
+    weight = np.ones((8, 4, 1, 1), np.float32)
+    return mil.Builder.conv(x=x, weight=weight, strides=[4, 4])
 
 
 def of_blocks(x: Any) -> Any:
@@ -95,11 +103,30 @@ def attention(x: Any) -> Any:
         (of_palette(16), (1, 4, 6, 6), {"palettes-of-4-bits"}),
         (of_palette(4), (1, 4, 6, 6), set()),
         (of_palette(4, scaled=True), (1, 4, 6, 6), {"scaled-palettes"}),
+        (of_palette(4, stride=2), (1, 4, 6, 6), set()),
+        (of_palette(4, stride=3), (1, 4, 6, 6), {"strided-palettes"}),
+        (
+            of_palette(4, scaled=True, stride=3),
+            (1, 4, 6, 6),
+            {"scaled-palettes", "strided-palettes"},
+        ),
+        (strided, (1, 4, 8, 8), set()),
         (of_blocks, (1, 4, 6, 6), {"integers-in-blocks"}),
         (attention, (2, 5, 4), {"attention-of-rank-3"}),
         (attention, (1, 2, 5, 4), set()),
     ],
-    ids=["16 values", "4 values", "scaled", "blocks", "rank 3", "rank 4"],
+    ids=[
+        "16 values",
+        "4 values",
+        "scaled",
+        "stride 2",
+        "stride 3",
+        "scaled, stride 3",
+        "float, stride 4",
+        "blocks",
+        "rank 3",
+        "rank 4",
+    ],
 )
 def test_core_ml(
     function: Callable[[Any], Any], shape: tuple[int, ...], found: set[str], tmp_path: Path
@@ -205,12 +232,15 @@ def test_files_of_a_run(
     wanted = ["--targets", "coreml", "--precisions", "int4,fp16", "--four-bit", "palettes"]
     assert main(["export", "--student", str(small_student), "--out", str(run), *wanted]) == 0
     capsys.readouterr()
+    assert main(["verify", str(run), "--positions", "4"]) == 0
+    assert f"lint: 2 warnings: see pocketfocus lint {run}" in capsys.readouterr().err
     assert main(["lint", str(run), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [(row["file"], row["rule"]) for row in rows] == [(name, "palettes-of-4-bits")]
+    found = ["palettes-of-4-bits", "strided-palettes"]  # the stem's stride is 4
+    assert [(row["file"], row["rule"]) for row in rows] == [(name, rule) for rule in found]
     assert main(["lint", str(run / name)]) == 0
     out, err = capsys.readouterr()
-    assert "palettes-of-4-bits" in out and "https://" in out and "1 warning" in err
+    assert "palettes-of-4-bits" in out and "https://" in out and "2 warnings" in err
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
 from pocketfocus.benchmarks.baselines import Copy
 from pocketfocus.benchmarks.evaluate import Comparison, evaluate_models
-from pocketfocus.benchmarks.perceptual import WEIGHTS_FILE, Perceptual
+from pocketfocus.benchmarks.metric_networks import open_networks
+from pocketfocus.benchmarks.metric_weights import VGG16_FILE
+from pocketfocus.benchmarks.perceptual import Perceptual
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.run.errors import UserError
 
@@ -43,7 +45,7 @@ def features() -> nn.Sequential:
 def weights(features: nn.Sequential, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("metrics")
     tensors = {f"features.{name}": value for name, value in features.state_dict().items()}
-    save_file(tensors | {"classifier.6.bias": torch.zeros(1000)}, folder / WEIGHTS_FILE)
+    save_file(tensors | {"classifier.6.bias": torch.zeros(1000)}, folder / VGG16_FILE)
     return folder
 
 
@@ -60,7 +62,7 @@ def test_lpips_is_that_of_torchmetrics(
     monkeypatch.setattr(torchmetrics_lpips, "_get_tv_model_features", lambda *_: features)
     theirs = torchmetrics_lpips._LPIPS(net="vgg")
     made, truth = two_images()
-    found = Perceptual(weights).lpips(made, truth)
+    found = Perceptual(weights / VGG16_FILE).lpips(made, truth)
     assert found == pytest.approx(float(theirs(made, truth)), rel=1e-4) and found > 0.01
 
 
@@ -76,13 +78,15 @@ def test_dists_is_that_of_torchmetrics(
         monkeypatch.setattr(torchmetrics_dists, name, value, raising=False)
     made, truth = two_images()
     theirs = torchmetrics_dists.DISTSNetwork()((made + 1) / 2, (truth + 1) / 2)
-    found = Perceptual(weights).dists(made, truth)
+    found = Perceptual(weights / VGG16_FILE).dists(made, truth)
     assert found == pytest.approx(theirs.item(), rel=1e-4) and found > 0.001
 
 
 def test_evaluation_has_both_where_there_are_weights(weights: Path) -> None:
     stack = FocalStack("pair", torch.cat(two_images()), (0.0, 8.0))
-    found = evaluate_models([Copy()], [stack], "pair", Comparison(perceptual=Perceptual(weights)))
+    found = evaluate_models(
+        [Copy()], [stack], "pair", Comparison(**open_networks(weights)._asdict())
+    )
     (mean,) = found.means
     cells = {(cell.input_position, cell.output_position): cell for cell in found.cells}
     for name in ("lpips", "dists"):
@@ -108,15 +112,15 @@ def narrower(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (emptied, rf"has no {WEIGHTS_FILE}.*docs/scores\.md"),
-        (cut, rf"{WEIGHTS_FILE} cannot be read"),
+        (emptied, rf"has neither {VGG16_FILE} \(for LPIPS and DISTS\) nor .*docs/scores\.md"),
+        (cut, rf"{VGG16_FILE} cannot be read"),
         (narrower, r"features\.0\.weight is \[32, 3, 3, 3\], VGG16's is \[64, 3, 3, 3\]"),
     ],
 )
 def test_weights_that_are_not_there_are_one_line(
     damage: Callable[[Path], None], said: str, tmp_path: Path
 ) -> None:
-    save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / WEIGHTS_FILE)
-    damage(tmp_path / WEIGHTS_FILE)
+    save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / VGG16_FILE)
+    damage(tmp_path / VGG16_FILE)
     with pytest.raises(UserError, match=said):
-        Perceptual(tmp_path)
+        open_networks(tmp_path)

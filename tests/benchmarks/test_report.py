@@ -13,7 +13,7 @@ import pytest
 
 from pocketfocus.benchmarks.checks import save_stacks
 from pocketfocus.benchmarks.evaluate import Cell
-from pocketfocus.benchmarks.report import headline, render, write_report
+from pocketfocus.benchmarks.report import headline, render, unproven, write_report
 from pocketfocus.benchmarks.tables import files_table
 from pocketfocus.data.optics import distance
 from pocketfocus.run.errors import UserError
@@ -102,6 +102,7 @@ def test_says_what_the_files_say(folder: Path) -> None:
         "4.0×",
         "aten.mean.dim",
         "leaves the ranges",
+        f"Not proven on Apple hardware</span>: {MLPACKAGE}.",
     ):
         assert text in page, text
     assert "&lt;b&gt;W8A8" in page, "text from files is escaped"
@@ -113,6 +114,15 @@ def test_headline_counts_only_what_passed() -> None:
     failed = [gate_row(PTE, "fail", 20.0)]
     assert headline(BENCH, VERIFY)[0][0] == "12.5 ms"
     assert headline(BENCH, failed) == []
+
+
+def test_what_passed_in_a_devices_place_alone_is_not_proven_on_it(folder: Path) -> None:
+    files = load_manifest(folder).files
+    checked = gate_row(MLPACKAGE, "pass", 49.0).model_copy(update={"device": "mil-check"})
+    phone = checked.model_copy(update={"device": "iphone"})
+    failed = phone.model_copy(update={"status": "fail"})
+    assert unproven(files, [*VERIFY, checked, failed]) == {"Apple": [MLPACKAGE]}
+    assert unproven(files, [*VERIFY, checked, phone]) == {}
 
 
 def test_positions_in_words() -> None:
@@ -186,6 +196,21 @@ def test_slider_moves_every_stack_and_one_frame_shows(page: Page) -> None:
     page.locator("#focus").press("End")
     assert shown() == ["8"] * 3
     assert page.locator("#where").inner_text() == "8 · infinity"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("size", [(390, 844), (1366, 768)], ids=["phone", "laptop"])
+def test_opens_with_pictures_and_fits(size: tuple[int, int], page: Page) -> None:
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    tops = "(all) => all.map((each) => each.getBoundingClientRect().top)"
+    pictures = page.locator(".stack img:not([hidden])").evaluate_all(tops)
+    tables = page.locator("table").evaluate_all(tops)
+    assert max(pictures) < min(tables)
+    wide = "(all) => all.map((each) => each.scrollWidth - each.clientWidth)"
+    inside = page.locator(".scroll").evaluate_all(wide)
+    assert len(inside) == len(tables)
+    assert size[0] > 1000 or max(inside) > 0  # some table is wider than a phone, inside its box
 
 
 def test_a_phones_name_is_no_formula() -> None:

@@ -201,7 +201,7 @@ def test_evaluate_takes_baselines_by_name_and_inputs_in_turn(
         ("--inputs ,", "no input position"),
         ("--scenes 0", "--scenes"),
         ("--out .", "is a folder, not a file"),
-        ("--metric-weights nowhere", "nowhere has no vgg16-397923af.safetensors"),
+        ("--metric-weights nowhere", "nowhere has neither vgg16-397923af.safetensors"),
     ],
 )
 def test_evaluate_refuses_in_one_line(

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 pytest.importorskip("coreai_torch")
 
@@ -20,7 +22,8 @@ from pocketfocus.benchmarks.locate import locate_fault
 from pocketfocus.cli import main
 from pocketfocus.data.optics import one_hot
 from pocketfocus.export.coreai.read import input_shapes, names
-from pocketfocus.export.coreai.write import executed
+from pocketfocus.export.coreai.write import converted, executed, save
+from pocketfocus.export.network import Network
 from pocketfocus.export.open import open_model
 from pocketfocus.export.stage import Export, export_run
 from pocketfocus.export.student import INPUT_NAMES
@@ -28,7 +31,8 @@ from pocketfocus.export.targets import get_target
 from pocketfocus.mobile_harness.device import Job
 from pocketfocus.mobile_harness.devices import get_device, origin
 from pocketfocus.models.student import Analysis, load_student
-from pocketfocus.quantize.recipes import RECIPES
+from pocketfocus.quantize.recipes import RECIPES, Form, Scheme
+from pocketfocus.quantize.toolchains.coreai import program
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
 from pocketfocus.run.manifest import Artifact, load_manifest
@@ -92,7 +96,7 @@ def test_schemes_are_read_from_the_file(run: Path) -> None:
     assert numbers["Int4"] > 0 < numbers["Int8"]
 
 
-def test_lint_finds_blocks_of_integers_alone(small_student: Path, tmp_path: Path) -> None:
+def test_lint_tells_blocks_of_integers_from_palettes(small_student: Path, tmp_path: Path) -> None:
     forms = {"palettes": "form: palette, granularity: 8", "blocks": "granularity: 16"}
     recipes = {name: tmp_path / f"{name}.yaml" for name in forms}
     for name, recipe in recipes.items():
@@ -104,7 +108,28 @@ def test_lint_finds_blocks_of_integers_alone(small_student: Path, tmp_path: Path
         file.precision: [each.rule for each in get_target("coreai").lint(out.out / file.name)]
         for file in manifest.artifacts
     }
-    assert found == {"palettes": [], "blocks": ["integers-in-blocks"]}
+    stem = ["strided-palettes"]  # of stride 4
+    assert found == {"palettes": stem, "blocks": ["integers-in-blocks"]}
+
+
+@pytest.mark.parametrize(
+    ("form", "strides", "found"),
+    [
+        ("palette", (1, 3), ["strided-palettes"]),
+        ("palette", (2, 2), []),
+        ("affine", (4, 4), ["integers-in-blocks"]),
+    ],
+)
+def test_lint_finds_palettes_in_convolutions_of_large_strides(
+    form: Form, strides: tuple[int, int], found: list[str], tmp_path: Path
+) -> None:
+    network = nn.Sequential(nn.Conv2d(4, 8, 3, strides)).eval()
+    scheme = Scheme(4, form, 8 if form == "palette" else 18)
+    captured = program(network, {"0": scheme}, [(torch.zeros(1, 4, 24, 24),)])
+    ends = {end: [SimpleNamespace(name=end)] for end in ("inputs", "outputs")}
+    asset = converted(captured, cast(Network, SimpleNamespace(**ends)))
+    save(asset, tmp_path / "a.aimodel")
+    assert [each.rule for each in get_target("coreai").lint(tmp_path / "a.aimodel")] == found
 
 
 def test_a_file_is_the_same_every_time(run: Path, small_student: Path, tmp_path: Path) -> None:

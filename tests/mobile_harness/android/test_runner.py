@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from pocketfocus.benchmarks import latency
 from pocketfocus.benchmarks.latency import Bench, bench_run
 from pocketfocus.benchmarks.notes import notes_rows
+from pocketfocus.benchmarks.repeat import repeated
 from pocketfocus.data.optics import one_hot
 from pocketfocus.export.executorch.write import open_file
 from pocketfocus.mobile_harness.android import adb
@@ -87,6 +89,17 @@ def test_a_phone_runs_the_file_and_leaves_nothing_behind(
     assert result.notes.battery_celsius == (30.1, 35.2)
     assert result.notes.operators[0].operator == "DELEGATE_CALL"
     assert list((phone / "tmp").iterdir()) == []
+
+
+def test_a_phone_calls_a_file_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pte: Path
+) -> None:
+    plug_in(monkeypatch, tmp_path)
+    runner = scripted_adb.elf(tmp_path / "executor_runner")
+    device = get_device("android", Options(runner=runner))
+    verdict = repeated(device, job(pte), 3)
+    assert verdict.status == "pass"
+    assert re.fullmatch(r"one result, [0-9a-f]{12}; memory [+-]\d+\.\d MiB", verdict.why)
 
 
 @pytest.mark.parametrize(
