@@ -138,8 +138,8 @@ def peaks(target: Target, file: Path, size: Size) -> Iterator[tuple[str, float]]
 
 
 def pictures(size: Size) -> list[Tensor]:
-    """Return a photo and drawn pictures [1,3,H,W] in [-1,1]."""
-    images = [Image.fromarray(held_out_photos()[0]), *map(hard_picture, DRAWN)]
+    """Return photos and drawn pictures [1,3,H,W] in [-1,1]."""
+    images = [*map(Image.fromarray, held_out_photos()), *map(hard_picture, DRAWN)]
     return [fitted(image, size) for image in images]
 
 

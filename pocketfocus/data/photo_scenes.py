@@ -74,6 +74,8 @@ KINDS = {
 }
 """By the first word of a photo's name; "" for all others."""
 LARGE_SCALES = (0.9, 1.0)
+WHOLE_RANGE = 0.6  # of windows have their own nearest and farthest place put as a whole scene's are
+LEAST_RANGE = 0.25  # of the photo's, that a window spans then: less is a surface, not a scene
 
 Pair = tuple[Path, Path]
 
@@ -184,13 +186,17 @@ def cut(
     pair: RGBD, rng: Generator, size: Size, scales: tuple[float, float]
 ) -> tuple[NDArray[np.uint8], Array]:
     """A random window at a random scale, mirrored or not: photo [H,W,3] and nearness [H,W] in
-    [0,1], 0 at the farthest place of the whole photo and 1 at the nearest."""
+    [0,1], 0 at the farthest place of the whole photo and 1 at the nearest, or of the window, where
+    it is a scene by itself."""
     height, width = pair.dioptres.shape
     scale = max(size[0] / height, size[1] / width, rng.uniform(*scales))
     rows, columns = min(height, round(size[0] / scale)), min(width, round(size[1] / scale))
     top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
     window = (slice(top, top + rows), slice(left, left + columns))
     far, near = np.percentile(pair.dioptres, (0.5, 99.5))
+    own = np.percentile(pair.dioptres[window], (0.5, 99.5))
+    if rng.random() < WHOLE_RANGE and own[1] - own[0] > LEAST_RANGE * (near - far):
+        far, near = own
     nearness = np.clip((pair.dioptres[window] - far) / max(near - far, 1e-6), 0, 1)
     target = (size[1], size[0])
     photo = np.asarray(Image.fromarray(pair.photo[window]).resize(target, Image.Resampling.LANCZOS))
@@ -271,7 +277,7 @@ def photographed(
     """The images [I,H,W,3] that some phone makes of layers: its lens, exposure, tone mapping, the
     halos of its sharpening, noise in light and colour, and JPEG."""
     height, width = layers[0].alpha.shape
-    aperture = Camera.aperture_mm * rng.uniform(0.8, 1.15) * phone_width / width
+    aperture = Camera.aperture_mm * rng.uniform(0.85, 1.2) * phone_width / width
     blades = int(rng.integers(5, 9)) if rng.random() < 0.2 else 0
     linear = render_stack(layers, Camera(aperture_mm=aperture, blades=blades))
     linear = torch.cat([linear, all_in_focus(layers)[None]])

@@ -54,7 +54,7 @@ LAYOUT = (
     f"expected a folder per scene with {FRAMES} images named in order near to far, or 2 or more "
     f"and a {POSITIONS_FILE} with a number 0..{FRAMES - 1} a line, or SCENE/{RIG_PATTERN}/"
 )
-CACHE_VERSION = 4  # to be raised when rendering changes: older caches are then rendered anew
+CACHE_VERSION = 5  # to be raised when rendering changes: older caches are then rendered anew
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF, and its values that swap the sides
 DEPTH_CELL = 4  # pixels a side of one value of a map of dioptres
 WORTH_SHARING = 24  # rendered stacks: fewer are made before other processes have started

@@ -13,12 +13,15 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from PIL import Image
 from torch import Tensor, nn
 
 from pocketfocus.benchmarks import lint as lint_module
-from pocketfocus.benchmarks.lint import FLOAT16_MOST, lint, overflow
+from pocketfocus.benchmarks.lint import FLOAT16_MOST, lint, overflow, pictures
 from pocketfocus.cli.app import main
+from pocketfocus.data.scenes import held_out_photos
 from pocketfocus.export.targets import Advice, Layer, get_target
+from pocketfocus.quantize.calibration import fitted
 from pocketfocus.run.errors import UserError
 
 Exported = Callable[[Sequence[str]], Path]
@@ -220,6 +223,13 @@ def test_values_near_the_end_of_float16(value: float, severity: str | None) -> N
     found = list(overflow(target, Path("a.onnx"), (64, 64)))
     assert [(each.severity, each.where) for each in found] == [(severity, "large")] * bool(severity)
     assert torch.finfo(torch.float16).max == FLOAT16_MOST
+
+
+def test_values_are_looked_at_on_every_photo_that_nothing_was_trained_on() -> None:
+    seen, wanted = pictures((64, 96)), [Image.fromarray(each) for each in held_out_photos()]
+    assert len(wanted) > 1
+    for photo in wanted:
+        assert any(torch.equal(fitted(photo, (64, 96)), each) for each in seen)
 
 
 # the command
