@@ -25,6 +25,9 @@ LAST = FRAMES - 1
 class PriorTrainer(OneStepTrainer):
     """The prior and the layer of positions learn; two more numbers of each place help them to.
 
+    Where the decoder reads the prior already, it stays too, and that layer alone learns: pictures
+    from a given position are never changed.
+
     These are, in focal positions, where the place lies and how far behind it the photo was focused:
     what is blurred says the second's size, and only what is there says its sign.
     """
@@ -35,7 +38,9 @@ class PriorTrainer(OneStepTrainer):
         if network.prior is None:
             raise UserError("this student has no prior to train: take one of --preset tiny")
         student.requires_grad_(False)
-        network.prior.requires_grad_(True)
+        assert network.joined is not None
+        read = any(bool(parameter.any()) for parameter in network.joined.parameters())
+        network.prior.requires_grad_(not read)
         network.position.requires_grad_(True)
         self.lies = nn.Conv2d(network.position.in_channels, 2, 1)
 

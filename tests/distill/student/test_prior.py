@@ -38,6 +38,16 @@ def test_only_the_prior_and_the_layer_of_positions_move(trained: PriorTrainer) -
     assert {part for part in parts if any(n.startswith(part) for n in moved)} == set(parts)
 
 
+def test_a_prior_that_the_decoder_reads_stays(reference: ReferencePipeline) -> None:
+    student = RefocusStudent(**WITH_PRIOR)
+    assert student.network.joined is not None
+    torch.nn.init.ones_(student.network.joined.weight)
+    trained = PriorTrainer(reference, student)
+    free = {n for n, p in trained.named_parameters() if p.requires_grad}
+    assert all(name.startswith(("student.network.position.", "lies.")) for name in free)
+    assert any(name.startswith("student.network.position.") for name in free)
+
+
 def test_what_is_told_or_unknown_does_not_count(trained: PriorTrainer) -> None:
     """No cross entropy of positions that were given; no error of distances that no source tells."""
     told = trained.losses(batch_of(0.5), TOLD)
