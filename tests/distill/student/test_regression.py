@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor
 from pocketfocus.distill.student.regression import Made, Regression, compared
 from pocketfocus.distill.student.samples import Batch
 from pocketfocus.models.reference import ReferencePipeline
-from pocketfocus.models.student import build_student, load_student
+from pocketfocus.models.student import build_student
 
 GIVEN = torch.ones(2)  # both positions
 
@@ -132,22 +130,3 @@ def test_every_layer_is_in_the_graph_whatever_a_source_tells(reference: Referenc
     batch = batch_of(torch.rand(2, 10, 3, 32, 32) - 0.5, [0, 8])
     trained.losses(batch, GIVEN)["loss"].backward()
     assert [n for n, p in trained.named_parameters() if p.grad is None] == []
-
-
-def test_hastened_it_computes_and_saves_the_same(
-    reference: ReferencePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Compiling itself is PyTorch's, and takes a minute: left out."""
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    student = load_student()
-    trained, images = Regression(reference, student), torch.rand(2, 10, 3, 64, 64) * 2 - 1
-    batch = batch_of(images, [0, 8])
-    before = trained.losses(batch, GIVEN)["loss"].detach()
-    trained.hasten()
-    kernel = student.network.mix.weight
-    assert kernel.is_contiguous(memory_format=torch.channels_last)
-    assert not kernel.is_contiguous()
-    torch.testing.assert_close(trained.losses(batch, GIVEN)["loss"].detach(), before)
-    trained.save(tmp_path / "student")
-    saved, shipped = load_student(tmp_path / "student").state_dict(), load_student().state_dict()
-    assert all(torch.equal(saved[name], value) for name, value in shipped.items())

@@ -50,7 +50,7 @@ def pooling(height: int) -> Network:
     photo = torch.zeros(1, 3, height, 8)
     given = TensorSpec("photo", (1, 3, height, 8), "float32", (-1.0, 1.0))
     made = TensorSpec("small", (1, 3, height // 2, 4), "float32", (-1.0, 1.0))
-    calls = [(photo,)]
+    calls: list[tuple[torch.Tensor, ...]] = [(photo,)]
     return Network("pooling", lambda: torch.nn.AvgPool2d(2), (given,), (made,), lambda: calls)
 
 
