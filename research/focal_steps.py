@@ -50,11 +50,14 @@ class FocalSteps:
     sharpest: Array
 
 
-def resized(frames: Tensor, sides: tuple[int, int]) -> Tensor:
-    """Frames at another (height, width), by Pillow's Lanczos filter."""
-    target = (sides[1], sides[0])
+def resized(
+    frames: Tensor, sides: tuple[int, int], box: tuple[float, float, float, float] | None = None
+) -> Tensor:
+    """Frames, or their part of left, top, right and bottom, at another (height, width), by Pillow's
+    Lanczos filter."""
+    target, filter_ = (sides[1], sides[0]), Image.Resampling.LANCZOS
     pictures = [Image.fromarray(frame) for frame in to_uint8(frames)]
-    scaled = [np.asarray(each.resize(target, Image.Resampling.LANCZOS)) for each in pictures]
+    scaled = [np.asarray(each.resize(target, filter_, box)) for each in pictures]
     return from_uint8(np.stack(scaled))
 
 
