@@ -8,6 +8,10 @@ STAMP := $(VENV)/.installed
 OUT ?= build/demo
 # Core AI is left to `--targets`: the interpreter that checks its files takes minutes.
 TARGETS ?= executorch,coreml,onnx
+# A quarter of a minute of learning and one size of photo show the whole path within minutes;
+# `pocketfocus build` by itself takes a minute, and three sizes.
+MINUTES ?= 0.25
+SIZES ?= own
 PAGE := mobile_harness/web/page
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup \
 	--no-loadscope-reorder
@@ -40,7 +44,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 demo: $(STAMP) ## run the whole path once into build/demo: distil, quantize, export, verify, bench, report
-	$(BIN)/pocketfocus build --out $(OUT) --targets $(TARGETS)
+	$(BIN)/pocketfocus build --out $(OUT) --targets $(TARGETS) --distill-minutes $(MINUTES) --sizes $(SIZES)
 
 web: $(PAGE)/node_modules/.installed ## build the page of `pocketfocus serve` (needs Node.js with npm)
 	@$(NEED_NPM)

@@ -46,7 +46,8 @@ class Job:
         calls: N calls to make, each K row numbers; timed calls cycle through them.
         warmup: untimed calls after the first call and before the timed ones.
         runs: timed calls.
-        budget_s: seconds after which no further timed call is begun, if at all; one is always made.
+        budget_s: seconds after which no further timed call is begun, if at all; one is always made,
+            and a first call that takes as long is that one.
         threads: CPU threads; None for the device's own default.
         want_outputs: whether the outputs of every call are brought back.
         timeout_s: seconds until the job is given up, if at all.
@@ -67,6 +68,12 @@ class Job:
         """Return everything but the inputs, as JSON."""
         return {name: value for name, value in vars(self).items() if name != "inputs"}
 
+    def is_long(self, first_ms: float) -> bool:
+        """Return whether a first call takes so long that it is the timed one: what a runtime
+        prepares once is then a small part of it."""
+        budget = self.budget_s
+        return self.runs > 0 and budget is not None and first_ms >= 1000 * budget
+
     def is_spent(self, times_ms: Sequence[float]) -> bool:
         """Return whether these timed calls suffice: as many as wanted, or as fit the budget."""
         if len(times_ms) >= self.runs:
@@ -83,7 +90,7 @@ class Result:
         outputs: one array [N, *shape] float32 for every output of the file; None if not wanted.
         load_ms: from opening the file to a model that can be called; imports excluded.
         first_ms: the first call, one-time preparations of the runtime included.
-        times_ms: every timed call in order, after first call and warm-up.
+        times_ms: every timed call in order, after first call and warm-up, or a long first call.
         peak_rss_mib: peak resident memory (MiB) of the process, its runtime and inputs included;
             None where the device does not tell.
         threads: CPU threads that the calls were allowed; None for the device's own choice.

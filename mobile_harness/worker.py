@@ -79,9 +79,9 @@ def measure(opener: Opener, job: Job) -> Measured:
         run, load_ms = timed(lambda: opener(job.artifact, threads))
         endless = itertools.cycle(inputs)
         first, first_ms = timed(lambda: run(*next(endless)))
-        for _ in range(job.warmup):
+        times = [first_ms] if job.is_long(first_ms) else []
+        for _ in range(0 if times else job.warmup):
             run(*next(endless))
-        times: list[float] = []
         while not job.is_spent(times):
             times.append(timed(lambda: run(*next(endless)))[1])
         peak = peak_mib()

@@ -74,15 +74,22 @@ class Material:
     held_out: Sequence[Sample]  # teacher stacks, or true ones where there are no others
 
 
-def split(samples: Sequence[Sample], true_stacks: Sequence[StackCache]) -> Material:
-    """Hold out some teacher stacks or, without any, some true ones; one alone is both."""
+def split(
+    samples: Sequence[Sample], true_stacks: Sequence[StackCache], multiple: int = 1
+) -> Material:
+    """Hold out some teacher stacks or, without any, some true ones; one alone is both.
+
+    Of true stacks held out, which are called whole, only that many pixels count whose sides are
+    multiples of `multiple`.
+    """
     if samples or not true_stacks:
         count = max(1, int(HELD_OUT_SHARE * len(samples)))
         return Material(samples[count:] or samples, true_stacks, samples[:count])
     held_out, rest = [], []
     for stacks in true_stacks:
         count = min(FRAMES, max(1, int(HELD_OUT_SHARE * len(stacks))))
-        frames = [stack.frames for stack in stacks[:count]]
+        height, width = (side // multiple * multiple for side in stacks.images.shape[-2:])
+        frames = [stack.frames[..., :height, :width] for stack in stacks[:count]]
         held_out += [Sample(stack[n][None], n, stack, n) for n, stack in enumerate(frames)]
         rest.append(stacks.part(slice(count, None)) if len(stacks) > 1 else stacks)
     return Material([], rest, held_out)

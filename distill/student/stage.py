@@ -48,7 +48,7 @@ from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.student import load_student
 from pocketfocus.quantize.recipes import get_recipe
 from pocketfocus.run.cache import Kept
-from pocketfocus.run.constants import size_text
+from pocketfocus.run.constants import MULTIPLE, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json, sha256, write_atomic, write_json
 from pocketfocus.run.metrics import psnr
@@ -200,7 +200,7 @@ def _material(
             folder = out / STACKS_FOLDER / f"true-{size_text(size)}"
             true.append(cache_sources(folder, sources, size))
     if options.learn_from == STACKS:
-        return split([], true)
+        return split([], true, plan.student.multiple if options.chosen.student else MULTIPLE)
     count, minutes = options.max_teacher_stacks, options.minutes * SAMPLING_SHARE
     counted = out / TRAINING / COUNT_FILE
     if (out / TRAINING / FILE).exists() and counted.exists():  # it goes on with what it began with

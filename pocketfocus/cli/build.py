@@ -21,6 +21,7 @@ from pocketfocus.run.stages import Stage, hashes, run_stages, tools
 commands = typer.Typer()
 
 DEVICE = "host"
+FEWEST_SCENES, MOST_SCENES = 8, 24  # to distil from: a minute wants the most, less time fewer
 WEIGHTS = PACKAGE / "weights"
 SCENES, INPUTS, SIZE = 1, (0, 4, 8), (256, 256)  # small: the reference takes most of it
 REPORTED = (
@@ -200,6 +201,7 @@ def _distill(settings: Settings) -> None:
         photos=settings.photos,
         from_scratch=settings.from_scratch,
         seed=settings.seed,
+        scenes=max(FEWEST_SCENES, round(MOST_SCENES * min(1.0, settings.minutes))),
     )
     distill_run(settings.out, how, begun_with=_distilled_of(settings))
 

@@ -105,7 +105,8 @@ def test_the_first_error_ends_it(root: Path, tmp_path: Path, target: str, before
 def test_demo_builds_into_the_folder_asked_for(root: Path, tmp_path: Path) -> None:
     assert make(root, tmp_path, "demo", "OUT=elsewhere").returncode == 0
     assert called(tmp_path / "log") == [
-        "pocketfocus build --out elsewhere --targets executorch,coreml,onnx"
+        "pocketfocus build --out elsewhere --targets executorch,coreml,onnx "
+        "--distill-minutes 0.25 --sizes own"
     ]
 
 

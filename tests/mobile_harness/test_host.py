@@ -65,8 +65,16 @@ def test_measures_as_many_calls_as_asked_with_the_threads_asked(small_student: P
 
 
 def test_a_spent_budget_ends_the_runs_but_never_the_first(small_student: Path) -> None:
-    result = host.Host().run(job(small_student, runs=1_000_000, budget_s=1e-6))
-    assert len(result.times_ms) == 1
+    result = host.Host().run(job(small_student, runs=1_000_000, budget_s=0.5))
+    assert 1 <= len(result.times_ms) < 10_000
+    assert result.first_ms not in result.times_ms
+
+
+def test_a_first_call_as_long_as_the_whole_budget_is_the_timed_one(small_student: Path) -> None:
+    result = host.Host().run(job(small_student, warmup=2, runs=1_000_000, budget_s=1e-6))
+    assert result.times_ms == (result.first_ms,)
+    result = host.Host().run(job(small_student, runs=0, budget_s=1e-6))
+    assert result.times_ms == ()
 
 
 def test_a_missing_model_is_the_users_to_mend(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -19,11 +20,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pocketfocus.distill.student import regression, stage
-from pocketfocus.distill.student.options import Distillation
+from pocketfocus.distill.student.options import STACKS, Distillation
 from pocketfocus.distill.student.samples import true_batch
 from pocketfocus.distill.student.stage import distill_run
 from pocketfocus.distill.train.checkpoint import read_counters
-from pocketfocus.models.student import build_student, load_student, save_student
+from pocketfocus.distill.train.crops import Crops
+from pocketfocus.models.student import PRESETS, build_student, load_student, save_student
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json, sha256
 
@@ -193,6 +195,26 @@ def test_the_references_stacks_or_true_ones_alone(
     assert summary["targets"] == (1 if source == "reference" else 0)
     (row,) = (tmp_path / "training/train.jsonl").read_text().splitlines()
     assert np.isfinite(json.loads(row)["loss"]) and "teacher_" not in row
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_learns_from_windows_of_any_size(
+    preset: str, write_stacks: Callable[[Path, np.ndarray], Path], tmp_path: Path
+) -> None:
+    odd = np.random.default_rng(0).integers(0, 255, (2, 9, 3, 72, 88), np.uint8)
+    folder = str(write_stacks(tmp_path / "stacks", odd))
+    options = Distillation(
+        math.inf,
+        steps=1,
+        from_scratch=True,
+        preset=preset,
+        sources=("rgbd", folder),
+        scenes=1,
+        crops=(Crops(1.0, 1, 64),),
+        learn_from=STACKS,
+    )
+    distill_run(tmp_path / "out", options)
+    assert read_json(tmp_path / "out/distill.json")["held_out"] == 2
 
 
 def test_a_reference_of_other_frames_or_widths_is_refused(
