@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import helper, version_converter
 from torch import Tensor, nn
 
-from pocketfocus.quantize.fake import best_scales, integers, scaled, symmetric
+from pocketfocus.quantize.fake import TINY, best_scales, integers, scaled, symmetric
 from pocketfocus.quantize.layers import LAYER_TYPES, Calls, layers_of
 from pocketfocus.quantize.plan import Choice, plan
 from pocketfocus.quantize.recipes import GROUP, Recipe, Scheme
@@ -42,12 +42,13 @@ DYNAMIC_PRODUCTS = "MatMulNBits multiplies with activations quantized at run tim
 FLOAT_CONVOLUTIONS = "onnxruntime has no 4-bit convolution: weights are unpacked to float32"
 STATIC_ONLY = "8 bits are QDQ, whose ranges are fixed"
 CHANNELS_ONLY = "QDQ weights are per-channel here"
-ENDS_4 = (-8, 7)  # of 4-bit integers
+ENDS_4, ENDS_8 = (-8, 7), (-127, 127)  # of the integers
 INT8_ARITHMETIC = 4  # MatMulNBits' accuracy_level: activations to int8 at run time
 
 
 def choose(requested: Scheme, layer: nn.Module) -> Choice:
-    """What onnxruntime takes in place of a scheme: 4 bits in groups, 8 bits with static ranges."""
+    """What onnxruntime takes in place of a scheme: 4 bits in groups, 8 bits per-channel, beside
+    activations that have static ranges or stay floats."""
     if requested.bits >= 16:
         return Choice(requested)
     why = [NO_PALETTES] if requested.form == "palette" else []
@@ -63,11 +64,12 @@ def choose(requested: Scheme, layer: nn.Module) -> Choice:
         if activations != requested.activations:
             why.append(DYNAMIC_PRODUCTS if activations == "dynamic" else FLOAT_CONVOLUTIONS)
         return Choice(Scheme(4, "affine", granularity, activations), "; ".join(why))
-    if requested.activations != "static":
+    activations = "float" if requested.activations == "float" else "static"
+    if activations != requested.activations:
         why.append(STATIC_ONLY)
     if granularity != "channel" and requested.form == "affine":
         why.append(CHANNELS_ONLY)
-    return Choice(Scheme(8, "affine", "channel", "static"), "; ".join(why))
+    return Choice(Scheme(8, "affine", "channel", activations), "; ".join(why))
 
 
 def choices(recipe: Recipe, network: nn.Module) -> dict[str, Choice]:
@@ -99,13 +101,14 @@ def quantized(
     if schemes and all(scheme.bits == 16 for scheme in schemes.values()):
         return half(model)
     four_bit = {name: s for name, s in schemes.items() if s.bits == 4}
-    eight_bit = {name: s for name, s in schemes.items() if s.bits == 8}
+    weights_alone = {n: s for n, s in schemes.items() if (s.bits, s.activations) == (8, "float")}
+    eight_bit = {n: s for n, s in schemes.items() if (s.bits, s.activations) == (8, "static")}
     with temporary_folder("onnx") as scratch:
-        if four_bit or eight_bit:
+        if four_bit or weights_alone or eight_bit:
             model = prepare(model, scratch)
         if four_bit:
-            model = raised(model)
-            model = four_bit_convolutions(four_bit_matmuls(model, four_bit), four_bit)
+            model = four_bit_matmuls(raised(model), four_bit)
+        model = integer_weights(model, {**four_bit, **weights_alone})
         if eight_bit:
             between = not four_bit
             model = static_int8(model, calls, scratch, eight_bit, between)
@@ -190,11 +193,11 @@ def four_bit_matmuls(model: onnx.ModelProto, schemes: Mapping[str, Scheme]) -> o
     return model
 
 
-def four_bit_convolutions(model: onnx.ModelProto, schemes: Mapping[str, Scheme]) -> onnx.ModelProto:
-    """Symmetric 4-bit weights for other operators of these layers, whose kernels take floats.
+def integer_weights(model: onnx.ModelProto, schemes: Mapping[str, Scheme]) -> onnx.ModelProto:
+    """Symmetric weights, of 4 bits with a scale a group of an output channel's, of 8 bits with one a
+    channel, for operators of these layers whose kernels take floats.
 
-    Their weights are stored as 4-bit integers, one scale a group of an output channel's, which
-    `DequantizeLinear` unpacks at run time: smaller, not faster.
+    `DequantizeLinear` unpacks them at run time: smaller, not faster.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = []
@@ -202,7 +205,10 @@ def four_bit_convolutions(model: onnx.ModelProto, schemes: Mapping[str, Scheme])
         scheme = schemes.get(layer_of_name(node.name))
         if scheme is not None and node.op_type in WEIGHTED and node.input[1] in weights:
             tensor = weights[node.input[1]]
-            made, constants = unpacking(node, tensor, int(scheme.granularity))
+            if scheme.bits == 4:
+                made, constants = unpacking(node, tensor, int(scheme.granularity))
+            else:
+                made, constants = per_channel(node, tensor)
             node.input[1] = made[-1].output[0]
             nodes += made
             model.graph.initializer.extend(constants)
@@ -218,8 +224,7 @@ def unpacking(
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """The operators that give a layer's weight from 4-bit integers, and their constants."""
     weight = onnx.numpy_helper.to_array(tensor)
-    flipped = any(entry.name == "transB" and entry.i for entry in node.attribute)
-    turned = node.op_type == "Conv" or flipped  # outputs first; of a ConvTranspose inputs first
+    turned = outputs_first(node)
     matrix = weight.reshape(weight.shape[0], -1)
     found, scales = in_groups(torch.tensor(matrix.T if turned else matrix), group)
     name = tensor.name
@@ -251,6 +256,35 @@ def unpacking(
     shape = [last, constants[2].name]
     made.append(helper.make_node("Reshape", shape, [shaped], name=f"{shaped}/op"))
     return made, constants
+
+
+def per_channel(
+    node: onnx.NodeProto, tensor: onnx.TensorProto
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """The operator that gives a layer's weight from 8-bit integers, one scale a channel of its
+    output, and its constants."""
+    weight, axis = onnx.numpy_helper.to_array(tensor), 0 if outputs_first(node) else 1
+    others = tuple(place for place in range(weight.ndim) if place != axis)
+    scales = np.maximum(np.abs(weight).max(others) / ENDS_8[1], TINY).astype(np.float32)
+    across = np.expand_dims(scales, others)
+    numbers = np.clip(np.rint(weight / across), *ENDS_8).astype(np.int8)
+    name = tensor.name
+    constants = [
+        onnx.numpy_helper.from_array(numbers, f"{name}_int8"),
+        onnx.numpy_helper.from_array(scales, f"{name}_scales"),
+        onnx.numpy_helper.from_array(np.zeros_like(scales, np.int8), f"{name}_zeros"),
+    ]
+    unpacked = f"{name}_unpacked"
+    given = [constant.name for constant in constants]
+    made = helper.make_node("DequantizeLinear", given, [unpacked], name=f"{unpacked}/op", axis=axis)
+    return [made], constants
+
+
+def outputs_first(node: onnx.NodeProto) -> bool:
+    """Whether the first dimension of a layer's weight is that of its outputs; of a ConvTranspose it
+    is that of its inputs."""
+    flipped = any(entry.name == "transB" and entry.i for entry in node.attribute)
+    return node.op_type == "Conv" or flipped
 
 
 def packed(numbers: NDArray[np.int8]) -> bytes:
@@ -294,14 +328,16 @@ def readers_of(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
 def left_alone(model: onnx.ModelProto, layers: Collection[str], between: bool) -> list[str]:
     """The names of the operators that stay in floating point.
 
-    These are all but `layers` and, if `between`, the additions that lead to a layer.
+    These are all but `layers` and, if `between`, the additions from one of these to a layer.
     """
-    leading = leading_to_layers(model)
-    names = []
+    leading, names = leading_to_layers(model), []
+    made: set[str] = set()  # values, by one of the layers and what follows it
     for node in model.graph.node:
         weighted = node.op_type in WEIGHTED
-        chosen = layer_of_name(node.name) in layers if weighted else between
-        if not chosen or not (weighted or node.name in leading):
+        follows = not made.isdisjoint(node.input)
+        own = layer_of_name(node.name) in layers if weighted else follows
+        made |= set(node.output) if own else set()
+        if not (own if weighted else own and between and node.name in leading):
             names.append(node.name)
     return names
 
@@ -336,12 +372,14 @@ def static_int8(
     unrounded(
         found,
         {n.output[0] for n in model.graph.node if n.op_type in QUANTIZED and n.name not in alone},
+        layers,
     )
     return found
 
 
-def unrounded(model: onnx.ModelProto, integers: Collection[str]) -> None:
-    """Let operators that no layer follows read float32 values as they are, in place.
+def unrounded(model: onnx.ModelProto, integers: Collection[str], layers: Collection[str]) -> None:
+    """Let layers but these, and operators that no layer follows, read float32 values as they are,
+    in place.
 
     onnxruntime's quantizer rounds a value for all of its readers: for the layer that takes it as
     int8, and for what composes the stack of it, which then would show no photo but its rounding to
@@ -351,7 +389,9 @@ def unrounded(model: onnx.ModelProto, integers: Collection[str]) -> None:
     makers = {value: node for node in model.graph.node for value in node.output}
     leading = leading_to_layers(model)
     for node in model.graph.node:
-        if node.name in leading or layer_of_name(node.name) or node.op_type in ROUNDING:
+        layer = layer_of_name(node.name)
+        rounded = layer in layers if layer else node.name in leading
+        if rounded or node.op_type in ROUNDING:
             continue
         for place, value in enumerate(node.input):
             unpacked = makers.get(value)

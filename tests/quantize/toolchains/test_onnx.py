@@ -68,7 +68,7 @@ def test_what_composes_the_stack_reads_the_photo_itself() -> None:
     change = np.broadcast_to(rounded(product), SHAPE)
     made = model()
     np.testing.assert_allclose(run(made, photo), rounded(photo) + change, atol=1e-5)
-    unrounded(made, {"change"})
+    unrounded(made, {"change"}, {"network.conv"})
     np.testing.assert_allclose(run(made, photo), photo + change, atol=1e-5)
     layer, compose = (n for n in made.graph.node if n.op_type in ("Conv", "Add"))
     assert layer.input[0] == "photo_unpacked"
@@ -78,7 +78,7 @@ def test_what_composes_the_stack_reads_the_photo_itself() -> None:
 @pytest.mark.parametrize("integers", [{"change", "photo"}, {"photo"}])
 def test_what_is_made_of_integers_stays_rounded(integers: set[str]) -> None:
     made = model()
-    unrounded(made, integers)
+    unrounded(made, integers, {"network.conv"})
     compose = made.graph.node[-1]
     assert compose.input[0] == "photo_unpacked"
     assert (compose.input[1] == "change_unpacked") == ("change" in integers)
