@@ -194,8 +194,8 @@ def four_bit_matmuls(model: onnx.ModelProto, schemes: Mapping[str, Scheme]) -> o
 
 
 def integer_weights(model: onnx.ModelProto, schemes: Mapping[str, Scheme]) -> onnx.ModelProto:
-    """Symmetric weights, of 4 bits with a scale a group of an output channel's, of 8 bits with one a
-    channel, for operators of these layers whose kernels take floats.
+    """Symmetric weights for operators of these layers whose kernels take floats: of 4 bits with a
+    scale a group of an output channel's, of 8 bits with one a channel.
 
     `DequantizeLinear` unpacks them at run time: smaller, not faster.
     """

@@ -10,8 +10,13 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from pocketfocus.export.onnx.read import schemes
 from pocketfocus.export.onnx.write import session_of
-from pocketfocus.quantize.toolchains.onnx import half, unrounded
+from pocketfocus.models.student import build_student
+from pocketfocus.quantize.recipes import Scheme, get_recipe
+from pocketfocus.quantize.toolchains import coreml
+from pocketfocus.quantize.toolchains import onnx as toolchain
+from pocketfocus.quantize.toolchains.onnx import half, integer_weights, left_alone, unrounded
 
 SCALE, SHAPE = 0.25, (1, 3, 4, 4)
 FLOAT = TensorProto.FLOAT
@@ -82,6 +87,55 @@ def test_what_is_made_of_integers_stays_rounded(integers: set[str]) -> None:
     compose = made.graph.node[-1]
     assert compose.input[0] == "photo_unpacked"
     assert (compose.input[1] == "change_unpacked") == ("change" in integers)
+
+
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
+def test_weights_alone_become_integers_of_8_bits(operator: str) -> None:
+    """With a scale a channel of the output; photos are still multiplied as floats."""
+    rng = np.random.default_rng(0)
+    weight = (rng.normal(size=(3, 3, 1, 1)) * [[[[0.01]]], [[[1.0]]], [[[100.0]]]]).astype("f4")
+    weight = weight.transpose(1, 0, 2, 3) if operator == "ConvTranspose" else weight
+    made = plain()
+    layer = next(node for node in made.graph.node if node.op_type == "Conv")
+    layer.op_type = operator
+    held = next(tensor for tensor in made.graph.initializer if tensor.name == layer.input[1])
+    held.CopyFrom(numpy_helper.from_array(weight, held.name))
+    photo = rng.uniform(-1, 1, SHAPE).astype(np.float32)
+    before = run(made, photo) - photo
+    found = integer_weights(made, {"network.conv": Scheme(8, "affine", "channel", "float")})
+    assert schemes(found) == {"network.conv": Scheme(8, "affine", "channel", "float")}
+    assert TensorProto.INT8 in {tensor.data_type for tensor in found.graph.initializer}
+    largest = np.abs(weight).max((1, 2, 3) if operator == "Conv" else (0, 2, 3)) / 254 * 3
+    off = np.abs(run(found, photo) - photo - before).max((0, 2, 3))
+    assert (off <= largest + 1e-5).all() and (off > 0).all()
+
+
+def test_additions_of_floats_between_float_layers_are_not_rounded() -> None:
+    def layer(name: str, given: str, made: str) -> onnx.NodeProto:
+        return helper.make_node("Conv", [given, "weight"], [made], f"layer/{name}/Conv")
+
+    def add(name: str, first: str, second: str) -> onnx.NodeProto:
+        return helper.make_node("Add", [first, second], [name], f"add_{name}")
+
+    nodes = [
+        *(layer("a", "photo", "a"), layer("b", "a", "b"), add("floats", "a", "b")),
+        *(layer("c", "floats", "c"), layer("d", "c", "d"), add("integers", "c", "d")),
+        layer("e", "integers", "e"),
+    ]
+    made = helper.make_model(helper.make_graph(nodes, "made by hand", [], []))
+    alone = left_alone(made, {"c", "d", "e"}, between=True)
+    assert alone == ["layer/a/Conv", "layer/b/Conv", "add_floats"]
+
+
+@pytest.mark.parametrize("chosen", [toolchain, coreml])
+@pytest.mark.parametrize("recipe", ["int8", "mixed"])
+def test_what_the_prior_sees_first_stays_a_float(chosen: Any, recipe: str) -> None:
+    """In int8 it cost the gains of detail 12 dB (docs/quantization.md)."""
+    layers = chosen.choices(get_recipe(recipe), build_student("tiny"))
+    first = [name for name in layers if name.startswith(("network.prior.s", "network.prior.b"))]
+    assert len(first) > 10
+    assert all(layers[name].scheme.activations == "float" for name in first)
+    assert layers["network.prior.mix"].scheme.activations == "static"
 
 
 def test_halves_tell_of_their_own_types_between_layers() -> None:
