@@ -92,6 +92,7 @@ def card(run: MeasuredRun, about: Publication, pictures: Pictures) -> str:
     manifest = run.manifest
     written = manifest.artifacts
     first = written[0] if written else None
+    machines = (f"{t.machine} ({t.row.threads or 'its own'} threads)" for t in run.timings)
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -105,7 +106,7 @@ def card(run: MeasuredRun, about: Publication, pictures: Pictures) -> str:
         doubts=about.doubts,
         pictures={Path(name).stem: name for name in pictures} | absent(pictures),
         position=SHOWN[1],
-        machines=machines(run),
+        machines="; ".join(dict.fromkeys(machines)),
         files_table=files_table(run.bench, run.gates) if run.bench else "",
         artifacts=manifest.files,
         render=manifest.render,
@@ -162,12 +163,6 @@ def reference_name(reference: str) -> str:
     """Return what the card calls a reference: of a folder its name, without where it lies."""
     parts = reference.split("+")
     return "+".join(p if not Path(p).is_absolute() else Path(p).name for p in parts)
-
-
-def machines(run: MeasuredRun) -> str:
-    """Return on what latencies were measured, with how many threads, in words."""
-    found = (f"{t.machine.text()} ({t.row.threads or 'its own'} threads)" for t in run.timings)
-    return "; ".join(dict.fromkeys(found))
 
 
 def distilled(folder: Path) -> str:
