@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pocketfocus.benchmarks.measured import MeasuredRun
 from pocketfocus.benchmarks.report import TEMPLATES, distillation
 from pocketfocus.benchmarks.tables import distance_table, files_table
 from pocketfocus.models.places import find_places, hub_place
+from pocketfocus.photos.images import encoded
 from pocketfocus.run.constants import size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Manifest
@@ -47,13 +47,12 @@ class Publication:
     no_bundle: str = ""
 
 
-def check_licence(licence: str | None) -> str | None:
-    """Return a licence as the Hub writes it; UserError for what is no identifier."""
+def check_licence(licence: str | None) -> None:
+    """Raise UserError for a licence that is no identifier of the Hub's."""
     if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
         raise UserError(
             f"--licence {licence} is no identifier of the Hub's: write one such as apache-2.0"
         )
-    return licence
 
 
 def pictures_of(run: MeasuredRun) -> dict[str, bytes]:
@@ -77,9 +76,7 @@ def stacks_picture(run: MeasuredRun) -> bytes:
             first = photo if not lines else np.full_like(photo, 255)
             frames = [first, *(stack[n] for n in SHOWN_FRAMES)]
             lines.append(np.concatenate([padded(frame) for frame in frames], 1))
-    buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(lines, 0)).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+    return encoded(Image.fromarray(np.concatenate(lines, 0)), "JPEG", quality=90)
 
 
 def padded(frame: Pixels) -> Pixels:
