@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,12 +24,14 @@ from torch import Tensor
 import pocketfocus
 from pocketfocus.data.scenes import TRAIN_PHOTOS, train_photos
 from pocketfocus.data.stacks import FocalStack, RenderedScenes
+from pocketfocus.models.model import Model
 from pocketfocus.run.constants import FRAMES, POSITIONS
 from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.files import read_json, write_json
 from pocketfocus.run.progress import track
 
 TABLE_FILE = Path(pocketfocus.__file__).parent / "weights" / "blur_baseline.json"
+COPY = "copy"
 FIT_SCENES, FIT_SEED = 40, 0
 FIT_WIDTH = 256  # the width in pixels that `sigma_px` refers to
 
@@ -84,36 +85,22 @@ def _blurred(photo: Tensor, sigma_px: float) -> Tensor:
     return torch.from_numpy(np.asarray(pixels))
 
 
-@dataclass(frozen=True)
-class Copy:
-    """The photo nine times."""
-
-    name: ClassVar[str] = "copy"
-    size: ClassVar[tuple[int, int] | None] = None
-    multiple: ClassVar[int] = 1
-
-    def __call__(self, photo: Tensor, position: int) -> Tensor:
-        """Repeat a photo [1, 3, H, W] in [-1, 1] as [9, 3, H, W]; the position does not matter."""
-        return photo.expand(FRAMES, -1, -1, -1)
+COPIES = Model(COPY, None, lambda photo, _: photo.expand(FRAMES, -1, -1, -1), multiple=1)
+"""The photo nine times."""
 
 
-@dataclass(frozen=True)
-class Blur:
-    """The fitted filter of every output position, applied to the photo."""
+def blur(table: Table) -> Model:
+    """Return the model that applies the fitted filter of every output position to the photo."""
 
-    table: Table
-    name: ClassVar[str] = "blur"
-    size: ClassVar[tuple[int, int] | None] = None
-    multiple: ClassVar[int] = 1
+    def call(photo: Tensor, position: int) -> Tensor:
+        return torch.cat([table[position, output](photo) for output in range(FRAMES)])
 
-    def __call__(self, photo: Tensor, position: int) -> Tensor:
-        """Filter a photo [1, 3, H, W] in [-1, 1], taken at `position`, to [9, 3, H, W]."""
-        return torch.cat([self.table[position, output](photo) for output in range(FRAMES)])
+    return Model("blur", None, call, multiple=1)
 
 
-def baselines() -> tuple[Copy, Blur]:
+def baselines() -> tuple[Model, Model]:
     """Return both baselines, `blur` with the shipped table."""
-    return Copy(), Blur(load_table())
+    return COPIES, blur(load_table())
 
 
 def fit_blur(

@@ -29,14 +29,16 @@ class Budget:
 
 def read_budgets(slower: str | None, loss: str | None, bigger: str | None) -> list[Budget]:
     """Return the named budgets; UserError for what is no percentage, or no dB."""
-    found = []
-    if slower is not None:
-        found.append(Budget("--max-slower", LATENCY, share("--max-slower", slower), "bench"))
-    if loss is not None:
-        found.append(Budget("--max-loss", QUALITY, decibels("--max-loss", loss), "evaluate"))
-    if bigger is not None:
-        found.append(Budget("--max-bigger", SIZE, share("--max-bigger", bigger), "export"))
-    return found
+    given = (
+        ("--max-slower", slower, share, LATENCY, "bench"),
+        ("--max-loss", loss, decibels, QUALITY, "evaluate"),
+        ("--max-bigger", bigger, share, SIZE, "export"),
+    )
+    return [
+        Budget(option, metric, read(option, text), stage)
+        for option, text, read, metric, stage in given
+        if text is not None
+    ]
 
 
 def share(option: str, text: str) -> float:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Literal, TypeVar
 
 import numpy as np
 
-from pocketfocus.benchmarks.evaluate import COPY, Cell, Means
+from pocketfocus.benchmarks.baselines import COPY
+from pocketfocus.benchmarks.evaluate import Cell, Means
 from pocketfocus.benchmarks.measured import MeasuredRun, Timing, positions_of
 from pocketfocus.benchmarks.noise import (
     FEWEST_CALLS,
@@ -130,12 +132,12 @@ def check_photos(a: MeasuredRun, b: MeasuredRun) -> None:
 
 def check_devices(a: MeasuredRun, b: MeasuredRun) -> None:
     """Refuse latencies of other devices, or with another number of threads."""
-    known = [{each.machine.device: each.machine for each in run.timings} for run in (a, b)]
+    known = [{each.row.device: each.machine for each in run.timings} for run in (a, b)]
     if all(known) and not known[0].keys() & known[1].keys():
         raise refused(a, b, "were timed on", *(", ".join(sorted(side)) for side in known))
     for one, other in pairs(*known):
         if one and other and one != other:
-            raise refused(a, b, "were timed on", one.text(), other.text())
+            raise refused(a, b, "were timed on", one, other)
     for first, second in pairs(by_place(a), by_place(b)):
         if first and second and first.row.threads != second.row.threads:
             sides = (f"{each.row.threads} threads" for each in (first, second))
@@ -288,14 +290,12 @@ def quality_changes(a: MeasuredRun, b: MeasuredRun) -> Iterator[Change]:
         few = f"{some.scenes} scene{'s' * (some.scenes != 1)}, {FEWEST_SCENES} tell something"
         if some.scenes >= FEWEST_SCENES:
             few = "scores of single scenes are not kept: run evaluate again"
-        psnr = both(one, other, lambda each: each.mean_psnr_db_off_diagonal)
-        drawn = mean_change(*([side[n].psnr_db for n in common] for side in (before, after)))
-        if psnr != NEITHER:
-            yield judged(Change(*about, QUALITY, DB, *psnr), drawn, few)
-        ssim = both(one, other, lambda each: each.mean_ssim_off_diagonal)
-        drawn = mean_change(*([side[n].ssim for n in common] for side in (before, after)))
-        if ssim != NEITHER:
-            yield judged(Change(*about, "SSIM", INDEX, *ssim), drawn, few)
+        for name, unit, score in ((QUALITY, DB, "psnr_db"), ("SSIM", INDEX, "ssim")):
+            mean = attrgetter(f"mean_{score}_off_diagonal")
+            drawn = mean_change(*([getattr(s[n], score) for n in common] for s in (before, after)))
+            figures = both(one, other, mean)
+            if figures != NEITHER:
+                yield judged(Change(*about, name, unit, *figures), drawn, few)
 
 
 def by_model(run: MeasuredRun) -> dict[str, Means]:

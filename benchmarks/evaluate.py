@@ -19,21 +19,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
 from statistics import fmean, stdev
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from pocketfocus.benchmarks.baselines import TABLE_FILE, baselines
+from pocketfocus.benchmarks.baselines import COPY, TABLE_FILE, baselines
 from pocketfocus.benchmarks.focus_accuracy import focus_accuracy
 from pocketfocus.benchmarks.frechet import Seen
 from pocketfocus.benchmarks.metric_networks import open_networks
 from pocketfocus.benchmarks.metric_weights import weights_in
+from pocketfocus.benchmarks.perceptual import Perceptual
 from pocketfocus.benchmarks.samples import keep_scenes
 from pocketfocus.benchmarks.scores import (
     Call,
-    Distances,
     Ledger,
     Score,
     Scores,
@@ -66,7 +66,6 @@ from pocketfocus.run.rows import Row, contents, row_of, write_rows
 
 EVALUATE_FILE = "evaluate.json"
 ROUNDING_DB = 10 * math.log10(12 * 255**2)  # 58.9 dB: uniform error of half a step of 8 bits
-COPY = "copy"
 MORE = ("vif", "lpips", "dists")
 
 Position = Annotated[int, Field(ge=0, lt=FRAMES)]
@@ -163,7 +162,7 @@ class Comparison:
     inputs: Sequence[int] = range(FRAMES)
     per_scene: int | None = None
     size: Size | None = None
-    perceptual: Distances | None = None
+    perceptual: Perceptual | None = None
     seen: Seen | None = None
 
 
@@ -189,14 +188,6 @@ def read_evaluation(path: Path) -> Evaluation:
         else:
             means.append(row_of(path, Means, index, row))
     return Evaluation(cells, means)
-
-
-@runtime_checkable
-class Reconstructor(Protocol):
-    """A model that is given the true stack itself: an autoencoder, the bound of what uses it."""
-
-    def reconstruct(self, stack: Tensor) -> Tensor:
-        """Return frames [N, 3, H, W] in [-1, 1] as they come out again."""
 
 
 def evaluate_models(
@@ -236,14 +227,12 @@ def evaluate_models(
             f"{', '.join(map(str, wanted))}: choose other inputs or give other stacks"
         )
     cells = _cells(calls, names, stacks_name)
-    scenes = len({call.scene for call in calls})
-    gains = _gains(calls)
-    means = [_means(cells, name, stacks_name, scenes, gains.get(name, [])) for name in names]
-    shares = _shares(calls, names)
-    more = {name: {**shares.get(name, {}), **_fid(how.seen, name)} for name in names}
-    return Evaluation(
-        cells, [_with_focus(m, calls).model_copy(update=more[m.model]) for m in means]
-    )
+    gains, shares = _gains(calls), _shares(calls, names)
+    means = []
+    for name in names:
+        more = {**shares.get(name, {}), **_fid(how.seen, name)}
+        means.append(_means(name, cells, calls, gains.get(name, [])).model_copy(update=more))
+    return Evaluation(cells, means)
 
 
 def _tasks(
@@ -272,7 +261,7 @@ def _score(
     says of the stack's focus."""
     position, size = call[-1], how.size
     photo = truth[position]
-    if isinstance(model, Reconstructor):
+    if model.reconstruct is not None:
         made = model.reconstruct(torch.cat(list(truth.values()))).clamp(-1, 1)
         images = {output: made[n : n + 1] for n, output in enumerate(truth)}
     else:
@@ -298,27 +287,22 @@ def _cells(calls: Sequence[Call], names: Sequence[str], stacks_name: str) -> lis
     for call in calls:
         for output, score in call.scores.items():
             scores[call.model, call.position, output].append(score)
-    ordered = sorted(scores, key=lambda key: (names.index(key[0]), *key[1:]))
+    ordered = sorted(scores.items(), key=lambda item: (names.index(item[0][0]), *item[0][1:]))
     return [
-        _cell((model, stacks_name, position, output), scores[model, position, output])
-        for model, position, output in ordered
+        Cell(
+            model=model,
+            stacks=stacks_name,
+            input_position=position,
+            output_position=output,
+            psnr_db=fmean(score.psnr_db for score in found),
+            ssim=fmean(score.ssim for score in found),
+            sharper_gain_db=mean(score.sharper_gain_db for score in found),
+            restored=mean(score.restored for score in found),
+            pooled_psnr_db=pooled([score.psnr_db for score in found]),
+            **_given({name: mean(getattr(score, name) for score in found) for name in MORE}),
+        )
+        for (model, position, output), found in ordered
     ]
-
-
-def _cell(about: tuple[str, str, int, int], found: Sequence[Score]) -> Cell:
-    model, stacks_name, position, output = about
-    return Cell(
-        model=model,
-        stacks=stacks_name,
-        input_position=position,
-        output_position=output,
-        psnr_db=fmean(score.psnr_db for score in found),
-        ssim=fmean(score.ssim for score in found),
-        sharper_gain_db=mean(score.sharper_gain_db for score in found),
-        restored=mean(score.restored for score in found),
-        pooled_psnr_db=pooled([score.psnr_db for score in found]),
-        **_given({name: mean(getattr(score, name) for score in found) for name in MORE}),
-    )
 
 
 def pooled(figures_db: Sequence[float]) -> float:
@@ -342,13 +326,14 @@ def _gains(calls: Sequence[Call]) -> dict[str, list[float]]:
 
 
 def _means(
-    cells: Sequence[Cell], model: str, stacks_name: str, scenes: int, gains: Sequence[float]
+    model: str, cells: Sequence[Cell], calls: Sequence[Call], gains: Sequence[float]
 ) -> Means:
     own = [cell for cell in cells if cell.model == model]
     off = [cell for cell in own if cell.distance]
+    made = [call for call in calls if call.model == model]
     return Means(
         model=model,
-        stacks=stacks_name,
+        stacks=own[0].stacks,
         mean_psnr_db=mean(cell.psnr_db for cell in own),
         mean_ssim=mean(cell.ssim for cell in own),
         mean_psnr_db_off_diagonal=mean(cell.psnr_db for cell in off),
@@ -357,26 +342,19 @@ def _means(
             str(d): mean(cell.psnr_db for cell in off if cell.distance == d)
             for d in sorted({cell.distance for cell in off})
         },
-        scenes=scenes,
+        scenes=len({call.scene for call in calls}),
         gain_db=mean(gains),
         gain_error_db=stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None,
         sharper_gain_db=mean(cell.sharper_gain_db for cell in off),
         restored=mean(cell.restored for cell in off),
         pooled_psnr_db_off_diagonal=mean(cell.pooled_psnr_db for cell in off),
+        focus_accuracy=mean(call.focus_share for call in made),
+        focus_error=mean(call.focus_error for call in made),
     ).model_copy(
         update=_given(
             {f"mean_{name}_off_diagonal": mean(getattr(c, name) for c in off) for name in MORE}
         )
     )
-
-
-def _with_focus(means: Means, calls: Sequence[Call]) -> Means:
-    """Return a model's means with those of its stacks' focus."""
-    own = [call for call in calls if call.model == means.model]
-    share, error = (
-        mean(getattr(call, name) for call in own) for name in ("focus_share", "focus_error")
-    )
-    return means.model_copy(update={"focus_accuracy": share, "focus_error": error})
 
 
 def _fid(seen: Seen | None, model: str) -> dict[str, float]:

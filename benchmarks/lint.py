@@ -24,7 +24,6 @@ from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import (
     MANIFEST_FILE,
-    Artifact,
     check_artifact,
     load_manifest,
 )
@@ -45,7 +44,6 @@ class Found:
     advice: Advice
 
     def row(self) -> dict[str, str]:
-        """Return the finding as JSON."""
         return {"file": self.file, **self.advice._asdict()}
 
 
@@ -56,29 +54,31 @@ def lint(path: Path, measure: bool = True) -> list[Found]:
     UserError for what is neither, is damaged, or is of a suffix that no target has.
     """
     if (path / MANIFEST_FILE).is_file():
-        return lint_run(path, measure)
-    return found_in(path.name, advice_on(_target(path), path))
+        found = lint_run(path, measure)
+    else:
+        found = [Found(path.name, each) for each in advice_on(_target(path), path)]
+    return sorted(found, key=lambda each: SEVERITIES.index(each.advice.severity))
 
 
-def lint_run(folder: Path, measure: bool = True) -> list[Found]:
-    """Return what the rules find in all files of a run, the worst first."""
+def lint_run(folder: Path, measure: bool) -> list[Found]:
+    """Return what the rules find in all files of a run."""
     manifest, found = load_manifest(folder), list[Found]()
     for artifact in manifest.files:
         target, file = get_target(artifact.target), check_artifact(folder, artifact)
-        found += found_in(artifact.name, advice_on(target, file))
-        if measure and is_of_a_student(artifact):
-            found += found_in(artifact.name, overflow(target, file, manifest.size))
-    return worst_first(found)
+        advice = advice_on(target, file)
+        if measure and [spec.name for spec in artifact.inputs] == ["photo", "position"]:
+            advice += overflow(target, file, manifest.size)
+        found += [Found(artifact.name, each) for each in advice]
+    return found
 
 
 def lint_of_student(folder: Path) -> str:
     """Return, in words, how much the rules find in a student's files, which were checked just now,
     without calling any; "" for nothing, and for networks of a reference, which are too large to be
     read once more."""
-    manifest, found = load_manifest(folder), list[Found]()
+    manifest, found = load_manifest(folder), list[Advice]()
     for artifact in () if is_of_networks(manifest) else manifest.files:
-        file = below(folder, artifact.name)
-        found += found_in(artifact.name, advice_on(get_target(artifact.target), file))
+        found += advice_on(get_target(artifact.target), below(folder, artifact.name))
     return summary(found)
 
 
@@ -91,21 +91,6 @@ def advice_on(target: Target, file: Path) -> list[Advice]:
     except Exception as error:  # readers stumble over whatever is not as it was written
         what = f"{type(error).__name__}: {error}"
         raise UserError(f"{file} has a damaged graph ({what}): export it again") from error
-
-
-def is_of_a_student(artifact: Artifact) -> bool:
-    """Return whether a file takes a photo and its position."""
-    return [spec.name for spec in artifact.inputs] == ["photo", "position"]
-
-
-def found_in(name: str, advice: Iterable[Advice]) -> list[Found]:
-    """Return what was found, the worst first, with the name of the file."""
-    return worst_first(Found(name, each) for each in advice)
-
-
-def worst_first(found: Iterable[Found]) -> list[Found]:
-    """Return errors, then warnings, then notes."""
-    return sorted(found, key=lambda each: SEVERITIES.index(each.advice.severity))
 
 
 def overflow(target: Target, file: Path, size: Size) -> Iterator[Advice]:
@@ -143,9 +128,9 @@ def pictures(size: Size) -> list[Tensor]:
     return [fitted(image, size) for image in images]
 
 
-def summary(found: Iterable[Found]) -> str:
+def summary(found: Iterable[Advice]) -> str:
     """Return how many findings of each severity there are, in words; "" for none."""
-    counts = Counter(each.advice.severity for each in found)
+    counts = Counter(each.severity for each in found)
     parts = [f"{counts[name]} {name}{'s' * (counts[name] != 1)}" for name in SEVERITIES]
     return ", ".join(part for name, part in zip(SEVERITIES, parts, strict=True) if counts[name])
 

@@ -28,19 +28,6 @@ PARTIAL = re.compile(r"at positions ([\d, ]+) only")  # in `why`
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What a device told of itself; "" where it did not."""
-
-    device: str
-    model: str
-    chip: str
-
-    def text(self) -> str:
-        """Return it in words."""
-        return ", ".join(filter(None, (self.device, self.model, self.chip)))
-
-
-@dataclass(frozen=True)
 class Timing:
     """A measured row of bench.json; `times` are its single calls, where they were kept."""
 
@@ -49,9 +36,9 @@ class Timing:
     times: Times
 
     @property
-    def machine(self) -> Machine:
-        """Where it was measured."""
-        return machine(self.row)
+    def machine(self) -> str:
+        """Where it was measured, in words, as far as the device told."""
+        return ", ".join(filter(None, (self.row.device, self.row.model, self.row.chip)))
 
 
 @dataclass(frozen=True)
@@ -123,11 +110,6 @@ def positions_of(row: VerifyRow) -> str:
     """Return from which positions alone a gate's figure is, "" for all."""
     partial = PARTIAL.search(row.why)
     return partial[1] if partial else ""
-
-
-def machine(row: BenchRow | VerifyRow) -> Machine:
-    """Return the device of a row."""
-    return Machine(row.device, row.model, row.chip)
 
 
 def stacks_of(path: Path) -> dict[str, Pixels]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pocketfocus.benchmarks.measured import MeasuredRun
 from pocketfocus.benchmarks.report import TEMPLATES, distillation
 from pocketfocus.benchmarks.tables import distance_table, files_table
 from pocketfocus.models.places import find_places, hub_place
+from pocketfocus.photos.images import encoded
 from pocketfocus.run.constants import size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Manifest
@@ -47,13 +47,12 @@ class Publication:
     no_bundle: str = ""
 
 
-def check_licence(licence: str | None) -> str | None:
-    """Return a licence as the Hub writes it; UserError for what is no identifier."""
+def check_licence(licence: str | None) -> None:
+    """Raise UserError for a licence that is no identifier of the Hub's."""
     if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
         raise UserError(
             f"--licence {licence} is no identifier of the Hub's: write one such as apache-2.0"
         )
-    return licence
 
 
 def pictures_of(run: MeasuredRun) -> dict[str, bytes]:
@@ -77,9 +76,7 @@ def stacks_picture(run: MeasuredRun) -> bytes:
             first = photo if not lines else np.full_like(photo, 255)
             frames = [first, *(stack[n] for n in SHOWN_FRAMES)]
             lines.append(np.concatenate([padded(frame) for frame in frames], 1))
-    buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(lines, 0)).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+    return encoded(Image.fromarray(np.concatenate(lines, 0)), "JPEG", quality=90)
 
 
 def padded(frame: Pixels) -> Pixels:
@@ -92,6 +89,7 @@ def card(run: MeasuredRun, about: Publication, pictures: Pictures) -> str:
     manifest = run.manifest
     written = manifest.artifacts
     first = written[0] if written else None
+    machines = (f"{t.machine} ({t.row.threads or 'its own'} threads)" for t in run.timings)
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -105,7 +103,7 @@ def card(run: MeasuredRun, about: Publication, pictures: Pictures) -> str:
         doubts=about.doubts,
         pictures={Path(name).stem: name for name in pictures} | absent(pictures),
         position=SHOWN[1],
-        machines=machines(run),
+        machines="; ".join(dict.fromkeys(machines)),
         files_table=files_table(run.bench, run.gates) if run.bench else "",
         artifacts=manifest.files,
         render=manifest.render,
@@ -162,12 +160,6 @@ def reference_name(reference: str) -> str:
     """Return what the card calls a reference: of a folder its name, without where it lies."""
     parts = reference.split("+")
     return "+".join(p if not Path(p).is_absolute() else Path(p).name for p in parts)
-
-
-def machines(run: MeasuredRun) -> str:
-    """Return on what latencies were measured, with how many threads, in words."""
-    found = (f"{t.machine.text()} ({t.row.threads or 'its own'} threads)" for t in run.timings)
-    return "; ".join(dict.fromkeys(found))
 
 
 def distilled(folder: Path) -> str:

@@ -6,10 +6,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from torch import Tensor
 
+from pocketfocus.benchmarks.perceptual import Perceptual
 from pocketfocus.run.cache import Kept
 from pocketfocus.run.metrics import masked_gain, psnr, restored_detail, sharper_places, ssim, vif
 from pocketfocus.run.rows import Row, part_of
@@ -34,19 +35,12 @@ class Score(NamedTuple):
     dists: float | None = None
 
 
-class Distances(Protocol):
-    """How far apart two images are to a network, as `perceptual.Perceptual` tells."""
-
-    def lpips(self, made: Tensor, truth: Tensor) -> float: ...
-    def dists(self, made: Tensor, truth: Tensor) -> float: ...
-
-
 def score_of(
     made: Tensor,
     truth: Tensor,
     photo: Tensor,
     most_db: float,
-    perceptual: Distances | None = None,
+    perceptual: Perceptual | None = None,
 ) -> Score:
     """Score an image [1, 3, H, W] made of a photo against the true one; PSNR is `most_db` at most.
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pocketfocus.benchmarks.evaluate import COPY, EVALUATE_FILE, ROUNDING_DB, Means, read_evaluation
+from pocketfocus.benchmarks.baselines import COPY
+from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, ROUNDING_DB, Means, read_evaluation
 from pocketfocus.benchmarks.gates import parity_rows
 from pocketfocus.benchmarks.latency import BENCH_FILE, ratios
 from pocketfocus.benchmarks.verify import VERIFY_FILE

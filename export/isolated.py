@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,14 @@ def write_isolated(
         "threads": threads,
     }
     try:
-        answer = run_work(Work(CALL, arguments), on_progress=_print)
+        answer = run_work(
+            Work(CALL, arguments), on_progress=partial(print, file=sys.stderr, flush=True)
+        )
     except WorkFailed as error:
         raise UserError(
             f"{name} was not written: {error}; choose a smaller --size if memory was short"
         ) from error
     return WRITTEN.validate_python(answer.fields)
-
-
-def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def work(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from pocketfocus.data.optics import one_hot
 from pocketfocus.export.targets import Target, get_target, get_targets, target_of
 from pocketfocus.models.analyse import Analyser
-from pocketfocus.models.model import NamedModel
+from pocketfocus.models.model import Model
 from pocketfocus.run.child import Say
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
@@ -24,7 +23,6 @@ from pocketfocus.run.manifest import MANIFEST_FILE, check_artifact, load_manifes
 from pocketfocus.run.processes import Work, WorkFailed, run_work
 
 if TYPE_CHECKING:
-    from pocketfocus.models.reference import ReferencePipeline
     from pocketfocus.run.child import Arrays
 
 REFERENCE, AUTOENCODER, STUDENT = "reference", "autoencoder", "student"
@@ -32,36 +30,28 @@ ATTEMPT_S = 300.0  # for one call of a file that nobody vouches for
 LARGEST = 8192  # pixels of a side of what it takes
 
 
-@dataclass(frozen=True)
-class Autoencoder:
-    """A reference's autoencoder alone, scored on stacks that it encodes and decodes."""
+def open_any(spec: str) -> Model:
+    """As `open_model`, and `autoencoder[:DIR_or_HUB_ID]`, a reference's alone, which encodes and
+    decodes the true stack; for evaluations."""
+    kind, _, rest = spec.partition(":")
+    if kind != AUTOENCODER or (spec != kind and Path(spec).exists()):
+        return open_model(spec)
+    from pocketfocus.models.loading import load_reference
 
-    pipeline: ReferencePipeline
-    name: str = AUTOENCODER
-    size: tuple[int, int] | None = None
-
-    def __call__(self, photo: Tensor, position: int) -> Tensor:
-        """UserError: it has no focal stack to give."""
-        raise UserError(f"{self.name} refocuses nothing: it can be evaluated only")
+    pipeline = load_reference(rest or "default")
 
     @torch.inference_mode()
-    def reconstruct(self, stack: Tensor) -> Tensor:
-        """Frames [9,3,H,W] in [-1,1] encoded and decoded; H and W are multiples of 64."""
-        latents = self.pipeline.encode(stack) * self.pipeline.vae.config.scaling_factor
-        return self.pipeline.decode(latents[None]).clamp(-1, 1)
+    def reconstruct(stack: Tensor) -> Tensor:
+        latents = pipeline.encode(stack) * pipeline.vae.config.scaling_factor
+        return pipeline.decode(latents[None]).clamp(-1, 1)
+
+    def refuse(photo: Tensor, position: int) -> Tensor:
+        raise UserError(f"{spec} refocuses nothing: it can be evaluated only")
+
+    return Model(spec, None, refuse, reconstruct=reconstruct)
 
 
-def open_any(spec: str) -> NamedModel | Autoencoder:
-    """As `open_model`, and `autoencoder[:DIR_or_HUB_ID]`; for evaluations."""
-    kind, _, rest = spec.partition(":")
-    if kind == AUTOENCODER and (spec == kind or not Path(spec).exists()):
-        from pocketfocus.models.loading import load_reference
-
-        return Autoencoder(load_reference(rest or "default"), spec)
-    return open_model(spec)
-
-
-def open_model(spec: str, threads: int | None = None) -> NamedModel:
+def open_model(spec: str, threads: int | None = None) -> Model:
     """Open `reference[:DIR_or_HUB_ID][@SAMPLING]`, `student` (the shipped one), a student folder,
     or an exported file.
 
@@ -89,29 +79,29 @@ def open_model(spec: str, threads: int | None = None) -> NamedModel:
     )
 
 
-def _eager(threads: int | None, load: Callable[[], NamedModel]) -> NamedModel:
+def _eager(threads: int | None, load: Callable[[], Model]) -> Model:
     if threads is not None:
         torch.set_num_threads(threads)
     return load()
 
 
-def _reference(name: str, spec: str, sampling: str) -> NamedModel:
+def _reference(name: str, spec: str, sampling: str) -> Model:
     from pocketfocus.models.loading import load_reference
     from pocketfocus.models.reference import published_size
 
     pipeline = load_reference(spec or "default")
     how = pipeline.sampling.changed(sampling) if sampling else pipeline.sampling
     fit = None if pipeline.relative else published_size
-    return NamedModel(name, None, lambda photo, at: pipeline(photo, at, how), fit=fit)
+    return Model(name, None, lambda photo, at: pipeline(photo, at, how), fit=fit)
 
 
-def _student(path: Path | None = None) -> NamedModel:
+def _student(path: Path | None = None) -> Model:
     from pocketfocus.models.student import load_student
 
     student = load_student(path)
     name = path.name if path else STUDENT
     pixels = math.prod(student.photo_size)
-    return NamedModel(
+    return Model(
         name,
         None,
         lambda photo, position: student.stack(photo, one_hot(position)),
@@ -119,10 +109,13 @@ def _student(path: Path | None = None) -> NamedModel:
     )
 
 
-def _file(path: Path, target: Target, threads: int | None) -> NamedModel:
+def _file(path: Path, target: Target, threads: int | None) -> Model:
     if not path.exists():
         raise UserError(f"{path} does not exist: export it, or name another file")
-    if not _is_listed(path):
+    listed, reason = _is_listed(path), target.cannot_run()
+    if reason is not None:
+        raise UserError(f"{path} cannot be executed here: {reason}")
+    if not listed:
         _check_foreign(path, target)
     run, sizes = target.open(path, threads), target.sizes(path)
     usual = sizes.listed[0]
@@ -130,7 +123,7 @@ def _file(path: Path, target: Target, threads: int | None) -> NamedModel:
         analyser = Analyser(path.name, run, multiple=sizes.multiple, pixels=math.prod(usual))
     else:
         analyser = Analyser(path.name, run, sizes=sizes.listed)
-    return NamedModel(
+    return Model(
         path.name, usual, lambda photo, position: run(photo, one_hot(position))[0], analyser
     )
 
@@ -138,9 +131,6 @@ def _file(path: Path, target: Target, threads: int | None) -> NamedModel:
 def _check_foreign(path: Path, target: Target) -> None:
     """UserError for a file that is not a student's, tried out in a process of its own: what is
     damaged makes runtimes crash."""
-    reason = target.cannot_run()
-    if reason is not None:
-        raise UserError(f"{path} cannot be executed here: {reason}")
     given = {"path": str(path.resolve()), "target": target.name}
     try:
         run_work(Work(f"{__name__}:attempt", given), timeout_s=ATTEMPT_S)

@@ -30,7 +30,6 @@ class Phases:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """One phase."""
         number = list(self.shares).index(phase) + 1
         self.say(f"{self.name}: {phase} ({number}/{len(self.shares)}{self.rest()})")
         started = time.monotonic()

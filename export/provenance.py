@@ -17,8 +17,5 @@ def shared_provenance() -> Iterator[None]:
     """
     from torch.fx.traceback import NodeSource
 
-    def itself(source: NodeSource, memo: dict[int, object]) -> NodeSource:
-        return source
-
-    with patch.object(NodeSource, "__deepcopy__", itself, create=True):
+    with patch.object(NodeSource, "__deepcopy__", lambda source, _: source, create=True):
         yield

@@ -66,7 +66,6 @@ class _Printed(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """The stream's own."""
         return self.stream.encoding
 
 

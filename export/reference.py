@@ -20,7 +20,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from pocketfocus.data.scenes import TRAIN_PHOTOS, held_out_photos, train_photos
 from pocketfocus.export.network import Calls, Network, Source
-from pocketfocus.mobile.autoencoder import mobile_autoencoder
+from pocketfocus.mobile.autoencoder import MobileAutoencoder, mobile_autoencoder
 from pocketfocus.mobile.conditioning import baked
 from pocketfocus.mobile.folders import Opened, open_component
 from pocketfocus.mobile.pipeline import MobileDenoiser
@@ -89,14 +89,9 @@ def make_unet(reference: ReferencePipeline) -> nn.Module:
     return baked(denoiser.network, biases)
 
 
-def make_decoder(reference: ReferencePipeline) -> nn.Module:
-    """The temporal decoder of a whole stack."""
-    return mobile_autoencoder(reference.vae.config, reference.vae.state_dict()).decoder
-
-
-def make_encoder(reference: ReferencePipeline) -> nn.Module:
-    """The encoder of a photo."""
-    return mobile_autoencoder(reference.vae.config, reference.vae.state_dict()).encoder
+def make_autoencoder(reference: ReferencePipeline) -> MobileAutoencoder:
+    """The encoder of a photo and the temporal decoder of a whole stack."""
+    return mobile_autoencoder(reference.vae.config, reference.vae.state_dict())
 
 
 def first_sigma(reference: ReferencePipeline) -> float:
@@ -107,7 +102,7 @@ def first_sigma(reference: ReferencePipeline) -> float:
 @torch.no_grad()
 def unet_calls(reference: ReferencePipeline, stacks: Stacks) -> Calls:
     """Scaled noisy latents and condition, [T,I,h,w], as in training at the first step's sigma."""
-    encoder, sigma = make_encoder(reference), first_sigma(reference)
+    encoder, sigma = make_autoencoder(reference).encoder, first_sigma(reference)
     generator = torch.Generator().manual_seed(0)
     calls: Calls = []
     for stack, position in stacks:
@@ -123,7 +118,7 @@ def unet_calls(reference: ReferencePipeline, stacks: Stacks) -> Calls:
 @torch.no_grad()
 def decoder_calls(reference: ReferencePipeline, stacks: Stacks) -> Calls:
     """Unscaled latents [T,C,h,w]."""
-    encoder = make_encoder(reference)
+    encoder = make_autoencoder(reference).encoder
     return [(encoder(stack),) for stack, _ in stacks]
 
 
@@ -153,8 +148,12 @@ def encoder_shapes(reference: ReferencePipeline, height: int, width: int) -> Sha
 
 
 PARTS = {
-    "encoder": Part("photo", "latent", make_encoder, encoder_calls, encoder_shapes),
-    "decoder": Part("latents", "stack", make_decoder, decoder_calls, decoder_shapes),
+    "encoder": Part(
+        "photo", "latent", lambda r: make_autoencoder(r).encoder, encoder_calls, encoder_shapes
+    ),
+    "decoder": Part(
+        "latents", "stack", lambda r: make_autoencoder(r).decoder, decoder_calls, decoder_shapes
+    ),
     "unet": Part("sample", "velocity", make_unet, unet_calls, unet_shapes),
 }
 

@@ -32,7 +32,7 @@ from pocketfocus.export.phases import Phases
 from pocketfocus.export.provenance import shared_provenance
 from pocketfocus.export.quiet import quiet
 from pocketfocus.export.reference import PARTS, SMALLEST, reference_source
-from pocketfocus.export.student import STUDENT, Log, Wanted, student_source
+from pocketfocus.export.student import STUDENT, Log, student_source
 from pocketfocus.export.targets import TARGETS, Options, Target, Written, get_target, get_targets
 from pocketfocus.quantize.layers import layers_of
 from pocketfocus.quantize.plan import statement, summary
@@ -69,7 +69,7 @@ class Export:
         precisions: names of shipped recipes, or YAML files.
         options: of targets, for those that have them; else the recipes say.
         threads: of PyTorch in a process that writes one file.
-        sizes: of the photos that a student's files take beside its own, see `student.Wanted`.
+        sizes: of the photos that a student's files take beside its own, see `student_source`.
     """
 
     out: Path
@@ -114,7 +114,6 @@ class Run:
 
     @property
     def out(self) -> Path:
-        """The folder of the files."""
         return Path(self.request.out)
 
 
@@ -151,9 +150,9 @@ def export_run(
     cannot be written or that another export writes to.
     """
     files = request.files()
-    wanted = Wanted(photos, request.sizes)
-    with alone_in(Path(request.out), "export"):
-        source = student_source(student_dir, Path(request.out), wanted, log)
+    out = Path(request.out)
+    with alone_in(out, "export"):
+        source = student_source(student_dir, out, photos, request.sizes, log)
         layers = layers_of(source.networks[0].make())
         for target, recipe in files:
             recipe.requested(target.toolchain, layers)  # UserError before anything is written
@@ -207,16 +206,10 @@ def write_files(run: Run) -> Manifest:
 def is_there(run: Run, requested: Requested, known: Mapping[str, Artifact]) -> bool:
     """Whether the file is there already, and nothing that it depends on has changed."""
     path, check = requested.paths(run)
-    old, there = (
-        known.get(requested.name),
-        path.exists() and (not requested.network.check or check.exists()),
-    )
-    if (
-        old is None
-        or not there
-        or old.key != file_key(run, requested)
-        or sha256(path) != old.sha256
-    ):
+    old, needs_check = known.get(requested.name), requested.network.check is not None
+    if old is None or not path.exists() or (needs_check and not check.exists()):
+        return False
+    if old.key != file_key(run, requested) or sha256(path) != old.sha256:
         return False
     run.log(f"{requested.name}: unchanged, kept")
     return True
@@ -232,13 +225,10 @@ def written(run: Run, requested: Sequence[Requested]) -> Iterator[Artifact]:
         return
     free: SimpleQueue[Worker] = SimpleQueue()
 
-    def tell(line: str) -> None:
-        run.log(line)
-
     def one_of(one: Requested) -> Artifact:
         worker = free.get()
         try:
-            return ARTIFACT.validate_python(worker.run(order(run, one), on_progress=tell).fields)
+            return ARTIFACT.validate_python(worker.run(order(run, one), on_progress=run.log).fields)
         except WorkFailed as error:
             raise UserError(f"{one.name} was not written: {error}") from error
         finally:
@@ -285,7 +275,7 @@ def source_again(out: Path, again: str) -> Source:
     made = json.loads(again)
     photos = None if made["photos"] is None else [Path(path) for path in made["photos"]]
     sizes = [(height, width) for height, width in made["sizes"]]
-    return student_source(None, out, Wanted(photos, sizes), lambda line: None)
+    return student_source(None, out, photos, sizes, lambda line: None)
 
 
 def previous(run: Run) -> dict[str, Artifact]:
@@ -319,13 +309,8 @@ def previous(run: Run) -> dict[str, Artifact]:
 
 def make(run: Run, requested: Requested) -> Artifact:
     """Write one file."""
-    network, target, recipe, name = (
-        requested.network,
-        requested.target,
-        requested.recipe,
-        requested.name,
-    )
-    path, _ = requested.paths(run)
+    network, target, recipe = requested.network, requested.target, requested.recipe
+    name, (path, _) = requested.name, requested.paths(run)
     started = time.monotonic()
     try:
         written = write(run, requested)

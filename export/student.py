@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -37,25 +37,20 @@ STUDENT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 Log = Callable[[str], object]
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What a student's files are to be made of.
-
-    Attributes:
-        photos: which calibrate integer files; None for the bundled ones.
-        sizes: (H, W) of the photos that files take beside the student's own; None for `shapes`.
-    """
-
-    photos: Sequence[Path] | None = None
-    sizes: Sequence[Size] | None = ()
-
-
-def student_source(student_dir: Path | None, out: Path, wanted: Wanted, log: Log) -> Source:
-    """A student, brought into `out` and calibrated with photos; see `stage.export_run`."""
+def student_source(
+    student_dir: Path | None,
+    out: Path,
+    photos: Sequence[Path] | None,
+    sizes: Sequence[Size] | None,
+    log: Log,
+) -> Source:
+    """A student, brought into `out` and calibrated with photos, None for the bundled ones; see
+    `stage.export_run`. `sizes` (H, W) of photos are those that files take beside the student's own,
+    None for `shapes`."""
     folder = adopt(student_dir, out, log)
     student = load_student(folder)
-    others = other_sizes(student, wanted.sizes)
-    inputs = calibration(student.photo_size, wanted.photos)
+    others = other_sizes(student, sizes)
+    inputs = calibration(student.photo_size, photos)
     manifest = Manifest(
         size=student.photo_size,
         artifacts=[],
@@ -69,8 +64,8 @@ def student_source(student_dir: Path | None, out: Path, wanted: Wanted, log: Log
     network = student_network(folder, student.photo_size, inputs)
     variants = tuple(student_network(folder, size, at_size(inputs, size)) for size in others)
     network = replace(network, variants=variants, multiple=student.multiple)
-    photos = None if wanted.photos is None else [str(path) for path in wanted.photos]
-    again = {"photos": photos, "sizes": [list(size) for size in others]}
+    paths = None if photos is None else [str(path) for path in photos]
+    again = {"photos": paths, "sizes": [list(size) for size in others]}
     networks = [network, render_network()]
     return Source(networks, [STUDENT, RENDER], manifest.student_sha256, manifest, again)
 

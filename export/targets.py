@@ -118,26 +118,6 @@ Options = Mapping[str, str | int]
 """What is asked of targets beyond recipes, by the names that the targets gave it."""
 
 
-def no_gate(artifact: Artifact, recipe: Recipe) -> Finding | None:
-    """Nothing: most targets have no gate of their own."""
-    return None
-
-
-def no_rules(path: Path) -> list[Advice]:
-    """Nothing: a target without rules of its own."""
-    return []
-
-
-def unsaid(applied: Mapping[str, Any]) -> Compatibility | None:
-    """Nothing: nobody says yet what loads the files of a target."""
-    return None
-
-
-def unchanged(recipe: Recipe, options: Options) -> Recipe:
-    """The recipe: most targets have no options."""
-    return recipe
-
-
 @dataclass(frozen=True)
 class Target:
     """A runtime that files are written for.
@@ -153,7 +133,7 @@ class Target:
         phases: of writing a file, and the share of the time that each takes; they sum to 1.
         write: writes one file or folder.
         open: (path, threads) gives what calls it; None threads for the runtime's own default.
-            UserError when the file cannot be opened here.
+            UserError when the file cannot be opened; `cannot_run` is asked before.
         input_shapes: of a file, in order, for photos of the usual size.
         sizes: of the photos that a student's file takes.
         read: the schemes of a file's layers, by their paths in the network; RuntimeError for
@@ -199,10 +179,12 @@ class Target:
     hardware: str = ""
     writes_references: bool = True
     reference_options: Options = field(default_factory=dict)
-    adapted: Callable[[Recipe, Options], Recipe] = unchanged
-    own_gate: Callable[[Artifact, Recipe], Finding | None] = no_gate
-    compatibility: Callable[[Mapping[str, Any]], Compatibility | None] = unsaid
-    lint: Callable[[Path], list[Advice]] = no_rules
+    adapted: Callable[[Recipe, Options], Recipe] = field(default=lambda recipe, _: recipe)
+    own_gate: Callable[[Artifact, Recipe], Finding | None] = field(default=lambda *_: None)
+    compatibility: Callable[[Mapping[str, Any]], Compatibility | None] = field(
+        default=lambda _: None
+    )
+    lint: Callable[[Path], list[Advice]] = field(default=lambda _: [])
     units: tuple[str, ...] = ("default",)
 
 

@@ -112,16 +112,12 @@ class Device(Protocol):
     @property
     def name(self) -> str:
         """Return the name by which users choose it, and the `device` of its rows."""
-        ...
 
     def describe(self) -> dict[str, str]:
         """Return facts for the report: chip, system, memory, versions of its runtimes."""
-        ...
 
     def why_not(self, target: str) -> str | None:
         """Return why the device cannot execute files of `target`; None when it can."""
-        ...
 
     def run(self, job: Job) -> Result:
         """Execute a job; JobError when it fails, UserError when its input is bad."""
-        ...

@@ -60,7 +60,7 @@ DEVICES = {
         DeviceKind("coreai-check", "pocketfocus.mobile_harness.coreai", timed=False, sizes=True),
         DeviceKind(
             "arm64",
-            "pocketfocus.mobile_harness.arm64",
+            "pocketfocus.mobile_harness.arm64.emulator",
             timed=False,
             reference_device=HOST,
             sizes=True,

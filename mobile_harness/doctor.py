@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -31,10 +31,6 @@ class Finding:
     status: Status
     detail: str
     remedy: str = ""
-
-    def row(self) -> dict[str, str]:
-        """Return the finding as JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

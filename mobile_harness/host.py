@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import ClassVar
 
 import psutil
 
@@ -82,13 +81,27 @@ class Host:
         return WORKER
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fallback(Host):
     """This host, with another program in the place of one target's own runtime; other targets are
-    the host's. What it proves is what a file means: its times are no latencies."""
+    the host's. What it proves is what a file means: its times are no latencies.
 
-    target: ClassVar[Target]
-    work: ClassVar[str]  # the function that does a job with a file of it, "module:function"
+    Attributes:
+        target: the target.
+        work: the function that does a job with a file of it, "module:function".
+        package: the package that executes these files, and what it does so as.
+    """
+
+    target: Target
+    work: str
+    package: tuple[str, str]
+
+    def describe(self) -> dict[str, str]:
+        """Return the host's facts, with that package in the place of the target's runtime."""
+        about, (package, role) = super().describe(), self.package
+        if version := about.get(package):
+            about[self.target.runtime] = f"{package} {version} ({role})"
+        return about
 
     def why_not(self, target: str) -> str | None:
         """Return why not: what writes the target's files, and reads them here, is missing."""

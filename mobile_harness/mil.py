@@ -6,37 +6,22 @@ It checks what a file's program means, not Apple's kernels; its times are no lat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from pocketfocus.export.coreml import TARGET as CORE_ML
-from pocketfocus.export.targets import Target
 from pocketfocus.mobile_harness.device import MIL_CHECK
 from pocketfocus.mobile_harness.host import Fallback
 from pocketfocus.mobile_harness.options import Options
 from pocketfocus.mobile_harness.worker import Measured, Opener, Runner, Tables, measure, read_job
 
 
-@dataclass(frozen=True)
-class MilCheck(Fallback):
-    """This host, with the MIL check in place of Core ML."""
-
-    name: str = MIL_CHECK
-    target: ClassVar[Target] = CORE_ML
-    work: ClassVar[str] = f"{__name__}:run_file"
-
-    def describe(self) -> dict[str, str]:
-        """Return the host's facts; PyTorch executes what coremltools only reads."""
-        about = super().describe()
-        return {**about, CORE_ML.runtime: f"torch {about['torch']} (MIL check)"}
-
-
-def connect(address: str, options: Options) -> tuple[MilCheck, ...]:
+def connect(address: str, options: Options) -> tuple[Fallback, ...]:
     """Return the entry of the registry."""
-    return (MilCheck(),)
+    work, package = f"{__name__}:run_file", ("torch", "MIL check")
+    return (Fallback(MIL_CHECK, target=CORE_ML, work=work, package=package),)
 
 
 def run_file(arguments: Mapping[str, Any], tables: Tables, say: Callable[[str], None]) -> Measured:

@@ -1,22 +1,21 @@
-"""The model cards of the shipped weights: figures by distance, data, pictures, failures.
+"""Figures and pictures of the model cards of the shipped weights: by distance, and failures.
 
     python -m pocketfocus.research.card student EVALUATION...
     python -m pocketfocus.research.card reference EVALUATION...
 
-write MODEL_CARD.md and docs/reference.md with their pictures, of what `pocketfocus evaluate --out`
-wrote; each says which commands. Pictures show rendered validation scenes, whose photos come with
-scikit-image.
+print what MODEL_CARD.md and docs/reference.md say of what `pocketfocus evaluate --out` wrote, and
+write their pictures; each card says which commands. Pictures show rendered validation scenes, whose
+photos come with scikit-image.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -31,23 +30,18 @@ from pocketfocus.benchmarks.tables import distance_table
 from pocketfocus.benchmarks.truth import RENDERED, validation_stacks
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.export.open import open_model
-from pocketfocus.models.autoencoder import QUARTERS
-from pocketfocus.models.loading import load_reference
 from pocketfocus.models.model import Model, refocus
-from pocketfocus.models.places import DEFAULT_WEIGHTS
-from pocketfocus.models.student import SHIPPED_WEIGHTS, load_student
 from pocketfocus.photos.focusmap import sharpness
-from pocketfocus.photos.images import to_image, to_uint8
-from pocketfocus.run.constants import FRAMES, Size, size_text
+from pocketfocus.photos.images import to_uint8
+from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import reported
-from pocketfocus.run.files import read_json, size_bytes, write_atomic
+from pocketfocus.run.files import write_atomic
 from pocketfocus.run.metrics import psnr
 from pocketfocus.run.progress import track
 
-TEMPLATES = Path(__file__).parent / "templates"
 SCENES = 24  # looked at for pictures
 SHOWN, FAILURES = 4, 3
-CROP = 72  # pixels
+SIDE, CROP = 112, 72  # pixels
 QUALITY = 88  # JPEG
 BASELINES = ("copy", "blur", "autoencoder")
 FROM = (1, 4, 7)  # input positions, in turn over the scenes
@@ -81,15 +75,14 @@ def shots(model: Model, scenes: Sequence[FocalStack]) -> list[Shot]:
     return found
 
 
-def contact_sheet(found: Sequence[Shot], side: int = 112) -> Image.Image:
+def contact_sheet(found: Sequence[Shot]) -> Image.Image:
     """Draw two rows a scene, the true stack above the made one, near to far."""
     rows = []
     for shot in found:
         for stack in (shot.truth, shot.made):
-            frames = [
-                to_image(frame).resize((side, side), Image.Resampling.LANCZOS) for frame in stack
-            ]
-            rows.append(np.concatenate([np.asarray(frame) for frame in frames], 1))
+            frames = [Image.fromarray(frame) for frame in to_uint8(stack)]
+            small = [frame.resize((SIDE, SIDE), Image.Resampling.LANCZOS) for frame in frames]
+            rows.append(np.concatenate([np.asarray(frame) for frame in small], 1))
         rows.append(np.full((6, rows[0].shape[1], 3), 255, np.uint8))
     return Image.fromarray(np.concatenate(rows[:-1]))
 
@@ -170,118 +163,50 @@ def _save(picture: Image.Image | Figure, path: Path) -> None:
         picture.save(scratch, "JPEG", quality=QUALITY)
 
 
-def reference_facts() -> dict[str, object]:
-    """Return the sizes of the shipped reference."""
-    pipeline = load_reference()
-    parameters = {
-        name: sum(p.numel() for p in getattr(pipeline, name).parameters()) / 1e6
-        for name in ("unet", "vae", "image_encoder")
-    }
-    radii = pipeline.vae.config.defocus_radii
-    return {
-        "parameters": parameters,
-        "mib": size_bytes(DEFAULT_WEIGHTS) / 2**20,
-        "how": pipeline.sampling,
-        "radii": ", ".join(map(str, radii)),
-        "weights": QUARTERS * len(radii),
-        "scenes_trained": read_json(DEFAULT_WEIGHTS / "training.json")["scenes"],
-    }
-
-
-def student_facts() -> dict[str, object]:
-    """Return the sizes of the shipped student."""
-    student = load_student()
-    return {
-        "parameters": sum(p.numel() for p in student.parameters()) / 1e6,
-        "mib": sum(map(size_bytes, SHIPPED_WEIGHTS.glob("*.safetensors"))) / 2**20,
-        "size": size_text(student.photo_size),
-    }
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a card is about: a model, by the name by which it is opened.
-
-    `size` is that of the scenes in its pictures, (H, W).
-    """
-
-    name: str
-    card: Path
-    pictures: Path
-    size: Size
-    facts: Callable[[], dict[str, object]]
-
-
-SUBJECTS = {
-    subject.name: subject
-    for subject in (
-        Subject("student", Path("MODEL_CARD.md"), Path("docs/student"), (320, 448), student_facts),
-        Subject(
-            "reference",
-            Path("docs/reference.md"),
-            Path("docs/reference"),
-            RENDERED,
-            reference_facts,
-        ),
-    )
+# Of each model: the folder of its pictures, and the size of the scenes in them.
+SUBJECTS: dict[str, tuple[Path, Size]] = {
+    "student": (Path("docs/student"), (320, 448)),
+    "reference": (Path("docs/reference"), RENDERED),
 }
 
 
-def card(subject: Subject, tables: Sequence[Evaluation], found: Sequence[Shot]) -> str:
-    """Return the text of a card."""
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+def failures(found: Sequence[Shot]) -> str:
+    """Return in words how many scenes came out worse than the photo, and all gains."""
     gains = sorted(shot.gain for shot in found)
-    template = (TEMPLATES / f"{subject.name}_card.md").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
-        tables=[distance_table(table.means) for table in tables],
-        grids=[grid_name(table) for table in tables],
-        scenes=len(found),
-        worse=sum(gain < 0 for gain in gains),
-        worst=gains[0],
-        median=gains[len(gains) // 2],
-        best=gains[-1],
-        pictures=subject.pictures.relative_to(subject.card.parent).as_posix(),
-        **subject.facts(),
+    return (
+        f"Of {len(gains)} scenes, each refocused from one position, {sum(g < 0 for g in gains)} "
+        f"came out worse than repeating the photo. The gains over `copy` go from {gains[0]:+.2f} "
+        f"dB to {gains[-1]:+.2f} dB, the median is {gains[len(gains) // 2]:+.2f} dB."
     )
 
 
-def grid_name(table: Evaluation) -> str:
-    """Return the file of a table's grids: by its stacks, and the models scored."""
-    return f"grid-{table.means[0].stacks}.png"
-
-
-def write_card(
-    subject: Subject, tables: Sequence[Evaluation], found: Sequence[Shot], out: Path
-) -> None:
-    """Write a card and its pictures under a folder; UserError when that fails."""
+def write_pictures(tables: Sequence[Evaluation], found: Sequence[Shot], pictures: Path) -> None:
+    """Write a card's pictures into a folder; UserError when that fails."""
     ranked = sorted(found, key=lambda shot: shot.gain)
     typical = ranked[len(ranked) // 2 :][: 2 * SHOWN : 2] or ranked
-    pictures = out / subject.pictures
     _save(contact_sheet(typical), pictures / "stacks.jpg")
     _save(crops_figure(typical), pictures / "crops.jpg")
     _save(failures_figure(ranked[:FAILURES]), pictures / "failures.jpg")
     for table in tables:
         cells = [cell for cell in table.cells if cell.model not in BASELINES[1:]]
-        with write_atomic(pictures / grid_name(table)) as scratch:
+        with write_atomic(pictures / f"grid-{table.means[0].stacks}.png") as scratch:
             scratch.write_bytes(grids_chart(cells))
-    with write_atomic(out / subject.card) as scratch:
-        scratch.write_text(card(subject, tables, found), encoding="utf-8")
 
 
 @reported("card")
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write a card; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="write a model card and its pictures")
+    """Print a card's figures and write its pictures."""
+    parser = argparse.ArgumentParser(description="figures and pictures of a model card")
     parser.add_argument("subject", choices=list(SUBJECTS))
     parser.add_argument("evaluations", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--scenes", type=int, default=SCENES, help="to choose pictures from")
-    parser.add_argument("--out", type=Path, default=Path(), help="the folder that gets both")
+    parser.add_argument("--out", type=Path, default=Path(), help="the folder that holds docs/")
     options = parser.parse_args(arguments)
-    subject = SUBJECTS[options.subject]
+    pictures, size = SUBJECTS[options.subject]
     tables = [read_evaluation(path) for path in options.evaluations]
-    scenes = validation_stacks(options.scenes, subject.size)
-    found = shots(open_model(subject.name), scenes)
-    write_card(subject, tables, found, options.out)
+    found = shots(open_model(options.subject), validation_stacks(options.scenes, size))
+    write_pictures(tables, found, options.out / pictures)
+    print(*(distance_table(table.means) for table in tables), failures(found), sep="\n\n")
 
 
 if __name__ == "__main__":

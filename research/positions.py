@@ -19,7 +19,7 @@ from pocketfocus.data.datasets import SYNTHETIC
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.export.open import open_model
 from pocketfocus.models.analyse import likely_position
-from pocketfocus.models.model import Model, analyser_of, refocus
+from pocketfocus.models.model import Model, refocus
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.metrics import psnr
@@ -40,13 +40,12 @@ class Found:
 
 def study(model: Model, stacks: Sequence[FocalStack]) -> list[Found]:
     """Ask a model for the position of every frame; UserError for one that cannot tell."""
-    analyser = analyser_of(model)
-    if analyser is None:
+    if model.analyser is None:
         raise UserError(f"{model.name} does not find positions: name a student or its file")
     rows = []
     for stack in stacks:
         for position, photo in enumerate(stack.frames):
-            analysed, _ = analyser.analyse_whole(photo[None], None)
+            analysed, _ = model.analyser.analyse_whole(photo[None], None)
             found, _ = likely_position(analysed.analysis)
             gains = {at: _gain(model, stack, position, at) for at in {position, found}}
             rows.append(Found(position, found, gains[position], gains[found]))

@@ -128,11 +128,6 @@ def windows(sides: Size, size: Size, scales: tuple[float, float], rng: Generator
     return found
 
 
-def cut(frames: Tensor, window: Window, size: Size) -> Tensor:
-    """The window [T, 3, H, W] of frames, scaled to a size (height, width)."""
-    return resized(frames, size, window.box)
-
-
 class StackRow(Row):
     """What was measured of a stack (`FocalSteps`), which frames were chosen (`Placed`) and at which
     scales its windows are, or why it was left out."""
@@ -248,7 +243,7 @@ def _cut_crisp(
     kept: list[tuple[Window, Tensor]] = []
     softest = 0.0
     for window in windows(sides, size, scales, rng)[:count]:
-        part = cut(frames, window, size)
+        part = resized(frames, size, window.box)
         crisp = crispness(part)
         if crisp >= CRISPNESS:
             kept.append((window, part))

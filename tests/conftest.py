@@ -86,7 +86,6 @@ SLOW = {
     "student/test_stage.py",
     "student/test_teacher_stacks.py",
     "test_build.py",
-    "test_clock.py",
     "cli/test_start_page.py",
     "test_a_large_photo_takes_little_more_memory_than_its_decoding",
     "test_full.py",

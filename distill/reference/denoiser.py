@@ -9,7 +9,9 @@ Legend: N stacks, B batch, C latent channels, H, W pixels, h, w latent size, s o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +23,17 @@ from torch import Tensor, nn
 
 from pocketfocus.distill.train import edm
 from pocketfocus.distill.train.crops import Pixels, middle
-from pocketfocus.distill.train.distributed import computes_in_bf16
+from pocketfocus.distill.train.distributed import (
+    computes_in_bf16,
+    main_process_first,
+    process_state,
+)
 from pocketfocus.distill.train.edm import Denoiser
 from pocketfocus.distill.train.run_log import stack_picture
 from pocketfocus.models.reference import ReferencePipeline, added_time_ids
 from pocketfocus.photos.images import from_uint8
 from pocketfocus.run.constants import FRAMES
+from pocketfocus.run.files import write_atomic
 from pocketfocus.run.progress import track
 
 SCALING_STACKS = 64
@@ -90,6 +97,18 @@ def encode_stacks(
             latents = pipeline.encode(frames)
         encoded.append(latents.half().cpu().numpy())
     return np.stack(encoded)
+
+
+def encoded_once(
+    path: Path, pipeline: ReferencePipeline, encode: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """Return what `encode` makes with the autoencoder, in one process, and keep it in `path`."""
+    with main_process_first():
+        if not path.exists():
+            pipeline.vae.to(process_state().device)
+            with write_atomic(path) as scratch:
+                np.save(scratch, encode())
+    return np.load(path, mmap_mode="r")
 
 
 @torch.no_grad()

@@ -29,18 +29,19 @@ from pocketfocus.distill.reference.denoiser import (
     denoiser_losses,
     draw_sample,
     encode_stacks,
+    encoded_once,
     initialise_denoiser,
     refocused_picture,
 )
 from pocketfocus.distill.reference.presets import DEFAULT, ReferencePreset, build_reference
 from pocketfocus.distill.train.checkpoint import FILE, Config, check_config
 from pocketfocus.distill.train.crops import Crops, Pixels, check_size, random_crops
-from pocketfocus.distill.train.distributed import main_process_first, process_state, wants_sharding
+from pocketfocus.distill.train.distributed import process_state, wants_sharding
 from pocketfocus.distill.train.loop import Task, Trainer
 from pocketfocus.distill.train.schedule import Schedule
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import write_atomic, write_json, write_set
+from pocketfocus.run.files import write_json, write_set
 
 INITIAL_CROPS = 200  # stacks whose principal components the autoencoder starts from
 AUTOENCODER_CROPS = (Crops(0.7, 1, 64), Crops(1.0, 1, 96))  # a sample is a group of 8 frames
@@ -57,9 +58,7 @@ class Phase:
     schedule: Schedule
     crops: tuple[Crops, ...]
     seed: int = 0
-    config: Config = field(
-        default_factory=dict
-    )  # what a checkpoint has to agree with, beside these
+    config: Config = field(default_factory=dict)  # what else a checkpoint has to agree with
 
 
 def check_run(out: Path, config: Config) -> None:
@@ -107,7 +106,8 @@ def train_reference(
     pipeline = build_reference(preset)
     step = _train_autoencoder(pipeline, stacks, out, replace(autoencoder, config=config))
     path = out / "denoiser" / f"latents-{len(stacks)}-{step}.npy"
-    encoded = EncodedStacks(stacks, cached_latents(pipeline, stacks, path))
+    latents = encoded_once(path, pipeline, partial(encode_stacks, pipeline, stacks))
+    encoded = EncodedStacks(stacks, latents)
     train_denoiser(pipeline, encoded, out, replace(denoiser, config=config))
     save_reference(pipeline, out, {"preset": asdict(preset), "seed": seed, "scenes": len(stacks)})
     return pipeline
@@ -133,20 +133,6 @@ def _train_autoencoder(pipeline: ReferencePipeline, stacks: Pixels, out: Path, p
     sample = random_crops(stacks, 8, crops[-1].size, torch.Generator().manual_seed(seed))
     vae.register_to_config(scaling_factor=scaling_factor(vae, sample.flatten(0, 1)))
     return trainer.step
-
-
-def cached_latents(
-    pipeline: ReferencePipeline, stacks: Pixels, path: Path, bf16: bool | None = None
-) -> np.ndarray:
-    """Encode every frame once, to unscaled latents, float16 [N,9,C,h,w], and keep them in
-    `path`."""
-    with main_process_first():
-        if not path.exists():
-            pipeline.vae.to(process_state().device)
-            latents = encode_stacks(pipeline, stacks, bf16)
-            with write_atomic(path) as scratch:
-                np.save(scratch, latents)
-    return np.load(path, mmap_mode="r")
 
 
 def denoiser_task(

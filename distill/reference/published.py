@@ -16,17 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocketfocus.distill.reference.denoiser import refocused_picture
+from pocketfocus.distill.reference.denoiser import encoded_once, refocused_picture
 from pocketfocus.distill.train import edm
 from pocketfocus.distill.train.crops import Crops, Pixels
-from pocketfocus.distill.train.distributed import main_process_first, process_state
 from pocketfocus.distill.train.edm import Denoiser
 from pocketfocus.distill.train.loop import Task
 from pocketfocus.models.clip import training_pixels
 from pocketfocus.models.reference import MOTION_BUCKET, ReferencePipeline
 from pocketfocus.photos.images import from_uint8
 from pocketfocus.run.constants import FRAMES
-from pocketfocus.run.files import write_atomic
 from pocketfocus.run.progress import track
 
 FPS = 7.0  # of its training; its inference, as diffusers', says one less
@@ -133,12 +131,8 @@ def published_task(
 ) -> Task:
     """Make the task of the published training; posteriors are kept in `folder`."""
     path = folder / f"posteriors-{len(stacks)}.npy"
-    with main_process_first():
-        if not path.exists():
-            pipeline.vae.to(process_state().device)
-            with write_atomic(path) as scratch:
-                np.save(scratch, encode_posteriors(pipeline, stacks))
-    posteriors = Posteriors(stacks, np.load(path, mmap_mode="r"))
+    moments = encoded_once(path, pipeline, partial(encode_posteriors, pipeline, stacks))
+    posteriors = Posteriors(stacks, moments)
     picture = partial(refocused_picture, pipeline, stacks, crops[-1].size)
     return Task(
         partial(published_sample, pipeline, posteriors),

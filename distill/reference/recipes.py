@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from pocketfocus.distill.reference.denoiser import EncodedStacks
-from pocketfocus.distill.reference.phases import cached_latents, denoiser_task
+from pocketfocus.distill.reference.denoiser import EncodedStacks, encode_stacks, encoded_once
+from pocketfocus.distill.reference.phases import denoiser_task
 from pocketfocus.distill.reference.published import published_task
 from pocketfocus.distill.train.crops import Crops, Pixels
 from pocketfocus.distill.train.loop import Task
@@ -45,7 +46,8 @@ def own_task(
     pipeline: ReferencePipeline, stacks: Pixels, folder: Path, crops: tuple[Crops, ...]
 ) -> Task:
     """Make the task of our way; latents are encoded once, in fp32, and kept in `folder`."""
-    latents = cached_latents(pipeline, stacks, folder / f"latents-{len(stacks)}.npy", bf16=False)
+    path = folder / f"latents-{len(stacks)}.npy"
+    latents = encoded_once(path, pipeline, partial(encode_stacks, pipeline, stacks, bf16=False))
     return denoiser_task(pipeline, EncodedStacks(stacks, latents), crops)
 
 

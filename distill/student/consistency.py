@@ -12,7 +12,6 @@ Legend: B batch, T = 9 frames, C latent channels, H, W photo size, h, w latent s
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -122,7 +121,11 @@ class Consistency(StudentTrainer):
     def averaged(self) -> ReferencePipeline:
         """Return the student with the EMA weights, which get no gradient."""
         weights = {n.removeprefix("unet."): p for n, p in self.average.items()}
-        return replace(self.student, unet=_with(self.unet, weights))
+
+        def unet(*inputs: Any, **options: Any) -> Any:
+            return functional_call(self.unet, weights, inputs, options)
+
+        return replace(self.student, unet=unet)
 
     def refocus(self, photo: Tensor, position: int, seed: int) -> Tensor:
         """Make it in `FEW` steps, from the noise that the teacher stack of this seed came from."""
@@ -134,8 +137,3 @@ class Consistency(StudentTrainer):
         save_reference(self.student, folder, {"method": "consistency", "of": self.reference.name})
         if process_state().is_main_process:
             write_json(folder / SAMPLING_FILE, asdict(FEW))
-
-
-def _with(unet: nn.Module, weights: Mapping[str, Tensor]) -> Any:
-    """Return the UNet, called with other weights."""
-    return lambda *inputs, **options: functional_call(unet, dict(weights), inputs, options)

@@ -64,9 +64,8 @@ class PriorTrainer(OneStepTrainer):
         truth = torch.cat([lies, batch.positions[:, None, None, None] - lies], 1)
         missed = torch.where(truth.isfinite(), self.lies(said).float() - truth.nan_to_num(), 0.0)
         surprised = (surprise * unknown).mean() / (1 - GIVEN_SHARE)
-        off = ((median_position(logits.softmax(-1)) - batch.positions).abs() * unknown).mean() / (
-            1 - GIVEN_SHARE
-        )
+        error = (median_position(logits.softmax(-1)) - batch.positions).abs()
+        off = (error * unknown).mean() / (1 - GIVEN_SHARE)
         return {
             "loss": surprised + missed.abs().mean(),
             "surprise": surprised.detach(),

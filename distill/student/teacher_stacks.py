@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,17 +27,7 @@ from pocketfocus.run.progress import console, progress_bar
 
 KEPT_BYTES = 1 << 29
 
-
-class Pool(Protocol):
-    """Photos to draw crops from, uint8 [H,W,3]."""
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-        ...
-
-    def __getitem__(self, index: int, /) -> Pixels:
-        """Return one of them."""
-        ...
+Pool = Sequence[Pixels]  # of photos, uint8 [H,W,3]
 
 
 @dataclass(frozen=True)
@@ -113,24 +102,21 @@ def random_photo_crop(photos: Pool, size: int, generator: torch.Generator) -> Te
     ).clamp(-1, 1)
 
 
-class Photos:
+class Photos(Sequence[Pixels]):
     """The photos of files, uint8 [H,W,3], decoded as they are asked for: as many as fit into
     `KEPT_BYTES` stay decoded, the last ones."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = files
         largest = max(math.prod(stored_size(path)) for path in files)
-        self._load = lru_cache(max(1, KEPT_BYTES // (3 * largest)))(self._decoded)
+        kept = lru_cache(max(1, KEPT_BYTES // (3 * largest)))
+        self._load = kept(lambda path: np.asarray(load_photo(path)))
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Pixels:
+    def __getitem__(self, index: int) -> Pixels:  # type: ignore[override]
         return self._load(self.files[index])
-
-    @staticmethod
-    def _decoded(path: Path) -> Pixels:
-        return np.asarray(load_photo(path))
 
 
 def load_photos(photos: Sequence[Path], crop: int) -> Photos:

@@ -29,11 +29,11 @@ Config = Mapping[str, object]  # JSON
 
 @dataclass(frozen=True)
 class Counters:
-    """Where a training stands, and its config (None in files of versions that stored none)."""
+    """Where a training stands, and its config."""
 
     step: int
     minutes: float
-    config: Config | None = None
+    config: Config
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,7 @@ class State:
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], counters: Counters) -> None:
     """Write tensors of any shape, atomically; UserError when the folder cannot be written."""
-    metadata = {"step": str(counters.step), "minutes": str(counters.minutes)}
-    if counters.config is not None:
-        metadata["config"] = json.dumps(counters.config, sort_keys=True)
+    metadata = {name: json.dumps(value, sort_keys=True) for name, value in vars(counters).items()}
     with write_atomic(path) as scratch:
         save_file({n: t.contiguous() for n, t in tensors.items()}, scratch, metadata=metadata)
 
@@ -99,8 +97,7 @@ def read_counters(path: Path) -> Counters:
     try:
         with safe_open(path, framework="pt") as handle:
             metadata = handle.metadata() or {}
-        config = json.loads(metadata["config"]) if "config" in metadata else None
-        return Counters(int(metadata["step"]), float(metadata["minutes"]), config)
+        return Counters(*(json.loads(metadata[name]) for name in ("step", "minutes", "config")))
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise _broken(path, error) from error
 
@@ -123,7 +120,7 @@ def check_config(path: Path, config: Config) -> None:
 
     Compared are the entries that both have, so that options of later versions do no harm.
     """
-    stored = (read_counters(path).config if path.exists() else None) or {}
+    stored = read_counters(path).config if path.exists() else {}
     now = json.loads(json.dumps(config))
     different = [
         f"{name} was {stored[name]}, is {now[name]}"

@@ -8,7 +8,6 @@ one batch of 2B are the same step.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -116,7 +115,6 @@ class Trainer:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
         return self.accelerator.device
 
     @property
@@ -126,7 +124,6 @@ class Trainer:
 
     @property
     def path(self) -> Path:
-        """The checkpoint's file."""
         return self.folder / FILE
 
     @property
@@ -274,9 +271,6 @@ class Trainer:
 
         Raises UserError when it belongs to another model or config, or is broken.
         """
-        if self.is_main:
-            for scratch in self.folder.glob(f".{FILE}.*"):  # of a sitting killed while it saved
-                shutil.rmtree(scratch, ignore_errors=True)
         if not self.path.exists():
             return False
         check_config(self.path, self.config)

@@ -74,10 +74,15 @@ class Schedule:
         return self.learning_rate * warmup * left
 
 
-def adamw(named: Mapping[str, nn.Parameter], schedule: Schedule) -> Optimizer:
+def adamw(
+    named: Mapping[str, nn.Parameter],
+    schedule: Schedule,
+    betas: tuple[float, float] = BETAS,
+    eps: float = 1e-8,
+) -> Optimizer:
     """Make AdamW (arXiv 1711.05101)."""
     rate, decay = schedule.learning_rate, schedule.weight_decay
-    return torch.optim.AdamW(named.values(), lr=rate, weight_decay=decay, betas=BETAS)
+    return torch.optim.AdamW(named.values(), rate, betas, eps, weight_decay=decay)
 
 
 def published_adamw(named: Mapping[str, nn.Parameter], schedule: Schedule) -> Optimizer:
@@ -87,22 +92,13 @@ def published_adamw(named: Mapping[str, nn.Parameter], schedule: Schedule) -> Op
     PyTorch's kernels do not meet on the same memory. This one lists, and moves, each once: twice
     the learning rate comes nearest to that.
     """
-    return torch.optim.AdamW(
-        named.values(),
-        schedule.learning_rate,
-        betas=PUBLISHED_BETAS,
-        eps=PUBLISHED_EPS,
-        weight_decay=schedule.weight_decay,
-    )
+    return adamw(named, schedule, PUBLISHED_BETAS, PUBLISHED_EPS)
 
 
 def muon(named: Mapping[str, nn.Parameter], schedule: Schedule) -> Optimizer:
     """Make Muon for the kernels of convolutions, and AdamW for what else there is."""
     kernels = {n: p for n, p in named.items() if p.ndim == 4 and not VALUES & set(n.split("."))}
-    rest = [p for n, p in named.items() if n not in kernels]
-    others = torch.optim.AdamW(
-        rest, schedule.learning_rate, betas=BETAS, weight_decay=schedule.weight_decay
-    )
+    others = adamw({n: p for n, p in named.items() if n not in kernels}, schedule)
     return Muon(kernels.values(), lr=schedule.learning_rate, others=others)
 
 

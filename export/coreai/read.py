@@ -113,7 +113,6 @@ class Asset:
         yield from self.program._module._mlir_module.body.operations
 
     def operators(self) -> Iterator[Any]:
-        """The operators of all graphs."""
         for graph in self.graphs():
             for op in graph.regions[0].blocks[0].operations:
                 yield op.operation

@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from pocketfocus.export.phases import MAKE, Phases
 from pocketfocus.export.quiet import missing, quiet, quiet_native
 from pocketfocus.export.targets import Runner, Written
-from pocketfocus.run.errors import UserError
+from pocketfocus.run.errors import UserError, first_line
 
 if TYPE_CHECKING:  # what executes a file needs none of these
     from torch.export import ExportedProgram
@@ -151,16 +151,8 @@ def source(node: fx.Node) -> str:
 
 
 def open_file(path: Path, threads: int | None = None) -> Runner:
-    """An asset on the units that Core AI chooses, with `threads` of its own choice."""
-    reason = cannot_run()
-    if reason is not None:
-        raise UserError(f"{path} cannot be executed here: {reason}")
-    return executed(path)
-
-
-def executed(path: Path) -> Runner:
-    """An asset by coreai-core: by Core AI itself where the system has it, else by coreai-core's own
-    interpreter. UserError for what is no asset."""
+    """An asset by coreai-core: by Core AI itself where the system has it, on units and with
+    `threads` of its choice, else by coreai-core's own interpreter. UserError for what is none."""
     from coreai.authoring import AIModelAsset
     from coreai.runtime import NDArray
 
@@ -174,7 +166,7 @@ def executed(path: Path) -> Runner:
             function = loop.run_until_complete(scope.__aenter__()).load_function(MAIN)
     except Exception as error:  # its exception types share no public base
         loop.close()
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        line = first_line(error)
         raise UserError(f"{path} is no Core AI asset that loads ({line})") from error
 
     async def call(feeds: dict[str, Any], _: Any = scope) -> Any:  # which keeps the model loaded

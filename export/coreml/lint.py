@@ -110,7 +110,8 @@ def in_blocks(count: int, remedy: str) -> list[Advice]:
 
 
 def _shapes(function: Any) -> Iterator[Advice]:
-    free = [name for name, var in function.inputs.items() if not all(map(_is_known, var.shape))]
+    shapes = {name: var.shape for name, var in function.inputs.items()}
+    free = [name for name, shape in shapes.items() if not all(str(n).isdigit() for n in shape)]
     if free:
         yield Advice(
             "free-sizes", "warning", ", ".join(free),
@@ -150,7 +151,3 @@ def _is_float(var: Any) -> bool:
     from coremltools.converters.mil.mil import types
 
     return bool(types.is_float(var.dtype))
-
-
-def _is_known(side: Any) -> bool:
-    return isinstance(side, int) or str(side).isdigit()

@@ -20,7 +20,7 @@ from pocketfocus.export.network import functions_of
 from pocketfocus.export.phases import MAKE, Phases
 from pocketfocus.export.quiet import missing, quiet
 from pocketfocus.export.targets import Runner, Sizes, Written
-from pocketfocus.run.errors import UserError
+from pocketfocus.run.errors import UserError, first_line
 from pocketfocus.run.manifest import Compatibility
 from pocketfocus.run.scratch import temporary_folder
 
@@ -248,9 +248,6 @@ def compatibility(applied: Mapping[str, Any]) -> Compatibility:
 
 def open_file(path: Path, threads: int | None = None) -> Runner:
     """A model on all compute units; Core ML chooses its own `threads`."""
-    reason = cannot_run()
-    if reason is not None:
-        raise UserError(f"{path} cannot be executed here: {reason}")
     import coremltools as ct
 
     def loaded(name: str | None) -> Any:
@@ -259,7 +256,7 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
                 units = ct.ComputeUnit.ALL
                 return ct.models.MLModel(str(path), compute_units=units, function_name=name)
         except Exception as error:  # its exception types share no public base
-            line = str(error).strip().splitlines()[0]
+            line = first_line(error)
             raise UserError(f"{path} is no Core ML package that loads ({line})") from error
 
     names = {shapes[0]: name for name, shapes in functions(path).items()}

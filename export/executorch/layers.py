@@ -25,6 +25,7 @@ from pocketfocus.export.executorch.read import (
     BACKEND,
     SCHEMA,
     WEIGHTED,
+    decoded,
     schema_of,
     usual,
     values_of,
@@ -131,8 +132,7 @@ def widened(blob: bytes, before: int) -> tuple[bytes, list[Shown]]:
     )
 
     header = XNNHeader.from_bytes(blob[: XNNHeader.EXPECTED_LENGTH])
-    end = header.flatbuffer_offset + header.flatbuffer_size
-    graph = exact(blob[header.flatbuffer_offset : end])
+    graph = decoded(blob, bits_schema())
     values = values_of(graph)
     shown: list[Shown] = []
     for node in graph["xnodes"]:
@@ -162,21 +162,8 @@ def bits_schema() -> bytes:
     return re.sub(rb"\bfloat\b", b"uint", schema_of())
 
 
-def exact(packed: bytes) -> dict[str, Any]:
-    """A graph as JSON, its floats as their bits."""
-    from executorch.exir._serialize._flatbuffer import _flatc_decompile
-
-    with temporary_folder("pte") as scratch:
-        schema, given = scratch / SCHEMA, scratch / "graph.bin"
-        schema.write_bytes(bits_schema())
-        given.write_bytes(packed)
-        _flatc_decompile(str(scratch), str(schema), str(given))
-        graph: dict[str, Any] = json.loads((scratch / "graph.json").read_bytes())
-    return graph
-
-
 def binary(graph: Mapping[str, Any]) -> bytes:
-    """What `exact` read."""
+    """The flatbuffer of a graph as JSON, its floats as their bits."""
     from executorch.exir._serialize._flatbuffer import _flatc_compile
 
     with temporary_folder("pte") as scratch:

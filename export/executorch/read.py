@@ -70,18 +70,19 @@ def usual(program: Any) -> Any:
     return next(plan for plan in program.execution_plan if plan.name == METHOD)
 
 
-def decoded(blob: bytes) -> dict[str, Any]:
-    """The graph in a delegate's blob, by executorch's schema and its flatbuffer compiler."""
+def decoded(blob: bytes, schema: bytes | None = None) -> dict[str, Any]:
+    """The graph in a delegate's blob, by executorch's own schema or another, and its flatbuffer
+    compiler."""
     from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
     from executorch.exir._serialize._flatbuffer import _flatc_decompile
 
     header = XNNHeader.from_bytes(blob[: XNNHeader.EXPECTED_LENGTH])
     end = header.flatbuffer_offset + header.flatbuffer_size
     with temporary_folder("pte") as scratch:
-        schema, binary = scratch / SCHEMA, scratch / "graph.bin"
-        schema.write_bytes(schema_of())
+        described, binary = scratch / SCHEMA, scratch / "graph.bin"
+        described.write_bytes(schema or schema_of())
         binary.write_bytes(blob[header.flatbuffer_offset : end])
-        _flatc_decompile(str(scratch), str(schema), str(binary))
+        _flatc_decompile(str(scratch), str(described), str(binary))
         text = (scratch / "graph.json").read_text(encoding="utf-8")
     graph: dict[str, Any] = json.loads(NOT_JSON.sub(r': "\1"', text))
     return graph

@@ -18,7 +18,7 @@ from pocketfocus.export.network import functions_of
 from pocketfocus.export.phases import MAKE, Phases
 from pocketfocus.export.quiet import missing, quiet, quiet_native
 from pocketfocus.export.targets import Runner, Sizes, Written
-from pocketfocus.run.errors import UserError
+from pocketfocus.run.errors import UserError, first_line
 from pocketfocus.run.manifest import Compatibility, Delegation
 
 if TYPE_CHECKING:
@@ -115,9 +115,6 @@ def delegated(graph: torch.fx.GraphModule) -> Delegation:
 
 def open_file(path: Path, threads: int | None = None) -> Runner:
     """Load a .pte into the runtime; its thread pool is one for the whole process."""
-    reason = cannot_run()
-    if reason is not None:
-        raise UserError(f"{path} cannot be executed here: {reason}")
     module = load(path, threads)
     names = methods_of(module)
     mute: Iterator[Any] = chain([quiet_native()], repeat(nullcontext()))  # XNNPACK's first words
@@ -148,9 +145,9 @@ def load(path: Path, threads: int | None = None) -> Any:
             module.method_meta(METHOD)  # it reads the file only when first asked something
             return module
     except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        line = first_line(error)
         raise UserError(
-            f"{path} is no ExecuTorch file that loads ({reason}): export it again"
+            f"{path} is no ExecuTorch file that loads ({line}): export it again"
         ) from error
 
 

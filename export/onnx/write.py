@@ -16,7 +16,7 @@ from pocketfocus.export.phases import MAKE, Phases
 from pocketfocus.export.quiet import missing, quiet
 from pocketfocus.export.targets import Runner, Sizes, Written
 from pocketfocus.run.constants import size_text
-from pocketfocus.run.errors import UserError
+from pocketfocus.run.errors import UserError, first_line
 from pocketfocus.run.manifest import Compatibility
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def session_of(model: str | bytes, name: str, threads: int | None = None) -> Any
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exception types share no public base
-        line = str(error).strip().splitlines()[0]
+        line = first_line(error)
         raise UserError(f"{name} is no ONNX file that loads ({line}): export it again") from error
 
 
@@ -178,7 +178,7 @@ def parsed(path: Path) -> onnx.ModelProto:
     try:
         return onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own, of which each of its builds has another
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        line = first_line(error)
         raise UserError(f"{path} is no ONNX file that loads ({line}): export it again") from error
 
 

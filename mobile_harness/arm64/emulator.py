@@ -63,7 +63,6 @@ class Arm64:
         return result_of(answer)
 
     def close(self) -> None:
-        """End the process, if there is one."""
         if self.worker is not None:
             self.worker.close()
 

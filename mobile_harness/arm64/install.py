@@ -186,24 +186,19 @@ def unpack_wheels(scratch: Path, site: Path) -> None:
     """Unpack the wheels, without their dependencies, into `site`."""
     downloads, wanted = scratch / "wheels", scratch / "wheels.txt"
     wanted.write_text("".join(f"{name} --hash=sha256:{it}\n" for name, it in WHEELS.items()))
-    call(pip_command(downloads, wanted), "cannot fetch the ARM64 wheels (is the network there?)")
+    pip = [
+        *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
+        *(part for name in PLATFORMS for part in ("--platform", name)),
+        *("--python-version", PYTHON, "--implementation", "cp", "--dest", str(downloads)),
+        *("--require-hashes", "--requirement", str(wanted)),
+    ]
+    call(pip, "cannot fetch the ARM64 wheels (is the network there?)")
     for wheel in sorted(downloads.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(site)
         wheel.unlink()
     for name in NEEDLESS:
         shutil.rmtree(site / name, ignore_errors=True)
-
-
-def pip_command(downloads: Path, wanted: Path) -> list[str]:
-    """Return pip's command line for the ARM64 wheels, with hashes, that a file lists."""
-    platforms = [part for name in PLATFORMS for part in ("--platform", name)]
-    return [
-        *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
-        *platforms,
-        *("--python-version", PYTHON, "--implementation", "cp", "--dest", str(downloads)),
-        *("--require-hashes", "--requirement", str(wanted)),
-    ]
 
 
 def try_imports(folder: Path) -> None:

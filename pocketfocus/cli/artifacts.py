@@ -15,6 +15,8 @@ from pocketfocus.run.progress import say
 from pocketfocus.run.text import printable
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from pocketfocus.mobile_harness.options import Options
     from pocketfocus.run.results import GateRow, VerifyRow
 
@@ -314,7 +316,6 @@ def report(run: arguments.Run) -> None:
 
 def print_rows(rows: Sequence[object], columns: Sequence[str]) -> None:
     """Print these columns of a stage's rows as a table on standard output."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None)
@@ -326,7 +327,14 @@ def print_rows(rows: Sequence[object], columns: Sequence[str]) -> None:
         table.add_row(
             *(f"{c:.1f}" if isinstance(c, float) else printable(str(c or "–")) for c in cells)
         )
+    print_table(table, 160)
+
+
+def print_table(table: Table, width: int) -> None:
+    """Print a table on standard output, of this width where that is no terminal."""
+    from rich.console import Console
+
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=160)
+        console.width = width
     console.print(table)

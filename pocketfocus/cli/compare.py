@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketfocus.cli import arguments
+from pocketfocus.cli.artifacts import print_table
 from pocketfocus.run.progress import say
 
 if TYPE_CHECKING:
@@ -94,7 +95,6 @@ def as_document(comparison: Comparison, judgement: Judgement) -> dict[str, objec
 
 def print_changes(comparison: Comparison) -> None:
     """Print the changes as a table, and below it what could not be compared."""
-    from rich.console import Console
     from rich.table import Table
 
     from pocketfocus.benchmarks.compare_page import cells
@@ -108,9 +108,6 @@ def print_changes(comparison: Comparison) -> None:
     for change in comparison.changes:
         why = f" ({change.why})" if change.why else ""
         table.add_row(*cells(change), f"{change.verdict}{why}")
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=200)
-    console.print(table)
+    print_table(table, 200)
     for note in comparison.notes:
         say(note)

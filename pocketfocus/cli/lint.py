@@ -46,7 +46,7 @@ def lint(
         typer.echo(json.dumps({"schema_version": SCHEMA_VERSION, "rows": rows}, indent=1))
     else:
         print_findings(found)
-        say(summary(found) or "nothing found")
+        say(summary(each.advice for each in found) or "nothing found")
     if any(each.advice.severity == "error" for each in found):
         raise typer.Exit(1)
 

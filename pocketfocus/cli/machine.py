@@ -43,7 +43,7 @@ def doctor(
     with step("looking at this machine"):
         findings = doctor.examine([get_target(name) for name in TARGETS])
     if as_json:
-        rows = [finding.row() for finding in findings]
+        rows = [vars(finding) for finding in findings]
         typer.echo(json.dumps({"schema_version": SCHEMA_VERSION, "rows": rows}, indent=1))
     else:
         Console(highlight=False, markup=False).print(*doctor.tables(findings), sep="\n")

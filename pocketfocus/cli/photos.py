@@ -14,7 +14,7 @@ from pocketfocus.run.errors import UserError
 from pocketfocus.run.progress import say, step
 
 if TYPE_CHECKING:
-    from pocketfocus.models.model import NamedModel
+    from pocketfocus.models.model import Model
     from pocketfocus.photos.pixels import Photo
 
 commands = typer.Typer()
@@ -147,7 +147,6 @@ def _nine_frames(
 
     A model that says what size of the whole photo fits it gets that, unless `most` is given.
     """
-    from pocketfocus.models.model import fit_of
     from pocketfocus.photos.gallery import save_refocus
     from pocketfocus.photos.pixels import open_photo
     from pocketfocus.photos.refocusing import refocused
@@ -155,13 +154,13 @@ def _nine_frames(
     whole = open_photo(path)
     photo = whole.limited(most or FRAMES_SIDE).in_srgb()
     opened, position = _opened(model, photo, at)
-    given = photo if most or fit_of(opened) is None else whole.in_srgb()
+    given = photo if most or opened.fit is None else whole.in_srgb()
     with step(f"refocusing with {opened.name}"):
         made = refocused(opened, given.pixels, position, whole=False)
         return save_refocus(made, photo.pixels, position, out, opened.name)[-1]
 
 
-def _opened(model: str | None, photo: Photo, at: int | None) -> tuple[NamedModel, int]:
+def _opened(model: str | None, photo: Photo, at: int | None) -> tuple[Model, int]:
     """Open a model, and find the photo's focal position where it is not given; of one that tells no
     position, the shipped student does."""
     from pocketfocus.export.open import open_model
@@ -237,11 +236,9 @@ def evaluate(
     named = inputs if positions is None else positions
     places = tuple(range(FRAMES)) if named is None else arguments.positions(named)
     height_width = None if size is None else arguments.size(size, MULTIPLE)
-    compared = (
-        None
-        if compare_at is None
-        else arguments.size(compare_at, SMALLEST_COMPARED, "--compare-at")
-    )
+    compared = None
+    if compare_at is not None:
+        compared = arguments.size(compare_at, SMALLEST_COMPARED, "--compare-at")
     for spec in models:
         arguments.model(spec)
     if out is not None:

@@ -168,7 +168,10 @@ def distill(
     arguments.output_folder(out)
     spec = arguments.reference(reference)
     start = arguments.student_folder(student)
-    length = length_of(distill_minutes, steps)
+    if distill_minutes is None:
+        distill_minutes = 1.0 if steps is None else math.inf
+    else:
+        arguments.minutes(distill_minutes)
     check_numbers(crop, rate)
     files = arguments.photo_files(photos)
 
@@ -187,7 +190,7 @@ def distill(
     if qat is not None:
         get_recipe(qat)
     options = Distillation(
-        minutes=length,
+        minutes=distill_minutes,
         steps=steps,
         reference=spec,
         start=start,
@@ -207,13 +210,6 @@ def distill(
     distill_run(out, options)
     made = "student" if chosen.student else "reference"
     typer.echo(f"{made}: {out / made}")
-
-
-def length_of(minutes: float | None, steps: int | None) -> float:
-    """Return the minutes that a distillation takes at most: with steps alone there is no limit."""
-    if minutes is None:
-        return 1.0 if steps is None else math.inf
-    return arguments.minutes(minutes)
 
 
 def check_numbers(crop: int | None, rate: float | None) -> None:

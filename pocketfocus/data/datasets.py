@@ -63,12 +63,10 @@ class Request:
 
     @property
     def rendered(self) -> Size:
-        """The size of rendered scenes."""
         return self.size or RENDERED
 
     @property
     def seeds(self) -> range:
-        """The seeds of rendered scenes."""
         first = 0 if self.split == TRAIN else VALIDATION_SEED
         return range(first, first + self.scenes)
 

@@ -13,6 +13,7 @@ from math import ceil, cos, pi
 
 import numpy as np
 import torch
+from scipy.fft import next_fast_len
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -74,7 +75,6 @@ class Layer:
     dioptres: Tensor
 
     def to(self, device: torch.device | str) -> Layer:
-        """Return the same layer on another device."""
         return Layer(self.rgb.to(device), self.alpha.to(device), self.dioptres.to(device))
 
 
@@ -156,7 +156,9 @@ class _Blur:
         self.height, self.width, self.camera, self.device = height, width, camera, device
         widest = camera.coc_radius_px(NEAREST_DIOPTRES, width)
         self.pad = ceil(widest * (_TRIANGLE if camera.blades else 1.0)) + 2
-        self.shape = (_fast_size(height + 2 * self.pad), _fast_size(width + 2 * self.pad))
+        self.shape = tuple(
+            next_fast_len(side + 2 * self.pad, real=True) for side in (height, width)
+        )
         self._kernels: dict[float, Tensor] = {}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -188,18 +190,6 @@ class _Blur:
             self._kernels[key] = spectrum if self.camera.blades % 2 else spectrum.real
         found = self._kernels[key]
         return found.conj() if dioptre_difference < 0 and found.is_complex() else found
-
-
-def _fast_size(size: int) -> int:
-    """Return the next size with no prime factor above 5."""
-    while True:
-        rest = size
-        for factor in (2, 3, 5):
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return size
-        size += 1
 
 
 def _memberships(layer: Layer) -> list[tuple[float, Tensor]]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -156,7 +155,7 @@ class PhotoScenes(Source):
 
     def _read(self, pair: Pair | None) -> RGBD | None:
         if pair is None:
-            return self._motorcycle
+            return motorcycle()
         try:
             return read_rgbd(*pair)
         except (UserError, *BROKEN) as error:
@@ -164,10 +163,6 @@ class PhotoScenes(Source):
                 say_skipped(pair[0].stem, str(error))
             self._broken.add(pair[0].stem)
             return None
-
-    @cached_property
-    def _motorcycle(self) -> RGBD:
-        return motorcycle()
 
 
 def kind_of(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ class RGBD:
     dioptres: Array
 
 
+@cache
 def motorcycle() -> RGBD:
     """Return the Middlebury 2014 motorcycle that comes with scikit-image (Scharstein et al., GCPR
     2014).

@@ -49,25 +49,6 @@ TRAIN_PHOTOS = tuple(name for name in PHOTO_FILES if name not in HELD_OUT_PHOTOS
 Photos = Sequence[NDArray[np.uint8]]
 
 
-@dataclass(frozen=True)
-class Realism:
-    """What makes scenes like photographs, to be left out one by one where its worth is measured.
-
-    layout: ground planes, perspective, things that stand and shrink with distance; without it,
-    shapes float at depths that nothing in the picture tells.
-    aperture: a factor on the radii of all blur; 1 is a phone's.
-    body: grain, JPEG, tone mapping, bladed apertures, apertures and exposures that differ.
-    """
-
-    layout: bool = True
-    foliage: bool = True
-    aperture: float = 1.0
-    body: bool = True
-
-
-FULL = Realism()
-
-
 def bundled_photos(names: Iterable[str] = tuple(PHOTO_FILES)) -> dict[str, NDArray[np.uint8]]:
     """Return colour photos inside the scikit-image and scikit-learn wheels, name to [H, W, 3] RGB.
 
@@ -119,7 +100,7 @@ class _Plan:
         return self.far + (self.near - self.far) * np.clip(depth, 0, 1)
 
 
-def _plan(rng: Generator, layout: bool) -> _Plan:
+def _plan(rng: Generator) -> _Plan:
     kind = rng.random()
     if kind < 0.6:  # table top with close objects
         far, near = rng.uniform(0, 5), rng.uniform(10, 20)
@@ -128,7 +109,7 @@ def _plan(rng: Generator, layout: bool) -> _Plan:
     else:  # shallow: a wall, a shelf, a view
         far = rng.uniform(0, 9)
         near = far + rng.uniform(0.3, 3)
-    return _Plan(far, near, rng.uniform(0.1, 0.6), rng.random() < 0.75 and layout)
+    return _Plan(far, near, rng.uniform(0.1, 0.6), rng.random() < 0.75)
 
 
 class _Canvas:
@@ -308,15 +289,13 @@ def _point_lights(rng: Generator, layer: Layer) -> None:
         layer.rgb[:, row : row + 2, column : column + 2] += power * tint[:, None, None]
 
 
-def make_scene(
-    seed: int, size: Size = (256, 256), photos: Photos = (), realism: Realism = FULL
-) -> list[Layer]:
+def make_scene(seed: int, size: Size = (256, 256), photos: Photos = ()) -> list[Layer]:
     """Return the layers of a scene, far to near; the first is opaque.
 
     size is (height, width); photos, [H, W, 3] uint8 RGB, are textures beside procedural ones.
     """
     rng = np.random.default_rng(seed)
-    plan = _plan(rng, realism.layout)
+    plan = _plan(rng)
     aspect = size[1] / size[0]
     canvases = [_background(rng, size, plan, photos)]
     things: list[_Thing] = []
@@ -327,9 +306,8 @@ def make_scene(
         count = int(rng.integers(5, 19))
         half = rng.uniform(0.15, 0.45)
         things = [_floating(rng, plan.near, plan.far, aspect, half) for _ in range(count)]
-        if realism.foliage:
-            things += _foliage(np.random.default_rng([seed, 3]), plan, aspect)
-        if rng.random() < 0.4 and realism.layout:  # a portrait: one large subject, low in the frame
+        things += _foliage(np.random.default_rng([seed, 3]), plan, aspect)
+        if rng.random() < 0.4:  # a portrait: one large subject, low in the frame
             at = rng.uniform(0.3, 0.7) * aspect
             tall = rng.uniform(0.3, 0.5)
             things.append(_Thing(at, 1.05 - tall, 0.8 * tall, tall, plan.near, "figure"))
@@ -364,25 +342,19 @@ def _groups(things: list[_Thing], count: int) -> list[list[_Thing]]:
     return [group for group in groups if group]
 
 
-def render_scene(
-    seed: int, size: Size = (256, 256), photos: Photos = (), realism: Realism = FULL
-) -> Tensor:
+def render_scene(seed: int, size: Size = (256, 256), photos: Photos = ()) -> Tensor:
     """Return the focal stack of a seed's scene, [9, 3, H, W] sRGB in [-1, 1]."""
-    return photograph(make_scene(seed, size, photos, realism), seed, realism)
+    return photograph(make_scene(seed, size, photos), seed)
 
 
-def photograph(layers: Sequence[Layer], seed: int, realism: Realism = FULL) -> Tensor:
+def photograph(layers: Sequence[Layer], seed: int) -> Tensor:
     """Return the focal stack of layers as some phone takes it, [9, 3, H, W] sRGB in [-1, 1].
 
     Between seeds the aperture varies by ±30 %, a third of them have 5 to 8 blades, JPEG quality and
     what near focus costs in light vary; every frame has its own sensor noise.
     """
     rng, body = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
-    aperture = Camera.aperture_mm * realism.aperture
-    if not realism.body:
-        camera = Camera(aperture_mm=aperture)
-        return linear_to_srgb(render_stack(layers, camera)).clamp(0, 1) * 2 - 1
-    aperture *= rng.uniform(*APERTURES)
+    aperture = Camera.aperture_mm * rng.uniform(*APERTURES)
     blades = int(body.integers(5, 9)) if body.random() < 1 / 3 else 0
     quality = int(body.integers(*JPEG_QUALITY, endpoint=True))
     linear = render_stack(layers, Camera(aperture_mm=aperture, blades=blades))

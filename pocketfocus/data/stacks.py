@@ -9,10 +9,10 @@ import hashlib
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby, pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from pocketfocus.data.scenes import FULL, Photos, Realism, render_scene
+from pocketfocus.data.scenes import Photos, render_scene
 from pocketfocus.photos.images import (
     BROKEN,
     FORMATS,
@@ -40,7 +40,7 @@ from pocketfocus.run.cache import Kept
 from pocketfocus.run.child import end_with_parent
 from pocketfocus.run.constants import FRAMES, IMAGES, POSITIONS, Size, size_text
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import key_of, one_line, read_json, reserve, write_atomic
+from pocketfocus.run.files import key_of, one_line, reserve, write_atomic
 from pocketfocus.run.progress import say, track
 
 IMAGE_SUFFIXES = (
@@ -111,13 +111,9 @@ class _SceneError(Exception):
     """Why one scene of a folder cannot be used."""
 
 
-def _warn(message: str) -> None:
-    say(f"warning: {message}")
-
-
 def say_skipped(scene: str, reason: str) -> None:
     """Tell on standard error that a scene is not used."""
-    _warn(f"scene {scene} skipped: {reason}")
+    say(f"warning: scene {scene} skipped: {reason}")
 
 
 class StackFolder(Source):
@@ -131,7 +127,6 @@ class StackFolder(Source):
     Args:
         folder: holds a folder per scene.
         size: to resize to with Pillow's Lanczos filter, None to leave images as they are.
-        say: is given one line per scene that is skipped; by default it goes to standard error.
         only: names of the scenes to use, None for all.
         crop: keep proportions, cutting off what the size does not hold.
     """
@@ -140,13 +135,11 @@ class StackFolder(Source):
         self,
         folder: Path,
         size: Size | None = None,
-        say: Callable[[str], None] | None = None,
         only: Collection[str] | None = None,
         crop: bool = False,
     ) -> None:
         self.folder, self.size, self.crop = Path(folder), size, crop
         self.skipped: dict[str, str] = {}
-        self._say = say or _warn
         self._scenes: list[_Scene] = []
         if not self.folder.is_dir():
             raise UserError(f"{self.folder} is not a folder: {LAYOUT}")
@@ -200,7 +193,7 @@ class StackFolder(Source):
 
     def _skip(self, name: str, reason: str) -> None:
         self.skipped[name] = reason
-        self._say(f"scene {name} skipped: {reason}")
+        say_skipped(name, reason)
 
     def _demand_some(self) -> None:
         if len(self) == 0:
@@ -228,10 +221,10 @@ def read_photos(folder: Path) -> list[Path]:
         except UserError as error:
             broken.append(str(error))
     for reason in broken[:NAMED]:
-        _warn(reason)
-    count = len(photos) + len(broken)
+        say(f"warning: {reason}")
     if broken:
-        _warn(f"{len(broken)} of {count} photos in {folder} cannot be read and are left out")
+        left_out = f"{len(broken)} of {len(photos) + len(broken)} photos in {folder}"
+        say(f"warning: {left_out} cannot be read and are left out")
     if not photos:
         raise UserError(f"{folder} holds no photo that can be read: put JPEG or PNG files into it")
     return photos
@@ -243,16 +236,13 @@ def natural_key(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts]
 
 
-def _images_in(folder: Path) -> list[Path]:
-    entries = (p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file())
-    return sorted((p for p in entries if p.suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
-
-
 def _list_scene(scene: Path) -> _Scene:
     """Return images and positions of one scene's folder; _SceneError says what is wrong with it."""
     rigs = sorted((p for p in scene.glob(RIG_PATTERN) if p.is_dir()), key=natural_key)
     folder = rigs[0] if rigs else scene
-    images = tuple(_images_in(folder))
+    files = [p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file()]
+    found = (p for p in files if p.suffix.lower() in IMAGE_SUFFIXES)
+    images = tuple(sorted(found, key=natural_key))
     listed = folder / POSITIONS_FILE
     if listed.exists():
         positions = _read_positions(listed)
@@ -308,25 +298,18 @@ class RenderedScenes(Source):
 
     rendered = True
 
-    def __init__(
-        self, seeds: Sequence[int], size: Size, photos: Photos = (), realism: Realism = FULL
-    ) -> None:
+    def __init__(self, seeds: Sequence[int], size: Size, photos: Photos = ()) -> None:
         self.seeds, self.size, self.photos = [int(seed) for seed in seeds], size, photos
-        self.realism = realism
         self.names = tuple(f"synthetic-{seed}" for seed in self.seeds)
 
     @property
     def key(self) -> str:
         """A hash of the renderer's version, seeds, size and photos."""
         photos = [[*p.shape, hashlib.sha256(p.tobytes()).hexdigest()] for p in self.photos]
-        pixels = {"seeds": self.seeds, "size": list(self.size), "photos": photos}
-        if self.realism != FULL:
-            pixels["realism"] = asdict(self.realism)
-        return key_of(version=CACHE_VERSION, **pixels)
+        return key_of(version=CACHE_VERSION, seeds=self.seeds, size=list(self.size), photos=photos)
 
     def load(self, index: int) -> FocalStack:
-        """Render one."""
-        frames = render_scene(self.seeds[index], self.size, self.photos, self.realism)
+        frames = render_scene(self.seeds[index], self.size, self.photos)
         return FocalStack(self.names[index], frames, POSITIONS)
 
 
@@ -346,7 +329,6 @@ class StackCache(Sequence[FocalStack]):
         return self.images[:, :FRAMES]
 
     def part(self, which: slice) -> StackCache:
-        """Some of them."""
         return StackCache(self.images[which], self.dioptres[which], self.names[which])
 
     def __len__(self) -> int:
@@ -377,28 +359,15 @@ def cache_sources(folder: Path, sources: Sequence[Source], size: Size) -> StackC
     folder, total = Path(folder), sum(len(source.names) for source in sources)
     kept = Kept(folder / "stacks.json", key_of(sources=[source.key for source in sources]))
     shapes = _shapes(total, size)
-    if "taken" not in kept.fields or _misfit(folder, shapes):
+    if "taken" not in kept.fields or not _fit(folder, shapes):
         kept.fields = {"size": list(size), "total": total, "taken": 0, "names": []}
     if kept.fields["taken"] < total:
         with one_line(folder):
             _gather(folder, sources, kept, shapes)
-    return load_cache(folder)
-
-
-def load_cache(folder: Path) -> StackCache:
-    """Open a finished cache; UserError when it is missing, unfinished or does not fit its JSON."""
-    folder = Path(folder)
-    about = read_json(folder / "stacks.json")
-    names, total, done = (about.get(name) for name in ("names", "total", "taken"))
-    if not isinstance(names, list) or done != total:
-        raise UserError(f"{folder} holds {done} of {total} stacks: run the caching to its end")
+    names = kept.fields["names"]
     if not names:
         raise UserError(f"{folder} holds no usable focal stack: {LAYOUT}")
-    wanted = _shapes(int(total or 0), tuple(about.get("size", ())))
-    wrong = _misfit(folder, wanted)
-    if wrong:
-        raise UserError(f"{folder} and its stacks.json do not fit ({wrong}): delete {folder}")
-    images, dioptres = (np.load(folder / name, mmap_mode="r")[: len(names)] for name in wanted)
+    images, dioptres = (np.load(folder / name, mmap_mode="r")[: len(names)] for name in shapes)
     return StackCache(images, dioptres, names)
 
 
@@ -414,16 +383,13 @@ def _shapes(total: int, size: tuple[int, ...]) -> Shapes:
     }
 
 
-def _misfit(folder: Path, shapes: Shapes) -> str:
-    """Say what is wrong with the files of a cache; empty when nothing is."""
-    for name, (kind, shape) in shapes.items():
-        try:
-            found = np.load(folder / name, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            return f"{name} cannot be read: {error}"
-        if found.shape != shape or found.dtype != kind:
-            return f"{name} is {found.dtype} {found.shape}, not {np.dtype(kind)} {shape}"
-    return ""
+def _fit(folder: Path, shapes: Shapes) -> bool:
+    """Whether the files of a cache are there, and hold that."""
+    try:
+        found = {name: np.load(folder / name, mmap_mode="r") for name in shapes}
+    except (OSError, ValueError):
+        return False
+    return shapes == {name: (values.dtype, values.shape) for name, values in found.items()}
 
 
 def _gather(folder: Path, sources: Sequence[Source], kept: Kept, shapes: Shapes) -> None:
@@ -440,7 +406,7 @@ def _gather(folder: Path, sources: Sequence[Source], kept: Kept, shapes: Shapes)
     left = places[about["taken"] :]
     for stack in track(_loaded(left), "gathering stacks", len(left)):
         if stack is not None and stack.positions != POSITIONS:
-            _warn(f"scene {stack.name} skipped: training needs frames at 0 to {FRAMES - 1}")
+            say_skipped(stack.name, f"training needs frames at 0 to {FRAMES - 1}")
         elif stack is not None:
             at = len(about["names"])
             images[at, :FRAMES] = to_uint8(stack.frames, planar=True)
@@ -455,7 +421,7 @@ def _gather(folder: Path, sources: Sequence[Source], kept: Kept, shapes: Shapes)
             kept.save()
     skipped = total - len(about["names"])
     if skipped:
-        _warn(f"{skipped} of {total} scenes skipped")
+        say(f"warning: {skipped} of {total} scenes skipped")
 
 
 def cores() -> int:

@@ -230,7 +230,6 @@ class Mode:
     value: Tensor
 
     def mode(self) -> Tensor:
-        """The mode."""
         return self.value
 
 

@@ -70,13 +70,13 @@ class Conditioning:
             ids: added time ids [3].
         """
         embedding = self.time_embedding(t, ids)
-        return {
-            f"{name}.{ours}.conv1.bias": self._time_bias(
-                self.source.at(f"{name}.{part}"), embedding
-            )
-            for name in self.resnets
-            for ours, part in PARTS.items()
-        }
+        names = ("time_emb_proj.weight", "time_emb_proj.bias", "conv1.bias")
+        biases = {}
+        for name in self.resnets:
+            for ours, part in PARTS.items():
+                found = [self.source[f"{name}.{part}.{each}"] for each in names]
+                biases[f"{name}.{ours}.conv1.bias"] = fold_time_embedding(embedding, *found)
+        return biases
 
     def time_embedding(self, t: Tensor, ids: Tensor) -> Tensor:
         """[D]: MLP of the timestep's sinusoid, plus MLP of those of the ids."""
@@ -89,26 +89,16 @@ class Conditioning:
     @torch.no_grad()
     def photo(self, embedding: Tensor) -> Tensors:
         """Biases of a photo, from its CLIP embedding [E]; zeros for the unconditional pass."""
+        names = ("attn2.to_v.weight", "attn2.to_out.0.weight", "attn2.to_out.0.bias")
         biases = {}
         for name, depth in self.transformers:
             for kind in TRANSFORMERS:
                 for n in range(depth):
-                    block = f"{name}.{kind}.{n}"
-                    biases[f"{block}.attn1.to_out.bias"] = self._photo_bias(
-                        self.source.at(block), embedding
-                    )
+                    block = self.source.at(f"{name}.{kind}.{n}")
+                    constant = fold_cross_attention(embedding, *(block[each] for each in names))
+                    bias = block["attn1.to_out.0.bias"] + constant
+                    biases[f"{name}.{kind}.{n}.attn1.to_out.bias"] = bias
         return biases
-
-    @staticmethod
-    def _time_bias(block: Source, embedding: Tensor) -> Tensor:
-        names = ("time_emb_proj.weight", "time_emb_proj.bias", "conv1.bias")
-        return fold_time_embedding(embedding, *(block[name] for name in names))
-
-    @staticmethod
-    def _photo_bias(block: Source, embedding: Tensor) -> Tensor:
-        names = ("attn2.to_v.weight", "attn2.to_out.0.weight", "attn2.to_out.0.bias")
-        constant = fold_cross_attention(embedding, *(block[name] for name in names))
-        return block["attn1.to_out.0.bias"] + constant
 
 
 def mlp(source: Source) -> list[Tensor]:

@@ -43,7 +43,8 @@ def open_component(cls: Any, root: str, subfolder: str, preferred: str | None = 
     if folder is None or cls in (EulerDiscreteScheduler, CLIPVisionModelWithProjection):
         return load_component(cls, root, subfolder, preferred)
     opened = Checkpoint(find_weights(folder, DIFFUSERS_STEM, preferred).files)
-    expected = attempt(lambda: empty(cls, cls.load_config(folder)), root, subfolder)
+    with torch.device("meta"):  # without memory for its weights
+        expected = attempt(lambda: cls.from_config(cls.load_config(folder)), root, subfolder)
     shapes = {name: tuple(tensor.shape) for name, tensor in expected.state_dict().items()}
     both = shapes.keys() & opened.keys()
     info = {
@@ -53,9 +54,3 @@ def open_component(cls: Any, root: str, subfolder: str, preferred: str | None = 
     }
     check_weights(info, place_of(root, subfolder))
     return Opened(expected.config, opened)
-
-
-def empty(cls: Any, config: Mapping[str, object]) -> Any:
-    """A diffusers network of this config without memory for its weights."""
-    with torch.device("meta"):
-        return cls.from_config(config)

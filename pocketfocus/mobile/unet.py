@@ -123,7 +123,7 @@ class MobileUNet(Rewritten):
         self.down_blocks = nn.ModuleList()
         before = (widths[0], *widths)
         for n, (attentive, eps) in enumerate(down):
-            pairs = successive((before[n], *[widths[n]] * layers[n]))
+            pairs = list(pairwise((before[n], *[widths[n]] * layers[n])))
             found = each(depths[n], layers[n]) if attentive else ()
             level = DownLevel(widths[n], n < last, pairs, eps, found, heads[n], frames)
             self.down_blocks.append(level)
@@ -177,11 +177,6 @@ def per_level(value: Any, levels: int) -> tuple[Any, ...]:
 def each(value: Any, count: int) -> tuple[int, ...]:
     """A level's number of transformer layers for each of its blocks."""
     return tuple(value)[:count] if isinstance(value, list | tuple) else (value,) * count
-
-
-def successive(widths: Sequence[int]) -> list[tuple[int, int]]:
-    """Widths in and out of successive layers: (a, b, c) -> [(a, b), (b, c)]."""
-    return list(pairwise(widths))
 
 
 def check_input(x: Tensor, leading: tuple[int, int], factor: int) -> None:

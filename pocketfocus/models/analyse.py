@@ -65,7 +65,8 @@ class Analyser:
             for padded, transposed in ((size, False), (size[::-1], True)):
                 scale = min(room / side for room, side in zip(padded, photo, strict=True))
                 fits.append(Fit(_scaled(photo, scale), padded, transposed))
-        return max(fits, key=_filled)
+        # the most pixels of the photo, then the fewest of its edges
+        return max(fits, key=lambda f: (math.prod(f.size), -math.prod(f.padded), not f.transposed))
 
     @torch.inference_mode()
     def analyse(
@@ -159,8 +160,3 @@ def _padded(photo: Tensor, size: Size) -> Tensor:
 def _scaled(photo: Size, scale: float) -> Size:
     height, width = (max(1, round(side * min(1.0, scale))) for side in photo)
     return height, width
-
-
-def _filled(fit: Fit) -> tuple[float, float, bool]:
-    """What is best of several fits: the most pixels of the photo, then the fewest of its edges."""
-    return math.prod(fit.size), -math.prod(fit.padded), not fit.transposed

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,40 +19,35 @@ from pocketfocus.run.constants import FRAMES, MULTIPLE, Size, check_position, si
 from pocketfocus.run.errors import UserError
 
 
-class Model(Protocol):
-    """A model at work: `model(photo [1, 3, H, W], position 0..8) -> stack [9, 3, H, W]`.
-
-    Photo and stack are sRGB in [-1, 1]. A model of any size takes sides that are multiples of its
-    optional attribute `multiple`, 64 where it has none. One with an optional attribute `analyser`
-    makes images of a photo of any size and shape, at that size. An optional attribute `fit` tells
-    the size at which it works on a photo of (H, W) that is resized for it.
-    """
-
-    @property
-    def name(self) -> str:
-        """What tables and pages call it."""
-
-    @property
-    def size(self) -> Size | None:
-        """The only size that it takes; None for any."""
-
-    def __call__(self, photo: Tensor, position: int, /) -> Tensor:
-        """Return the focal stack of a photo that fits."""
-
-
 @dataclass(frozen=True)
-class NamedModel:
-    """A model made of a function, which is called with photos and positions that were checked."""
+class Model:
+    """A model at work: `model(photo [1, 3, H, W], position 0..8) -> stack [9, 3, H, W]`, sRGB in
+    [-1, 1].
+
+    Attributes:
+        name: what tables and pages call it.
+        size: the only (H, W) that it takes; None for any whose sides are multiples of `multiple`.
+        call: makes the stack, of a photo and a position that were checked.
+        analyser: makes images of a photo of any size and shape, at that size; None where there are
+            stacks alone.
+        fit: the size at which it works on a photo of (H, W) that is resized for it; None where
+            that is not known.
+        multiple: see `size`.
+        reconstruct: gives true frames [N, 3, H, W] as they come out again, of an autoencoder: the
+            bound of what uses it. None for models that are given the photo.
+    """
 
     name: str
     size: Size | None
     call: Callable[[Tensor, int], Tensor]
     analyser: Analyser | None = None
     fit: Callable[[Size], Size] | None = None
+    multiple: int = MULTIPLE
+    reconstruct: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, photo: Tensor, position: int) -> Tensor:
         """Return the stack; UserError for a photo or position that the model does not take."""
-        check_input(self.name, photo, position, self.size)
+        check_input(self.name, photo, position, self.size, self.multiple)
         with torch.inference_mode():
             return self.call(photo.float(), position)
 
@@ -69,32 +63,17 @@ def refocus(model: Model, photo: Tensor, position: int, scene: str = "the photo"
     model that makes a stack of another shape or values that are not finite.
     """
     check_input(model.name, photo, position, multiple=1)
-    analyser = analyser_of(model)
-    if analyser is not None:
-        analysed, _ = analyser.analyse_whole(photo, position, scene)
+    if model.analyser is not None:
+        analysed, _ = model.analyser.analyse_whole(photo, position, scene)
         weights = (focus_weights(float(at)) for at in range(FRAMES))
         return torch.cat([analysed.render(photo, focus, aperture_of(1.0)) for focus in weights])
     height, width = photo.shape[-2:]
     if model.size is not None:
         stack = _run(model, resized(photo, model.size), position, scene)
         return resized(stack, (height, width)).clamp(-1, 1)
-    multiple = int(getattr(model, "multiple", MULTIPLE))
-    padding = (0, -width % multiple, 0, -height % multiple)
+    padding = (0, -width % model.multiple, 0, -height % model.multiple)
     given = F.pad(photo, padding, mode="replicate") if any(padding) else photo
     return _run(model, given, position, scene)[..., :height, :width].clamp(-1, 1)
-
-
-def analyser_of(model: Model) -> Analyser | None:
-    """What analyses photos for a model; None where it gives stacks alone."""
-    analyser: Analyser | None = getattr(model, "analyser", None)
-    return analyser
-
-
-def fit_of(model: Model) -> Callable[[Size], Size] | None:
-    """What a model says of the size of a photo that is resized for it; None where it says
-    nothing."""
-    fit: Callable[[Size], Size] | None = getattr(model, "fit", None)
-    return fit
 
 
 def check_input(

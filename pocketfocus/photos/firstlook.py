@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pocketfocus.models.model import Model, analyser_of
+from pocketfocus.models.model import Model
 from pocketfocus.photos.images import Pixels, encoded
 from pocketfocus.photos.pixels import resized
 from pocketfocus.photos.refocusing import find_position, refocused
@@ -26,13 +26,12 @@ def save_first_look(model: Model, pixels: Pixels, path: Path) -> None:
 
     UserError for a model that finds none.
     """
-    analyser = analyser_of(model)
-    if analyser is None:
+    if model.analyser is None:
         raise UserError(f"{model.name} does not tell where a photo is focused")
     height, width = pixels.shape[:2]
     scale = min(1.0, SIDE / max(height, width))
     photo = resized(pixels, (round(height * scale), round(width * scale)))
-    made = refocused(model, photo, find_position(analyser, photo, Image.Exif(), "the photo"))
+    made = refocused(model, photo, find_position(model.analyser, photo, Image.Exif(), "the photo"))
     gap = np.full((photo.shape[0], GAP, 3), WHITE, np.uint8)
     pictures = [made.picture(0.0), gap, photo, gap, made.picture(float(FRAMES - 1))]
     look = encoded(Image.fromarray(np.concatenate(pictures, 1)), "jpeg", quality=92)

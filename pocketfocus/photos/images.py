@@ -482,8 +482,3 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 def data_uri(data: bytes, kind: str = "png") -> str:
     """Return an image file as a URI that holds all of it."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-
-
-def to_image(frame: Tensor) -> Image.Image:
-    """Turn [3, H, W] in [-1, 1] into an 8-bit RGB picture."""
-    return Image.fromarray(to_uint8(frame))

@@ -195,9 +195,5 @@ def resized(pixels: Pixels, size: Size) -> Pixels:
         return np.asarray(image)
     planes = [Image.fromarray(pixels[..., n].astype(np.float32)) for n in range(3)]
     small = [plane.resize(size[::-1], Image.Resampling.LANCZOS) for plane in planes]
-    return (
-        np.stack([np.asarray(plane) for plane in small], -1)
-        .round()
-        .clip(0, np.iinfo(np.uint16).max)
-        .astype(np.uint16)
-    )
+    values = np.stack([np.asarray(plane) for plane in small], -1).round()
+    return values.clip(0, np.iinfo(np.uint16).max).astype(np.uint16)

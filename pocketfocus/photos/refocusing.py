@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pocketfocus.data.optics import dioptres, distance
 from pocketfocus.models.analyse import Analyser, areas, likely_position
-from pocketfocus.models.model import Model, analyser_of, fit_of, refocus
+from pocketfocus.models.model import Model, refocus
 from pocketfocus.models.render import Analysed, aperture_of, focus_weights, span_of
 from pocketfocus.models.student import CELL, enlarged
 from pocketfocus.photos.focusmap import all_in_focus, best_focus
@@ -116,12 +116,12 @@ def refocused(model: Model, pixels: Pixels, position: int, whole: bool = True) -
     whose output is no stack.
     """
     height, width = pixels.shape[:2]
-    analyser = analyser_of(model)
-    if analyser is not None:
-        return Rendered(analysed(analyser, pixels, position), pixels)
-    image, fit = Image.fromarray(shallow(pixels)), fit_of(model)
-    if model.size is None and fit is not None:
-        working = prepare(image, fit((height, width)), Image.Resampling.BICUBIC)
+    if model.analyser is not None:
+        return Rendered(analysed(model.analyser, pixels, position), pixels)
+    shallow = pixels if pixels.dtype == np.uint8 else (pixels // EIGHT_BITS).astype(np.uint8)
+    image = Image.fromarray(shallow)
+    if model.size is None and model.fit is not None:
+        working = prepare(image, model.fit((height, width)), Image.Resampling.BICUBIC)
     else:
         working = prepare(image, model.size or WORKING_PIXELS)
     own = photo_size((working.shape[-2], working.shape[-1]), (height, width))
@@ -153,10 +153,7 @@ def find_position(analyser: Analyser, pixels: Pixels, exif: Image.Exif, name: st
 def focused_at(metres: object, range_of: object = None) -> int | None:
     """The focal position of EXIF's SubjectDistance or SubjectDistanceRange; None where these do not
     tell it."""
-    if range_of in (CLOSE, DISTANT):
-        far: int | None = FRAMES - 1
-    else:
-        far = None
+    far = FRAMES - 1 if range_of in (CLOSE, DISTANT) else None
     try:
         value = float(metres)  # type: ignore[arg-type]
         is_infinite = getattr(metres, "numerator", 0) == INFINITY
@@ -186,11 +183,6 @@ def reduced(pixels: Pixels, size: Size) -> Tensor:
         start, stop = first * height // size[0], -(-last * height // size[0])
         parts.append(rows[first:last, start:stop] @ from_pixels(pixels[start:stop]))
     return torch.cat(parts, -2) @ areas(width, size[1]).T
-
-
-def shallow(pixels: Pixels) -> Pixels:
-    """Pixels in 8 bits."""
-    return pixels if pixels.dtype == np.uint8 else (pixels // EIGHT_BITS).astype(np.uint8)
 
 
 def _ranges(length: int, step: int) -> Iterator[tuple[int, int]]:

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 WATCH_S = 1.0
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NUMBER = re.compile(
-    r"\(os error (\d+)\)"
-)  # in the errors of libraries in Rust, such as safetensors
+NUMBER = re.compile(r"\(os error (\d+)\)")  # in the errors of Rust, such as safetensors
 CUT_SHORT = re.compile(r"\d+ requested and \d+ written")  # numpy's error of a full disk
 Say = Callable[[str], None]
 if TYPE_CHECKING:

@@ -16,6 +16,11 @@ class UserError(Exception):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what a library's error says, which may be pages; else its kind."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 @contextmanager
 def reported(program: str) -> Iterator[None]:
     """End a script, on a UserError within, with its message in one line and exit code 2."""

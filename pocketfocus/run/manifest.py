@@ -25,8 +25,12 @@ HASHES_VERSION = 2  # of manifest.json and golden.json: hashes of files are what
 LARGEST_SIDE = 1 << 24  # of a tensor: to keep nonsense from being allocated
 SHOWN_DIGITS = 12  # of a hash, in messages
 
-EXACT = {"extra": "forbid"}  # of pydantic, which checks what is read
 JSON_NAMES = {"applied": "taken", "not_delegated": "fallen_out"}  # of fields that have others
+EXACT = {  # of pydantic, which checks what is read
+    "extra": "forbid",
+    "alias_generator": lambda name: JSON_NAMES.get(name, name),
+    "validate_by_name": True,
+}
 
 
 @dataclass(frozen=True)
@@ -233,7 +237,7 @@ def load_manifest(folder: Path) -> Manifest:
 def _read(path: Path) -> Manifest:
     from pydantic import TypeAdapter, ValidationError  # what executes a file needs none of it
 
-    content = _from_json(read_json(path, HASHES_VERSION, "run export again"))
+    content = read_json(path, HASHES_VERSION, "run export again")
     del content["schema_version"]
     try:
         manifest = TypeAdapter(Manifest).validate_json(json.dumps(content), strict=True)
@@ -265,27 +269,6 @@ def _no_count(manifest: Manifest) -> int | None:
 
 def _as_json(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     return {JSON_NAMES.get(name, name): value for name, value in fields}
-
-
-def _from_json(content: Any) -> Any:
-    """Rename the fields of artifacts and their delegations; what is no such row stays as it is."""
-    fields = {name: field for field, name in JSON_NAMES.items()}
-
-    def renamed(row: Any) -> Any:
-        return {fields.get(n, n): v for n, v in row.items()} if isinstance(row, dict) else row
-
-    def artifact(row: Any) -> Any:
-        row = renamed(row)
-        return (
-            {**row, "delegation": renamed(row.get("delegation"))} if isinstance(row, dict) else row
-        )
-
-    def artifacts(part: Any, name: str) -> Any:
-        rows = part.get(name) if isinstance(part, dict) else None
-        return {**part, name: list(map(artifact, rows))} if isinstance(rows, list) else part
-
-    content = artifacts(content, "artifacts")
-    return {**content, "render": artifacts(content.get("render"), "files")}
 
 
 def check_artifact(folder: Path, artifact: Artifact) -> Path:

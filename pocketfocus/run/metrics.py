@@ -57,9 +57,8 @@ def vif(made: Tensor, truth: Tensor) -> float | None:
         if scale:
             levels = _gaussian(levels, taps)[..., ::2, ::2]
         a, b = levels.chunk(2)
-        mean_a, mean_b, aa, bb, ab = _gaussian(torch.cat([a, b, a * a, b * b, a * b]), taps).chunk(
-            5
-        )
+        moments = _gaussian(torch.cat([a, b, a * a, b * b, a * b]), taps)
+        mean_a, mean_b, aa, bb, ab = moments.chunk(5)
         var_a, var_b, both = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
         is_seen = (var_a >= FLAT) & (var_b >= FLAT)
         slope = torch.where(is_seen, both.clamp(min=0) / var_b, 0)

@@ -73,7 +73,7 @@ def run_work(
     work: Work,
     *,
     timeout_s: float | None = None,
-    on_progress: Callable[[str], None] | None = None,
+    on_progress: Callable[[str], object] | None = None,
 ) -> Answer:
     """Do one work in a fresh process, which is killed on Ctrl-C and after `timeout_s`.
 
@@ -124,7 +124,7 @@ class Worker:
         work: Work,
         *,
         timeout_s: float | None = None,
-        on_progress: Callable[[str], None] | None = None,
+        on_progress: Callable[[str], object] | None = None,
     ) -> Answer:
         """Do one work as `run_work` does; the process lives on unless it died or was stopped."""
         with _full_is_one_line(), temporary_folder("work") as folder:
@@ -166,7 +166,7 @@ class Worker:
         )
 
     def _exchange(
-        self, order: Mapping[str, Any], timeout_s: float | None, progress: Callable[[str], None]
+        self, order: Mapping[str, Any], timeout_s: float | None, progress: Callable[[str], object]
     ) -> dict[str, Any]:
         """Send an order and wait for the message that ends it."""
         process = self.process = self.process or self._start()

@@ -89,13 +89,10 @@ def choose(requested: Scheme, layer: nn.Module, ios: int) -> Choice:
     if weight.numel() <= SMALLEST_WEIGHT and requested.activations == "float":
         return Choice(Scheme(16), f"weights of {SMALLEST_WEIGHT} elements or fewer stay float16")
     why: list[str] = []
-    if requested.activations != "float" and (requested.bits, requested.granularity) == (
-        8,
-        "channel",
-    ):
-        why += [NO_DYNAMIC] if requested.activations == "dynamic" else []
-        return Choice(Scheme(8, "affine", "channel", "static"), "; ".join(why))
     if requested.activations != "float":
+        if requested.bits == 8 and requested.granularity == "channel":
+            dynamic = requested.activations == "dynamic"
+            return Choice(Scheme(8, "affine", "channel", "static"), NO_DYNAMIC if dynamic else "")
         why.append(WEIGHTS_ONLY)
     form, granularity = requested.form, requested.granularity
     if ios < MODERN_IOS:

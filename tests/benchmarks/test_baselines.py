@@ -13,13 +13,13 @@ from torch import Tensor
 from pocketfocus.benchmarks.baselines import (
     AMOUNTS,
     CANDIDATES,
+    COPIES,
     MASK_SIGMAS_PX,
     SIGMAS_PX,
-    Blur,
-    Copy,
     Filter,
     _errors,
     baselines,
+    blur,
     fit_blur,
     load_table,
     main,
@@ -40,7 +40,7 @@ def noise_photo(seed: int = 0, size: int = 256, height: int | None = None) -> Te
 
 def test_copy_repeats_the_photo() -> None:
     photo = noise_photo(size=32)
-    stack = Copy()(photo, 3)
+    stack = COPIES(photo, 3)
     assert stack.shape == (9, 3, 32, 32)
     assert all(torch.equal(frame[None], photo) for frame in stack)
 
@@ -114,7 +114,7 @@ def test_the_fit_finds_an_unsharp_mask() -> None:
 def test_on_its_training_stacks_no_pair_is_worse_than_copy() -> None:
     """By what is fitted, the squared error pooled over stacks; measured through the model."""
     stacks = list(RenderedScenes(range(2), (64, 64), train_photos()))
-    models = Copy(), Blur(fit_blur(stacks))
+    models = COPIES, blur(fit_blur(stacks))
     errors: dict[str, np.ndarray] = {model.name: np.zeros((9, 9)) for model in models}
     for stack in stacks:
         for position in range(9):
@@ -207,6 +207,6 @@ def test_the_command_fits_and_writes(tmp_path: Path) -> None:
     main(["--scenes", "1", "--size", "32", "--out", str(out)])
     table = load_table(out)
     assert all(table[n, n] == Filter() for n in range(9))
-    assert Blur(table)(noise_photo(size=32), 0).shape == (9, 3, 32, 32)
+    assert blur(table)(noise_photo(size=32), 0).shape == (9, 3, 32, 32)
     with pytest.raises(SystemExit):
         main(["--scenes", "0", "--out", str(out)])

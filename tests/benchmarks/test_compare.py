@@ -435,10 +435,10 @@ def test_calls_are_kept_and_come_back(tmp_path: Path) -> None:
 
 
 def test_scenes_make_the_mean_of_their_evaluation(tmp_path: Path) -> None:
-    from tests.benchmarks.test_evaluate import Echo, textured
+    from tests.benchmarks.test_evaluate import echo, textured
 
     ledger, path, how = Ledger(), tmp_path / "scores.json", Comparison((0, 4))
-    found = evaluate_models([Echo()], [textured(n) for n in range(3)], "t", how, ledger)
+    found = evaluate_models([echo()], [textured(n) for n in range(3)], "t", how, ledger)
     write_typed(path, found.rows())
     keep_scenes(path, ledger)
     scenes = read_scenes(path)["echo"]

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from pocketfocus.benchmarks import evaluate, scores
-from pocketfocus.benchmarks.baselines import Copy
+from pocketfocus.benchmarks.baselines import COPIES
 from pocketfocus.benchmarks.charts import grids_chart
 from pocketfocus.benchmarks.evaluate import (
     ROUNDING_DB,
@@ -37,29 +36,24 @@ from pocketfocus.run.rows import write_rows
 WHOLE = tuple(map(float, range(9)))
 
 
-@dataclass
-class Constant:
+class Constant(Model):
     """Makes grey stacks of one value; keeps the shapes it was given."""
 
-    value: float = 0.0
-    name: str = "constant"
-    size: tuple[int, int] | None = None
-    seen: list[tuple[int, ...]] = field(default_factory=list)
+    def __init__(
+        self, value: float = 0.0, name: str = "constant", size: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__(name, size, self.made)
+        self.value = value
+        self.seen: list[tuple[int, ...]] = []
 
-    def __call__(self, photo: Tensor, position: int) -> Tensor:
+    def made(self, photo: Tensor, position: int) -> Tensor:
         self.seen.append(tuple(photo.shape))
         return torch.full((9, *photo.shape[1:]), self.value)
 
 
-@dataclass
-class Echo:
+def echo(size: tuple[int, int] | None = None) -> Model:
     """Repeats what it is given, at a static size or at multiples of 64."""
-
-    size: tuple[int, int] | None = None
-    name: str = "echo"
-
-    def __call__(self, photo: Tensor, position: int) -> Tensor:
-        return photo.expand(9, -1, -1, -1)
+    return Model("echo", size, lambda photo, _: photo.expand(9, -1, -1, -1))
 
 
 def greys(
@@ -102,7 +96,7 @@ def means(rows: Sequence[Row]) -> dict[str, Row]:
 
 def test_copy_on_a_ramp_of_greys_depends_on_the_distance_alone() -> None:
     stack = greys([0.1 * n - 0.4 for n in range(9)])
-    rows = evaluated([Copy()], [stack], "ramp")
+    rows = evaluated([COPIES], [stack], "ramp")
     found = cells(rows)
     assert len(found) == 81
     assert set(found["copy", 2, 5]) == {
@@ -136,7 +130,7 @@ def test_cells_are_means_of_images_and_beside_them_of_pooled_errors() -> None:
 
 def test_ssim_is_per_image() -> None:
     stacks = [textured(0), textured(1)]
-    rows = evaluated([Copy()], stacks, "noise", Comparison([3]))
+    rows = evaluated([COPIES], stacks, "noise", Comparison([3]))
     both = [ssim(stack.frames[3:4], stack.frames[6:7]) for stack in stacks]
     assert cells(rows)["copy", 3, 6]["ssim"] == pytest.approx(sum(both) / 2)
     ssims = [row["ssim"] for (_, i, o), row in cells(rows).items() if i != o]
@@ -159,7 +153,7 @@ def test_only_frames_near_a_whole_position_are_truth() -> None:
         8: 0.4,
     }
     assert float(frames_by_position(greys([0.1, 0.2], [4.2, 4.24]))[4].mean()) == pytest.approx(0.1)
-    rows = evaluated([Copy()], [stack], "sparse")
+    rows = evaluated([COPIES], [stack], "sparse")
     assert {key[1:] for key in cells(rows)} == {(i, o) for i in (0, 3, 8) for o in (0, 3, 8)}
     assert sorted(means(rows)["copy"]["psnr_db_by_distance"]) == ["3", "5", "8"]
 
@@ -171,11 +165,11 @@ def test_two_photos_with_positions_in_a_folder_are_scored_where_truth_exists(
     for name, grey in (("a.png", 100), ("b.png", 151)):
         Image.new("RGB", (16, 16), (grey,) * 3).save(tmp_path / "desk" / name)
     (tmp_path / "desk" / "positions.txt").write_text("0.2\n6.9\n")
-    found = cells(evaluated([Copy()], StackFolder(tmp_path), "desk"))
+    found = cells(evaluated([COPIES], StackFolder(tmp_path), "desk"))
     assert {key[1:] for key in found} == {(0, 0), (0, 7), (7, 0), (7, 7)}
     assert found["copy", 0, 7]["psnr_db"] == pytest.approx(decibels(2 * 51 / 255), abs=1e-4)
     (tmp_path / "desk" / "positions.txt").write_text("0.2\n6.5\n")
-    alone = cells(evaluated([Copy()], StackFolder(tmp_path), "desk"))
+    alone = cells(evaluated([COPIES], StackFolder(tmp_path), "desk"))
     assert {key[1:] for key in alone} == {(0, 0)}
 
 
@@ -188,7 +182,7 @@ def test_scenes_with_other_truth_fill_other_cells() -> None:
 
 
 def test_one_frame_with_truth_leaves_no_mean_off_the_diagonal(tmp_path: Path) -> None:
-    found = evaluate_models([Copy()], [greys([0.1, 0.5], [3, 4.5])], "lone")
+    found = evaluate_models([COPIES], [greys([0.1, 0.5], [3, 4.5])], "lone")
     (summary,) = found.means
     assert summary.mean_psnr_db_off_diagonal is None
     assert summary.psnr_db_by_distance == {}
@@ -199,9 +193,9 @@ def test_one_frame_with_truth_leaves_no_mean_off_the_diagonal(tmp_path: Path) ->
 
 def test_no_truth_at_all_is_said() -> None:
     with pytest.raises(UserError, match=r"between has no frame within 0\.25"):
-        evaluated([Copy()], [greys([0, 1], [0.5, 1.5])], "between")
+        evaluated([COPIES], [greys([0, 1], [0.5, 1.5])], "between")
     with pytest.raises(UserError, match="input position in 5"):
-        evaluated([Copy()], [greys([0, 1], [0, 8])], "ends", Comparison([5]))
+        evaluated([COPIES], [greys([0, 1], [0, 8])], "ends", Comparison([5]))
 
 
 def test_outputs_are_clamped_before_they_are_scored() -> None:
@@ -222,10 +216,10 @@ def test_a_static_model_gets_its_size_and_gives_back_the_photo_s() -> None:
     assert made.shape == (9, 3, 48, 80)
     y, x = torch.meshgrid(torch.linspace(0, 3, 48), torch.linspace(0, 3, 80), indexing="ij")
     smooth = torch.stack([torch.sin(x), torch.cos(y), torch.sin(x - y)])[None] * 0.9
-    back = refocus(Echo(size=(32, 32)), smooth, 0)
+    back = refocus(echo(size=(32, 32)), smooth, 0)
     assert float((back - smooth).abs().max()) < 0.05
     assert torch.equal(
-        refocus(Echo(size=(32, 32)), smooth[..., :32, :32], 0)[0], smooth[0, :, :32, :32]
+        refocus(echo(size=(32, 32)), smooth[..., :32, :32], 0)[0], smooth[0, :, :32, :32]
     )
 
 
@@ -238,7 +232,7 @@ def test_a_model_of_any_size_gets_multiples_of_64_without_resampling(
     assert refocus(model, photo, 0).shape == (9, 3, height, width)
     (given,) = model.seen
     assert given[2:] == (math.ceil(height / 64) * 64, math.ceil(width / 64) * 64)
-    assert torch.equal(refocus(Echo(), photo, 0)[4:5], photo)
+    assert torch.equal(refocus(echo(), photo, 0)[4:5], photo)
 
 
 def test_models_that_break_are_named() -> None:
@@ -253,11 +247,11 @@ def test_models_that_break_are_named() -> None:
     with pytest.raises(UserError, match=r"\[5, 3, 64, 64\].*\[9, 3, 64, 64\]"):
         evaluated([Short()], [stack], "greys")
     with pytest.raises(UserError, match="share a name"):
-        evaluated([Copy(), Copy()], [stack], "greys")
+        evaluated([COPIES, COPIES], [stack], "greys")
 
 
 def test_rows_are_json_and_order_follows_the_models(tmp_path: Path) -> None:
-    found = evaluate_models([Constant(), Copy()], iter([textured(0)]), "noise", Comparison([0, 4]))
+    found = evaluate_models([Constant(), COPIES], iter([textured(0)]), "noise", Comparison([0, 4]))
     write_rows(tmp_path / "evaluate.json", found.rows())
     rows = read_json(tmp_path / "evaluate.json")["rows"]
     assert rows == json.loads(json.dumps([row.as_json() for row in found.rows()]))
@@ -272,7 +266,7 @@ def test_rows_are_json_and_order_follows_the_models(tmp_path: Path) -> None:
 
 def test_the_table_shows_the_gain_over_copy(tmp_path: Path) -> None:
     stack = greys([0.1 * n - 0.4 for n in range(9)])
-    found = evaluate_models([Copy(), Constant()], [stack], "ramp")
+    found = evaluate_models([COPIES, Constant()], [stack], "ramp")
     with (tmp_path / "table.txt").open("w") as file:
         print_table(found.means, Console(file=file, width=80))
     lines = (tmp_path / "table.txt").read_text().splitlines()
@@ -285,22 +279,16 @@ def test_the_table_shows_the_gain_over_copy(tmp_path: Path) -> None:
     assert f"{constant.psnr_db_by_distance['8']:.1f}" in rows["d = 8"]
 
 
-@dataclass
-class Truth:
-    """Is given the stack and gives it back, a little darker."""
+def refused(photo: Tensor, position: int) -> Tensor:
+    raise AssertionError("it is given stacks, not photos")
 
-    name: str = "truth"
-    size: tuple[int, int] | None = None
 
-    def __call__(self, photo: Tensor, position: int) -> Tensor:
-        raise AssertionError("it is given stacks, not photos")
-
-    def reconstruct(self, stack: Tensor) -> Tensor:
-        return stack - 0.02
+TRUTH = Model("truth", None, refused, reconstruct=lambda stack: stack - 0.02)
+"""Is given the stack and gives it back, a little darker."""
 
 
 def test_a_reconstructor_is_given_the_true_stack() -> None:
-    rows = evaluated([Truth(), Copy()], [textured(0)], "noise", Comparison([0, 4]))
+    rows = evaluated([TRUTH, COPIES], [textured(0)], "noise", Comparison([0, 4]))
     found = cells(rows)
     for output in range(9):
         assert found["truth", 4, output]["psnr_db"] == pytest.approx(decibels(0.02), abs=1e-3)
@@ -317,10 +305,10 @@ def test_inputs_take_turns_over_the_scenes() -> None:
 
 def test_the_gain_has_the_standard_error_over_scenes() -> None:
     stacks = [greys([0.1 * n - 0.4 for n in range(9)]), greys([0.05 * n for n in range(9)])]
-    pairs = [evaluated([Constant(), Copy()], [stack], "one") for stack in stacks]
+    pairs = [evaluated([Constant(), COPIES], [stack], "one") for stack in stacks]
     gains = [means(rows)["constant"]["gain_db"] for rows in pairs]
     assert means(pairs[0])["constant"]["gain_error_db"] is None
-    both = means(evaluated([Constant(), Copy()], stacks, "two"))
+    both = means(evaluated([Constant(), COPIES], stacks, "two"))
     assert both["constant"]["gain_db"] == pytest.approx(sum(gains) / 2)
     assert both["constant"]["gain_error_db"] == pytest.approx(abs(gains[0] - gains[1]) / 2)
     assert both["copy"]["gain_db"] == 0
@@ -330,7 +318,7 @@ def test_the_gain_has_the_standard_error_over_scenes() -> None:
 def test_which_share_is_no_worse_than_copy_and_the_reference() -> None:
     """Of the frames -0.4, -0.3 … 0.3 of a ramp, whose photo is 0.4."""
     stack, reference = greys([0.1 * n - 0.4 for n in range(9)]), "reference:some/where@1/1"
-    named = [Constant(0.01), Constant(-0.35, reference), Constant(-0.35, "twin"), Copy()]
+    named = [Constant(0.01), Constant(-0.35, reference), Constant(-0.35, "twin"), COPIES]
     found = means(evaluated(named, [stack], "ramp", Comparison([8])))
     assert found["constant"]["no_worse_than_copy"] == 7 / 8  # up to 0.2
     assert found["constant"]["no_worse_than_reference"] == 5 / 8  # from -0.1
@@ -344,7 +332,7 @@ def test_which_share_is_no_worse_than_copy_and_the_reference() -> None:
 
 def test_vif_is_that_of_images_off_the_diagonal() -> None:
     stack = textured(0, 48, 48)
-    found = cells(rows := evaluated([Copy()], [stack], "noise", Comparison([3])))
+    found = cells(rows := evaluated([COPIES], [stack], "noise", Comparison([3])))
     assert found["copy", 3, 6]["vif"] == vif(stack.frames[3:4], stack.frames[6:7])
     off = [row["vif"] for (_, i, o), row in found.items() if i != o]
     assert means(rows)["copy"]["mean_vif_off_diagonal"] == pytest.approx(sum(off) / 8)
@@ -352,22 +340,22 @@ def test_vif_is_that_of_images_off_the_diagonal() -> None:
 
 def test_an_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
     stacks, path = [textured(seed) for seed in range(2)], tmp_path / "new" / "new.scores"
-    whole = evaluated([Constant(), Copy()], stacks, "noise", Comparison([0, 4]))
+    whole = evaluated([Constant(), COPIES], stacks, "noise", Comparison([0, 4]))
 
     class Killed(Constant):
-        def __call__(self, photo: Tensor, position: int) -> Tensor:
+        def made(self, photo: Tensor, position: int) -> Tensor:
             if len(self.seen) == 3:
                 raise KeyboardInterrupt
-            return super().__call__(photo, position)
+            return super().made(photo, position)
 
     with pytest.raises(KeyboardInterrupt):
         evaluated(
-            [Killed(), Copy()], stacks, "noise", Comparison([0, 4]), ledger=Ledger(path, "key")
+            [Killed(), COPIES], stacks, "noise", Comparison([0, 4]), ledger=Ledger(path, "key")
         )
     model = Constant()
     ledger = Ledger(path, "key")
     assert len(ledger) == 5
-    assert evaluated([model, Copy()], stacks, "noise", Comparison([0, 4]), ledger=ledger) == whole
+    assert evaluated([model, COPIES], stacks, "noise", Comparison([0, 4]), ledger=ledger) == whole
     assert len(model.seen) == 1
     assert len(Ledger(path, "key")) == 8
     ledger.remove()
@@ -376,7 +364,7 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
 
 def test_scores_of_another_evaluation_are_not_taken(tmp_path: Path) -> None:
     path = tmp_path / "new.scores"
-    evaluated([Copy()], [textured(0)], "noise", Comparison([0]), ledger=Ledger(path, "key"))
+    evaluated([COPIES], [textured(0)], "noise", Comparison([0]), ledger=Ledger(path, "key"))
     assert len(Ledger(path, "key")) == 1
     assert len(Ledger(path, "other")) == 0
     path.write_text('{"schema_version": 1, "key": "key", "calls"')
@@ -410,7 +398,7 @@ def test_scores_are_saved_while_an_evaluation_runs(
 
 
 def test_grids_are_drawn_beside_each_other() -> None:
-    found = evaluate_models([Copy(), Constant()], [textured(0)], "noise", Comparison([0, 4])).cells
+    found = evaluate_models([COPIES, Constant()], [textured(0)], "noise", Comparison([0, 4])).cells
     two = Image.open(BytesIO(grids_chart(found)))
     one = Image.open(BytesIO(grids_chart([cell for cell in found if cell.model == "copy"])))
     assert two.width == pytest.approx(2 * one.width, abs=2)
@@ -419,17 +407,9 @@ def test_grids_are_drawn_beside_each_other() -> None:
         grids_chart([])
 
 
-@dataclass
-class Halfway:
+def halfway(stack: Tensor, share: float, name: str = "halfway") -> Model:
     """Adds a share of what the photo lacks of the true stack."""
-
-    stack: Tensor
-    share: float
-    name: str = "halfway"
-    size: tuple[int, int] | None = None
-
-    def __call__(self, photo: Tensor, position: int) -> Tensor:
-        return photo + self.share * (self.stack - photo)
+    return Model(name, None, lambda photo, _: photo + share * (stack - photo))
 
 
 def racked(side: int = 128) -> FocalStack:
@@ -446,7 +426,7 @@ def racked(side: int = 128) -> FocalStack:
 
 def test_what_is_restored_where_the_truth_is_sharper() -> None:
     stack = racked(64)
-    models: list[Model] = [Copy(), Halfway(stack.frames, 0.5), Halfway(stack.frames, 1.0, "all")]
+    models = [COPIES, halfway(stack.frames, 0.5), halfway(stack.frames, 1.0, "all")]
     found = {row.model: row for row in evaluate_models(models, [stack], "racked").means}
     assert found["copy"].restored == found["copy"].sharper_gain_db == 0
     assert found["halfway"].restored == pytest.approx(0.5, abs=1e-5)
@@ -457,7 +437,7 @@ def test_what_is_restored_where_the_truth_is_sharper() -> None:
 
 
 def test_what_is_plain_everywhere_lacks_nothing() -> None:
-    row = evaluate_models([Copy()], [greys([0.1 * n - 0.4 for n in range(9)])], "ramp").means[0]
+    row = evaluate_models([COPIES], [greys([0.1 * n - 0.4 for n in range(9)])], "ramp").means[0]
     assert row.restored is row.sharper_gain_db is row.focus_accuracy is row.focus_error is None
 
 

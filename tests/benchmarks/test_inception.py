@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pocketfocus.benchmarks.baselines import Copy
+from pocketfocus.benchmarks.baselines import COPIES
 from pocketfocus.benchmarks.evaluate import Comparison, evaluate_models
 from pocketfocus.benchmarks.inception import Inception, features, load_inception
 from pocketfocus.benchmarks.metric_networks import open_networks
@@ -66,10 +66,10 @@ def test_evaluation_has_fid_where_there_are_weights(folder: Path) -> None:
     networks = open_networks(folder)
     assert networks.perceptual is None  # VGG16's file is not there
     how = Comparison(inputs=(0, 8), **networks._asdict())
-    (mean,) = evaluate_models([Copy()], [stack], "pair", how).means
+    (mean,) = evaluate_models([COPIES], [stack], "pair", how).means
     assert mean.fid == pytest.approx(0, abs=1e-3)  # the same two images, changed places
     assert mean.fid_images == 2 and mean.mean_lpips_off_diagonal is None
-    without = evaluate_models([Copy()], [stack], "pair", Comparison(inputs=(0, 8))).means[0]
+    without = evaluate_models([COPIES], [stack], "pair", Comparison(inputs=(0, 8))).means[0]
     assert not {"fid", "fid_images"} & set(without.as_json())
 
 

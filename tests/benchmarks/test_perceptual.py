@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import dists as torchmetrics_dists
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
-from pocketfocus.benchmarks.baselines import Copy
+from pocketfocus.benchmarks.baselines import COPIES
 from pocketfocus.benchmarks.evaluate import Comparison, evaluate_models
 from pocketfocus.benchmarks.metric_networks import open_networks
 from pocketfocus.benchmarks.metric_weights import VGG16_FILE
@@ -85,7 +85,7 @@ def test_dists_is_that_of_torchmetrics(
 def test_evaluation_has_both_where_there_are_weights(weights: Path) -> None:
     stack = FocalStack("pair", torch.cat(two_images()), (0.0, 8.0))
     found = evaluate_models(
-        [Copy()], [stack], "pair", Comparison(**open_networks(weights)._asdict())
+        [COPIES], [stack], "pair", Comparison(**open_networks(weights)._asdict())
     )
     (mean,) = found.means
     cells = {(cell.input_position, cell.output_position): cell for cell in found.cells}
@@ -93,7 +93,7 @@ def test_evaluation_has_both_where_there_are_weights(weights: Path) -> None:
         off = [getattr(cells[pair], name) for pair in ((0, 8), (8, 0))]
         assert getattr(mean, f"mean_{name}_off_diagonal") == pytest.approx(sum(off) / 2)
         assert getattr(cells[0, 0], name) == pytest.approx(0, abs=1e-5)
-    without = evaluate_models([Copy()], [stack], "pair").means[0].as_json()
+    without = evaluate_models([COPIES], [stack], "pair").means[0].as_json()
     assert not {"mean_lpips_off_diagonal", "mean_dists_off_diagonal"} & set(without)
 
 

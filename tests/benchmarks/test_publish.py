@@ -240,8 +240,10 @@ def test_another_folder_is_not_replaced(run: Path, small_student: Path) -> None:
 
 
 def test_licences_are_the_hubs() -> None:
-    assert check_licence("apache-2.0") == "apache-2.0"
-    assert check_licence(None) is None
+    check_licence("apache-2.0")
+    check_licence(None)
+    with pytest.raises(UserError, match="no identifier"):
+        check_licence("My own")
 
 
 # the Hub

@@ -153,9 +153,9 @@ def opener(target: str) -> Callable[[Path], Callable[..., tuple[Tensor, ...]]]:
     if target == "coreml":
         return lambda path: program_opener()(str(path), 1)
     if target == "coreai":
-        from pocketfocus.export.coreai.write import executed
+        from pocketfocus.export.coreai.write import open_file
 
-        return executed
+        return open_file
     return lambda path: get_target(target).open(path, 1)
 
 

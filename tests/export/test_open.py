@@ -14,7 +14,7 @@ from torch import Tensor
 from pocketfocus.distill.reference.phases import save_reference
 from pocketfocus.distill.reference.presets import SMALLEST, build_reference
 from pocketfocus.export import open as opening
-from pocketfocus.export.open import Autoencoder, open_any, open_model
+from pocketfocus.export.open import open_any, open_model
 from pocketfocus.models import loading
 from pocketfocus.models.reference import Sampling
 from pocketfocus.run.errors import UserError
@@ -103,7 +103,7 @@ def test_the_autoencoder_alone_reconstructs_stacks(tmp_path: Path) -> None:
     save_reference(pipeline, tmp_path, {})
     spec = f"autoencoder:{tmp_path}"
     model = open_any(spec)
-    assert isinstance(model, Autoencoder)
+    assert model.reconstruct is not None
     assert model.name == spec
     stack = torch.rand(9, 3, 64, 64) * 2 - 1
     loaded = loading.load_reference(str(tmp_path))

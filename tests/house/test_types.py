@@ -36,7 +36,6 @@ ALLOWED = {
     "pocketfocus/run/processes.py": MESSAGES,
     "pocketfocus/run/rows.py": "a row on its way to JSON",
     "quantize/toolchains/onnx.py": FOREIGN,
-    "research/clock.py": MESSAGES,
 }
 """Modules that hold some, and why."""
 

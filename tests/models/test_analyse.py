@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pocketfocus.models.analyse import Analyser, averaged, likely_position
-from pocketfocus.models.model import NamedModel, refocus
+from pocketfocus.models.model import Model, refocus
 from pocketfocus.models.student import Analysis, RefocusStudent, build_student
 from pocketfocus.run.errors import UserError
 
@@ -104,7 +104,7 @@ def test_frames_have_the_photos_size_and_its_own_frame_is_the_photo(
     student: RefocusStudent,
 ) -> None:
     analyser = Analyser("student", call(student), multiple=student.multiple, pixels=64 * 64)
-    model = NamedModel("student", None, lambda *_: torch.zeros(0), analyser)
+    model = Model("student", None, lambda *_: torch.zeros(0), analyser)
     for size in ((64, 64), (90, 50), (301, 517)):
         photo = torch.rand(1, 3, *size) * 2 - 1
         stack = refocus(model, photo, 3)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pocketfocus.data.scenes import held_out_photos
 from pocketfocus.export.open import open_model
-from pocketfocus.models.model import NamedModel
+from pocketfocus.models.model import Model
 from pocketfocus.models.student import SHIPPED_WEIGHTS
 from pocketfocus.photos.firstlook import GAP, SIDE, save_first_look
 from pocketfocus.run.errors import UserError
@@ -39,7 +39,7 @@ def test_a_large_photo_is_scaled_down(tmp_path: Path) -> None:
 
 
 def test_a_model_that_finds_no_position_is_refused(tmp_path: Path) -> None:
-    model = NamedModel("stacks", None, lambda photo, position: torch.zeros(9, 3, 64, 64))
+    model = Model("stacks", None, lambda photo, position: torch.zeros(9, 3, 64, 64))
     with pytest.raises(UserError, match="stacks does not tell where"):
         save_first_look(model, np.zeros((64, 64, 3), np.uint8), tmp_path / "first.jpg")
     assert not list(tmp_path.iterdir())

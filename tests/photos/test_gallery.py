@@ -22,7 +22,7 @@ from pocketfocus.data.scenes import bundled_photos
 from pocketfocus.photos import gallery
 from pocketfocus.photos.focusmap import all_in_focus
 from pocketfocus.photos.gallery import save_refocus
-from pocketfocus.photos.images import to_image, to_tensor, to_uint8
+from pocketfocus.photos.images import to_tensor, to_uint8
 from pocketfocus.photos.refocusing import Enlarged
 from pocketfocus.run import scratch
 from pocketfocus.run.errors import UserError
@@ -180,7 +180,7 @@ def test_full_disk(limit: int, out: Path, stack: Tensor, photo: Image.Image) -> 
 
 @pytest.mark.parametrize("limit", [500, 5_000])
 def test_video_cut_short_by_a_full_disk(limit: int, stack: Tensor, tmp_path: Path) -> None:
-    frames = [to_image(frame) for frame in stack]
+    frames = [Image.fromarray(frame) for frame in to_uint8(stack)]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:

@@ -25,7 +25,7 @@ from pocketfocus.data.optics import (
 from pocketfocus.data.scenes import bundled_photos
 from pocketfocus.export.open import open_model
 from pocketfocus.models.analyse import Analyser, averaged
-from pocketfocus.models.model import NamedModel, analyser_of
+from pocketfocus.models.model import Model
 from pocketfocus.models.reference import published_size
 from pocketfocus.photos import refocusing
 from pocketfocus.photos.focusmap import all_in_focus
@@ -66,11 +66,10 @@ def scene() -> Tensor:
     return linear_to_srgb(render_stack(layers, Camera(), POSITIONS)) * 2 - 1
 
 
-def model_of(folder: Path) -> tuple[NamedModel, Analyser]:
+def model_of(folder: Path) -> tuple[Model, Analyser]:
     model = open_model(str(folder))
-    analyser = analyser_of(model)
-    assert analyser is not None
-    return model, analyser
+    assert model.analyser is not None
+    return model, model.analyser
 
 
 def test_tiles_are_the_whole(
@@ -137,7 +136,7 @@ def test_a_stack_alone_is_enlarged_and_says_so(
     def stack_of(photo: Tensor, position: int) -> Tensor:
         return torch.cat([photo * n / 8 for n in range(9)])
 
-    model = NamedModel("old.pte", (64, 64), stack_of)
+    model = Model("old.pte", (64, 64), stack_of)
     made = refocused(model, photo, 4)
     assert "old.pte makes frames of 96x64 pixels: enlarged to 451x299" in capfd.readouterr().err
     assert isinstance(made, Enlarged)
@@ -280,11 +279,11 @@ def test_a_model_says_what_size_fits_it() -> None:
         return photo.expand(9, -1, -1, -1)
 
     pixels = np.random.default_rng(0).integers(0, 256, (896, 640, 3), np.uint8)
-    made = refocused(NamedModel("any", None, call, fit=published_size), pixels, 4, whole=False)
+    made = refocused(Model("any", None, call, fit=published_size), pixels, 4, whole=False)
     small = Image.fromarray(pixels).resize((576, 832))  # Pillow's own way, which they leave alone
     torch.testing.assert_close(seen[0], from_pixels(np.asarray(small)))
     assert made.picture(3.0).shape[:2] == (832, 594)
-    refocused(NamedModel("any", None, call), pixels, 4, whole=False)
+    refocused(Model("any", None, call), pixels, 4, whole=False)
     assert seen[1].shape[-2:] == (256, 192)
-    refocused(NamedModel("any", (64, 64), call, fit=published_size), pixels, 4)
+    refocused(Model("any", (64, 64), call, fit=published_size), pixels, 4)
     assert seen[2].shape[-2:] == (64, 64)

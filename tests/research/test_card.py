@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
-from pocketfocus.benchmarks.baselines import Copy, Filter
+from pocketfocus.benchmarks.baselines import COPIES, Filter
 from pocketfocus.benchmarks.evaluate import Comparison, Means, evaluate_models
 from pocketfocus.benchmarks.tables import distance_table
 from pocketfocus.data.stacks import FocalStack
+from pocketfocus.models.model import Model
 from pocketfocus.research import card
 from pocketfocus.research.card import CROP, Shot, corners, farthest, main, shots
 from pocketfocus.run.rows import write_rows
+from tests.house.source import ROOT
 
 POSITIONS = tuple(map(float, range(9)))
 SIDE = 192
@@ -30,21 +31,14 @@ def two_halves(seed: int = 0) -> FocalStack:
     return FocalStack(f"halves-{seed}", frames, POSITIONS)
 
 
-class Halfway:
+def halfway(scene: FocalStack) -> Model:
     """Knows the truth, and goes halfway from the photo to it."""
-
-    name, size = "reference", None
-
-    def __init__(self, scene: FocalStack) -> None:
-        self.scene = scene
-
-    def __call__(self, photo: Tensor, position: int) -> Tensor:
-        return (photo + self.scene.frames) / 2
+    return Model("reference", None, lambda photo, _: (photo + scene.frames) / 2)
 
 
 def test_shots_are_scored_against_copy() -> None:
     scene = two_halves()
-    (shot,) = shots(Halfway(scene), [scene])
+    (shot,) = shots(halfway(scene), [scene])
     assert shot.gain == pytest.approx(6.02, abs=0.01)
     assert shot.position == 1
     assert farthest(shot) == 8
@@ -76,24 +70,30 @@ def test_the_table_has_gains_and_distances() -> None:
 
 
 @pytest.mark.parametrize("subject", ["student", "reference"])
-def test_the_card_names_its_pictures_and_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subject: str
+def test_a_card_gets_its_figures_and_pictures(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    subject: str,
 ) -> None:
     scenes = [two_halves(seed) for seed in range(3)]
-    model = Halfway(scenes[0])
+    model = halfway(scenes[0])
     monkeypatch.setattr(card, "validation_stacks", lambda count, size: scenes)
     monkeypatch.setattr(card, "open_model", lambda name: model)
-    rows = evaluate_models([model, Copy()], scenes[:1], "synthetic", Comparison((0, 8))).rows()
+    rows = evaluate_models([model, COPIES], scenes[:1], "synthetic", Comparison((0, 8))).rows()
     write_rows(tmp_path / "synthetic.json", rows)
     main([subject, str(tmp_path / "synthetic.json"), "--out", str(tmp_path)])
-    path = tmp_path / card.SUBJECTS[subject].card
-    text = path.read_text(encoding="utf-8")
-    assert "+6.02" in text
-    assert "{{" not in text
-    pictures = re.findall(r"\]\(([^)]+\.(?:jpg|png))\)", text)
-    assert len(pictures) == 4
-    for name in pictures:
-        with Image.open(path.parent / name) as image:
+    printed = capsys.readouterr().out
+    assert "| copy | synthetic | 1 |" in printed
+    assert "Of 3 scenes" in printed and "to +6.02 dB" in printed
+    page = {"student": "MODEL_CARD.md", "reference": "docs/reference.md"}[subject]
+    text = (ROOT / page).read_text(encoding="utf-8")
+    shown = {Path(name).name for name in re.findall(r"\]\(([^)]+\.(?:jpg|png))\)", text)}
+    made = sorted((tmp_path / "docs" / subject).iterdir())
+    assert {path.name for path in made if path.suffix == ".jpg"} <= shown
+    assert len(made) == 4
+    for path in made:
+        with Image.open(path) as image:
             assert min(image.size) > 200
 
 
@@ -105,4 +105,4 @@ def test_a_missing_evaluation_is_one_line(
         main([subject, str(tmp_path / "none.json"), "--out", str(tmp_path)])
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert not list(tmp_path.rglob("*.md"))
+    assert not list(tmp_path.rglob("*.jpg"))

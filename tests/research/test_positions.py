@@ -8,7 +8,7 @@ import torch
 from pocketfocus.data.optics import one_hot
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.models.analyse import Analyser
-from pocketfocus.models.model import NamedModel
+from pocketfocus.models.model import Model
 from pocketfocus.models.student import build_student
 from pocketfocus.research.positions import row, study
 from pocketfocus.run.errors import UserError
@@ -22,7 +22,7 @@ def test_positions_found_are_counted_and_refocused_from() -> None:
             parameter.zero_()
         assert student.network.position.bias is not None
         student.network.position.bias[5] = 9.0
-    model = NamedModel(
+    model = Model(
         "sure",
         None,
         lambda photo, at: student.stack(photo, one_hot(at)),
@@ -38,4 +38,4 @@ def test_positions_found_are_counted_and_refocused_from() -> None:
 
 def test_a_model_that_finds_none_is_refused() -> None:
     with pytest.raises(UserError, match="does not find positions"):
-        study(NamedModel("copy", None, lambda photo, _: photo.repeat(9, 1, 1, 1)), [])
+        study(Model("copy", None, lambda photo, _: photo.repeat(9, 1, 1, 1)), [])

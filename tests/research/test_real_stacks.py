@@ -13,12 +13,12 @@ from pocketfocus.data.stacks import StackFolder
 from pocketfocus.photos.focusmap import sharpness
 from pocketfocus.photos.images import to_uint8
 from pocketfocus.research import real_stacks
+from pocketfocus.research.focal_steps import resized
 from pocketfocus.research.real_stacks import (
     APERTURES,
     OVERLAP,
     PHONE_STEP,
     copied,
-    cut,
     main,
     placed,
     scene_of,
@@ -94,7 +94,7 @@ def test_a_window_shows_its_part_scaled() -> None:
     frames[:, :, 16:48, 32:] = 1.0
     window = windows((64, 64), (64, 64), (0.2, 0.2), np.random.default_rng(0))[0]
     assert list(window.box) == [0, 0, 64, 64]
-    half = cut(frames, window, (32, 32))
+    half = resized(frames, (32, 32), window.box)
     assert half.shape == (2, 3, 32, 32)
     assert half[:, :, 10:22, 18:].min() > 0.9 > -0.9 > half[:, :, :6].max()
 

@@ -12,10 +12,7 @@ from pocketfocus.research import (
     card,
     full,
     imagenet,
-    losses,
-    methods,
     positions,
-    quantization,
     rendering,
 )
 from pocketfocus.run.errors import UserError, reported
@@ -29,10 +26,7 @@ MISSING = "no/such/folder"
         (card, ["student", MISSING]),
         (full, [MISSING]),
         (imagenet, [MISSING, "out"]),
-        (losses, [MISSING, "synthetic"]),
-        (methods, [f"mine={MISSING}"]),
         (positions, [MISSING]),
-        (quantization, [MISSING]),
         (rendering, [MISSING, "onnx/student-fp32.onnx", "1"]),
         (tables, [MISSING]),
     ],

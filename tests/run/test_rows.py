@@ -152,15 +152,14 @@ def test_a_file_without_rows_is_one_line(tmp_path: Path) -> None:
 def test_every_kind_of_row_takes_nothing_unknown_and_changes_nothing() -> None:
     """Of the package: a kind that is added is held to it as well."""
     import pocketfocus.benchmarks.evaluate
-    import pocketfocus.quantize.sensitivity
-    import pocketfocus.research.losses  # noqa: F401
+    import pocketfocus.quantize.sensitivity  # noqa: F401
 
     kinds, left = set[type[Row]](), [Row]
     while left:
         kind = left.pop()
         kinds.add(kind)
         left += kind.__subclasses__()
-    assert {"BenchRow", "VerifyRow", "GateRow", "Cell", "Means", "Sensitivity", "Loss"} <= {
+    assert {"BenchRow", "VerifyRow", "GateRow", "Cell", "Means", "Sensitivity"} <= {
         kind.__name__ for kind in kinds
     }
     for kind in kinds - {FileRow}:

@@ -24,22 +24,14 @@ OPERATORS: dict[str, Operator] = {
     "sub": lambda x, y: torch.as_tensor(x) - torch.as_tensor(y),
     "mul": lambda x, y: torch.as_tensor(x) * torch.as_tensor(y),
     "cast": lambda x, dtype: x,  # the program rounds every output to the type that it declares
+    "rsqrt": lambda x, epsilon: torch.rsqrt(x + epsilon),
+    "clip": lambda x, alpha, beta: torch.clamp(x, float(alpha), float(beta)),
     "linear": lambda x, weight, bias=None: F.linear(x, weight, bias),  # [..., C_in], [C_out, C_in]
     "softmax": lambda x, axis: torch.softmax(x, int(axis)),
     "transpose": lambda x, perm: x.permute(integers(perm)),
 }
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-
-
-def operator(name: str) -> Callable[[Operator], Operator]:
-    """Register a function as the meaning of a MIL operator."""
-
-    def register(function: Operator) -> Operator:
-        OPERATORS[name] = function
-        return function
-
-    return register
 
 
 def integers(values: Any) -> list[int]:
@@ -52,26 +44,12 @@ def booleans(values: Any, count: int) -> list[bool]:
     return [False] * count if values is None else list(map(bool, integers(values)))
 
 
-@operator("reduce_mean")
 def reduce_mean(x: Tensor, axes: Any = None, keep_dims: Any = False) -> Tensor:
     """The mean over `axes`, or over all."""
     over = list(range(x.ndim)) if axes is None else integers(axes)
     return torch.mean(x, over, keepdim=bool(keep_dims))
 
 
-@operator("rsqrt")
-def rsqrt(x: Tensor, epsilon: Any) -> Tensor:
-    """1 / sqrt(x + epsilon)."""
-    return torch.rsqrt(x + epsilon)
-
-
-@operator("clip")
-def clip(x: Tensor, alpha: Any, beta: Any) -> Tensor:
-    """The value, between alpha and beta."""
-    return torch.clamp(x, float(alpha), float(beta))
-
-
-@operator("gelu")
 def gelu(x: Tensor, mode: str) -> Tensor:
     """The Gaussian error linear unit, exact or by tanh."""
     if mode not in ("EXACT", "TANH_APPROXIMATION"):
@@ -79,7 +57,6 @@ def gelu(x: Tensor, mode: str) -> Tensor:
     return F.gelu(x, approximate="none" if mode == "EXACT" else "tanh")
 
 
-@operator("quantize")
 def quantize(
     input: Tensor, scale: Tensor, output_dtype: str, zero_point: Any = None, axis: Any = None
 ) -> Tensor:
@@ -90,7 +67,6 @@ def quantize(
     return torch.clamp(torch.round(input / scale) + zero, limits.min, limits.max).to(kind)
 
 
-@operator("dequantize")
 def dequantize(input: Tensor, scale: Tensor, zero_point: Any = None, axis: Any = None) -> Tensor:
     """Scale (input - zero_point)."""
     return _along(scale, input, axis) * (input.float() - _along(zero_point, input, axis))
@@ -139,7 +115,6 @@ def padded(x: Tensor, pairs: Sequence[tuple[int, int]], value: float = 0.0) -> T
     return F.pad(x, flat, value=value) if any(flat) else x
 
 
-@operator("conv")
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, **steps: Any) -> Tensor:
     """X [B, C_in, *S], weight [C_out, C_in / groups, *K]."""
     how, rank = Steps(**steps), x.ndim - 2
@@ -147,7 +122,6 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, **steps: Any) ->
     return CONVOLUTIONS[rank](given, weight, bias, **how.arguments(rank))
 
 
-@operator("conv_transpose")
 def conv_transpose(
     x: Tensor,
     weight: Tensor,
@@ -166,13 +140,11 @@ def conv_transpose(
     return result if bias is None else result + bias.reshape(-1, *[1] * rank)
 
 
-@operator("matmul")
 def matmul(x: Tensor, y: Tensor, transpose_x: Any = False, transpose_y: Any = False) -> Tensor:
     """The matrix product of the last two dimensions, either transposed first."""
     return torch.matmul(x.mT if transpose_x else x, y.mT if transpose_y else y)
 
 
-@operator("batch_norm")
 def batch_norm(
     x: Tensor, mean: Tensor, variance: Tensor, epsilon: Any, gamma: Any = None, beta: Any = None
 ) -> Tensor:
@@ -180,7 +152,6 @@ def batch_norm(
     return F.batch_norm(x, mean, variance, gamma, beta, eps=float(epsilon))
 
 
-@operator("upsample_bilinear")
 def upsample_bilinear(
     x: Tensor,
     scale_factor_height: Any = 1,
@@ -196,14 +167,12 @@ def upsample_bilinear(
     return F.interpolate(x, scale_factor=factors, mode="bilinear", align_corners=aligned)
 
 
-@operator("reshape")
 def reshape(x: Tensor, shape: Any) -> Tensor:
     """To `shape`; 0 keeps a dimension, -1 is inferred."""
     wanted = integers(shape)
     return x.reshape([x.shape[i] if n == 0 else n for i, n in enumerate(wanted)])
 
 
-@operator("expand_dims")
 def expand_dims(x: Tensor, axes: Any) -> Tensor:
     """Dimensions of length 1 at `axes` of the result."""
     rank = x.ndim + len(integers(axes))
@@ -212,7 +181,6 @@ def expand_dims(x: Tensor, axes: Any) -> Tensor:
     return x
 
 
-@operator("concat")
 def concat(values: Sequence[Tensor], axis: Any, interleave: Any = False) -> Tensor:
     """One after the other along `axis`."""
     if interleave:
@@ -220,7 +188,6 @@ def concat(values: Sequence[Tensor], axis: Any, interleave: Any = False) -> Tens
     return torch.cat(list(values), int(axis))
 
 
-@operator("slice_by_index")
 def slice_by_index(x: Tensor, begin: Any, end: Any, stride: Any = None, **masks: Any) -> Tensor:
     """Python's slices, a dimension each; masked ends are open, squeezed dimensions go."""
     first, last = integers(begin), integers(end)
@@ -242,7 +209,6 @@ def slice_by_index(x: Tensor, begin: Any, end: Any, stride: Any = None, **masks:
     return x
 
 
-@operator("pad")
 def pad(x: Tensor, pad: Any, mode: str = "constant", constant_val: Any = 0.0) -> Tensor:
     """One value before and after each of the last dimensions."""
     if mode != "constant":
@@ -250,3 +216,12 @@ def pad(x: Tensor, pad: Any, mode: str = "constant", constant_val: Any = 0.0) ->
     amounts = integers(pad)
     pairs = list(zip(amounts[::2], amounts[1::2], strict=True))
     return padded(x, pairs, float(constant_val))
+
+
+OPERATORS |= {
+    each.__name__: each
+    for each in (
+        *(reduce_mean, gelu, quantize, dequantize, conv, conv_transpose, matmul, batch_norm),
+        *(upsample_bilinear, reshape, expand_dims, concat, slice_by_index, pad),
+    )
+}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pocketfocus.export.coreml.mil.operators import OPERATORS
 from pocketfocus.export.quiet import quiet
-from pocketfocus.run.errors import UserError
+from pocketfocus.run.errors import UserError, first_line
 
 MAIN = "main"
 FLOATS = {"fp16": torch.float16, "fp32": torch.float32}
@@ -103,10 +103,9 @@ class Program:
         try:
             result = OPERATORS[op.op_type](**arguments)
         except (TypeError, ValueError, RuntimeError, KeyError) as error:
-            line = str(error).strip().splitlines()[0]
             raise UserError(
-                f"{self.path}: the MIL check cannot run {op.op_type} {op.name} ({line}): "
-                "verify the file on macOS"
+                f"{self.path}: the MIL check cannot run {op.op_type} {op.name} "
+                f"({first_line(error)}): verify the file on macOS"
             ) from error
         if tuple(result.shape) != tuple(op.outputs[0].shape):
             raise UserError(
@@ -142,7 +141,7 @@ def load_pymil(path: Path) -> Any:
         with quiet():
             return pymil_of(ct.models.MLModel(str(path), skip_model_load=True))
     except Exception as error:  # its exception types share no public base
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        line = first_line(error)
         raise UserError(f"{path} is no Core ML program that loads back ({line})") from error
 
 
@@ -168,23 +167,17 @@ def from_pymil(program: Any, path: str = "the program", name: str = MAIN) -> Pro
             f"{path}: the MIL check does not know the operators {', '.join(unknown)}: add them to "
             "pocketfocus/export/coreml/mil, or verify the file on macOS"
         )
-    constants = {
-        var.name: tensor_of(constant_value(op))
-        for op in function.operations
-        if is_constant(op)
-        for var in op.outputs
-    }
+    constants: dict[str, Any] = {}
+    for op in filter(is_constant, function.operations):
+        plain = op.op_type == "const"  # coremltools decompresses what is not
+        value = op.outputs[0].val if plain else op.materialized_val_inference()
+        constants |= {var.name: tensor_of(value) for var in op.outputs}
     return Program(path, function, constants, name)
 
 
 def is_constant(op: Any) -> bool:
     """A weight or parameter, plain or compressed."""
     return op.op_type == "const" or op.op_type.startswith("constexpr_")
-
-
-def constant_value(op: Any) -> Any:
-    """What a constant holds, decompressed by coremltools where it is compressed."""
-    return op.outputs[0].val if op.op_type == "const" else op.materialized_val_inference()
 
 
 def given(op: Any) -> dict[str, Any]:

@@ -214,12 +214,12 @@ def test_another_config_is_refused_with_what_differs(
         trainer(tmp_path, **{"config": {"scenes": 8}, **changes}).resume()
 
 
-def test_a_longer_budget_and_a_checkpoint_without_config_are_taken(tmp_path: Path) -> None:
+def test_a_longer_budget_and_a_checkpoint_of_other_options_are_taken(tmp_path: Path) -> None:
     first = trainer(tmp_path, {"scenes": 8})
     first.save()
     assert trainer(tmp_path, {"scenes": 8}, steps=99, checkpoint_minutes=1.0).resume()
     path = tmp_path / "checkpoint.safetensors"
-    write_checkpoint(path, load_file(path), Counters(3, 1.5))
+    write_checkpoint(path, load_file(path), Counters(3, 1.5, {"later": True}))
     other = trainer(tmp_path, {"scenes": 9})
     assert other.resume() and (other.step, other.minutes) == (3, 1.5)
 

@@ -22,7 +22,7 @@ from pocketfocus.benchmarks.locate import locate_fault
 from pocketfocus.cli import main
 from pocketfocus.data.optics import one_hot
 from pocketfocus.export.coreai.read import input_shapes, names
-from pocketfocus.export.coreai.write import converted, executed, save
+from pocketfocus.export.coreai.write import converted, open_file, save
 from pocketfocus.export.network import Network
 from pocketfocus.export.open import open_model
 from pocketfocus.export.stage import Export, export_run
@@ -56,7 +56,7 @@ def artifact(run: Path, precision: str) -> Artifact:
 def test_an_executed_asset_is_the_student(
     precision: str, run: Path, pairs: Pairs, eager: list[Tensor]
 ) -> None:
-    model = executed(run / artifact(run, precision).name)
+    model = open_file(run / artifact(run, precision).name)
     least = RECIPES[precision].min_psnr_db
     stacks = [model(photo, one_hot(position))[0] for photo, position in pairs]
     for stack, parent in zip(stacks, eager, strict=True):
@@ -68,7 +68,7 @@ def test_an_executed_asset_is_the_student(
 def test_an_asset_gives_all_that_the_student_says_in_its_order(
     run: Path, pairs: Pairs, analysed: list[Analysis]
 ) -> None:
-    model = executed(run / artifact(run, "fp32").name)
+    model = open_file(run / artifact(run, "fp32").name)
     for (photo, position), parent in zip(pairs, analysed, strict=True):
         for found, truth in zip(model(photo, one_hot(position)), parent, strict=True):
             torch.testing.assert_close(found, truth, atol=1e-4, rtol=0)
@@ -156,7 +156,7 @@ def test_palettes(small_student: Path, tmp_path: Path, pairs: Pairs, eager: list
     rows = found.applied["layers"].values()
     assert any((row["bits"], row["form"], row["granularity"]) == (4, "palette", 8) for row in rows)
     (photo, position), parent = pairs[0], eager[0]
-    model = executed(tmp_path / "out" / found.name)
+    model = open_file(tmp_path / "out" / found.name)
     assert psnr(model(photo, one_hot(position))[0], parent) >= 30
 
 
@@ -182,7 +182,7 @@ def test_what_cannot_be_done_is_one_line(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / FILES[0], broken)
     (broken / "main.mlirb").write_bytes(b"no")
     with pytest.raises(UserError, match="is no Core AI asset that loads"):
-        executed(broken)
+        open_file(broken)
     if get_target("coreai").cannot_run() is not None:
         with pytest.raises(UserError, match="Core AI is part of macOS 27 and later"):
             open_model(str(run / FILES[0]))
