@@ -133,6 +133,7 @@ def _one_picture(
         if point is not None:
             focus = focus_at(made.focus_map(), *point)
         picture = replace(photo, pixels=made.picture(focus, wanted.aperture))
+        del made, photo  # the pixels of the photo itself: writing takes memory for a picture more
         fields = {"focus": focus, "aperture": wanted.aperture, "position": position}
         save_picture(picture, out, fields | {"model": opened.name})
     say(f"focused at {focus:g} ({distance(focus)}), aperture {wanted.aperture:g}")
