@@ -15,7 +15,7 @@ from pocketfocus.benchmarks.evaluate import Cell
 from pocketfocus.export.targets import TARGETS, get_target
 from pocketfocus.mobile_harness.device import HOST, PYTORCH
 from pocketfocus.run.constants import FRAMES
-from pocketfocus.run.manifest import Manifest, renders
+from pocketfocus.run.manifest import Manifest, makes_stacks
 from pocketfocus.run.results import BenchRow
 
 matplotlib.use("Agg")
@@ -40,7 +40,7 @@ def latency_chart(bench: Sequence[BenchRow]) -> bytes:
     rows = [
         (row, row.p50_ms, row.p99_ms)
         for row in bench
-        if row.p50_ms is not None and row.p99_ms is not None and not renders(row.artifact)
+        if row.p50_ms is not None and row.p99_ms is not None and makes_stacks(row.artifact)
     ]
     figure, axis = plt.subplots(figsize=(7, 0.6 + 0.32 * max(1, len(rows))))
     for y, (row, p50, p99) in enumerate(rows):

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from pydantic import Field
 
 from pocketfocus.benchmarks.canary import (
     Canary,
+    Sized,
     canary_verdict,
     check_canary,
     make_canary,
@@ -30,6 +32,7 @@ from pocketfocus.benchmarks.checks import (
     student_inputs,
 )
 from pocketfocus.benchmarks.gates import (
+    OTHER_SIZE,
     SAME_FILE_DB,
     STUDENT,
     Gate,
@@ -38,6 +41,15 @@ from pocketfocus.benchmarks.gates import (
     gate_of,
     gate_row,
     judge,
+)
+from pocketfocus.benchmarks.golden_sizes import (
+    FileAtSize,
+    OtherSize,
+    Written,
+    files_at,
+    job_at,
+    shapes_at,
+    write_sizes,
 )
 from pocketfocus.benchmarks.saved import (
     AGAIN,
@@ -50,7 +62,9 @@ from pocketfocus.benchmarks.saved import (
 )
 from pocketfocus.benchmarks.verify import able_device, execute
 from pocketfocus.mobile_harness.device import Arrays, Call, Device, Job
-from pocketfocus.run.constants import FRAMES, Size
+from pocketfocus.mobile_harness.devices import takes_sizes
+from pocketfocus.mobile_harness.host import one_process
+from pocketfocus.run.constants import FRAMES, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json, write_atomic, write_json
 from pocketfocus.run.manifest import HASHES_VERSION, Artifact, check_artifact, load_manifest
@@ -64,6 +78,7 @@ POSITIONS = (0, 4, 8)  # of the first photo: every stack is 7.7 MB at 320x448
 SAME_FILE = "same file, replayed"
 CHANNELS = 3
 HALF_DB = 65.0  # the most that stacks kept in float16 can prove (rounding alone is about 77 dB)
+S = TypeVar("S", OtherSize, Sized)
 
 
 class Input(Row):
@@ -76,7 +91,8 @@ class Input(Row):
 class File(Row):
     """A file of a bundle and both its tolerances.
 
-    `expected` are its own stacks on the device `made_by`, where one executed it.
+    `expected` are its own stacks on the device `made_by`, where one executed it; `others` tells
+    what to call for photos of its other sizes.
     """
 
     name: str
@@ -87,17 +103,19 @@ class File(Row):
     same_file_db: Decibels
     made_by: str | None = None
     expected: Saved | None = None
+    others: tuple[FileAtSize, ...] = ()
 
 
 class Golden(Row):
-    """golden.json; `student` are the stacks of the student itself, and the canary is of the first
-    of its inputs."""
+    """golden.json; `student` are the stacks of the student itself, the canary is of the first of
+    its inputs, and so are the `others`, at the other sizes of photos."""
 
     size: Size
     inputs: tuple[Input, ...] = Field(min_length=1)
     student: Saved
     artifacts: tuple[File, ...]
     canary: Canary
+    others: tuple[OtherSize, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,36 +151,48 @@ def write_golden(
         photo = save(scratch, "photo.f32", inputs[0][0], "float32")
         positions = [save(scratch, f"position-{p}.f32", inputs[1][p], "float32") for _, p in calls]
         stacks = save(scratch, "student.f16", expected.parents[STUDENT][0], "float16")
-        tries = tries_of((a, described(a).student_db) for a in manifest.artifacts)
-        first = expected.parents[STUDENT][0][0]
+        written = write_sizes(scratch, student, manifest, photos, POSITIONS[0])
+        tries = tries_of(
+            [(a, described(a).student_db) for a in manifest.artifacts],
+            [each.other.size for each in written],
+        )
+        first, sized = expected.parents[STUDENT][0][0], [each.canary(scratch) for each in written]
         golden = Golden(
             size=manifest.size,
             inputs=tuple(Input(photo=photo, position=position) for position in positions),
             student=stacks,
             artifacts=tuple(
-                add_file(scratch, artifact, path, expected, devices)
+                add_file(scratch, artifact, path, expected, written, devices)
                 for artifact, path in track(files, "writing golden outputs", len(files))
             ),
-            canary=make_canary(scratch, inputs[0][0], calls[0][1], first, tries),
+            canary=make_canary(scratch, inputs[0][0], calls[0][1], first, tries, sized),
+            others=tuple(each.other for each in written),
         )
         write_json(scratch / GOLDEN_FILE, golden.as_json(), HASHES_VERSION)
     return out / GOLDEN_FILE
 
 
 def add_file(
-    bundle: Path, artifact: Artifact, path: Path, expected: Expected, devices: Sequence[Device]
+    bundle: Path,
+    artifact: Artifact,
+    path: Path,
+    expected: Expected,
+    written: Sequence[Written],
+    devices: Sequence[Device],
 ) -> File:
     """Copy a file into a bundle, execute it, and return its entry, with its stacks if it ran."""
     copy = below(bundle, artifact.name)
     copy.parent.mkdir(parents=True, exist_ok=True)
     (shutil.copytree if path.is_dir() else shutil.copy)(path, copy)
-    entry = described(artifact)
-    device = able_device(devices, artifact.target)
-    if device.why_not(artifact.target) is not None:
-        return entry
-    gate = gate_of(artifact.precision, device.name, artifact.recipe)
-    job = expected.job(path, artifact.target)
-    result, verdict = execute(device, job, expected.parents[gate.parent], gate)
+    entry, device = described(artifact), able_device(devices, artifact.target)
+    with one_process():
+        others = tuple(files_at(bundle, artifact, path, written, device))
+        entry = entry.model_copy(update={"others": others}) if others else entry
+        if device.why_not(artifact.target) is not None:
+            return entry
+        gate = gate_of(artifact.precision, device.name, artifact.recipe)
+        job = expected.job(path, artifact.target)
+        result, verdict = execute(device, job, expected.parents[gate.parent], gate)
     if result is None or result.outputs is None or verdict.status != "pass":
         raise UserError(
             f"{artifact.name} misses its own gate ({verdict.why}): no golden bundle is made of it"
@@ -188,8 +218,8 @@ def described(artifact: Artifact) -> File:
 def replay(bundle: Path, devices: Sequence[Device]) -> list[GateRow]:
     """Execute a bundle's files here and hold them against what it expects; writes replay.json.
 
-    Three rows a file: against the student's stacks, against the same file's own on the machine that
-    wrote the bundle, and the canary's. UserError for a missing or damaged bundle.
+    Three rows a file and size: against the student's stacks, against the same file's own on the
+    machine that wrote the bundle, and the canary's. UserError for a missing or damaged bundle.
     """
     golden = read_golden(bundle / GOLDEN_FILE)
     inputs = student_inputs(load(bundle, golden.inputs[0].photo))
@@ -200,7 +230,7 @@ def replay(bundle: Path, devices: Sequence[Device]) -> list[GateRow]:
     rows = [
         row
         for file in golden.artifacts
-        for row in replayed(bundle, file, canary, expected, devices)
+        for row in replayed(bundle, file, golden, expected, devices)
     ]
     write_rows(bundle / REPLAY_FILE, rows)
     return rows
@@ -224,6 +254,8 @@ def read_golden(path: Path) -> Golden:
         (canary.photo, (1, CHANNELS, height, width)),
         (canary.expected, sampled(np.empty(stacks[1:], np.uint8), canary.step).shape),
     ]
+    others = [each for file in golden.artifacts for each in file.others]
+    shapes += shapes_at(golden.others, others, canary)
     for saved, shape in shapes:
         if saved.shape != shape:
             raise UserError(
@@ -234,29 +266,71 @@ def read_golden(path: Path) -> Golden:
 
 
 def replayed(
-    bundle: Path, entry: File, canary: Canary, expected: Expected, devices: Sequence[Device]
+    bundle: Path, entry: File, golden: Golden, expected: Expected, devices: Sequence[Device]
 ) -> list[GateRow]:
     """Execute one file and return its rows."""
     path, target = below(bundle, entry.name), entry.target
     check_hash(path, entry.sha256)
-    device = able_device(devices, target)
-    artifact = Artifact(entry.name, target, entry.precision, "", 0)
-    gate = Gate(gate_name(entry.precision, device.name), STUDENT, entry.student_db)
+    device, student = able_device(devices, target), expected.parents[STUDENT]
     why = device.why_not(target)
-    if why is not None:
-        result, verdict = None, Verdict(None, "not-run", why)
-    else:
-        job = expected.job(path, target)
-        result, verdict = execute(device, job, expected.parents[STUDENT], gate)
+    alone = why or (None if takes_sizes(device) else f"{device.name} calls no other sizes")
+    wanted = Expectation(expected.job(path, target), student, entry.expected)
+    with one_process():
+        rows = held(bundle, entry, golden.canary, wanted, device, why)
+        for each in entry.others:
+            other, sized = (
+                at_size(golden.others, each.size),
+                at_size(golden.canary.sizes, each.size),
+            )
+            inputs = student_inputs(load(bundle, other.photo))
+            job = job_at(path, target, inputs, golden.canary.position)
+            wanted = Expectation(job, (load(bundle, other.student),), each.expected, sized)
+            rows += held(bundle, entry, golden.canary, wanted, device, alone)
+    return rows
+
+
+def at_size(found: Sequence[S], size: Size) -> S:
+    """Return that of a size; UserError where a bundle has none."""
+    for each in found:
+        if each.size == size:
+            return each
+    raise UserError(f"{GOLDEN_FILE} has a file for {size_text(size)}, and no such photo: {AGAIN}")
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a file is called with, and what of it is expected: the student's stacks, the file's own,
+    and what the canary has of another size; None for the usual one."""
+
+    job: Job
+    student: Arrays
+    own: Saved | None
+    sized: Sized | None = None
+
+
+def held(
+    bundle: Path, entry: File, canary: Canary, wanted: Expectation, device: Device, why: str | None
+) -> list[GateRow]:
+    """Execute a file, unless there is a reason why not, and hold it against all that is expected
+    of it."""
+    artifact = Artifact(entry.name, entry.target, entry.precision, "", 0)
+    text = "" if wanted.sized is None else f"{OTHER_SIZE} {size_text(wanted.sized.size)}, "
+    gate = Gate(f"{text}{gate_name(entry.precision, device.name)}", STUDENT, entry.student_db)
+    result, verdict = None, Verdict(None, "not-run", why or "")
+    if why is None:
+        result, verdict = execute(device, wanted.job, wanted.student, gate)
     rows = [gate_row(artifact, device.name, gate, verdict)]
     outputs = None if result is None else result.outputs
-    if entry.expected is not None:
-        same = Gate(SAME_FILE, f"on {entry.made_by}", entry.same_file_db)
-        own = load(bundle, entry.expected)
-        found = judge(outputs, (own,), same.threshold_db) if outputs else verdict
+    if wanted.own is not None:
+        same = Gate(f"{text}{SAME_FILE}", f"on {entry.made_by}", entry.same_file_db)
+        kept, found = load(bundle, wanted.own), verdict
+        if outputs:
+            made = sampled(outputs[0], canary.step if wanted.sized else 1)
+            found = judge((made,), (kept,), same.threshold_db)
         rows.append(gate_row(artifact, device.name, same, found))
     tried = canary.gate_of(entry.name)
     if tried is not None:
-        found = canary_verdict(bundle, canary, tried, outputs) if outputs else verdict
-        rows.append(gate_row(artifact, device.name, tried, found))
+        tried = replace(tried, name=f"{text}{tried.name}")
+        seen = canary_verdict(bundle, canary, tried, outputs, wanted.sized) if outputs else verdict
+        rows.append(gate_row(artifact, device.name, tried, seen))
     return rows

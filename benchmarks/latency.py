@@ -4,16 +4,20 @@ Noise of a shared machine should hit all alike, so every artifact is measured in
 rounds, each in a fresh process, over all artifacts; every other round goes backwards, so that a
 steady drift cancels. The reference, much slower, is measured once between the rounds, in its own
 way of sampling and as published (25 steps with guidance). What renders is visited once, with one
-tile of a photo, after the rounds: it is too quick for a drift to matter.
+tile of a photo, after the rounds: it is too quick for a drift to matter. So are both files of a
+pair, with a whole photo, of which they make nine frames: what a user waits for; and every file once
+with a photo of each size that is clearly larger than its usual one, for the memory that this takes.
 Timed calls of all rounds are pooled; load and first call are the median over rounds, memory the
 maximum.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -25,17 +29,27 @@ from pocketfocus.benchmarks.checks import (
     student_inputs,
     to_bytes,
 )
+from pocketfocus.benchmarks.frames import BUDGET_S as FRAMES_BUDGET_S
+from pocketfocus.benchmarks.frames import photo_inputs, why_no_frames
 from pocketfocus.benchmarks.rendering import render_check
 from pocketfocus.benchmarks.samples import TIMES_FILE, TimesRow
 from pocketfocus.mobile_harness.device import PYTORCH, Arrays, Call, Device, Job, JobError, Result
-from pocketfocus.mobile_harness.devices import origin
+from pocketfocus.mobile_harness.devices import origin, takes_sizes
+from pocketfocus.mobile_harness.host import Host
 from pocketfocus.models.places import find_places
 from pocketfocus.models.reference import PUBLISHED
+from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import size_bytes
-from pocketfocus.run.manifest import Manifest, check_artifact, load_manifest, renders
+from pocketfocus.run.manifest import (
+    Manifest,
+    check_artifact,
+    load_manifest,
+    makes_stacks,
+    renders,
+)
 from pocketfocus.run.progress import say, track
-from pocketfocus.run.results import BenchRow, Figures, Measured
+from pocketfocus.run.results import AtSize, BenchRow, Figures, Measured
 from pocketfocus.run.rows import merge_rows
 
 BENCH_FILE = "bench.json"
@@ -45,13 +59,18 @@ AS_PUBLISHED = f"{PUBLISHED.steps}/{PUBLISHED.guidance:g}/{PUBLISHED.temperature
 REFERENCE, SAMPLED_AS_PUBLISHED = "reference", f"reference@{PUBLISHED.steps}"
 POSITION = SHOWN[1]  # the network does the same work at any position
 BUDGET_S = 15.0  # of timed calls a visit: a slow machine makes fewer runs, never fewer than one
+LARGER = 1.1  # times the usual pixels: for fewer, an estimate of memory will do
 TIMEOUT_S = 3600.0  # the published reference takes many minutes a stack on a CPU
+
+
+Makes = Literal["stack", "tile", "frames"]
 
 
 @dataclass(frozen=True)
 class Entry:
     """One thing to measure: `artifact` as in the rows, `spec` as in a job, `bytes` if known, the
-    hash of what is in the run, and whether it renders."""
+    hash of what is in the run, what a call makes, the file that renders of nine frames, and the
+    size of photos where it is not the usual one."""
 
     artifact: str
     spec: str
@@ -59,11 +78,18 @@ class Entry:
     precision: str
     bytes: int | None
     sha256: str | None = None
-    renders: bool = False
+    makes: Makes = "stack"
+    render: str = ""
+    size: Size | None = None
+
+    @property
+    def given(self) -> tuple[Makes, Size | None]:
+        """What it is called with, in `Given`."""
+        return self.makes, self.size
 
 
-Given = Mapping[bool, tuple[Arrays, Call]]
-"""What is called, and how: of entries that render, and of the others."""
+Given = Mapping[tuple[Makes, Size | None], tuple[Arrays, Call]]
+"""What is called, and how, by what a call makes and of which size if not the usual one."""
 
 
 @dataclass(frozen=True)
@@ -135,48 +161,113 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
     how.check()
     shown = None if how.photos is None else [how.photos[SHOWN[0]]]
     manifest = load_manifest(folder)
-    given: Given = {False: (student_inputs(fitted_photos(shown, manifest.size)[:1]), (0, POSITION))}
-    if manifest.render and manifest.render.files:
-        check = render_check(load_parent(folder, manifest))
-        given = {**given, True: (check.inputs, check.calls[0])}
+    given = given_to(folder, manifest, shown)
     eager = device.why_not(PYTORCH) is None
     baselines = reference_entries(how.reference) if eager and how.reference is not None else []
     entries = list_entries(folder, manifest)
-    runnable = [e for e in entries if device.why_not(e.target) is None]
-    plan = schedule([e for e in runnable if not e.renders], how.runs, how.warmup)
+    larger = larger_entries(manifest, entries) if takes_sizes(device) else []
+    runnable = [e for e in (*entries, *larger) if why_not(device, e) is None]
+    usual = [e for e in runnable if e.given == ("stack", None)]
+    plan = schedule(usual, how.runs, how.warmup)
     visits = [Visit(entry, 1 if n else how.reference_runs, 0) for n, entry in enumerate(baselines)]
     middle = (len(plan) + 1) // 2
     plan[middle:middle] = visits
-    plan += [Visit(e, how.runs, how.warmup) for e in runnable if e.renders]
+    plan += [Visit(e, how.runs, how.warmup) for e in runnable if e.makes == "tile"]
+    plan += [Visit(e, how.runs, 0) for e in runnable if e.makes == "frames"]
+    plan += [Visit(e, 1, 0) for e in runnable if e.size]
     measured, crashed = measure(device, plan, given, how.threads)
     rows = [
-        BenchRow(
-            **row_of(
-                entry,
-                device.name,
-                measured.get(entry, []),
-                crashed.get(entry) or device.why_not(entry.target),
-            ).given(),
-            **origin(device, entry.target).given(),
-        )
+        complete_row(device, entry, crashed.get(entry), given, measured)
         for entry in [*baselines, *entries]
     ]
     if eager:
         keep_reference_stack(folder, baselines[0] if baselines else None, measured)
     merge_rows(folder / BENCH_FILE, BenchRow, rows, [device.name], manifest.hashes)
+    keep_times(folder, device.name, manifest, measured)
+    return rows
+
+
+def complete_row(
+    device: Device,
+    entry: Entry,
+    crash: Crash | None,
+    given: Given,
+    measured: Mapping[Entry, Sequence[Result]],
+) -> BenchRow:
+    """Return an entry's row, with where it is from, and of which photo or sizes else."""
+    found = row_of(entry, device.name, measured.get(entry, []), crash or why_not(device, entry))
+    row = BenchRow(**found.given(), **origin(device, entry.target).given())
+    more: dict[str, object] = {}
+    if entry.makes == "frames":
+        more["photo"] = given[entry.given][0][0].shape[-2:]
+    sizes = sizes_of(entry, measured)
+    return row.model_copy(update=more | ({"sizes": sizes} if sizes else {}))
+
+
+def sizes_of(entry: Entry, measured: Mapping[Entry, Sequence[Result]]) -> tuple[AtSize, ...]:
+    """Return what a file takes with photos of larger sizes, as far as that was measured."""
+    return tuple(
+        AtSize(size=other.size, p50_ms=found.p50_ms or 0.0, peak_rss_mib=found.peak_rss_mib)
+        for other, results in measured.items()
+        if other.size and other.artifact == entry.artifact
+        for found in [pooled(results)]
+    )
+
+
+def keep_times(
+    folder: Path, device: str, manifest: Manifest, measured: Mapping[Entry, Sequence[Result]]
+) -> None:
+    """Write every call that the rows of a device were made of beside bench.json."""
     kept = [
         TimesRow(
             artifact=entry.artifact,
             target=entry.target,
             precision=entry.precision,
-            device=device.name,
+            device=device,
             sha256=entry.sha256,
             rounds_ms=tuple(result.times_ms for result in results),
         )
         for entry, results in measured.items()
+        if entry.size is None
     ]
-    merge_rows(folder / TIMES_FILE, TimesRow, kept, [device.name], manifest.hashes)
-    return rows
+    merge_rows(folder / TIMES_FILE, TimesRow, kept, [device], manifest.hashes)
+
+
+def given_to(folder: Path, manifest: Manifest, shown: Sequence[Path] | None) -> Given:
+    """Return what the files of a run are called with, of the photo `shown` where one is named."""
+    call = (0, POSITION)
+    given: dict[tuple[Makes, Size | None], tuple[Arrays, Call]] = {
+        ("stack", size): (student_inputs(fitted_photos(shown, size or manifest.size)[:1]), call)
+        for size in (None, *larger_sizes(manifest))
+    }
+    if manifest.render and manifest.render.files:
+        check = render_check(load_parent(folder, manifest))
+        given["tile", None] = (check.inputs, check.calls[0])
+        given["frames", None] = (photo_inputs(shown), call)
+    return given
+
+
+def larger_sizes(manifest: Manifest) -> list[Size]:
+    """Return the sizes of photos with clearly more pixels than the usual one."""
+    usual = math.prod(manifest.size)
+    return [size for size in manifest.sizes if math.prod(size) > LARGER * usual]
+
+
+def larger_entries(manifest: Manifest, entries: Sequence[Entry]) -> list[Entry]:
+    """Return the files that take such sizes, once for each."""
+    known = {entry.artifact: entry for entry in entries}
+    return [
+        replace(known[artifact.name], size=size)
+        for artifact in manifest.artifacts
+        for size in larger_sizes(manifest)
+        if artifact.takes(size)
+    ]
+
+
+def why_not(device: Device, entry: Entry) -> str | None:
+    """Return why a device cannot measure an entry; None where it can."""
+    reason = device.why_not(entry.target)
+    return reason or (why_no_frames(device) if entry.makes == "frames" else None)
 
 
 def keep_reference_stack(
@@ -192,14 +283,21 @@ def keep_reference_stack(
 
 
 def list_entries(folder: Path, manifest: Manifest) -> list[Entry]:
-    """Return the eager student and every artifact, hashes checked."""
+    """Return the eager student, every artifact, hashes checked, and every pair of them."""
     student = folder / "student"
     weights = sum(size_bytes(path) for path in student.glob("*.safetensors"))
     entries = [Entry("student", str(student), PYTORCH, "fp32", weights, manifest.student_sha256)]
     for artifact in manifest.files:
         path = check_artifact(folder, artifact)
         fields = (artifact.target, artifact.precision, size_bytes(path), artifact.sha256)
-        entries.append(Entry(artifact.name, str(path), *fields, renders(artifact.name)))
+        makes: Makes = "tile" if renders(artifact.name) else "stack"
+        entries.append(Entry(artifact.name, str(path), *fields, makes))
+    known = {entry.artifact: entry for entry in entries}
+    for pair in manifest.pairs:
+        one, other = known[pair.student.name], known[pair.render.name]
+        size = (one.bytes or 0) + (other.bytes or 0)
+        fields = (one.target, one.precision, size, pair.sha256)
+        entries.append(Entry(pair.name, one.spec, *fields, "frames", other.spec))
     return entries
 
 
@@ -241,7 +339,7 @@ def measure(
         if visit.entry in crashed:
             continue
         try:
-            result = device.run(_job(visit, given, threads))
+            result = _run(device, visit, given, threads)
         except UserError as error:
             if visit.entry.target == PYTORCH and not isinstance(error, JobError):
                 raise
@@ -320,12 +418,20 @@ def ratios(rows: Sequence[BenchRow]) -> list[Ratio]:
         for row in rows
         if row.p50_ms is not None
         and row.artifact not in (REFERENCE, SAMPLED_AS_PUBLISHED)
-        and not renders(row.artifact)
+        and makes_stacks(row.artifact)
     ]
 
 
+def _run(device: Device, visit: Visit, given: Given, threads: int | None) -> Result:
+    job, render = _job(visit, given, threads), visit.entry.render
+    if not render:
+        return device.run(job)
+    assert isinstance(device, Host)  # or there is a reason in `why_not`
+    return device.frames(replace(job, budget_s=FRAMES_BUDGET_S), render)
+
+
 def _job(visit: Visit, given: Given, threads: int | None) -> Job:
-    inputs, call = given[visit.entry.renders]
+    inputs, call = given[visit.entry.given]
     return Job(
         artifact=visit.entry.spec,
         target=visit.entry.target,

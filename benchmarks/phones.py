@@ -1,18 +1,23 @@
 """Does a file fit a phone: its peak memory against what the phone lets an app use.
 
 The limits and their sources are data, in phones.json. Peak memory measured on another machine
-counts its whole process, so it is an upper bound of what the file needs on a phone.
+counts its whole process, so it is an upper bound of what the file needs on a phone. A file is
+judged by the largest of all the sizes of photos that it takes.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pocketfocus.benchmarks.tables import markdown
 from pocketfocus.mobile_harness.device import PYTORCH
+from pocketfocus.run.constants import Size
+from pocketfocus.run.manifest import Artifact, Manifest, renders
 from pocketfocus.run.results import BenchRow
 
 TABLE = Path(__file__).parent / "phones.json"
@@ -57,13 +62,13 @@ def phones() -> list[Phone]:
     return [Phone(**row) for row in json.loads(TABLE.read_text(encoding="utf-8"))["phones"]]
 
 
-def verdict(phone: Phone, file_bytes: int, peak_mib: float | None) -> str:
+def verdict(phone: Phone, least_bytes: int, peak_mib: float | None) -> str:
     """Return `fits`, `tight` (above 70 % of the limit), `will be killed`, or `not known`.
 
-    Without a measured peak only a file larger than the limit is decided: weights are held in
-    memory. Without a limit only what exceeds the phone's whole memory is.
+    Without a peak only what is larger than the limit at least is decided. Without a limit only what
+    exceeds the phone's whole memory is.
     """
-    need = max(file_bytes / MIB, peak_mib or 0.0)
+    need = max(least_bytes / MIB, peak_mib or 0.0)
     if need > (phone.limit_mib or phone.ram_mib):
         return "will be killed"
     if peak_mib is None or phone.limit_mib is None:
@@ -71,29 +76,100 @@ def verdict(phone: Phone, file_bytes: int, peak_mib: float | None) -> str:
     return "tight" if need > TIGHT * phone.limit_mib else "fits"
 
 
+How = Literal["measured", "estimated", "at least"]
+
+
+@dataclass(frozen=True)
+class Need:
+    """The MiB that a file needs with photos of a size, and how that is known.
+
+    What was not measured at a size is estimated from what was at the usual one: all that it took
+    beside the file, activations above all, grows with the pixels. Where nothing was measured, file,
+    inputs and outputs are the least.
+    """
+
+    size: Size
+    mib: float
+    how: How
+
+
 @dataclass(frozen=True)
 class Fit:
-    """Whether a file fits phones, by their names, and the device that measured its peak memory."""
+    """Whether a file fits phones, by their names, with photos of every size that it takes.
+
+    `peak_mib` was measured at the usual size, by `device`; `largest` is what decides.
+    """
 
     artifact: str
     precision: str
     peak_mib: float | None
     device: str
+    largest: Need
     verdicts: dict[str, str]
 
 
-def fits(bench: Sequence[BenchRow]) -> list[Fit]:
-    """Judge every file; of several devices the one with the largest measured peak counts."""
-    table = phones()
-    files: dict[str, Fit] = {}
-    for row in bench:
-        name, size, peak = row.artifact, row.bytes, row.peak_rss_mib
-        if row.target == PYTORCH or size is None:
+def fits(bench: Sequence[BenchRow], manifest: Manifest) -> list[Fit]:
+    """Judge every file, and every pair that makes nine frames; of several devices the one with the
+    largest measured peak counts."""
+    needs: dict[str, tuple[BenchRow, Need]] = {}
+    students = {pair.name: pair.student.name for pair in manifest.pairs}
+    known = {artifact.name: artifact for artifact in manifest.files}
+    for row in sorted(bench, key=lambda row: row.artifact in students):
+        name = row.artifact
+        if row.target == PYTORCH or row.bytes is None:
             continue
-        if name not in files or (peak or 0) > (files[name].peak_mib or 0):
-            found = {phone.name: verdict(phone, size, peak) for phone in table}
-            files[name] = Fit(name, row.precision, peak, row.device, found)
-    return list(files.values())
+        if name in needs and (row.peak_rss_mib or 0) <= (needs[name][0].peak_rss_mib or 0):
+            continue
+        if name in students:
+            needs[name] = row, with_frames(row, needs.get(students[name]))
+        elif name in known:
+            every = needs_of(row, known[name], manifest)
+            needs[name] = row, max(every, key=lambda need: need.mib)
+    return [judged(row, need) for row, need in needs.values()]
+
+
+def needs_of(row: BenchRow, artifact: Artifact, manifest: Manifest) -> list[Need]:
+    """Return what a file needs at each of its sizes, the usual one first."""
+    file, peak = (row.bytes or 0) / MIB, row.peak_rss_mib
+    usual = math.prod(manifest.size)
+    found = {each.size: each.peak_rss_mib for each in row.sizes}
+    specs = (*artifact.inputs, *artifact.outputs)
+    tensors = 4 * sum(math.prod(spec.shape) for spec in specs) / MIB
+    needs = []
+    if manifest.render and renders(artifact.name):
+        return [
+            Need(manifest.render.tile, peak or file + tensors, "measured" if peak else "at least")
+        ]
+    for size in (manifest.size, *filter(artifact.takes, manifest.sizes[1:])):
+        more = math.prod(size) / usual
+        measured = peak if size == manifest.size else found.get(size)
+        if measured is not None:
+            needs.append(Need(size, measured, "measured"))
+        elif peak is not None:
+            needs.append(Need(size, file + max(0.0, peak - file) * more, "estimated"))
+        else:
+            needs.append(Need(size, file + tensors * more, "at least"))
+    return needs
+
+
+def with_frames(row: BenchRow, student: tuple[BenchRow, Need] | None) -> Need:
+    """Return what a pair needs: what nine frames took, and what a larger size takes more of the
+    student's file."""
+    photo, peak = row.photo or (0, 0), row.peak_rss_mib
+    if peak is None:
+        return Need(photo, (row.bytes or 0) / MIB, "at least")
+    if student is None or student[0].peak_rss_mib is None:
+        return Need(photo, peak, "measured")
+    more = student[1].mib - student[0].peak_rss_mib
+    return Need(photo, peak + more, "estimated") if more > 0 else Need(photo, peak, "measured")
+
+
+def judged(row: BenchRow, need: Need) -> Fit:
+    """Return a row's verdicts, by what it needs most."""
+    known = None if need.how == "at least" else need.mib
+    least = max(row.bytes or 0, math.ceil(need.mib * MIB))
+    found = {phone.name: verdict(phone, least, known) for phone in phones()}
+    return Fit(row.artifact, row.precision, row.peak_rss_mib, row.device, need, found)
 
 
 def markdown_table() -> str:

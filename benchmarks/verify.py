@@ -287,7 +287,7 @@ def takes(artifact: Artifact, beside: Beside, usual: Size, sizes_alone: bool = F
     """Return whether a file takes what a check calls it with, and it is wanted."""
     if beside.size == usual:
         return not sizes_alone
-    return bool(artifact.functions[1:] or artifact.multiple)
+    return artifact.takes(beside.size)
 
 
 def row_beside(artifact: Artifact, path: Path, device: Device, beside: Beside) -> VerifyRow:

@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pocketfocus.data.optics import one_hot
-from pocketfocus.export.targets import Target, get_target, get_targets, target_of
+from pocketfocus.export.targets import (
+    Runner,
+    Sizes,
+    Target,
+    get_target,
+    get_targets,
+    target_of,
+)
 from pocketfocus.models.analyse import Analyser
 from pocketfocus.models.model import Model
 from pocketfocus.run.child import Say
@@ -118,14 +125,21 @@ def _file(path: Path, target: Target, threads: int | None) -> Model:
     if not listed:
         _check_foreign(path, target)
     run, sizes = target.open(path, threads), target.sizes(path)
-    usual = sizes.listed[0]
-    if sizes.multiple:
-        analyser = Analyser(path.name, run, multiple=sizes.multiple, pixels=math.prod(usual))
-    else:
-        analyser = Analyser(path.name, run, sizes=sizes.listed)
+    analyser = analyser_of_file(path.name, run, sizes)
     return Model(
-        path.name, usual, lambda photo, position: run(photo, one_hot(position))[0], analyser
+        path.name,
+        sizes.listed[0],
+        lambda photo, position: run(photo, one_hot(position))[0],
+        analyser,
     )
+
+
+def analyser_of_file(name: str, run: Runner, sizes: Sizes) -> Analyser:
+    """What analyses photos of any size with a file that takes these."""
+    if sizes.multiple:
+        pixels = math.prod(sizes.listed[0])
+        return Analyser(name, run, multiple=sizes.multiple, pixels=pixels)
+    return Analyser(name, run, sizes=sizes.listed)
 
 
 def _check_foreign(path: Path, target: Target) -> None:

@@ -66,9 +66,9 @@ DEVICES = {
             sizes=True,
             installer="pocketfocus.mobile_harness.arm64.install",
         ),
-        DeviceKind("android", "pocketfocus.mobile_harness.android", every="all"),
-        DeviceKind("mac", "pocketfocus.mobile_harness.ios.mac"),
-        DeviceKind("iphone", "pocketfocus.mobile_harness.ios.iphone"),
+        DeviceKind("android", "pocketfocus.mobile_harness.android", every="all", sizes=True),
+        DeviceKind("mac", "pocketfocus.mobile_harness.ios.mac", sizes=True),
+        DeviceKind("iphone", "pocketfocus.mobile_harness.ios.iphone", sizes=True),
         DeviceKind("browser", "pocketfocus.mobile_harness.web.visit", visits_itself=True),
     )
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -19,6 +19,7 @@ from pocketfocus.mobile_harness.options import Options
 from pocketfocus.run.processes import Answer, Work, Worker, WorkFailed, run_work
 
 WORKER = "pocketfocus.mobile_harness.worker:run_file"
+FRAMES_WORKER = "pocketfocus.mobile_harness.frames:run_frames"
 
 _SHARED = threading.local()
 
@@ -70,11 +71,13 @@ class Host:
         run = run_work
         if hasattr(_SHARED, "worker"):
             run, job = _SHARED.worker.run, replace(job, threads=job.threads or _SHARED.threads)
-        try:
-            answer = run(work_of(job, self.call(job.target)), timeout_s=job.timeout_s)
-        except WorkFailed as error:
-            raise JobError(f"{job.artifact}: {error}") from error
-        return result_of(answer)
+        return done(run, job, work_of(job, self.call(job.target)))
+
+    def frames(self, job: Job, render: str) -> Result:
+        """Run a job that makes the nine frames of photos with a student's file and the one that
+        renders, `render`, in a fresh process; errors as of `run`."""
+        work = work_of(job, FRAMES_WORKER)
+        return done(run_work, job, replace(work, arguments={**work.arguments, "render": render}))
 
     def call(self, target: str) -> str:
         """Return the function that does a job with a file of `target`, in the fresh process."""
@@ -129,6 +132,14 @@ def connect(address: str, options: Options) -> tuple[Host, ...]:
 def work_of(job: Job, call: str) -> Work:
     """Return the work of a job for the function `call`; the k-th table of inputs is named `k`."""
     return Work(call, job.arguments(), {str(k): table for k, table in enumerate(job.inputs)})
+
+
+def done(run: Callable[..., Answer], job: Job, work: Work) -> Result:
+    """Do a job's work by `run`; JobError when the process crashes or does not end in time."""
+    try:
+        return result_of(run(work, timeout_s=job.timeout_s))
+    except WorkFailed as error:
+        raise JobError(f"{job.artifact}: {error}") from error
 
 
 def result_of(answer: Answer) -> Result:

@@ -3,7 +3,7 @@
     python -m pocketfocus.research.positions student --stacks DIR
 
 Every frame of a focal stack is a photo whose position is known. Models are asked for it, and then
-refocus it twice: from its true position, and from what they found.
+refocus it from its true position, from what they found, and from those beside the true one.
 """
 
 from __future__ import annotations
@@ -24,18 +24,22 @@ from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.metrics import psnr
 
-HEADER = "| model | photos | off by | within one | over copy, position said | found |"
+HEADER = (
+    "| model | photos | off by | within one | over copy, position said | found | wrong by one |"
+)
 
 
 @dataclass(frozen=True)
 class Found:
     """What a model found of one photo: the position it was taken at, the one found, and the gain
-    over copying in dB of the other eight frames from both."""
+    over copying in dB of the other eight frames from both, and, of two the mean, from those beside
+    the first."""
 
     position: int
     found: int
     said_db: float
     found_db: float
+    beside_db: float
 
 
 def study(model: Model, stacks: Sequence[FocalStack]) -> list[Found]:
@@ -47,8 +51,10 @@ def study(model: Model, stacks: Sequence[FocalStack]) -> list[Found]:
         for position, photo in enumerate(stack.frames):
             analysed, _ = model.analyser.analyse_whole(photo[None], None)
             found, _ = likely_position(analysed.analysis)
-            gains = {at: _gain(model, stack, position, at) for at in {position, found}}
-            rows.append(Found(position, found, gains[position], gains[found]))
+            beside = {position - 1, position + 1} & {*range(FRAMES)}
+            gains = {at: _gain(model, stack, position, at) for at in {position, found, *beside}}
+            by_one = float(np.mean([gains[at] for at in beside]))
+            rows.append(Found(position, found, gains[position], gains[found], by_one))
     return rows
 
 
@@ -66,9 +72,11 @@ def row(name: str, found: Sequence[Found]) -> str:
     off = np.array([abs(each.found - each.position) for each in found])
     said = np.mean([each.said_db for each in found])
     auto = np.mean([each.found_db for each in found])
+    beside = np.mean([each.beside_db for each in found])
     share = 100 * np.mean(off <= 1)
     return (
-        f"| {name} | {len(found)} | {off.mean():.2f} | {share:.0f} % | {said:+.2f} | {auto:+.2f} |"
+        f"| {name} | {len(found)} | {off.mean():.2f} | {share:.0f} % | {said:+.2f} | {auto:+.2f} | "
+        f"{beside:+.2f} |"
     )
 
 
@@ -84,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     models = [open_model(text) for text in options.models]
     stacks, _ = true_stacks(options.stacks, options.scenes, None)
-    print(f"{source_name(options.stacks)}\n\n{HEADER}\n| --- | ---: | ---: | ---: | ---: | ---: |")
+    print(f"{source_name(options.stacks)}\n\n{HEADER}\n| --- |{' ---: |' * 6}")
     for text, model in zip(options.models, models, strict=True):
         print(row(text, study(model, stacks)), flush=True)
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,13 +21,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pocketfocus.benchmarks.rendering import POSITION, feeds_of
+from pocketfocus.benchmarks.rendering import POSITION
 from pocketfocus.benchmarks.tables import figure, markdown
 from pocketfocus.data.optics import one_hot
 from pocketfocus.data.scenes import held_out_photos
 from pocketfocus.export.targets import Runner, get_target
 from pocketfocus.models.model import resized
-from pocketfocus.models.render import Analysed, tiles_along
+from pocketfocus.models.render import Analysed, Feeds, Place, aperture_of, cut, focus_weights
 from pocketfocus.models.student import Analysis
 from pocketfocus.quantize.calibration import fitted
 from pocketfocus.run.constants import FRAMES, Size
@@ -56,25 +55,18 @@ class Cost:
 def image(run: Runner, analysed: Analysed, photo: Tensor) -> tuple[Tensor, float]:
     """Return an image of a photo [1,3,H,W], by tiles, and the milliseconds of the calls alone."""
     made, spent = torch.empty_like(photo), 0.0
-    for place in tiles_of(analysed, photo):
-        feeds = feeds_of(analysed, photo, place, SETTING)
+    for place, feeds in tiles_of(analysed, photo):
         (tile,), ms = timed(partial(run, *feeds))
         spent += ms
-        rows, columns = (
-            tiles_along(full, small)[n]
-            for full, small, n in zip(photo.shape[-2:], analysed.size, place, strict=True)
-        )
-        made[..., rows.start : rows.stop, columns.start : columns.stop] = tile[
-            ..., : rows.stop - rows.start, : columns.stop - columns.start
-        ]
+        rows, columns = (part.stop - part.start for part in place)
+        made[(..., *place)] = tile[..., :rows, :columns]
     return made, spent
 
 
-def tiles_of(analysed: Analysed, photo: Tensor) -> list[tuple[int, int]]:
-    """Return the tiles of a photo, by row and column."""
-    sides = zip(photo.shape[-2:], analysed.size, strict=True)
-    down, across = (range(len(tiles_along(full, small))) for full, small in sides)
-    return list(product(down, across))
+def tiles_of(analysed: Analysed, photo: Tensor) -> Iterator[tuple[Place, Feeds]]:
+    """Return the tiles of a photo at one focus and aperture."""
+    focus, aperture = SETTING
+    return cut(analysed, photo, focus_weights(focus), aperture_of(aperture))
 
 
 def timed(call: Callable[[], T]) -> tuple[T, float]:
@@ -96,7 +88,7 @@ def cost_of(files: tuple[Runner, Runner], size: Size, megapixels: float) -> Cost
     images = [timed(partial(image, render, analysed, photo)) for _ in range(RUNS)]
     return Cost(
         megapixels,
-        len(tiles_of(analysed, photo)),
+        sum(1 for _ in tiles_of(analysed, photo)),
         min(ms for _, ms in made),
         min(calls for (_, calls), _ in images),
         min(ms for _, ms in images),

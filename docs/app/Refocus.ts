@@ -17,15 +17,22 @@ export type Try = {
   readonly target: string;
   readonly unit: string;
   readonly at_least_db: number;
+  readonly others: readonly Method[]; // for photos of other sizes, each of which is tried too
 };
 
-/** `canary` of a golden bundle's golden.json, with the bytes of the two files that it names. */
-export type Canary = {
+/** A photo of one size, and what is expected of it at every `step`-th pixel: the files' bytes. */
+export type Sized = {
+  readonly size: Size;
   readonly photo: Uint8Array;
   readonly expected: Uint8Array;
+};
+
+/** `canary` of a golden bundle's golden.json, with the bytes of the files that it names. */
+export type Canary = Omit<Sized, 'size'> & {
   readonly position: number;
   readonly step: number;
   readonly tries: readonly Try[];
+  readonly sizes: readonly Sized[];
 };
 
 const FRAMES = 9;
@@ -77,8 +84,8 @@ export class Refocus {
 const valueOf = (pixel: number): number => pixel / 127.5 - 1;
 
 /** PSNR of a stack at every `step`-th pixel, down and across; NaN, which passes nothing, of NaN. */
-export function decibels(stack: Float32Array, [height, width]: Size, canary: Canary): number {
-  const { expected, step } = canary;
+export function decibels(stack: Float32Array, { size, expected }: Sized, step: number): number {
+  const [height, width] = size;
   let error = 0;
   let n = 0;
   for (let plane = 0; plane < FRAMES * 3; plane++) {
@@ -92,19 +99,26 @@ export function decibels(stack: Float32Array, [height, width]: Size, canary: Can
 }
 
 /**
- * The first .pte of a canary's tries that computes on this phone what it should, null where none
- * does. usual: the file's method for its usual size; pathOf: where the app keeps a file.
+ * The first .pte of a canary's tries that computes on this phone what it should, at each of its
+ * sizes, null where none does. usual: the file's method for its usual size; pathOf: where the app
+ * keeps a file.
  */
 export function firstThatWorks(
   canary: Canary, usual: Method, pathOf: (file: string) => string,
 ): Refocus | null {
-  const photo = Float32Array.from(canary.photo, valueOf);
+  const sizes = [{ ...canary, size: usual.size }, ...canary.sizes];
   for (const next of canary.tries.filter(({ target }) => target === 'executorch')) {
     let model: Refocus | null = null;
     try {
-      model = new Refocus(pathOf(next.file));
-      const [stack] = model.analyse(photo, usual, canary.position);
-      if (decibels(stack, usual.size, canary) >= next.at_least_db) return model;
+      const opened = new Refocus(pathOf(next.file));
+      model = opened;
+      const works = [usual, ...next.others].every((method) => {
+        const sized = sizes.find(({ size }) => String(size) === String(method.size));
+        if (sized === undefined) return false;
+        const [stack] = opened.analyse(Float32Array.from(sized.photo, valueOf), method, canary.position);
+        return decibels(stack, sized, canary.step) >= next.at_least_db;
+      });
+      if (works) return model;
     } catch {
       // It does not load here, or does not run: the next one may.
     }

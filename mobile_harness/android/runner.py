@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketfocus.export.executorch import TARGET
+from pocketfocus.export.executorch.write import METHOD, load, methods_of
 from pocketfocus.mobile_harness.android import adb
 from pocketfocus.mobile_harness.android.etdump import Profile, read_profile
 from pocketfocus.mobile_harness.device import Arrays, Call, Device, Job, JobError, Result
@@ -232,6 +233,13 @@ class Session:
     def _adb(self) -> adb.Adb:
         return adb.Adb(self.phone.serial)
 
+    @cached_property
+    def method(self) -> str:
+        """Return the method that takes inputs of the job's shapes; the usual one says of others
+        what it takes."""
+        names = methods_of(load(Path(self.job.artifact)))
+        return names.get(self.job.inputs[0].shape[1:], METHOD)
+
     def push_inputs(self) -> None:
         """Push every input of the job's calls once, as raw little-endian float32."""
         for name, (k, row) in {
@@ -242,7 +250,7 @@ class Session:
 
     def outputs(self) -> Arrays:
         """Make every call once and return each output of the file, [N, *shape]."""
-        shapes = output_shapes(Path(self.job.artifact))
+        shapes = output_shapes(Path(self.job.artifact), self.method)
         made = [np.empty((len(self.job.calls), *shape), np.float32) for shape in shapes]
         for number, call in enumerate(self.job.calls):
             self.execute(call, 1, output_file="out")
@@ -262,6 +270,7 @@ class Session:
         """Run the runner to its end; JobError when it ends with another code than 0."""
         flags = {
             "model_path": "model.pte",
+            "method_name": None if self.method == METHOD else self.method,
             "inputs": ",".join(input_file(k, row) for k, row in enumerate(call)),
             "num_executions": executions,
             "cpu_threads": self.job.threads,
@@ -281,6 +290,8 @@ class Session:
             why = words[-1] if words else "see adb logcat -s ExecuTorch"
             if "flag 'etdump_path'" in why:  # gflags knows only the flags that were built in
                 why += ": build it with EXECUTORCH_ENABLE_EVENT_TRACER=ON (docs/phones.md)"
+            if "flag 'method_name'" in why:
+                why += ": it calls a file's usual size alone; build a newer one (docs/phones.md)"
             name, number = self.phone.name, code and code[1]
             raise JobError(f"{name}: executor_runner ended with {number}: {why}")
         kib = [int(number) for number in re.findall(r"^VmHWM:\s*(\d+) kB", said, re.M)]
@@ -292,11 +303,9 @@ def input_file(k: int, row: int) -> str:
     return f"input-{k}-{row}.bin"
 
 
-def output_shapes(path: Path) -> list[tuple[int, ...]]:
-    """Return the shapes of a file's outputs in order, as the runtime on this host reads them."""
-    from executorch.extension.pybindings import _portable_lib
-
-    about = _portable_lib._load_for_executorch(str(path)).method_meta("forward")
+def output_shapes(path: Path, method: str) -> list[tuple[int, ...]]:
+    """Return the shapes of a method's outputs in order, as the runtime on this host reads them."""
+    about = load(path).method_meta(method)
     return [tuple(about.output_tensor_meta(k).sizes()) for k in range(about.num_outputs())]
 
 

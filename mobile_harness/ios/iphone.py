@@ -8,11 +8,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pocketfocus.export.coreml import TARGET as CORE_ML
+from pocketfocus.export.coreml.write import MAIN, functions
+from pocketfocus.export.coreml.write import tensors as tensors_of
 from pocketfocus.mobile_harness.device import Arrays, Call, Device, Job, JobError, Result
 from pocketfocus.mobile_harness.ios.mac import units
 from pocketfocus.mobile_harness.options import Absent, Options
@@ -89,22 +92,30 @@ class IPhone:
         model = async_wrapper.MLModelAsyncWrapper.from_spec_or_path(
             spec_or_path=job.artifact,
             weights_dir="",
+            function_name=function_of(job),
             compute_units=ComputeUnit.ALL,
             device=self._ready,
         )
         await model.load()
         try:
-            return await measure(model, job, names_of(job.artifact))
+            return await measure(model, job, tensors(job.artifact))
         finally:
             await model.unload()
 
 
-def names_of(package: str) -> tuple[list[str], list[str]]:
-    """Return what a package calls its inputs and outputs."""
+def function_of(job: Job) -> str | None:
+    """Return the function of a package that takes the photos of a job; None where it has one
+    function alone."""
+    found = functions(Path(job.artifact))
+    names = {shapes[0]: name for name, shapes in found.items()}
+    return names.get(job.inputs[0].shape[1:], MAIN) if len(found) > 1 else None
+
+
+def tensors(package: str) -> tuple[list[str], list[str]]:
+    """Return what a package calls its inputs and outputs, those of its usual function."""
     from coremltools.models.utils import load_spec
 
-    about = load_spec(package).description
-    return [value.name for value in about.input], [value.name for value in about.output]
+    return tensors_of(load_spec(package).description)
 
 
 async def measure(model: Any, job: Job, names: tuple[list[str], list[str]]) -> Result:

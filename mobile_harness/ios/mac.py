@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketfocus.export.coreml import TARGET as CORE_ML
+from pocketfocus.export.coreml.write import MAIN
 from pocketfocus.mobile_harness.device import Device, Job, Result
 from pocketfocus.mobile_harness.host import Host
 from pocketfocus.mobile_harness.options import Absent, Options
@@ -55,11 +56,12 @@ def compute_plan(package: str) -> dict[str, int]:
 
 
 def units(plan: Any) -> dict[str, int]:
-    """Count an MLComputePlan's operators by unit; constants, which nothing executes, have none."""
-    program = plan.model_structure.program
+    """Count the operators of an MLComputePlan's usual function by unit; constants, which nothing
+    executes, have none."""
+    found = plan.model_structure.program.functions
+    function = found.get(MAIN) or next(iter(found.values()))
     usages = [
         plan.get_compute_device_usage_for_mlprogram_operation(operation)
-        for function in program.functions.values()
         for operation in function.block.operations
     ]
     kinds = (type(usage.preferred_compute_device).__name__ for usage in usages if usage)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketfocus.cli import arguments
-from pocketfocus.run.constants import FRAMES, MULTIPLE
+from pocketfocus.run.constants import FRAMES, FRAMES_SIDE, MULTIPLE
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.progress import say, step
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 SMALLEST_COMPARED = 16  # pixels; SSIM averages over 11
-FRAMES_SIDE = 1280  # pixels of the longer side of nine frames, unless said otherwise
 
 MODEL = (
     "`reference`, `reference:DIR`, either with @STEPS/GUIDANCE, `student`, a student folder, a "
@@ -134,6 +133,7 @@ def _one_picture(
         if point is not None:
             focus = focus_at(made.focus_map(), *point)
         picture = replace(photo, pixels=made.picture(focus, wanted.aperture))
+        del made, photo  # the pixels of the photo itself: writing takes memory for a picture more
         fields = {"focus": focus, "aperture": wanted.aperture, "position": position}
         save_picture(picture, out, fields | {"model": opened.name})
     say(f"focused at {focus:g} ({distance(focus)}), aperture {wanted.aperture:g}")

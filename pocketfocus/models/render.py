@@ -11,7 +11,9 @@ Legend: H, W size of a tile of the photo, h, w of the part of the analysis that 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -19,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pocketfocus.models.student import COLOURS, Analysis
-from pocketfocus.run.constants import FRAMES, IMAGES
+from pocketfocus.run.constants import FRAMES, IMAGES, Size
 from pocketfocus.run.errors import UserError
 
 LARGEST_APERTURE = 2.0
@@ -219,3 +221,19 @@ class Analysed:
             rows=taps(rows, height, self.size[0])[None],
             columns=taps(columns, width, self.size[1]).T[None],
         )
+
+
+Place = tuple[slice, slice]
+"""Rows and columns of the photo that a tile has."""
+
+
+def cut(
+    analysed: Analysed, photo: Tensor, focus: Tensor, aperture: Tensor
+) -> Iterator[tuple[Place, Feeds]]:
+    """Cut an analysed photo [1,3,H,W] into tiles as an exported file takes them, row by row."""
+    full: Size = (photo.shape[-2], photo.shape[-1])
+    down, across = (tiles_along(*sides) for sides in zip(full, analysed.size, strict=True))
+    for rows, columns in product(down, across):
+        place = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
+        feeds = analysed.feeds(photo[(..., *place)], focus, aperture, (rows, columns), full)
+        yield place, padded(feeds)

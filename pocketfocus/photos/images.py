@@ -335,6 +335,17 @@ def _strips(image: Image.Image, multiple: int = 1) -> Iterator[Image.Image]:
         yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
+def unpacked(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels of an RGB picture [H, W, 3], strip by strip: taken as a whole they are in
+    memory twice more."""
+    made = np.empty((image.height, image.width, 3), np.uint8)
+    row = 0
+    for strip in _strips(image):
+        made[row : row + strip.height] = np.asarray(strip)
+        row += strip.height
+    return made
+
+
 def _through(image: Image.Image, profile: bytes) -> Image.Image | None:
     """Convert through an ICC profile to sRGB; None for one that does not work."""
     try:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 from PIL.ExifTags import IFD, Base
 
-from pocketfocus.photos.images import Pixels, bits_of, opened, size_of, to_srgb
+from pocketfocus.photos.images import Pixels, bits_of, opened, size_of, to_srgb, unpacked
 from pocketfocus.run.constants import Size
 from pocketfocus.run.progress import say
 
@@ -99,7 +99,7 @@ def open_photo(path: Path, deep: bool = False) -> Photo:
         exif, turn = image.getexif(), image.getexif().get(Base.Orientation, 1)
         ImageOps.exif_transpose(image, in_place=True)
         profile = image.info.get("icc_profile") if kept else None
-        pixels = np.asarray(image if image.mode == "RGB" and kept else to_srgb(image, path.name))
+        pixels = unpacked(image if image.mode == "RGB" and kept else to_srgb(image, path.name))
         if many is not None:
             pixels = _checked(many if image.format == "HEIF" else turned(many, turn), pixels, path)
         xmp = None if left else image.info.get("xmp")

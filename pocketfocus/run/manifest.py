@@ -5,6 +5,7 @@ Artifacts are named by their path below the run's folder, such as `executorch/st
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,7 @@ from pocketfocus.run.paths import below
 MANIFEST_FILE = "manifest.json"
 STUDENT = "student"  # its folder in a run, and what rows call it
 RENDER = "render"  # the stem of files that render, before their precision
+FRAMES_OF = "nine-frames"  # in place of a student's file's stem: that file and what renders beside
 HASHES_VERSION = 2  # of manifest.json and golden.json: hashes of files are what sha256sum prints
 LARGEST_SIDE = 1 << 24  # of a tensor: to keep nonsense from being allocated
 SHOWN_DIGITS = 12  # of a hash, in messages
@@ -127,6 +129,30 @@ class Artifact:
     multiple: int = 0
     compatibility: Compatibility | None = None
 
+    def takes(self, size: Size) -> bool:
+        """Return whether a student's file takes photos of a size that is not its usual one."""
+        if self.multiple:
+            return not any(side % self.multiple for side in size)
+        return any(function.size == size for function in self.functions)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student's file and the one that renders beside it, which make a photo's nine frames."""
+
+    student: Artifact
+    render: Artifact
+
+    @property
+    def name(self) -> str:
+        """What rows call both, such as `onnx/nine-frames-int8`."""
+        return f"{self.student.target}/{FRAMES_OF}-{self.student.precision}"
+
+    @property
+    def sha256(self) -> str:
+        """Hash of both hashes."""
+        return hashlib.sha256(f"{self.student.sha256}{self.render.sha256}".encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Rendering:
@@ -203,19 +229,29 @@ class Manifest:
         return [*self.artifacts, *(self.render.files if self.render else ())]
 
     @property
+    def pairs(self) -> list[Pair]:
+        """Every student's file with the one that renders beside it, where there is one."""
+        rendering = {file.target: file for file in (self.render.files if self.render else ())}
+        found = ((file, rendering.get(file.target)) for file in self.artifacts)
+        return [Pair(file, render) for file, render in found if render is not None]
+
+    @property
     def hashes(self) -> dict[str, str]:
-        """Hashes by name, of all that rows of results tell of: the files and the student."""
+        """Hashes by name, of all that rows of results tell of: files, pairs, and the student."""
         own = {STUDENT: self.student_sha256} if self.student_sha256 else {}
-        return own | {artifact.name: artifact.sha256 for artifact in self.files}
+        files = {artifact.name: artifact.sha256 for artifact in self.files}
+        return own | files | {pair.name: pair.sha256 for pair in self.pairs}
 
     def hashes_in(self, folder: Path) -> dict[str, str]:
         """Return `hashes` without those of files in the run's folder that have changed since."""
-        there = {name: below(folder, name) for name in self.hashes}
-        return {
-            name: stated
-            for name, stated in self.hashes.items()
-            if not there[name].exists() or sha256(there[name]) == stated
+        pairs = {pair.name: (pair.student.name, pair.render.name) for pair in self.pairs}
+        stated = {name: of for name, of in self.hashes.items() if name not in pairs}
+        there = {name: below(folder, name) for name in stated}
+        changed = {
+            name for name, path in there.items() if path.exists() and sha256(path) != stated[name]
         }
+        changed |= {name for name, files in pairs.items() if changed & {*files}}
+        return {name: of for name, of in self.hashes.items() if name not in changed}
 
     def save(self, folder: Path) -> None:
         """Write folder/manifest.json, atomically."""
@@ -226,6 +262,11 @@ class Manifest:
 def renders(name: str) -> bool:
     """Return whether a file of that name makes no stacks, but images of them."""
     return Path(name).name.startswith(f"{RENDER}-")
+
+
+def makes_stacks(name: str) -> bool:
+    """Return whether what rows call so makes stacks alone: a student's file or an eager model."""
+    return not renders(name) and not Path(name).name.startswith(f"{FRAMES_OF}-")
 
 
 def load_manifest(folder: Path) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pocketfocus.run.constants import Size
 from pocketfocus.run.rows import FileRow, Row
 
 GateStatus = Literal["pass", "fail", "not-run", "error"]  # error: it ran and gave nothing to judge
@@ -112,11 +113,24 @@ class Measured(Figures, FileRow):
     why: str
 
 
+class AtSize(Row):
+    """What a file took with photos of another size, (H, W), in a process of its own."""
+
+    size: Size
+    p50_ms: float
+    peak_rss_mib: float | None
+
+
 class BenchRow(Origin, Measured):
     """A row of bench.json; a browser's also tells memory of its own kinds, and of a sustained run.
 
     `heap_mib` is the peak of the runtime's WebAssembly heap, `browser_memory_mib` the whole page's.
+    `photo` is the (H, W) of the photo that nine frames were made of, `sizes` has those of a file's
+    sizes that need clearly more than its usual one.
     """
+
+    photo: Size | None = None
+    sizes: tuple[AtSize, ...] = ()
 
     heap_mib: float | None = None
     browser_memory_mib: float | None = None

@@ -83,7 +83,7 @@ def test_bench_times_a_tile_beside_stacks(folder: Path) -> None:
     device = InProcess()
     rows = bench_run(folder, device, Bench(reference=None, runs=4, warmup=0))
     found = {row.artifact: row for row in rows}
-    assert list(found) == ["student", STUDENT, RENDERS]
+    assert list(found) == ["student", STUDENT, RENDERS, "onnx/nine-frames-fp32"]
     assert (found[RENDERS].status, found[RENDERS].runs) == ("measured", 4)
     jobs = [job for job in device.jobs if renders(job.artifact)]
     assert all(tuple(t.shape[1:] for t in job.inputs) == FIXED for job in jobs)

@@ -20,7 +20,7 @@ from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
 from pocketfocus.run.manifest import Artifact, Delegation, Manifest, load_manifest
 from pocketfocus.run.results import BenchRow, VerifyRow
-from pocketfocus.run.rows import F, write_rows
+from pocketfocus.run.rows import F, read_rows, write_rows
 from tests.benchmarks.rows import bench_row, verify_row
 
 if TYPE_CHECKING:
@@ -114,6 +114,23 @@ def test_headline_counts_only_what_passed() -> None:
     failed = [gate_row(PTE, "fail", 20.0)]
     assert headline(BENCH, VERIFY)[0][0] == "12.5 ms"
     assert headline(BENCH, failed) == []
+
+
+def test_nine_frames_are_shown_as_what_a_user_waits_for(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    known = load_manifest(folder)
+    pair = timed("executorch/nine-frames-int8", "executorch", 512.0)
+    row = of(pair.model_copy(update={"photo": (960, 1280)}), known.hashes)
+    facts = headline([*BENCH, row], VERIFY)
+    assert (
+        "512 ms",
+        "nine frames of 1280x960 pixels (executorch/nine-frames-int8), p50 on host",
+    ) in facts
+    assert headline([*BENCH, row], [gate_row(PTE, "fail", 20.0)]) == []
+    write_rows(tmp_path / "run" / "bench.json", [*read_rows(folder / "bench.json", BenchRow), row])
+    page = render(tmp_path / "run")
+    assert "a photo of 1280x960 pixels scaled and analysed once" in page
+    assert "analysed once" not in render(folder)
 
 
 def test_what_passed_in_a_devices_place_alone_is_not_proven_on_it(folder: Path) -> None:

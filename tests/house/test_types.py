@@ -24,6 +24,7 @@ ALLOWED = {
     "export/targets.py": "what a backend took, in its own words",
     "mobile_harness/arm64/worker.py": MESSAGES,
     "mobile_harness/coreai.py": MESSAGES,
+    "mobile_harness/frames.py": MESSAGES,
     "mobile_harness/mil.py": MESSAGES,
     "mobile_harness/worker.py": MESSAGES,
     "pocketfocus/models/checkpoints.py": FOREIGN,

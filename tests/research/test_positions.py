@@ -10,6 +10,7 @@ from pocketfocus.data.stacks import FocalStack
 from pocketfocus.models.analyse import Analyser
 from pocketfocus.models.model import Model
 from pocketfocus.models.student import build_student
+from pocketfocus.research import positions
 from pocketfocus.research.positions import row, study
 from pocketfocus.run.errors import UserError
 
@@ -33,7 +34,24 @@ def test_positions_found_are_counted_and_refocused_from() -> None:
     assert [each.position for each in found] == list(range(9))
     assert {each.found for each in found} == {5}
     assert all(abs(each.said_db) < 0.01 and abs(each.found_db) < 0.01 for each in found)
-    assert row("sure", found) == "| sure | 9 | 2.33 | 33 % | +0.00 | +0.00 |"
+    assert row("sure", found) == "| sure | 9 | 2.33 | 33 % | +0.00 | +0.00 | +0.00 |"
+
+
+def test_what_a_position_wrong_by_one_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both neighbours the mean; at the ends there is one."""
+
+    def gain(model: Model, stack: FocalStack, position: int, at: int) -> float:
+        return 5.0 - (at - position) ** 2 + 0.5 * (at < position)
+
+    monkeypatch.setattr(positions, "_gain", gain)
+    student = build_student("micro").eval()
+    analyser = Analyser("any", student, multiple=8, pixels=64**2)
+    model = Model("any", None, lambda photo, _: photo.repeat(9, 1, 1, 1), analyser)
+    stack = FocalStack("one", torch.rand(9, 3, 64, 64), tuple(map(float, range(9))))
+    found = study(model, [stack])
+    assert [each.said_db for each in found] == [5.0] * 9
+    assert [each.beside_db for each in found] == [4.0, *[4.25] * 7, 4.5]
+    assert row("any", found).endswith(" | +4.25 |")
 
 
 def test_a_model_that_finds_none_is_refused() -> None:

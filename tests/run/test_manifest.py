@@ -18,6 +18,7 @@ from pocketfocus.run.manifest import (
     TensorSpec,
     check_artifact,
     load_manifest,
+    makes_stacks,
 )
 
 PHOTO = TensorSpec("photo", (1, 3, 64, 64), "float32", (-1.0, 1.0))
@@ -79,6 +80,26 @@ def test_what_renders_is_a_file_of_the_run(tmp_path: Path, written: Artifact) ->
     replace(manifest, render=elsewhere).save(tmp_path)
     with pytest.raises(UserError, match=r"\.\./render\.onnx"):
         load_manifest(tmp_path)
+
+
+def test_a_pair_is_known_by_both_of_its_files(tmp_path: Path, written: Artifact) -> None:
+    """What rows tell of two files together is true as long as neither has changed."""
+    name = f"{written.target}/render-fp32{Path(written.name).suffix}"
+    render = replace(written, name=name, precision="fp32")
+    (tmp_path / name).write_bytes(b"render")
+    render = replace(render, sha256=sha256(tmp_path / name))
+    rendering = Rendering((256, 256), (96, 96), files=[render])
+    manifest = Manifest((64, 64), [written], render=rendering)
+    (pair,) = manifest.pairs
+    assert pair.name == f"{written.target}/nine-frames-{written.precision}"
+    assert manifest.hashes_in(tmp_path) == manifest.hashes
+    assert manifest.hashes[pair.name] == pair.sha256
+    other = replace(rendering, files=[replace(render, sha256="0" * 64)])
+    assert replace(manifest, render=other).pairs[0].sha256 != pair.sha256
+    (tmp_path / name).write_bytes(b"Render")
+    assert manifest.hashes_in(tmp_path) == {written.name: written.sha256}
+    assert replace(manifest, render=None).pairs == []
+    assert [makes_stacks(each) for each in (written.name, name, pair.name)] == [True, False, False]
 
 
 def test_a_good_file_is_given(tmp_path: Path, written: Artifact) -> None:

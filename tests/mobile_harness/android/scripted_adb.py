@@ -29,13 +29,15 @@ from executorch.devtools.etdump.serialize import serialize_to_etdump_flatcc
 from executorch.extension.pybindings import _portable_lib
 FLAGS = {{"model_path", "inputs", "output_file", "num_executions", "cpu_threads"}}
 FLAGS |= {{"etdump_path"}} if {tracer} else set()
+FLAGS |= {{"method_name"}} if {methods} else set()
 flags = dict(argument.removeprefix("--").split("=", 1) for argument in sys.argv[1:])
 unknown = set(flags) - FLAGS
 if unknown:
     sys.exit(f"ERROR: unknown command line flag '{{unknown.pop()}}'")
 start = time.perf_counter_ns()
 module = _portable_lib._load_for_executorch(flags["model_path"])
-meta = module.method_meta("forward")
+method = flags.get("method_name", "forward")
+meta = module.method_meta(method)
 def event(name, a, b, delegate=-1):
     made = etd.ProfileEvent(name, -1, -1, delegate, "", b"", a, b)
     return etd.Event(made, None, None)
@@ -47,7 +49,7 @@ inputs = [
 runs = [etd.RunData("Default", -1, [], [loaded])]
 for _ in range(int(flags["num_executions"])):
     a = time.perf_counter_ns()
-    outputs = module.forward(inputs)
+    outputs = module.run_method(method, inputs)
     b = time.perf_counter_ns()
     events = [event("DELEGATE_CALL", a, b), event("Method::execute", a, b)]
     runs.append(etd.RunData("Execute", -1, [], events))
@@ -69,7 +71,7 @@ GETPROP = {
 
 def install(folder: Path, phones: dict[str, str] | None = None, **script: object) -> Path:
     """Put `adb` into folder/bin; `script` holds free_kib, temperatures, unplug_after, full (a push
-    finds no space) and tracer (false: the runner is built without it)."""
+    finds no space), tracer and methods (false: the runner is built without it, or is older)."""
     (folder / "bin").mkdir(parents=True)
     (folder / "tmp").mkdir()
     settings = {"phones": {"PHONE1": "device"} if phones is None else phones, **script}
@@ -111,7 +113,11 @@ def main(folder: Path, arguments: list[str]) -> None:
             sys.exit(1)
         if target.endswith("/executor_runner"):
             Path(target.replace(REMOTE, local)).write_text(
-                RUNNER.format(python=sys.executable, tracer=script.get("tracer", True))
+                RUNNER.format(
+                    python=sys.executable,
+                    tracer=script.get("tracer", True),
+                    methods=script.get("methods", True),
+                )
             )
         else:
             shutil.copy(source, target.replace(REMOTE, local))

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pocketfocus.benchmarks.canary import Try, make_canary
+from pocketfocus.benchmarks.canary import STEP, Called, Sized, Try, make_canary, sampled
+from pocketfocus.benchmarks.saved import save
 from pocketfocus.run.files import write_json
 
 PACKAGE = "react-native-executorch"
@@ -53,7 +54,14 @@ export const tensor = (type, shape, data) => {
 export const loadModel = (path) => {
   if (!existsSync(path)) throw new Error(`no ${path}`);
   const stack = new Float32Array(new Uint8Array(readFileSync(path)).buffer);
-  return { path, dispose() {}, execute: (name, [photo], [made]) => made.held.set(stack) };
+  const sizes = path.includes('at-one-size') ? { forward: 0 } : { forward: 0, turned: 1 };
+  const half = stack.length / 2; // of the usual size, then of the other
+  const execute = (name, [photo], [made]) => {
+    if (photo.held.length * 9 !== half) throw new Error('another size');
+    const at = sizes[name] ?? 0;
+    made.held.set(stack.subarray(at * half, (at + 1) * half));
+  };
+  return { path, dispose() {}, execute };
 };
 """
 APP = """
@@ -62,27 +70,39 @@ import { firstThatWorks } from './Refocus';
 const { canary } = JSON.parse(readFileSync('golden.json', 'utf8'));
 const [photo, expected] = [canary.photo, canary.expected].map(({ file }) => readFileSync(file));
 const usual = { name: 'forward', size: canary.photo.shape.slice(2) };
-const found = firstThatWorks({ ...canary, photo, expected }, usual, (file) => file);
+const sizes = canary.sizes.map(({ size, photo, expected }) => (
+  { size, photo: readFileSync(photo.file), expected: readFileSync(expected.file) }
+));
+const found = firstThatWorks({ ...canary, photo, expected, sizes }, usual, (file) => file);
 console.log(found === null ? 'none' : found.model.path);
 """
-FILES = ("absent", "reversed", "nan", "right", "also-right")
+FILES = ("absent", "reversed", "nan", "right-at-one-size", "right", "also-right")
 
 
 @pytest.mark.usefixtures("built_page")
-@pytest.mark.parametrize(("count", "chosen"), [(5, "right"), (3, "none")])
+@pytest.mark.parametrize(("count", "chosen"), [(6, "right"), (4, "none")])
 def test_the_first_file_that_passes_the_canary_is_kept(
     count: int, chosen: str, root: Path, tmp_path: Path
 ) -> None:
     modules = root / "mobile_harness/web/page/node_modules"
     rng = np.random.default_rng(0)
     photo, stack = (rng.uniform(-1, 1, (n, 3, 16, 24)).astype("<f4") for n in (1, 9))
-    stacks = {"reversed": stack[::-1], "nan": stack * np.nan, "right": stack, "also-right": stack}
-    for name, values in stacks.items():
-        (tmp_path / name).write_bytes(values.tobytes())
+    turned = rng.uniform(-1, 1, (9, 3, 24, 16)).astype("<f4")
+    stacks = {"reversed": stack[::-1], "nan": stack * np.nan}
+    for name in FILES[1:]:  # what it makes of photos of the usual size, and of the other
+        values = stacks.get(name, stack)
+        (tmp_path / name).write_bytes(values.tobytes() + turned.tobytes())
+    others = (Called(name="turned", size=(24, 16)),)
     tries = [Try(file="package", target="coreml", unit="all", at_least_db=35.0)]
     for name in FILES[:count]:
-        tries.append(Try(file=name, target="executorch", unit="default", at_least_db=35.0))
-    canary = make_canary(tmp_path, photo, 0, stack, tries)
+        made = Try(file=name, target="executorch", unit="default", at_least_db=35.0, others=others)
+        tries.append(made)
+    sized = Sized(
+        size=(24, 16),
+        photo=save(tmp_path, "turned.u8", photo.transpose(0, 1, 3, 2), "uint8"),
+        expected=save(tmp_path, "turned-expected.u8", sampled(turned, STEP), "uint8"),
+    )
+    canary = make_canary(tmp_path, photo, 0, stack, tries, [sized])
     write_json(tmp_path / "golden.json", {"canary": canary.as_json()})
     (tmp_path / "runtime.js").write_text(RUNTIME)
     (tmp_path / "app.js").write_text(APP)
