@@ -43,6 +43,7 @@ from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import size_bytes
 from pocketfocus.run.manifest import (
     Manifest,
+    Pair,
     check_artifact,
     load_manifest,
     makes_stacks,
@@ -59,6 +60,7 @@ AS_PUBLISHED = f"{PUBLISHED.steps}/{PUBLISHED.guidance:g}/{PUBLISHED.temperature
 REFERENCE, SAMPLED_AS_PUBLISHED = "reference", f"reference@{PUBLISHED.steps}"
 POSITION = SHOWN[1]  # the network does the same work at any position
 BUDGET_S = 15.0  # of timed calls a visit: a slow machine makes fewer runs, never fewer than one
+USUAL = "int8"  # of the precisions, of which nine frames are measured
 LARGER = 1.1  # times the usual pixels: for fewer, an estimate of memory will do
 TIMEOUT_S = 3600.0  # the published reference takes many minutes a stack on a CPU
 
@@ -283,7 +285,7 @@ def keep_reference_stack(
 
 
 def list_entries(folder: Path, manifest: Manifest) -> list[Entry]:
-    """Return the eager student, every artifact, hashes checked, and every pair of them."""
+    """Return the eager student, every artifact, hashes checked, and a pair of them a target."""
     student = folder / "student"
     weights = sum(size_bytes(path) for path in student.glob("*.safetensors"))
     entries = [Entry("student", str(student), PYTORCH, "fp32", weights, manifest.student_sha256)]
@@ -293,12 +295,23 @@ def list_entries(folder: Path, manifest: Manifest) -> list[Entry]:
         makes: Makes = "tile" if renders(artifact.name) else "stack"
         entries.append(Entry(artifact.name, str(path), *fields, makes))
     known = {entry.artifact: entry for entry in entries}
-    for pair in manifest.pairs:
+    for pair in chosen_pairs(manifest):
         one, other = known[pair.student.name], known[pair.render.name]
         size = (one.bytes or 0) + (other.bytes or 0)
         fields = (one.target, one.precision, size, pair.sha256)
         entries.append(Entry(pair.name, one.spec, *fields, "frames", other.spec))
     return entries
+
+
+def chosen_pairs(manifest: Manifest) -> list[Pair]:
+    """Return one pair of each target, the int8 one where there is one: nine frames by the others
+    differ by what a student's file takes, which has a row of its own."""
+    found: dict[str, Pair] = {}
+    for pair in manifest.pairs:
+        target = pair.student.target
+        if target not in found or pair.student.precision == USUAL:
+            found[target] = pair
+    return list(found.values())
 
 
 def reference_entries(spec: str) -> list[Entry]:

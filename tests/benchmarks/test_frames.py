@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pocketfocus.benchmarks.frames import BUNDLED, photo_inputs
-from pocketfocus.benchmarks.latency import Bench, bench_run, ratios
+from pocketfocus.benchmarks.latency import Bench, bench_run, chosen_pairs, ratios
 from pocketfocus.benchmarks.samples import read_times
 from pocketfocus.export.open import open_model
 from pocketfocus.mobile_harness.device import Job, JobError
@@ -19,7 +19,7 @@ from pocketfocus.mobile_harness.host import Host
 from pocketfocus.models.student import load_student
 from pocketfocus.photos.refocusing import refocused
 from pocketfocus.run.constants import FRAMES, FRAMES_SIDE
-from pocketfocus.run.manifest import load_manifest
+from pocketfocus.run.manifest import Artifact, load_manifest
 from pocketfocus.run.results import BenchRow
 from pocketfocus.run.rows import read_rows
 from tests.benchmarks.test_latency import Scripted
@@ -88,6 +88,25 @@ def test_a_device_that_calls_one_file_at_a_time_says_so(
     assert (rows[-1].status, rows[-1].photo) == ("not-run", BUNDLED)
     assert rows[-1].why == "scripted calls one file at a time: see the rows of both"
     assert load_student(tmp_path / "student").photo_size == (64, 64)
+
+
+def test_of_each_target_one_pair_is_measured(run: Path) -> None:
+    """The int8 one, or the first: ten of them would take longer than all else of `bench`."""
+    manifest = load_manifest(run)
+    render = manifest.render
+    assert render is not None
+    file, tile = manifest.artifacts[0], render.files[0]
+
+    def artifacts(target: str, *precisions: str) -> list[Artifact]:
+        return [
+            replace(file, name=f"{target}/{each}", target=target, precision=each)
+            for each in precisions
+        ]
+
+    both = [*artifacts("onnx", "fp32", "int8", "mixed"), *artifacts("coreml", "fp16", "int4")]
+    tiles = [replace(tile, target=target) for target in ("onnx", "coreml")]
+    found = chosen_pairs(replace(manifest, artifacts=both, render=replace(render, files=tiles)))
+    assert [pair.student.name for pair in found] == ["onnx/int8", "coreml/fp16"]
 
 
 def test_the_photo_is_as_large_as_nine_frames_are_made_of(tmp_path: Path) -> None:
