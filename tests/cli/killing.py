@@ -206,6 +206,7 @@ def spare(place: Place) -> None:
         (metadata, "version", cache(metadata.version)),
         (scenes, "_bundled", cache(scenes._bundled)),
         (host.Host, "run", executed_once(place)),
+        (host.Host, "frames", lambda self, job, render: executed_once(place)(self, job)),
         (write, "converted", converted_once(place)),
         (checks, "captured_graph", lambda student, shape: student),
         (Figure, "savefig", saved),

@@ -19,6 +19,7 @@ from pocketfocus.run.manifest import load_manifest
 from tests.conftest import one_worker
 
 ARTIFACT, RENDER = "onnx/student-fp32.onnx", "onnx/render-fp32.onnx"
+PAIR = "onnx/nine-frames-fp32"
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_every_stage_wrote_its_file(run: Path) -> None:
     passed = {row["artifact"]: row["status"] for row in read_json(run / "verify.json")["rows"]}
     assert passed == {"student": "pass", ARTIFACT: "pass", RENDER: "pass"}
     timed = {row["artifact"]: row["p50_ms"] for row in read_json(run / "bench.json")["rows"]}
-    assert timed.keys() - {"reference@25"} == {"reference", "student", ARTIFACT, RENDER}
+    assert timed.keys() - {"reference@25"} == {"reference", "student", ARTIFACT, RENDER, PAIR}
     assert all(ms > 0 for ms in timed.values())
     scored = {
         row["model"] for row in read_json(run / "evaluate.json")["rows"] if "mean_psnr_db" in row

@@ -16,4 +16,4 @@ def test_another_package_is_another_statement(run_dir: Path, tmp_path: Path) -> 
     shutil.copytree(run_dir / artifact(run_dir, "coreml", "fp16").name, path)
     assert {found for found, _ in coreml.schemes(path)} == {Scheme(16)}
     found = coreml.schemes(run_dir / artifact(run_dir, "coreml", "int4").name)
-    assert {scheme.bits for scheme, _ in found} == {4, 16}
+    assert {scheme.bits for scheme, _ in found} == {4, 8, 16}
