@@ -20,7 +20,7 @@ from pocketfocus.quantize.calibration import fitted
 from pocketfocus.run.constants import FRAMES, FRAMES_SIDE, Size
 
 BUNDLED: Size = (FRAMES_SIDE * 3 // 4, FRAMES_SIDE)  # of the bundled photo, enlarged
-BUDGET_S = 5.0  # of timed calls of a pair: each makes nine frames, and there are many pairs
+BUDGET_S = 5.0  # of timed calls of a pair, each of which makes nine frames
 
 
 def photo_inputs(photos: Sequence[Path] | None) -> Arrays:

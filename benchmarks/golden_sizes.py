@@ -6,7 +6,7 @@ as a canary's. Legend: T frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,17 +87,27 @@ def files_at(
         if not artifact.takes(size):
             continue
         if device.why_not(artifact.target) is None and takes_sizes(device):
-            gate, check = gate_of(artifact.precision, device.name, artifact.recipe), each.check
+            check, text = each.check, size_text(size)
             job = job_at(path, artifact.target, check.inputs, check.calls[0][1])
-            result, verdict = execute(device, job, check.parents[gate.parent], gate)
-            if result is None or result.outputs is None or verdict.status != "pass":
-                raise UserError(
-                    f"{artifact.name} misses its own gate at {size_text(size)} ({verdict.why}): no "
-                    "golden bundle is made of it"
-                )
-            name = f"{artifact.name.replace('/', '-')}-{size_text(size)}.f16"
-            expected = save(bundle, name, sampled(result.outputs[0], STEP), "float16")
+            stacks, *_ = own_outputs(device, artifact, job, check.parents, f" at {text}")
+            name = f"{artifact.name.replace('/', '-')}-{text}.f16"
+            expected = save(bundle, name, sampled(stacks, STEP), "float16")
         yield FileAtSize(size=size, name=name_at(artifact, size), expected=expected)
+
+
+def own_outputs(
+    device: Device, artifact: Artifact, job: Job, parents: Mapping[str, Arrays], where: str = ""
+) -> Arrays:
+    """Execute a file and return what it gives; UserError, which says `where`, when it misses its
+    own gate."""
+    gate = gate_of(artifact.precision, device.name, artifact.recipe)
+    result, verdict = execute(device, job, parents[gate.parent], gate)
+    if result is None or result.outputs is None or verdict.status != "pass":
+        raise UserError(
+            f"{artifact.name} misses its own gate{where} ({verdict.why}): no golden bundle is made "
+            "of it"
+        )
+    return result.outputs
 
 
 def job_at(path: Path, target: str, inputs: Arrays, position: int) -> Job:

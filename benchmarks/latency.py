@@ -71,8 +71,8 @@ Makes = Literal["stack", "tile", "frames"]
 @dataclass(frozen=True)
 class Entry:
     """One thing to measure: `artifact` as in the rows, `spec` as in a job, `bytes` if known, the
-    hash of what is in the run, what a call makes, the file that renders of nine frames, and the
-    size of photos where it is not the usual one."""
+    hash of what is in the run, the file that renders of nine frames, and the size of photos where
+    it is not the usual one."""
 
     artifact: str
     spec: str
@@ -80,9 +80,15 @@ class Entry:
     precision: str
     bytes: int | None
     sha256: str | None = None
-    makes: Makes = "stack"
     render: str = ""
     size: Size | None = None
+
+    @property
+    def makes(self) -> Makes:
+        """What a call makes."""
+        if self.render:
+            return "frames"
+        return "tile" if renders(self.artifact) else "stack"
 
     @property
     def given(self) -> tuple[Makes, Size | None]:
@@ -292,14 +298,13 @@ def list_entries(folder: Path, manifest: Manifest) -> list[Entry]:
     for artifact in manifest.files:
         path = check_artifact(folder, artifact)
         fields = (artifact.target, artifact.precision, size_bytes(path), artifact.sha256)
-        makes: Makes = "tile" if renders(artifact.name) else "stack"
-        entries.append(Entry(artifact.name, str(path), *fields, makes))
+        entries.append(Entry(artifact.name, str(path), *fields))
     known = {entry.artifact: entry for entry in entries}
     for pair in chosen_pairs(manifest):
         one, other = known[pair.student.name], known[pair.render.name]
         size = (one.bytes or 0) + (other.bytes or 0)
         fields = (one.target, one.precision, size, pair.sha256)
-        entries.append(Entry(pair.name, one.spec, *fields, "frames", other.spec))
+        entries.append(Entry(pair.name, one.spec, *fields, other.spec))
     return entries
 
 

@@ -125,7 +125,8 @@ def fits(bench: Sequence[BenchRow], manifest: Manifest) -> list[Fit]:
         elif name in known:
             every = needs_of(row, known[name], manifest)
             needs[name] = row, max(every, key=lambda need: need.mib)
-    return [judged(row, need) for row, need in needs.values()]
+    table = phones()
+    return [judged(row, need, table) for row, need in needs.values()]
 
 
 def needs_of(row: BenchRow, artifact: Artifact, manifest: Manifest) -> list[Need]:
@@ -137,9 +138,8 @@ def needs_of(row: BenchRow, artifact: Artifact, manifest: Manifest) -> list[Need
     tensors = 4 * sum(math.prod(spec.shape) for spec in specs) / MIB
     needs = []
     if manifest.render and renders(artifact.name):
-        return [
-            Need(manifest.render.tile, peak or file + tensors, "measured" if peak else "at least")
-        ]
+        how: How = "measured" if peak else "at least"
+        return [Need(manifest.render.tile, peak or file + tensors, how)]
     for size in (manifest.size, *filter(artifact.takes, manifest.sizes[1:])):
         more = math.prod(size) / usual
         measured = peak if size == manifest.size else found.get(size)
@@ -164,11 +164,11 @@ def with_frames(row: BenchRow, student: tuple[BenchRow, Need] | None) -> Need:
     return Need(photo, peak + more, "estimated") if more > 0 else Need(photo, peak, "measured")
 
 
-def judged(row: BenchRow, need: Need) -> Fit:
-    """Return a row's verdicts, by what it needs most."""
+def judged(row: BenchRow, need: Need, table: Sequence[Phone]) -> Fit:
+    """Return a row's verdicts on phones, by what it needs most."""
     known = None if need.how == "at least" else need.mib
     least = max(row.bytes or 0, math.ceil(need.mib * MIB))
-    found = {phone.name: verdict(phone, least, known) for phone in phones()}
+    found = {phone.name: verdict(phone, least, known) for phone in table}
     return Fit(row.artifact, row.precision, row.peak_rss_mib, row.device, need, found)
 
 

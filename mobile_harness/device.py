@@ -68,11 +68,11 @@ class Job:
         """Return everything but the inputs, as JSON."""
         return {name: value for name, value in vars(self).items() if name != "inputs"}
 
-    def is_long(self, first_ms: float) -> bool:
-        """Return whether a first call takes so long that it is the timed one: what a runtime
-        prepares once is then a small part of it."""
-        budget = self.budget_s
-        return self.runs > 0 and budget is not None and first_ms >= 1000 * budget
+    def begun(self, first_ms: float) -> list[float]:
+        """Return the timed calls that there are after the first one: itself, without a warm-up,
+        where it is as long as the budget. What a runtime prepares once is then a small part."""
+        is_long = self.budget_s is not None and first_ms >= 1000 * self.budget_s
+        return [first_ms] if self.runs > 0 and is_long else []
 
     def is_spent(self, times_ms: Sequence[float]) -> bool:
         """Return whether these timed calls suffice: as many as wanted, or as fit the budget."""

@@ -79,7 +79,7 @@ def measure(opener: Opener, job: Job) -> Measured:
         run, load_ms = timed(lambda: opener(job.artifact, threads))
         endless = itertools.cycle(inputs)
         first, first_ms = timed(lambda: run(*next(endless)))
-        times = [first_ms] if job.is_long(first_ms) else []
+        times = job.begun(first_ms)
         for _ in range(0 if times else job.warmup):
             run(*next(endless))
         while not job.is_spent(times):

@@ -128,10 +128,9 @@ async def measure(model: Any, job: Job, names: tuple[list[str], list[str]]) -> R
         return outputs, milliseconds(model.last_predict_duration_in_nano_seconds)
 
     first, first_ms = await predict(job.calls[0])
-    endless = itertools.cycle(job.calls)
-    for _ in range(job.warmup):
+    endless, times = itertools.cycle(job.calls), job.begun(first_ms)
+    for _ in range(0 if times else job.warmup):
         await predict(next(endless))
-    times: list[float] = []
     while not job.is_spent(times):
         times.append((await predict(next(endless)))[1])
     outputs = None

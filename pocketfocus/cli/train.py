@@ -168,10 +168,7 @@ def distill(
     arguments.output_folder(out)
     spec = arguments.reference(reference)
     start = arguments.student_folder(student)
-    if distill_minutes is None:
-        distill_minutes = 1.0 if steps is None else math.inf
-    else:
-        arguments.minutes(distill_minutes)
+    length = length_of(distill_minutes, steps)
     check_numbers(crop, rate)
     files = arguments.photo_files(photos)
 
@@ -190,7 +187,7 @@ def distill(
     if qat is not None:
         get_recipe(qat)
     options = Distillation(
-        minutes=distill_minutes,
+        minutes=length,
         steps=steps,
         reference=spec,
         start=start,
@@ -210,6 +207,13 @@ def distill(
     distill_run(out, options)
     made = "student" if chosen.student else "reference"
     typer.echo(f"{made}: {out / made}")
+
+
+def length_of(minutes: float | None, steps: int | None) -> float:
+    """Return the minutes that a distillation takes at most: with steps alone there is no limit."""
+    if minutes is None:
+        return 1.0 if steps is None else math.inf
+    return arguments.minutes(minutes)
 
 
 def check_numbers(crop: int | None, rate: float | None) -> None:

@@ -263,16 +263,19 @@ def per_channel(
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """The operator that gives a layer's weight from 8-bit integers, one scale a channel of its
     output, and its constants."""
-    weight, axis = onnx.numpy_helper.to_array(tensor), 0 if outputs_first(node) else 1
-    others = tuple(place for place in range(weight.ndim) if place != axis)
-    scales = np.maximum(np.abs(weight).max(others) / ENDS_8[1], TINY).astype(np.float32)
-    across = np.expand_dims(scales, others)
-    numbers = np.clip(np.rint(weight / across), *ENDS_8).astype(np.int8)
+    axis = 0 if outputs_first(node) else 1
+    weight = torch.tensor(onnx.numpy_helper.to_array(tensor)).movedim(axis, 0)
+    rows = weight.flatten(1)
+    scales = (rows.abs().amax(1) / ENDS_8[1]).clamp_min(TINY)
+    numbers = integers(rows, scales, ENDS_8).reshape(weight.shape).movedim(0, axis).char()
     name = tensor.name
     constants = [
-        onnx.numpy_helper.from_array(numbers, f"{name}_int8"),
-        onnx.numpy_helper.from_array(scales, f"{name}_scales"),
-        onnx.numpy_helper.from_array(np.zeros_like(scales, np.int8), f"{name}_zeros"),
+        onnx.numpy_helper.from_array(values.numpy(), f"{name}_{kind}")
+        for kind, values in (
+            ("int8", numbers.contiguous()),
+            ("scales", scales),
+            ("zeros", torch.zeros(len(scales), dtype=torch.int8)),
+        )
     ]
     unpacked = f"{name}_unpacked"
     given = [constant.name for constant in constants]
