@@ -8,10 +8,11 @@ STAMP := $(VENV)/.installed
 OUT ?= build/demo
 # Core AI is left to `--targets`: the interpreter that checks its files takes minutes.
 TARGETS ?= executorch,coreml,onnx
-# A quarter of a minute of learning and one size of photo show the whole path within minutes;
-# `pocketfocus build` by itself takes a minute, and three sizes.
-MINUTES ?= 0.25
+# A few seconds of learning, one size of photo and 20 timed calls of each file show the whole path
+# within minutes; `pocketfocus build` by itself takes a minute, three sizes and 50.
+MINUTES ?= 0.15
 SIZES ?= own
+RUNS ?= 20
 PAGE := mobile_harness/web/page
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup \
 	--no-loadscope-reorder
@@ -44,7 +45,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 demo: $(STAMP) ## run the whole path once into build/demo: distil, quantize, export, verify, bench, report
-	$(BIN)/pocketfocus build --out $(OUT) --targets $(TARGETS) --distill-minutes $(MINUTES) --sizes $(SIZES)
+	$(BIN)/pocketfocus build --out $(OUT) --targets $(TARGETS) --distill-minutes $(MINUTES) --sizes $(SIZES) --runs $(RUNS)
 
 web: $(PAGE)/node_modules/.installed ## build the page of `pocketfocus serve` (needs Node.js with npm)
 	@$(NEED_NPM)

@@ -53,7 +53,7 @@ from pocketfocus.run.manifest import (
 )
 from pocketfocus.run.metrics import PEAK
 from pocketfocus.run.paths import below
-from pocketfocus.run.processes import stop_all
+from pocketfocus.run.processes import stop_all, workers
 from pocketfocus.run.progress import say, track
 from pocketfocus.run.results import CallFigures, GateRow, VerifyRow
 from pocketfocus.run.rows import merge_rows
@@ -76,14 +76,12 @@ class Verification:
             rows of parity then say which, in `why`.
         fallbacks: who executes the files that the device cannot, the first that can.
         reference_device: executes each executed file too; both must agree.
-        threads: of a file on this host; None for all cores.
     """
 
     photos: Sequence[Path] | None = None
     positions: Sequence[int] | None = None
     fallbacks: Sequence[Device] = ()
     reference_device: Device | None = None
-    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -180,11 +178,16 @@ def rows_of(
     rows: list[VerifyRow] = []
     kept: dict[str, Pixels] = {}
     here = checks is not None and all(isinstance(each, Host) for each in devices)
-    how = replace(how, threads=1 if here else None)
     one = partial(rows_of_one, folder, manifest, devices, how, checks)
     files = manifest.files if checks and checks.render else manifest.artifacts
     total = len(files)
-    with closing(at_once(one, files) if here else (one(file) for file in files)) as found:
+
+    def in_turn() -> Generator[tuple[list[VerifyRow], Pixels | None], None, None]:
+        for file in files:
+            with one_process() if checks else nullcontext():
+                yield one(file)
+
+    with closing(at_once(one, files) if here else in_turn()) as found:
         pairs = zip(files, found, strict=True)
         for artifact, (own, seen) in track(pairs, "verifying", total):
             rows += own
@@ -196,12 +199,18 @@ def rows_of(
 def at_once(
     work: Callable[[Artifact], T], artifacts: Sequence[Artifact]
 ) -> Generator[T, None, None]:
-    """Yield what comes of each artifact, in order, with as many at work as there are cores.
+    """Yield what comes of each artifact, in order, with as many at work as there are cores, in as
+    many processes of one thread each.
 
     Ctrl-C comes here, not into their threads: processes that nobody waits for any more are killed.
     """
-    with ThreadPoolExecutor(cores()) as pool:
-        futures = [pool.submit(work, artifact) for artifact in artifacts]
+    with workers(cores()) as borrowed, ThreadPoolExecutor(cores()) as pool:
+
+        def worked(artifact: Artifact) -> T:
+            with borrowed() as worker, one_process(1, worker):
+                return work(artifact)
+
+        futures = [pool.submit(worked, artifact) for artifact in artifacts]
         try:
             for future in futures:
                 yield future.result()
@@ -227,13 +236,12 @@ def rows_of_one(
     if why is None:
         check, beside = checks.of(artifact) if checks else (saved_check(folder, artifact), ())
         path, reference = below(folder, artifact.name), how.reference_device
-        with one_process(how.threads) if checks else nullcontext():
-            found, outputs = execute_artifact(artifact, path, chosen, check, reference)
-            rows += found
-            for each in beside if takes_sizes(chosen) else ():
-                emulated = not isinstance(chosen, Host)  # too slow for more than the sizes
-                if takes(artifact, each, manifest.size, emulated):
-                    rows.append(row_beside(artifact, path, chosen, each))
+        found, outputs = execute_artifact(artifact, path, chosen, check, reference)
+        rows += found
+        for each in beside if takes_sizes(chosen) else ():
+            emulated = not isinstance(chosen, Host)  # too slow for more than the sizes
+            if takes(artifact, each, manifest.size, emulated):
+                rows.append(row_beside(artifact, path, chosen, each))
         if checks and check is checks.student and outputs:
             seen = shown(outputs[0], check.calls)
     else:

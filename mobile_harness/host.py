@@ -6,7 +6,7 @@ import os
 import platform
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import metadata
 
@@ -25,15 +25,16 @@ _SHARED = threading.local()
 
 
 @contextmanager
-def one_process(threads: int | None = None) -> Iterator[None]:
-    """Let the jobs of this thread share a process, since imports take longer than many of them; it
-    starts anew after a job in which it died. Times and memory are then not a file's own.
+def one_process(threads: int | None = None, worker: Worker | None = None) -> Iterator[None]:
+    """Let the jobs of this thread share a process, `worker` or one of their own, since imports take
+    longer than many of them; it starts anew after a job in which it died. Times and memory are then
+    not a file's own.
 
     `threads` are those of jobs that name none: runtimes of several processes that wait for each
     other on the same cores are slow.
     """
-    with Worker() as worker:
-        _SHARED.worker, _SHARED.threads = worker, threads
+    with Worker() if worker is None else nullcontext(worker) as shared:
+        _SHARED.worker, _SHARED.threads = shared, threads
         try:
             yield
         finally:

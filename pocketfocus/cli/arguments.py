@@ -74,6 +74,7 @@ Stacks = Annotated[
 ]
 SCENES = "how many focal stacks to render of each source"
 Seed = Annotated[int, typer.Option("--seed", min=0, help="of every random number")]
+Runs = Annotated[int, typer.Option("--runs", min=1, help="timed calls of each file")]
 
 Sizes = Annotated[
     str | None,

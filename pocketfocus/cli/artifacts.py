@@ -264,7 +264,7 @@ def bench(
     run: arguments.Run,
     photos: arguments.Photos = None,
     reference: arguments.Reference = "default",
-    runs: Annotated[int, typer.Option("--runs", min=1, help="timed calls of each file")] = 50,
+    runs: arguments.Runs = 50,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads; else the device's default")
     ] = None,

@@ -58,6 +58,7 @@ class Settings:
     precisions: tuple[str, ...]
     seed: int
     sizes: tuple[Size, ...] | None = None
+    runs: int = 50
 
 
 Inputs = Callable[[], dict[str, object]]
@@ -75,6 +76,7 @@ def build(
     targets: arguments.Targets = arguments.ALL,
     precisions: arguments.Precisions = arguments.ALL,
     sizes: arguments.Sizes = None,
+    runs: arguments.Runs = 50,
     seed: arguments.Seed = 0,
 ) -> None:
     """Run every stage, from distilling to the report; stages that are up to date are skipped."""
@@ -85,7 +87,8 @@ def build(
     files = arguments.photo_files(photos)
     chosen = arguments.targets_and_precisions(targets, precisions)
     others = arguments.sizes(sizes)
-    settings = Settings(out, reference, student, files, length, from_scratch, *chosen, seed, others)
+    learning = (out, reference, student, files, length, from_scratch)
+    settings = Settings(*learning, *chosen, seed, others, runs)
     try:
         run_stages(settings.out, stages(settings))
     finally:
@@ -132,7 +135,13 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
         ("distill", lambda: _start(settings), DISTILLS, DISTILLED, _distill),
         ("export", requested, EXPORTS, ("manifest.json", "*/student-*", "*/render-*"), _export),
         ("verify", lambda: {**files(), "photos": photos}, MEASURES, VERIFIED, _verify),
-        ("bench", files_and_reference, MEASURES, TIMED, _bench),
+        (
+            "bench",
+            lambda: {**files_and_reference(), "runs": settings.runs},
+            MEASURES,
+            TIMED,
+            _bench,
+        ),
         (
             "evaluate",
             lambda: {**files_and_reference(), "blur": hashes(WEIGHTS / "blur_baseline.json")},
@@ -227,7 +236,7 @@ def _bench(settings: Settings) -> list[str]:
     from pocketfocus.benchmarks.latency import Bench, bench_run, unmeasured
     from pocketfocus.mobile_harness.devices import get_device
 
-    how = Bench(settings.reference, photos=settings.photos)
+    how = Bench(settings.reference, settings.runs, photos=settings.photos)
     return unmeasured(bench_run(settings.out, get_device(DEVICE), how))
 
 

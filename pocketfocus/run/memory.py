@@ -10,6 +10,12 @@ from pathlib import Path
 # mallopt's parameters and values: nothing by mmap, never trimmed, grown by 256 MiB at a time
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _KEPT = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**28))
+KEEPS_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TOP_PAD_": str(2**28),
+}
+"""The same for a process that is started, in its environment: glibc alone reads it."""
 
 
 def keep_freed_memory() -> bool:

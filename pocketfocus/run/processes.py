@@ -18,9 +18,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import IO, Any
 from weakref import WeakSet
 
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 import pocketfocus
 from pocketfocus.run.child import full, is_full
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.memory import KEEPS_MEMORY
 from pocketfocus.run.scratch import temporary_folder
 
 CHILD = "pocketfocus.run.child"
@@ -102,7 +104,7 @@ class Worker:
     Args:
         command: starts `child.py` in another Python; None for this one, in which the process finds
             this very package first, and nothing in the current folder.
-        environment: of `command`.
+        environment: of `command`; of this Python what is set beside this process's own.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class Worker:
     ) -> None:
         self.process: subprocess.Popen[str] | None = None
         self._command = command or [sys.executable, "-P", "-m", CHILD]
-        self._environment = environment if command else _environment()
+        self._environment = environment if command else {**_environment(), **(environment or {})}
         self._stderr: IO[bytes] | None = None
 
     def __enter__(self) -> Worker:
@@ -195,6 +197,26 @@ class Worker:
         size = self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, size - LAST_BYTES))
         return self._stderr.read().decode(errors="replace")
+
+
+@contextmanager
+def workers(count: int) -> Iterator[Callable[[], AbstractContextManager[Worker]]]:
+    """Lend processes to threads, `count` at a time, each of which takes many works: a thread that
+    borrows one waits until one is free. They keep freed memory, so that their peaks say nothing."""
+    free: SimpleQueue[Worker] = SimpleQueue()
+
+    @contextmanager
+    def borrowed() -> Iterator[Worker]:
+        worker = free.get()
+        try:
+            yield worker
+        finally:
+            free.put(worker)
+
+    with ExitStack() as started:
+        for _ in range(count):
+            free.put(started.enter_context(Worker(environment=KEEPS_MEMORY)))
+        yield borrowed
 
 
 @contextmanager

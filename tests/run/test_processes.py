@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,19 @@ import psutil
 import pytest
 
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.processes import CHILD_FILE, Answer, Work, Worker, WorkFailed, run_work
+from pocketfocus.run.processes import (
+    CHILD_FILE,
+    Answer,
+    Work,
+    Worker,
+    WorkFailed,
+    run_work,
+    workers,
+)
 from pocketfocus.run.scratch import sweep
 
 CALLS = """
-import os, signal, subprocess, sys, time
+import os, resource, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +79,12 @@ def counts(arguments, arrays, say):
     global count
     count += 1
     return {"count": count, "pid": os.getpid()}, {}
+
+def fills(arguments, arrays, say):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        np.ones(8_000_000)
+    return {"faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before}, {}
 
 def makes(arguments, arrays, say):
     return {}, {"made": np.zeros(1_000_000)}
@@ -182,6 +197,33 @@ def test_one_worker_takes_many_works_and_survives_their_errors(calls: Callable[.
         again = worker.run(calls("counts")).fields
         assert again["count"] == 1 and again["pid"] != first["pid"]
     assert not psutil.pid_exists(again["pid"])
+
+
+def test_threads_share_so_many_processes_one_after_the_other(calls: Callable[..., Work]) -> None:
+    with workers(2) as borrowed:
+
+        def count(_: int) -> dict[str, int]:
+            with borrowed() as worker:
+                return dict(worker.run(calls("counts")).fields)
+
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(count, range(8)))
+        with pytest.raises(WorkFailed), borrowed() as worker:
+            worker.run(calls("broken"))
+        found += [count(0), count(0)]
+    pids = {each["pid"] for each in found}
+    assert len(pids) <= 2 and max(each["count"] for each in found) >= 5
+    assert not any(map(psutil.pid_exists, pids))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone can be told")
+def test_processes_that_are_shared_keep_freed_memory(calls: Callable[..., Work]) -> None:
+    def faults(worker: Worker) -> int:
+        return int(worker.run(calls("fills")).fields["faults"])
+
+    with Worker() as alone, workers(1) as borrowed, borrowed() as shared:
+        assert faults(shared) >= 0 and faults(alone) >= 0  # the first arrays are new to both
+        assert faults(shared) < faults(alone) / 10
 
 
 def test_a_worker_that_died_between_works_is_told(calls: Callable[..., Work]) -> None:

@@ -204,8 +204,10 @@ def slice_by_index(x: Tensor, begin: Any, end: Any, stride: Any = None, **masks:
             None if open_last[axis] else last[axis],
             steps[axis],
         )
-        found = torch.tensor(range(x.shape[axis])[wanted], dtype=torch.int64)
-        x = x.index_select(axis, found)
+        if steps[axis] > 0:
+            x = x[(slice(None),) * axis + (wanted,)]
+        else:  # which PyTorch's own slices cannot be
+            x = x.index_select(axis, torch.tensor(range(x.shape[axis])[wanted], dtype=torch.int64))
     return x
 
 
