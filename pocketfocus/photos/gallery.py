@@ -22,9 +22,9 @@ from torch import Tensor
 from pocketfocus.data.optics import distance
 from pocketfocus.photos.focusmap import focus_grid
 from pocketfocus.photos.images import Pixels, data_uri, encoded, size_of
-from pocketfocus.photos.pixels import resized
+from pocketfocus.photos.pixels import resized, shortened
 from pocketfocus.photos.refocusing import Refocused
-from pocketfocus.run.constants import FRAMES, check_position
+from pocketfocus.run.constants import FRAMES, FRAMES_SIDE, check_position
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import write_set
 
@@ -38,21 +38,22 @@ def save_refocus(
 ) -> list[Path]:
     """Write the nine frames of a photo [H, W, 3] in sRGB into `out_dir`; returns the files.
 
-    frame_0.png … frame_8.png, stack.gif and stack.mp4 (near to far and back), all_in_focus.png,
-    focus_map.png, and index.html, which needs no other file. All of them or none: other files in
-    `out_dir` stay, those of the same names are replaced. UserError when the folder cannot be
-    written or the disk is full.
+    frame_0.png … frame_8.png and all_in_focus.png as large as they are, made and written one by
+    one; stack.gif and stack.mp4 (near to far and back), focus_map.png, and index.html, which needs
+    no other file, at most `FRAMES_SIDE` pixels long. All of them or none: other files in `out_dir`
+    stay, those of the same names are replaced. UserError when the folder cannot be written or the
+    disk is full.
     """
     check_position(position)
-    frames = [Image.fromarray(made.picture(float(index))) for index in range(FRAMES)]
-    focus = made.focus_map()
-    sharp = Image.fromarray(made.picture(float(position), 0.0))
     with write_set(Path(out_dir)) as scratch:
-        for index, frame in enumerate(frames):
-            (scratch / f"frame_{index}.png").write_bytes(encoded(frame, "PNG"))
+        frames = [
+            _saved(made.picture(float(index)), scratch / f"frame_{index}.png")
+            for index in range(FRAMES)
+        ]
+        sharp = _saved(made.picture(float(position), 0.0), scratch / "all_in_focus.png")
+        focus = made.focus_map()
         (scratch / "stack.gif").write_bytes(_gif(frames))
         _save_mp4(frames, scratch / "stack.mp4")
-        (scratch / "all_in_focus.png").write_bytes(encoded(sharp, "PNG"))
         (scratch / "focus_map.png").write_bytes(_focus_figure(focus.numpy()))
         names = sorted(path.name for path in scratch.iterdir())
         pictures = {
@@ -64,6 +65,12 @@ def save_refocus(
         words |= dict(zip(("height", "width"), size_of(frames[0]), strict=True))
         (scratch / PAGE).write_text(_page(pictures, focus, words), encoding="utf-8")
     return [Path(out_dir) / name for name in (*names, PAGE)]
+
+
+def _saved(picture: Pixels, path: Path) -> Image.Image:
+    """Write a picture as PNG, and return it as it is shown."""
+    path.write_bytes(encoded(Image.fromarray(picture), "PNG"))
+    return Image.fromarray(shortened(picture, FRAMES_SIDE))
 
 
 def _there_and_back(frames: list[Image.Image]) -> list[Image.Image]:

@@ -68,11 +68,7 @@ class Photo:
 
     def limited(self, most: int | None) -> Photo:
         """The photo with no side longer than `most` pixels, scaled down (Lanczos) if need be."""
-        longest = max(self.size)
-        if most is None or longest <= most:
-            return self
-        height, width = (max(1, round(side * most / longest)) for side in self.size)
-        return replace(self, pixels=resized(self.pixels, (height, width)))
+        return self if most is None else replace(self, pixels=shortened(self.pixels, most))
 
     def in_srgb(self) -> Photo:
         """The photo in 8 bits of sRGB."""
@@ -186,6 +182,16 @@ def _of_picture(exif: Image.Exif) -> Image.Exif:
         if found:
             kept.get_ifd(part).update(found)
     return kept
+
+
+def shortened(pixels: Pixels, most: int) -> Pixels:
+    """Scale [H, W, 3] so that no side is longer than `most` pixels, if need be."""
+    height, width = pixels.shape[:2]
+    longest = max(height, width)
+    if longest <= most:
+        return pixels
+    small = (max(1, round(height * most / longest)), max(1, round(width * most / longest)))
+    return resized(pixels, small)
 
 
 def resized(pixels: Pixels, size: Size) -> Pixels:
