@@ -31,7 +31,8 @@ from pocketfocus.run.files import key_of, sha256
 DEFAULT_MINUTES = 120.0
 # The autoencoder starts at principal components and has little left to learn.
 AUTOENCODER_SHARE = 0.03
-AUTOENCODER_RATE, DENOISER_RATE = 1e-3, 2e-3
+AUTOENCODER_RATE, DENOISER_RATE = 1e-3, 1.5e-3
+DENOISER = Schedule(optimizer="muon", clip_norm=4.0, decay=0.5, ema_decay=0.998)
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,11 @@ class Training:
             samples = (self.batch or 1) * self.accumulate * process_state().num_processes
         return samples * (rate if self.learning_rate is None else self.learning_rate)
 
-    def schedule(self, share: float = 1.0, rate: float | None = None) -> Schedule:
-        """Make a schedule with a share of the budget; UserError for a budget or rate of nothing."""
+    def schedule(
+        self, share: float = 1.0, rate: float | None = None, small: Schedule | None = None
+    ) -> Schedule:
+        """Make a schedule with a share of the budget, of the small reference like `small`;
+        UserError for a budget or rate of nothing."""
         rate = rate or self.rate
         minutes = self.minutes
         if minutes is None:
@@ -103,7 +107,7 @@ class Training:
             raise UserError(f"{minutes:g} minutes train nothing: give more with --minutes")
         if not 0 < rate < 1:
             raise UserError(f"--learning-rate {rate} is not between 0 and 1: try {DENOISER_RATE}")
-        own = Schedule() if self.init is None else self.way.schedule
+        own = small or Schedule() if self.init is None else self.way.schedule
         budget = replace(
             own, minutes=minutes * share, learning_rate=rate, accumulate=self.accumulate
         )
@@ -147,5 +151,6 @@ def _run(training: Training, out: Path) -> None:
     check_size(size, (*AUTOENCODER_CROPS, *crops))
     first = training.schedule(AUTOENCODER_SHARE, AUTOENCODER_RATE)
     autoencoder = Phase(first, AUTOENCODER_CROPS, seed, config)
-    denoiser = Phase(training.schedule(1 - AUTOENCODER_SHARE), crops, seed, config)
+    second = training.schedule(1 - AUTOENCODER_SHARE, small=DENOISER)
+    denoiser = Phase(second, crops, seed, config)
     train_reference(stacks(), out, autoencoder, denoiser)

@@ -128,7 +128,7 @@ Accumulate = Annotated[
 TrainingRate = Annotated[
     float | None,
     typer.Option(
-        "--learning-rate", metavar="R", help="of the denoiser (default 0.002; with --init 0.00001)"
+        "--learning-rate", metavar="R", help="of the denoiser (default 0.0015; with --init 0.00001)"
     ),
 ]
 

@@ -109,7 +109,7 @@ print(peak(4000, "large") - small)
 
 
 def test_nine_frames_are_in_memory_one_at_a_time(tmp_path: Path) -> None:
-    """12 million pixels: a frame has 34 MiB; all at once, with their video, they took 1,145 more."""
+    """12 million pixels, 34 MiB a frame; all of them at once, and their video, took 1,145."""
     command = [sys.executable, "-c", NINE, str(tmp_path)]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert float(said) < 4 * 35

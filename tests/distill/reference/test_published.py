@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,3 +219,18 @@ def test_the_small_reference_is_not_of_the_published_form(
     with pytest.raises(UserError, match="differences to its photo: fine-tune it by pocketfocus"):
         fine_tune(load_start("default"), stacks, tmp_path / "out", phase, recipe=PAPER)
     assert not (tmp_path / "out").exists()
+
+
+def test_muon_is_for_the_small_denoiser_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: dict[str, str] = {}
+
+    def phases(stacks: object, out: object, autoencoder: Phase, denoiser: Phase) -> None:
+        used.update(vae=autoencoder.schedule.optimizer, unet=denoiser.schedule.optimizer)
+
+    monkeypatch.setattr(training, "train_reference", phases)
+    monkeypatch.setattr(training, "cache_sources", lambda *_: SimpleNamespace(pixels=None))
+    training.run_training(Training(steps=100), tmp_path)
+    assert used == {"vae": "adamw", "unet": "muon"}
+    assert Training(steps=100, init="svd").schedule().optimizer == "adamw"
