@@ -2,7 +2,7 @@
 
 Noise of a shared machine should hit all alike, so every artifact is measured in several short
 rounds, each in a fresh process, over all artifacts; every other round goes backwards, so that a
-steady drift cancels. The reference, much slower, is measured once between the rounds, in its own
+steady drift cancels. Few calls are one round. The reference, much slower, is measured once between the rounds, in its own
 way of sampling and as published (25 steps with guidance). What renders is visited once, with one
 tile of a photo, after the rounds: it is too quick for a drift to matter. So are both files of a
 pair, with a whole photo, of which they make nine frames: what a user waits for; and every file once
@@ -55,7 +55,7 @@ from pocketfocus.run.rows import merge_rows
 
 BENCH_FILE = "bench.json"
 REFERENCE_STACK_FILE = "reference.npz"
-ROUNDS = 2
+ROUNDS, ROUND_RUNS = 2, 20  # of so many timed calls of a file at least, if there are two
 AS_PUBLISHED = f"{PUBLISHED.steps}/{PUBLISHED.guidance:g}/{PUBLISHED.temperature:g}"
 REFERENCE, SAMPLED_AS_PUBLISHED = "reference", f"reference@{PUBLISHED.steps}"
 POSITION = SHOWN[1]  # the network does the same work at any position
@@ -339,8 +339,9 @@ def reference_entries(spec: str) -> list[Entry]:
 def schedule(entries: Sequence[Entry], runs: int, warmup: int) -> list[Visit]:
     """Plan rounds over all entries, every other one backwards; they share `runs` among them."""
     plan = []
-    for number in range(ROUNDS):
-        share = runs // ROUNDS + (number < runs % ROUNDS)
+    rounds = max(1, min(ROUNDS, runs // ROUND_RUNS))
+    for number in range(rounds):
+        share = runs // rounds + (number < runs % rounds)
         order = entries if number % 2 == 0 else entries[::-1]
         plan += [Visit(entry, share, warmup) for entry in order if share]
     return plan

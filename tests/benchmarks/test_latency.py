@@ -119,14 +119,22 @@ def test_rows_hold_the_statistics_of_all_rounds(run_folder: Path) -> None:
 
 def test_rounds_go_forth_and_back_around_the_reference(run_folder: Path) -> None:
     device = Scripted()
-    latency.bench_run(run_folder, device, Bench(reference="some/where", runs=10, warmup=2))
+    latency.bench_run(run_folder, device, Bench(reference="some/where", runs=40, warmup=2))
     order = [label(job) for job in device.jobs]
     assert order == ["student", *ONNX, "reference", *reversed(ONNX), "student"]
     reference = device.jobs[3]
     assert (reference.artifact, reference.runs) == ("reference:some/where", 2)
     others = [job for job in device.jobs if job is not reference]
-    assert all((job.runs, job.warmup, job.threads) == (5, 2, None) for job in others)
+    assert all((job.runs, job.warmup, job.threads) == (20, 2, None) for job in others)
     assert all(job.inputs[0].shape == (1, 1, 3, 64, 64) for job in device.jobs)
+
+
+def test_few_calls_are_one_round(run_folder: Path) -> None:
+    device = Scripted()
+    latency.bench_run(run_folder, device, Bench(reference=None, runs=39))
+    assert [(label(job), job.runs) for job in device.jobs] == [
+        (name, 39) for name in ("student", *ONNX)
+    ]
 
 
 def test_keeps_the_stack_of_the_reference_that_was_timed(run_folder: Path) -> None:
