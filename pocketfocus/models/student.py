@@ -288,8 +288,8 @@ class RefocusStudent(nn.Module):
         frames = change[:, :ends].reshape(-1, COLOURS, height * width)
         stack = repeated(photo.flatten(2), len(photo), FRAMES) + frames
         return (  # no named tuple: ExecuTorch writes none
-            stack.clamp(-1.0, 1.0).reshape(-1, COLOURS, height, width),
-            (photo + change[:, ends:]).clamp(-1.0, 1.0),
+            F.hardtanh(stack).reshape(-1, COLOURS, height, width),  # which XNNPACK adds along with
+            F.hardtanh(photo + change[:, ends:]),
             enlarged(detail, float(CELL)),
             found.dioptres,
             found.position.softmax(-1),
