@@ -2,13 +2,13 @@
 
 Noise of a shared machine should hit all alike, so every artifact is measured in several short
 rounds, each in a fresh process, over all artifacts; every other round goes backwards, so that a
-steady drift cancels. Few calls are one round. The reference, much slower, is measured once between the rounds, in its own
-way of sampling and as published (25 steps with guidance). What renders is visited once, with one
-tile of a photo, after the rounds: it is too quick for a drift to matter. So are both files of a
-pair, with a whole photo, of which they make nine frames: what a user waits for; and every file once
-with a photo of each size that is clearly larger than its usual one, for the memory that this takes.
-Timed calls of all rounds are pooled; load and first call are the median over rounds, memory the
-maximum.
+steady drift cancels. Few calls are one round. The reference, much slower, is measured once between
+the rounds, in its own way of sampling and as published (25 steps with guidance). What renders is
+visited once, with one tile of a photo, after the rounds: it is too quick for a drift to matter. So
+are both files of a pair, with a whole photo, of which they make nine frames: what a user waits for;
+and every file once with a photo of each size that is clearly larger than its usual one, for the
+memory that this takes. Timed calls of all rounds are pooled; load and first call are the median
+over rounds, memory the maximum.
 """
 
 from __future__ import annotations
