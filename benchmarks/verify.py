@@ -256,7 +256,7 @@ def execute_artifact(
     """Execute an artifact and judge it by its own gate and, of a `reference` device, against the
     same file there; the rows, and the outputs where they have the shapes of the parent's."""
     gate = gate_of(artifact.precision, device.name, artifact.recipe)
-    job = Job(str(path), artifact.target, check.inputs, check.calls, want_outputs=True)
+    job = check.job(path, artifact.target)
     if check.whole:
         say(f"{artifact.name}: {gate.name}")
         job = replace(job, runs=int(is_timed(device)), timeout_s=None)
@@ -296,7 +296,7 @@ def row_beside(artifact: Artifact, path: Path, device: Device, beside: Beside) -
     needed = min(gate.threshold_db, beside.most_db or gate.threshold_db)
     gate = replace(gate, name=f"{beside.name}, {gate.name}", threshold_db=needed)
     check = beside.check
-    job = Job(str(path), artifact.target, check.inputs, check.calls, want_outputs=True)
+    job = check.job(path, artifact.target)
     _, verdict = execute(device, job, check.parents[gate.parent], gate)
     return row_on(gate_row(artifact, device.name, gate, named(verdict, check)), device)
 
