@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import TextIO
 
+from pocketfocus.run.errors import UserError, first_line
+
 VERBOSE = "POCKETFOCUS_VERBOSE"
+AGAIN = ": export it again"
 
 
 class _Silence:
@@ -98,6 +101,17 @@ variable POCKETFOCUS_VERBOSE=1 lets everything through. Threads may be silent at
 
 quiet_native = _Silence(_hold_back_native)
 """Hold back what a C++ library writes to standard error by itself (file descriptor 2)."""
+
+
+@contextlib.contextmanager
+def loading(name: object, what: str, remedy: str = "") -> Iterator[None]:
+    """Make a UserError of whatever a toolchain raises that loads a file, a `what`: exception types
+    of most share no public base."""
+    try:
+        yield
+    except Exception as error:
+        line = first_line(error)
+        raise UserError(f"{name} is no {what} that loads ({line}){remedy}") from error
 
 
 def missing(*modules: str, extra: str = "") -> str | None:

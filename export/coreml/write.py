@@ -18,9 +18,8 @@ from torch import Tensor
 
 from pocketfocus.export.network import functions_of
 from pocketfocus.export.phases import MAKE, Phases
-from pocketfocus.export.quiet import missing, quiet
+from pocketfocus.export.quiet import loading, missing, quiet
 from pocketfocus.export.targets import Runner, Sizes, Written
-from pocketfocus.run.errors import UserError, first_line
 from pocketfocus.run.manifest import Compatibility
 from pocketfocus.run.scratch import temporary_folder
 
@@ -251,13 +250,9 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
     import coremltools as ct
 
     def loaded(name: str | None) -> Any:
-        try:
-            with quiet():
-                units = ct.ComputeUnit.ALL
-                return ct.models.MLModel(str(path), compute_units=units, function_name=name)
-        except Exception as error:  # its exception types share no public base
-            line = first_line(error)
-            raise UserError(f"{path} is no Core ML package that loads ({line})") from error
+        with loading(path, "Core ML package"), quiet():
+            units = ct.ComputeUnit.ALL
+            return ct.models.MLModel(str(path), compute_units=units, function_name=name)
 
     names = {shapes[0]: name for name, shapes in functions(path).items()}
     models = {MAIN: loaded(MAIN if len(names) > 1 else None)}

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from pocketfocus.export.network import functions_of
 from pocketfocus.export.phases import MAKE, Phases
-from pocketfocus.export.quiet import missing, quiet, quiet_native
+from pocketfocus.export.quiet import AGAIN, loading, missing, quiet, quiet_native
 from pocketfocus.export.targets import Runner, Sizes, Written
-from pocketfocus.run.errors import UserError, first_line
 from pocketfocus.run.manifest import Compatibility, Delegation
 
 if TYPE_CHECKING:
@@ -137,18 +136,12 @@ def load(path: Path, threads: int | None = None) -> Any:
     """
     from executorch.extension.pybindings import _portable_lib
 
-    try:
-        with quiet_native():
-            if threads is not None:
-                _portable_lib._unsafe_reset_threadpool(threads)
-            module = _portable_lib._load_for_executorch(str(path))
-            module.method_meta(METHOD)  # it reads the file only when first asked something
-            return module
-    except (RuntimeError, OSError) as error:
-        line = first_line(error)
-        raise UserError(
-            f"{path} is no ExecuTorch file that loads ({line}): export it again"
-        ) from error
+    with loading(path, "ExecuTorch file", AGAIN), quiet_native():
+        if threads is not None:
+            _portable_lib._unsafe_reset_threadpool(threads)
+        module = _portable_lib._load_for_executorch(str(path))
+        module.method_meta(METHOD)  # it reads the file only when first asked something
+        return module
 
 
 def methods_of(module: Any) -> dict[tuple[int, ...], str]:

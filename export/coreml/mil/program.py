@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pocketfocus.export.coreml.mil.operators import OPERATORS
-from pocketfocus.export.quiet import quiet
+from pocketfocus.export.quiet import loading, quiet
 from pocketfocus.run.errors import UserError, first_line
 
 MAIN = "main"
@@ -137,12 +137,8 @@ def load_pymil(path: Path) -> Any:
     """A .mlpackage as coremltools' own program object; UserError when it is none."""
     import coremltools as ct
 
-    try:
-        with quiet():
-            return pymil_of(ct.models.MLModel(str(path), skip_model_load=True))
-    except Exception as error:  # its exception types share no public base
-        line = first_line(error)
-        raise UserError(f"{path} is no Core ML program that loads back ({line})") from error
+    with loading(path, "Core ML program"), quiet():
+        return pymil_of(ct.models.MLModel(str(path), skip_model_load=True))
 
 
 def pymil_of(model: Any) -> Any:
