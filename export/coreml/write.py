@@ -256,7 +256,7 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
 
     names = {shapes[0]: name for name, shapes in functions(path).items()}
     models = {MAIN: loaded(MAIN if len(names) > 1 else None)}
-    given, made = tensors(models[MAIN].get_spec().description)
+    given, made = tensors(path)
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         name = names.get(tuple(inputs[0].shape), MAIN)  # which says what it takes
@@ -291,9 +291,12 @@ def functions(path: Path) -> dict[str, list[tuple[int, ...]]]:
     }
 
 
-def tensors(description: Any) -> tuple[list[str], list[str]]:
+def tensors(path: Path) -> tuple[list[str], list[str]]:
     """The names of the inputs and outputs of a package's usual function."""
-    about = next((each for each in description.functions if each.name == MAIN), description)
+    from coremltools.models.utils import load_spec
+
+    whole = load_spec(str(path)).description
+    about = next((each for each in whole.functions if each.name == MAIN), whole)
     given, made = ([value.name for value in found] for found in (about.input, about.output))
     return given, made
 
