@@ -29,9 +29,12 @@ from pocketfocus.benchmarks.checks import (
     student_inputs,
     to_bytes,
 )
-from pocketfocus.benchmarks.frames import BUDGET_S as FRAMES_BUDGET_S
-from pocketfocus.benchmarks.frames import photo_inputs, why_no_frames
-from pocketfocus.benchmarks.rendering import render_check
+from pocketfocus.benchmarks.rendering import (
+    FRAMES_BUDGET_S,
+    photo_inputs,
+    render_check,
+    why_no_frames,
+)
 from pocketfocus.benchmarks.samples import TIMES_FILE, TimesRow
 from pocketfocus.mobile_harness.device import PYTORCH, Arrays, Call, Device, Job, JobError, Result
 from pocketfocus.mobile_harness.devices import origin, takes_sizes
@@ -55,7 +58,7 @@ from pocketfocus.run.rows import merge_rows
 
 BENCH_FILE = "bench.json"
 REFERENCE_STACK_FILE = "reference.npz"
-ROUNDS = 2
+ROUNDS, REFERENCE_RUNS = 2, 2
 AS_PUBLISHED = f"{PUBLISHED.steps}/{PUBLISHED.guidance:g}/{PUBLISHED.temperature:g}"
 REFERENCE, SAMPLED_AS_PUBLISHED = "reference", f"reference@{PUBLISHED.steps}"
 POSITION = SHOWN[1]  # the network does the same work at any position
@@ -135,7 +138,6 @@ class Bench:
         runs: timed calls of every file and of the student.
         warmup: untimed calls before those, in every round.
         threads: CPU threads; None for the device's own default.
-        reference_runs: timed calls of the reference.
         photos: as of `Verification`; only the one that verify keeps is used.
     """
 
@@ -143,12 +145,11 @@ class Bench:
     runs: int = 50
     warmup: int = 5
     threads: int | None = None
-    reference_runs: int = 2
     photos: Sequence[Path] | None = None
 
     def check(self) -> None:
         """Raise UserError for counts that measure nothing."""
-        few = self.runs < 1 or self.reference_runs < 1 or self.warmup < 0
+        few = self.runs < 1 or self.warmup < 0
         if few or (self.threads is not None and self.threads < 1):
             raise UserError(
                 f"runs {self.runs}, warmup {self.warmup}, threads {self.threads}: at least 1 run "
@@ -177,7 +178,7 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
     runnable = [e for e in (*entries, *larger) if why_not(device, e) is None]
     usual = [e for e in runnable if e.given == ("stack", None)]
     plan = schedule(usual, how.runs, how.warmup)
-    visits = [Visit(entry, 1 if n else how.reference_runs, 0) for n, entry in enumerate(baselines)]
+    visits = [Visit(entry, 1 if n else REFERENCE_RUNS, 0) for n, entry in enumerate(baselines)]
     middle = (len(plan) + 1) // 2
     plan[middle:middle] = visits
     plan += [Visit(e, how.runs, how.warmup) for e in runnable if e.makes == "tile"]

@@ -101,7 +101,7 @@ def card(run: MeasuredRun, about: Publication, pictures: Pictures) -> str:
         title=about.title,
         version=pocketfocus.__version__,
         doubts=about.doubts,
-        pictures={Path(name).stem: name for name in pictures} | absent(pictures),
+        pictures=pictures,
         position=SHOWN[1],
         machines="; ".join(dict.fromkeys(machines)),
         files_table=files_table(run.bench, run.gates) if run.bench else "",
@@ -123,12 +123,6 @@ def card(run: MeasuredRun, about: Publication, pictures: Pictures) -> str:
         licence=f"Licence: {about.licence}." if about.licence else NOT_STATED,
     )
     return re.sub(r"\n{3,}", "\n\n", text)
-
-
-def absent(pictures: Pictures) -> dict[str, None]:
-    """Return the pictures that there are not."""
-    there = {Path(name).stem for name in pictures}
-    return {name: None for name in ("latency", "grids", "stacks") if name not in there}
 
 
 def header(manifest: Manifest, licence: str | None) -> str:
