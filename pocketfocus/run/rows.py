@@ -63,7 +63,8 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
 
     UserError when it is missing, or names the first field of a row that is not as `kind` has it.
     """
-    return [row_of(path, kind, *each) for each in enumerate(contents(path))]
+    rows = enumerate(contents(path), 1)
+    return [part_of(f"{path}, row {number}", kind, each) for number, each in rows]
 
 
 def read_current(path: Path, kind: type[F], files: Mapping[str, str]) -> list[F]:
@@ -87,11 +88,6 @@ def contents(path: Path) -> list[Any]:
     if not isinstance(rows, list):
         raise UserError(f"{path} holds no rows: delete it and run the stage that writes it")
     return rows
-
-
-def row_of(path: Path, kind: type[R], index: int, content: object) -> R:
-    """Return one row of a file; UserError names file, row and field."""
-    return part_of(f"{path}, row {index + 1}", kind, content)
 
 
 def part_of(place: str, kind: type[R], content: object, way_out: str = ANEW) -> R:
