@@ -151,7 +151,8 @@ class MobileDecoder(Rewritten):
         patch = self.patch = patch_of(config)
         colours, made = config.out_channels, config.out_channels * patch**2
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        layers, block = config.layers_per_block, partial(decoder_block, groups=groups)
+        block = partial(ResBlock, groups=groups, eps=(EPS, TEMPORAL_EPS), switched=True)
+        layers = config.layers_per_block
         middle = [block((widths[0],) * 2) for _ in range(layers)]
         self.mid_block = Middle(middle, widths[0], groups)
         self.up_blocks = nn.ModuleList(
@@ -235,11 +236,6 @@ def levels(
     """Yield the residual blocks of every level, so many each, and their width."""
     for before, width in pairwise((widths[0], *widths)):
         yield [block((width if n else before, width)) for n in range(layers)], width
-
-
-def decoder_block(channels: tuple[int, int], groups: int) -> ResBlock:
-    """A residual block of the decoder, whose mix factor is the temporal share."""
-    return ResBlock(channels, groups, (EPS, TEMPORAL_EPS), switched=True)
 
 
 def groups_of(config: Any) -> int:

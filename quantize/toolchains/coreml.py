@@ -207,26 +207,19 @@ class Compression:
 
 def compressed(model: Any, how: Compression) -> Any:
     """The model with integer weights or palettes (by k-means) for some of its weights."""
-    from coremltools.optimize.coreml import (
-        OpPalettizerConfig,
-        OptimizationConfig,
-        linear_quantize_weights,
-        palettize_weights,
-    )
+    from coremltools.optimize import coreml
 
-    for compress, palettes in ((palettize_weights, True), (linear_quantize_weights, False)):
-
-        def own(config: Any, palettes: bool = palettes) -> Any:
-            return config if isinstance(config, OpPalettizerConfig) == palettes else None
-
-        named = {name: config for name, config in how.named.items() if own(config) is not None}
-        kinds = {operator: own(config) for operator, config in how.by_operator.items()}
-        others = own(how.others)
-        if named or others is not None or any(config is not None for config in kinds.values()):
-            config = OptimizationConfig(
-                global_config=others, op_type_configs=kinds, op_name_configs=named
-            )
-            model = compress(model, config)
+    for compress, kind in (
+        (coreml.palettize_weights, coreml.OpPalettizerConfig),
+        (coreml.linear_quantize_weights, coreml.OpLinearQuantizerConfig),
+    ):
+        named = {name: each for name, each in how.named.items() if isinstance(each, kind)}
+        others = how.others if isinstance(how.others, kind) else None
+        operators = {
+            name: each if isinstance(each, kind) else None for name, each in how.by_operator.items()
+        }
+        if named or others or any(operators.values()):
+            model = compress(model, coreml.OptimizationConfig(others, operators, named))
     return model
 
 
