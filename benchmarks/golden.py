@@ -7,7 +7,6 @@ the bundle alone can be carried to a phone or a Mac. Its canary is what an app t
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,7 +66,7 @@ from pocketfocus.mobile_harness.devices import takes_sizes
 from pocketfocus.mobile_harness.host import one_process
 from pocketfocus.run.constants import FRAMES, Size, size_text
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import read_json, write_atomic, write_json
+from pocketfocus.run.files import copy, read_json, write_atomic, write_json
 from pocketfocus.run.manifest import HASHES_VERSION, Artifact, check_artifact, load_manifest
 from pocketfocus.run.paths import below
 from pocketfocus.run.progress import track
@@ -169,9 +168,7 @@ def add_file(
     devices: Sequence[Device],
 ) -> File:
     """Copy a file into a bundle, execute it, and return its entry, with its stacks if it ran."""
-    copy = below(bundle, artifact.name)
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    (shutil.copytree if path.is_dir() else shutil.copy)(path, copy)
+    copy(path, below(bundle, artifact.name))
     entry, device = described(artifact), able_device(devices, artifact.target)
     with one_process():
         others = tuple(files_at(bundle, artifact, path, written, device))

@@ -63,14 +63,15 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
             wanted = {name: choice.scheme for name, choice in chosen.items()}
             if not network.isolated:
                 clip(held[0], wanted)
-            networks = network.every if recipe.ios >= FUNCTIONS_IOS else (network,)
-            sizes = [one.calibration() for one in networks]
+            several = recipe.ios >= FUNCTIONS_IOS
+            networks = network.functions(MAIN) if several else {MAIN: network}
+            sizes = [one.calibration() for one in networks.values()]
             multiple = network.multiple if len(sizes) > 1 else 0
             held += reversed(programs(held.pop(), wanted, sizes, multiple))
         models = {}
         with phases("convert"):
-            for one in networks:
-                models[name_of(one, network)] = converted(held.pop(), recipe, one)
+            for name, one in networks.items():
+                models[name] = converted(held.pop(), recipe, one)
         with phases("compress"):
             how = by_operator(recipe)
             for name, model in models.items():
@@ -79,13 +80,8 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
                 models[name] = compressed(model, how)
             save_all(models, path)
             found = [scheme for scheme, _ in schemes(path)]
-    functions = functions_of(network, MAIN) if networks[1:] else ()
+    functions = functions_of(network, MAIN) if several else ()
     return Written(facts(models[MAIN].get_spec(), found, recipe), functions=functions)
-
-
-def name_of(network: Network, usual: Network) -> str:
-    """The function of a package for photos of a network's size."""
-    return MAIN if network is usual else network.function(MAIN)
 
 
 def by_name(

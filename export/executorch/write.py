@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from pocketfocus.export.network import Network
-    from pocketfocus.quantize.layers import Calls
     from pocketfocus.quantize.recipes import Recipe
 
 METHOD = "forward"
@@ -47,7 +46,9 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
         with phases("quantize"):
             model, four_bit = quantized(held.pop(), recipe, calls, network.free_sides)
         with phases("capture"):
-            held.append({name: capture(model, of) for name, of in methods(network, calls)})
+            # XNNPACK takes no graph whose sizes are free (executorch 1.4.1: dependency cycles).
+            methods = network.functions(METHOD).items()
+            held.append({name: capture(model, one.calibration()) for name, one in methods})
         del model
         with phases("lower"), full_disk():
             delegation = lower(held.pop(), path)
@@ -55,16 +56,6 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
             four_bit = sum(scheme.bits == 4 for scheme, _ in schemes(path))
     applied = {"backend": "XNNPACK", "linear_layers_at_4_bits": four_bit}
     return Written(applied, delegation, functions=functions_of(network, METHOD))
-
-
-def methods(network: Network, calls: Calls) -> Iterator[tuple[str, Calls]]:
-    """Yield the method of a file for each size of photo, and an example call; they share weights.
-
-    XNNPACK takes no graph whose sizes are free (executorch 1.4.1: dependency cycles).
-    """
-    yield METHOD, calls
-    for variant in network.variants:
-        yield variant.function(METHOD), variant.calibration()
 
 
 def lower(captured: dict[str, ExportedProgram], path: Path) -> Delegation:

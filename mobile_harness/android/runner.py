@@ -65,13 +65,10 @@ def phone(serial: str, state: str | None, options: Options) -> Device:
     """Return the phone in the state that adb gives it."""
     if state == "device":
         return Android(serial, options)
-    known = next(
-        (why for start, why in adb.STATES.items() if state and state.startswith(start)), ""
-    )
-    reason = (
-        "adb does not see it: plug it in" if state is None else known or f"adb calls it {state}"
-    )
-    return Absent(name_of(serial), reason)
+    if state is None:
+        return Absent(name_of(serial), "adb does not see it: plug it in")
+    known = (why for start, why in adb.STATES.items() if state.startswith(start))
+    return Absent(name_of(serial), next(known, f"adb calls it {state}"))
 
 
 def name_of(address: str) -> str:

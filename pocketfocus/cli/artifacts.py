@@ -110,13 +110,14 @@ def export(
         export_networks(out, reference, size, parts, Files(targets, precisions, options))
         return
     start = arguments.student_folder(student)
-    chosen = arguments.targets_and_precisions(targets, precisions)
+    recipes = arguments.recipe_names(precisions)
+    chosen = arguments.target_names(targets)
     others = arguments.sizes(sizes)
     files = arguments.photo_files(photos)
 
     from pocketfocus.export.stage import Export, export_run
 
-    request = Export(out, *chosen, options, sizes=others)
+    request = Export(out, chosen, recipes, options, sizes=others)
     manifest = export_run(start, request, files, say)
     for artifact in manifest.files:
         typer.echo(f"{artifact.status:8} {artifact.name}")

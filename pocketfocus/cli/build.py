@@ -83,7 +83,8 @@ def build(
     arguments.reference(reference)
     arguments.student_folder(student)
     files = arguments.photo_files(photos)
-    chosen = arguments.targets_and_precisions(targets, precisions)
+    recipes = arguments.recipe_names(precisions)
+    chosen = (arguments.target_names(targets), recipes)
     others = arguments.sizes(sizes)
     settings = Settings(out, reference, student, files, length, from_scratch, *chosen, seed, others)
     try:

@@ -278,8 +278,8 @@ def train_reference(
     if init is not None:
         arguments.start(init)
     sides = None if size is None else arguments.size(size, MULTIPLE)
-    if size is not None and recipe != PAPER:
-        arguments.square(size, MULTIPLE)
+    if sides is not None and recipe != PAPER and sides[0] != sides[1]:
+        raise UserError(f"--size {size} is no square: give one number, such as {sides[1]}")
     files = arguments.photo_files(photos)
 
     from pocketfocus.data.datasets import SYNTHETIC

@@ -273,13 +273,9 @@ def _kind(path: Path) -> str:
 def _unknown_content(path: Path) -> str:
     if path.stat().st_size == 0:
         return f"{path} is empty: export the photo again"
-    kind = _kind(path)
-    what = (
-        f"{path} is {kind}, not an image that can be read: "
-        if kind
-        else (f"{path} is not an image that can be read (its content, not its name, decides): ")
-    )
-    return what + "save it as JPEG, PNG, WebP, TIFF, HEIC, AVIF, JPEG 2000, BMP or GIF"
+    kind, no_image = _kind(path), "not an image that can be read"
+    what = f"{kind}, {no_image}" if kind else f"{no_image} (its content, not its name, decides)"
+    return f"{path} is {what}: save it as JPEG, PNG, WebP, TIFF, HEIC, AVIF, JPEG 2000, BMP or GIF"
 
 
 def _unreadable(path: Path, error: Exception) -> str:
