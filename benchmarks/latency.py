@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -112,12 +112,6 @@ class Visit:
     warmup: int
 
 
-class Crash(str):
-    """Why something that could be measured gave nothing."""
-
-    __slots__ = ()
-
-
 @dataclass(frozen=True)
 class Ratio:
     """How many times faster an artifact's p50 is than the eager models; None if unknown."""
@@ -199,12 +193,13 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
 def complete_row(
     device: Device,
     entry: Entry,
-    crash: Crash | None,
+    crash: str | None,
     given: Given,
     measured: Mapping[Entry, Sequence[Result]],
 ) -> BenchRow:
     """Return an entry's row, with where it is from, and of which photo or sizes else."""
-    found = row_of(entry, device.name, measured.get(entry, []), crash or why_not(device, entry))
+    results = measured.get(entry, [])
+    found = row_of(entry, device.name, results, crash or why_not(device, entry), crash is not None)
     row = BenchRow(**found.given(), **origin(device, entry.target).given())
     more: dict[str, object] = {}
     if entry.makes == "frames":
@@ -349,11 +344,11 @@ def schedule(entries: Sequence[Entry], runs: int, warmup: int) -> list[Visit]:
 
 def measure(
     device: Device, plan: Sequence[Visit], given: Given, threads: int | None
-) -> tuple[dict[Entry, list[Result]], dict[Entry, Crash]]:
+) -> tuple[dict[Entry, list[Result]], dict[Entry, str]]:
     """Run every visit; an entry that crashes once has no result, says why, and is not visited
     again."""
     measured: dict[Entry, list[Result]] = {}
-    crashed: dict[Entry, Crash] = {}
+    crashed: dict[Entry, str] = {}
     for visit in track(plan, "measuring", len(plan)):
         if visit.entry in crashed:
             continue
@@ -363,7 +358,7 @@ def measure(
             if visit.entry.target == PYTORCH and not isinstance(error, JobError):
                 raise
             say(f"{visit.entry.artifact} was not measured: {error}")
-            crashed[visit.entry] = Crash(str(error))
+            crashed[visit.entry] = str(error)
             measured.pop(visit.entry, None)
         else:
             measured.setdefault(visit.entry, []).append(result)
@@ -371,22 +366,26 @@ def measure(
 
 
 def row_of(
-    entry: Entry, device: str, results: Sequence[Result], why_not: str | None = None
+    entry: Entry,
+    device: str,
+    results: Sequence[Result],
+    why_not: str | None = None,
+    failed: bool = False,
 ) -> Measured:
     """Return what the pooled rounds of an entry say; nulls when there is none."""
-    row = Measured(
+    notes = results[-1].notes if results else None
+    more: dict[str, Any] = {"sha256": entry.sha256, "notes": notes}
+    return Measured(
         artifact=entry.artifact,
         target=entry.target,
         precision=entry.precision,
         device=device,
         **dict(pooled(results)),
         bytes=entry.bytes,
-        status="measured" if results else "failed" if isinstance(why_not, Crash) else "not-run",
+        status="measured" if results else "failed" if failed else "not-run",
         why=why_not or "",
+        **{name: value for name, value in more.items() if value},
     )
-    notes = results[-1].notes if results else None
-    more = {"sha256": entry.sha256, "notes": notes}
-    return row.model_copy(update={name: value for name, value in more.items() if value})
 
 
 def pooled(results: Sequence[Result]) -> Figures:
