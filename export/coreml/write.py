@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 from uuid import NAMESPACE_URL, uuid5
 
 import numpy as np
@@ -167,11 +168,8 @@ def own_names() -> Iterator[None]:
     """
     from coremltools.converters.mil import Builder
 
-    before, Builder.name_count = Builder.name_count, defaultdict(int)
-    try:
+    with patch.object(Builder, "name_count", defaultdict(int)):
         yield
-    finally:
-        Builder.name_count = before
 
 
 @contextmanager

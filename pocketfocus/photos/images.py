@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pillow_heif
@@ -140,14 +141,9 @@ def opened(path: Path, draft: Size | None = None) -> Iterator[Image.Image]:
 def bomb_limit() -> Iterator[None]:
     """Let Pillow refuse what it warns of: it warns above MAX_IMAGE_PIXELS and refuses above twice
     that."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # decoders' remarks; what matters raises
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+    with patch.object(Image, "MAX_IMAGE_PIXELS", MAX_PIXELS // 2), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # decoders' remarks; what matters raises
+        yield
 
 
 def _check_size(path: Path, size: Size) -> None:
