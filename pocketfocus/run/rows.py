@@ -50,6 +50,7 @@ class FileRow(Row):
 
 
 R = TypeVar("R", bound=Row)
+M = TypeVar("M", bound=BaseModel)
 F = TypeVar("F", bound=FileRow)
 
 
@@ -90,10 +91,10 @@ def contents(path: Path) -> list[Any]:
     return rows
 
 
-def part_of(place: str, kind: type[R], content: object, way_out: str = ANEW) -> R:
+def part_of(place: str, kind: type[M], content: object, way_out: str = ANEW) -> M:
     """Return a part of a JSON file; UserError names its place and the first field that is wrong."""
     try:
-        return kind.model_validate_json(json.dumps(content))
+        return kind.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "all of it"
