@@ -32,14 +32,7 @@ from pocketfocus.benchmarks.metric_networks import open_networks
 from pocketfocus.benchmarks.metric_weights import weights_in
 from pocketfocus.benchmarks.perceptual import Perceptual
 from pocketfocus.benchmarks.samples import keep_scenes
-from pocketfocus.benchmarks.scores import (
-    Call,
-    Ledger,
-    Score,
-    Scores,
-    no_worse,
-    score_of,
-)
+from pocketfocus.benchmarks.scores import Call, Ledger, Score, Scores, no_worse, score_of
 from pocketfocus.benchmarks.truth import (
     SCENES,
     TOLERANCE,

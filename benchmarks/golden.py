@@ -51,15 +51,7 @@ from pocketfocus.benchmarks.golden_sizes import (
     shapes_at,
     write_sizes,
 )
-from pocketfocus.benchmarks.saved import (
-    AGAIN,
-    GOLDEN_FILE,
-    Decibels,
-    Saved,
-    check_hash,
-    load,
-    save,
-)
+from pocketfocus.benchmarks.saved import AGAIN, GOLDEN_FILE, Decibels, Saved, check_hash, load, save
 from pocketfocus.benchmarks.verify import able_device, execute
 from pocketfocus.mobile_harness.device import Device
 from pocketfocus.mobile_harness.devices import takes_sizes

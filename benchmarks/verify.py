@@ -44,13 +44,7 @@ from pocketfocus.mobile_harness.devices import is_timed, origin, takes_sizes
 from pocketfocus.mobile_harness.host import Host, one_process
 from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.manifest import (
-    Artifact,
-    Manifest,
-    check_artifact,
-    load_manifest,
-    renders,
-)
+from pocketfocus.run.manifest import Artifact, Manifest, check_artifact, load_manifest, renders
 from pocketfocus.run.metrics import PEAK
 from pocketfocus.run.paths import below
 from pocketfocus.run.processes import stop_all

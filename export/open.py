@@ -13,14 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pocketfocus.data.optics import one_hot
-from pocketfocus.export.targets import (
-    Runner,
-    Sizes,
-    Target,
-    get_target,
-    get_targets,
-    target_of,
-)
+from pocketfocus.export.targets import Runner, Sizes, Target, get_target, get_targets, target_of
 from pocketfocus.models.analyse import Analyser
 from pocketfocus.models.model import Model
 from pocketfocus.run.child import Say

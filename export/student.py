@@ -13,13 +13,7 @@ from pathlib import Path
 from pocketfocus.export.network import Network, Source
 from pocketfocus.export.render import render_network, rendering
 from pocketfocus.models.model import resized
-from pocketfocus.models.student import (
-    CELL,
-    SHIPPED_WEIGHTS,
-    Analysis,
-    RefocusStudent,
-    load_student,
-)
+from pocketfocus.models.student import CELL, SHIPPED_WEIGHTS, Analysis, RefocusStudent, load_student
 from pocketfocus.quantize.calibration import Calibration, calibration
 from pocketfocus.run.constants import FRAMES, IMAGES, Size, size_text
 from pocketfocus.run.errors import UserError

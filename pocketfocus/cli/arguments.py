@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pocketfocus.cli import quiet
-from pocketfocus.models.places import Places, find_places, find_start
+from pocketfocus.models.places import Places, find_places
 from pocketfocus.quantize.recipes import TOOLCHAIN_NAMES
 from pocketfocus.run.constants import FRAMES, Size, check_position, size_text
 from pocketfocus.run.errors import UserError
@@ -358,17 +358,9 @@ def sample(files: list[Path] | None, everything: bool = False) -> list[Path] | N
     return [files[i * (len(files) - 1) // (SAMPLED - 1)] for i in range(SAMPLED)]
 
 
-def reference(spec: str) -> str:
-    """Check a reference's name, folder or Hub id as far as is possible without a network."""
-    return _found(spec, find_places)
-
-
-def start(spec: str) -> str:
-    """Check in the same way what a fine-tuning starts from."""
-    return _found(spec, find_start)
-
-
-def _found(spec: str, find: Callable[[str], Places]) -> str:
+def reference(spec: str, find: Callable[[str], Places] = find_places) -> str:
+    """Check a reference's name, folder or Hub id as far as is possible without a network, or what a
+    fine-tuning starts from, by `find_start`."""
     if find(spec).on_hub:
         quiet.show_downloads()
     return spec

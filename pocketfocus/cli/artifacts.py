@@ -230,12 +230,7 @@ def verified(
     from pocketfocus.benchmarks.browser import visited
     from pocketfocus.benchmarks.repeat import check_students, repeat_run
     from pocketfocus.benchmarks.verify import Verification, verify_run
-    from pocketfocus.mobile_harness.devices import (
-        fallbacks,
-        get_devices,
-        on_each,
-        reference_device,
-    )
+    from pocketfocus.mobile_harness.devices import fallbacks, get_devices, on_each, reference_device
 
     how = Verification(files, places, fallbacks(device), reference_device(device))
     if repeat is not None:
