@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
 from statistics import fmean, stdev
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -225,7 +225,7 @@ def evaluate_models(
     means = []
     for name in names:
         more = {**shares.get(name, {}), **_fid(how.seen, name)}
-        means.append(_means(name, cells, calls, gains.get(name, []), more))
+        means.append(_means(name, cells, calls, gains.get(name, [])).model_copy(update=more))
     return Evaluation(cells, means)
 
 
@@ -320,11 +320,7 @@ def _gains(calls: Sequence[Call]) -> dict[str, list[float]]:
 
 
 def _means(
-    model: str,
-    cells: Sequence[Cell],
-    calls: Sequence[Call],
-    gains: Sequence[float],
-    more: Mapping[str, Any],
+    model: str, cells: Sequence[Cell], calls: Sequence[Call], gains: Sequence[float]
 ) -> Means:
     own = [cell for cell in cells if cell.model == model]
     off = [cell for cell in own if cell.distance]
@@ -348,8 +344,10 @@ def _means(
         pooled_psnr_db_off_diagonal=mean(cell.pooled_psnr_db for cell in off),
         focus_accuracy=mean(call.focus_share for call in made),
         focus_error=mean(call.focus_error for call in made),
-        **_given({f"mean_{n}_off_diagonal": mean(getattr(c, n) for c in off) for n in MORE}),
-        **more,
+    ).model_copy(
+        update=_given(
+            {f"mean_{name}_off_diagonal": mean(getattr(c, name) for c in off) for name in MORE}
+        )
     )
 
 
@@ -370,7 +368,7 @@ def _shares(calls: Sequence[Call], names: Sequence[str]) -> dict[str, dict[str, 
     return found
 
 
-def _given(values: Mapping[str, float | None]) -> dict[str, Any]:
+def _given(values: Mapping[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -373,9 +373,7 @@ def row_of(
     failed: bool = False,
 ) -> Measured:
     """Return what the pooled rounds of an entry say; nulls when there is none."""
-    notes = results[-1].notes if results else None
-    more: dict[str, Any] = {"sha256": entry.sha256, "notes": notes}
-    return Measured(
+    row = Measured(
         artifact=entry.artifact,
         target=entry.target,
         precision=entry.precision,
@@ -384,8 +382,10 @@ def row_of(
         bytes=entry.bytes,
         status="measured" if results else "failed" if failed else "not-run",
         why=why_not or "",
-        **{name: value for name, value in more.items() if value},
     )
+    notes = results[-1].notes if results else None
+    more = {"sha256": entry.sha256, "notes": notes}
+    return row.model_copy(update={name: value for name, value in more.items() if value})
 
 
 def pooled(results: Sequence[Result]) -> Figures:
