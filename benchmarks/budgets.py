@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pocketfocus.benchmarks.compare import LATENCY, QUALITY, SIZE, Change, Comparison
 from pocketfocus.benchmarks.gates import STUDENT
 from pocketfocus.run.errors import UserError
 
+Unit = Literal["%", "dB"]
 SMALL = 0.05  # %, which one digit would show as nothing
 
 
@@ -29,32 +31,25 @@ class Budget:
 
 def read_budgets(slower: str | None, loss: str | None, bigger: str | None) -> list[Budget]:
     """Return the named budgets; UserError for what is no percentage, or no dB."""
-    given = (
-        ("--max-slower", slower, share, LATENCY, "bench"),
-        ("--max-loss", loss, decibels, QUALITY, "evaluate"),
-        ("--max-bigger", bigger, share, SIZE, "export"),
+    given: tuple[tuple[str, str | None, Unit, str, str], ...] = (
+        ("--max-slower", slower, "%", LATENCY, "bench"),
+        ("--max-loss", loss, "dB", QUALITY, "evaluate"),
+        ("--max-bigger", bigger, "%", SIZE, "export"),
     )
     return [
-        Budget(option, metric, read(option, text), stage)
-        for option, text, read, metric, stage in given
+        Budget(option, metric, parsed(option, text, unit), stage)
+        for option, text, unit, metric, stage in given
         if text is not None
     ]
 
 
-def share(option: str, text: str) -> float:
-    """Parse a percentage such as 5%."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text.strip())
+def parsed(option: str, text: str, unit: Unit) -> float:
+    """Parse a percentage or a loss."""
+    match = re.fullmatch(rf"(\d+(?:\.\d+)?) ?{unit}", text.strip(), re.IGNORECASE)
     if match is None:
-        raise UserError(f"{option} {text} is no percentage: write one such as 5%")
-    return float(match[1]) / 100
-
-
-def decibels(option: str, text: str) -> float:
-    """Parse a loss such as 0.1dB."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?dB", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise UserError(f"{option} {text} is no loss: write one such as 0.1dB")
-    return float(match[1])
+        what = {"%": "percentage: write one such as 5%", "dB": "loss: write one such as 0.1dB"}
+        raise UserError(f"{option} {text} is no {what[unit]}")
+    return float(match[1]) / (100 if unit == "%" else 1)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from pocketfocus.benchmarks.evaluate import Cell
 from pocketfocus.export.targets import TARGETS, get_target
@@ -17,10 +18,6 @@ from pocketfocus.mobile_harness.device import HOST, PYTORCH
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.manifest import Manifest, makes_stacks
 from pocketfocus.run.results import BenchRow
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
 matplotlib.rcParams["text.parse_math"] = False  # a phone may be called $\\frac$
 
@@ -42,7 +39,8 @@ def latency_chart(bench: Sequence[BenchRow]) -> bytes:
         for row in bench
         if row.p50_ms is not None and row.p99_ms is not None and makes_stacks(row.artifact)
     ]
-    figure, axis = plt.subplots(figsize=(7, 0.6 + 0.32 * max(1, len(rows))))
+    figure = Figure(figsize=(7, 0.6 + 0.32 * max(1, len(rows))))
+    axis = figure.subplots()
     for y, (row, p50, p99) in enumerate(rows):
         axis.barh(y, p50, color=colour_of(row.target))
         axis.plot([p50, p99], [y, y], color="black", linewidth=1.2)
@@ -64,7 +62,8 @@ def sustained_chart(rows: Sequence[BenchRow]) -> bytes | None:
     runs = [(row, row.sustained.course) for row in rows if row.sustained and row.sustained.course]
     if not runs:
         return None
-    figure, axis = plt.subplots(figsize=(7, 3))
+    figure = Figure(figsize=(7, 3))
+    axis = figure.subplots()
     for row, course in runs:
         seconds, ms = zip(*course, strict=True)
         axis.plot(seconds, ms, marker=".", markersize=3, linewidth=1.2, label=_label(row))
@@ -77,7 +76,8 @@ def sustained_chart(rows: Sequence[BenchRow]) -> bytes | None:
 def size_chart(manifest: Manifest) -> bytes:
     """Draw the MiB of every file."""
     files = [a for a in manifest.artifacts if a.bytes]
-    figure, axis = plt.subplots(figsize=(7, 0.6 + 0.32 * max(1, len(files))))
+    figure = Figure(figsize=(7, 0.6 + 0.32 * max(1, len(files))))
+    axis = figure.subplots()
     for y, artifact in enumerate(files):
         mib = artifact.bytes / 2**20
         axis.barh(y, mib, color=colour_of(artifact.target))
@@ -101,7 +101,7 @@ def grids_chart(cells: Sequence[Cell]) -> bytes:
     scale = [cell.psnr_db for cell in cells if cell.distance] or [cell.psnr_db for cell in cells]
     columns = min(3, len(grids))
     lines = math.ceil(len(grids) / columns)
-    picture = plt.figure(figsize=(4.6 * columns, 5.1 * lines), layout="constrained")
+    picture = Figure(figsize=(4.6 * columns, 5.1 * lines), layout="constrained")
     for index, (model, stacks) in enumerate(grids):
         axis = picture.add_subplot(lines, columns, index + 1)
         own = [cell for cell in cells if (cell.model, cell.stacks) == (model, stacks)]
@@ -128,5 +128,4 @@ def _draw_grid(axis: Any, cells: Sequence[Cell], low: float, high: float) -> Non
 def _png(figure: Figure, dpi: int = 120, tight: bool = True) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=dpi, format="png", bbox_inches="tight" if tight else None)
-    plt.close(figure)
     return buffer.getvalue()

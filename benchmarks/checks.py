@@ -22,7 +22,7 @@ from pocketfocus.benchmarks.gates import CAPTURED_GRAPH, DRAWN, DRAWN_DB, OTHER_
 from pocketfocus.data.hard import HARD, hard_picture
 from pocketfocus.data.optics import one_hot
 from pocketfocus.data.scenes import HELD_OUT_PHOTOS, held_out_photos
-from pocketfocus.mobile_harness.device import Arrays, Call
+from pocketfocus.mobile_harness.device import Arrays, Call, Job
 from pocketfocus.models.student import Analysis, RefocusStudent, load_student
 from pocketfocus.photos.images import load_photo, to_uint8
 from pocketfocus.quantize.calibration import fitted
@@ -62,6 +62,10 @@ class Check:
     peak: float | None = PEAK
     whole: bool = False
     photos: Sequence[str] = ()
+
+    def job(self, path: Path, target: str) -> Job:
+        """Return the job with all calls of a file, whose outputs come back."""
+        return Job(str(path), target, self.inputs, self.calls, want_outputs=True)
 
     def name_of(self, call: int) -> str:
         """Return what a call is of, in words; "" where nothing is known by name."""

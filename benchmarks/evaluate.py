@@ -32,14 +32,7 @@ from pocketfocus.benchmarks.metric_networks import open_networks
 from pocketfocus.benchmarks.metric_weights import weights_in
 from pocketfocus.benchmarks.perceptual import Perceptual
 from pocketfocus.benchmarks.samples import keep_scenes
-from pocketfocus.benchmarks.scores import (
-    Call,
-    Ledger,
-    Score,
-    Scores,
-    no_worse,
-    score_of,
-)
+from pocketfocus.benchmarks.scores import Call, Ledger, Score, Scores, no_worse, score_of
 from pocketfocus.benchmarks.truth import (
     SCENES,
     TOLERANCE,
@@ -62,7 +55,7 @@ from pocketfocus.run.files import key_of, sha256
 from pocketfocus.run.manifest import load_manifest
 from pocketfocus.run.paths import below
 from pocketfocus.run.progress import track
-from pocketfocus.run.rows import Row, contents, row_of, write_rows
+from pocketfocus.run.rows import Row, contents, part_of, write_rows
 
 EVALUATE_FILE = "evaluate.json"
 ROUNDING_DB = 10 * math.log10(12 * 255**2)  # 58.9 dB: uniform error of half a step of 8 bits
@@ -182,11 +175,12 @@ def read_evaluation(path: Path) -> Evaluation:
     """Return what `Evaluation.rows` wrote; UserError for a file that holds no evaluation."""
     cells: list[Cell] = []
     means: list[Means] = []
-    for index, row in enumerate(contents(path)):
+    for number, row in enumerate(contents(path), 1):
+        place = f"{path}, row {number}"
         if isinstance(row, dict) and "input_position" in row:
-            cells.append(row_of(path, Cell, index, row))
+            cells.append(part_of(place, Cell, row))
         else:
-            means.append(row_of(path, Means, index, row))
+            means.append(part_of(place, Means, row))
     return Evaluation(cells, means)
 
 

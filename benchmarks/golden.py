@@ -7,8 +7,7 @@ the bundle alone can be carried to a phone or a Mac. Its canary is what an app t
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +25,7 @@ from pocketfocus.benchmarks.canary import (
     tries_of,
 )
 from pocketfocus.benchmarks.checks import (
+    Check,
     fitted_photos,
     load_parent,
     parent_stacks,
@@ -47,27 +47,18 @@ from pocketfocus.benchmarks.golden_sizes import (
     OtherSize,
     Written,
     files_at,
-    job_at,
     own_outputs,
     shapes_at,
     write_sizes,
 )
-from pocketfocus.benchmarks.saved import (
-    AGAIN,
-    GOLDEN_FILE,
-    Decibels,
-    Saved,
-    check_hash,
-    load,
-    save,
-)
+from pocketfocus.benchmarks.saved import AGAIN, GOLDEN_FILE, Decibels, Saved, check_hash, load, save
 from pocketfocus.benchmarks.verify import able_device, execute
-from pocketfocus.mobile_harness.device import Arrays, Call, Device, Job
+from pocketfocus.mobile_harness.device import Device
 from pocketfocus.mobile_harness.devices import takes_sizes
 from pocketfocus.mobile_harness.host import one_process
 from pocketfocus.run.constants import FRAMES, Size, size_text
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import read_json, write_atomic, write_json
+from pocketfocus.run.files import copy, read_json, write_atomic, write_json
 from pocketfocus.run.manifest import HASHES_VERSION, Artifact, check_artifact, load_manifest
 from pocketfocus.run.paths import below
 from pocketfocus.run.progress import track
@@ -119,19 +110,6 @@ class Golden(Row):
     others: tuple[OtherSize, ...] = ()
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What every file of a bundle is called with, and the stacks [N,9,3,H,W] of its parents."""
-
-    inputs: Arrays
-    calls: Sequence[Call]
-    parents: Mapping[str, Arrays]
-
-    def job(self, path: Path, target: str) -> Job:
-        """Return the job with all calls of a file, whose outputs come back."""
-        return Job(str(path), target, self.inputs, self.calls, want_outputs=True)
-
-
 def write_golden(
     folder: Path, out: Path, devices: Sequence[Device], photos: Sequence[Path] | None = None
 ) -> Path:
@@ -145,25 +123,25 @@ def write_golden(
     student = load_parent(folder, manifest)
     inputs = student_inputs(fitted_photos(photos, manifest.size)[:1])
     calls = [(0, position) for position in POSITIONS]
-    expected = Expected(inputs, calls, parent_stacks(student, inputs, calls))
+    check = Check(inputs, calls, parent_stacks(student, inputs, calls))
     files = [(a, check_artifact(folder, a)) for a in manifest.artifacts]
     with write_atomic(out) as scratch:
         scratch.mkdir()
         photo = save(scratch, "photo.f32", inputs[0][0], "float32")
         positions = [save(scratch, f"position-{p}.f32", inputs[1][p], "float32") for _, p in calls]
-        stacks = save(scratch, "student.f16", expected.parents[STUDENT][0], "float16")
+        stacks = save(scratch, "student.f16", check.parents[STUDENT][0], "float16")
         written = write_sizes(scratch, student, manifest, photos, POSITIONS[0])
         tries = tries_of(
             [(a, described(a).student_db) for a in manifest.artifacts],
             [each.other.size for each in written],
         )
-        first, sized = expected.parents[STUDENT][0][0], [each.canary(scratch) for each in written]
+        first, sized = check.parents[STUDENT][0][0], [each.canary(scratch) for each in written]
         golden = Golden(
             size=manifest.size,
             inputs=tuple(Input(photo=photo, position=position) for position in positions),
             student=stacks,
             artifacts=tuple(
-                add_file(scratch, artifact, path, expected, written, devices)
+                add_file(scratch, artifact, path, check, written, devices)
                 for artifact, path in track(files, "writing golden outputs", len(files))
             ),
             canary=make_canary(scratch, inputs[0][0], calls[0][1], first, tries, sized),
@@ -177,22 +155,19 @@ def add_file(
     bundle: Path,
     artifact: Artifact,
     path: Path,
-    expected: Expected,
+    check: Check,
     written: Sequence[Written],
     devices: Sequence[Device],
 ) -> File:
     """Copy a file into a bundle, execute it, and return its entry, with its stacks if it ran."""
-    copy = below(bundle, artifact.name)
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    (shutil.copytree if path.is_dir() else shutil.copy)(path, copy)
+    copy(path, below(bundle, artifact.name))
     entry, device = described(artifact), able_device(devices, artifact.target)
     with one_process():
         others = tuple(files_at(bundle, artifact, path, written, device))
         entry = entry.model_copy(update={"others": others}) if others else entry
         if device.why_not(artifact.target) is not None:
             return entry
-        job = expected.job(path, artifact.target)
-        stacks, *_ = own_outputs(device, artifact, job, expected.parents)
+        stacks, *_ = own_outputs(device, artifact, path, check)
     own = save(bundle, f"{artifact.name.replace('/', '-')}.f16", stacks, "float16")
     return entry.model_copy(update={"made_by": device.name, "expected": own})
 
@@ -219,13 +194,10 @@ def replay(bundle: Path, devices: Sequence[Device]) -> list[GateRow]:
     golden = read_golden(bundle / GOLDEN_FILE)
     inputs = student_inputs(load(bundle, golden.inputs[0].photo))
     calls = [(0, int(load(bundle, pair.position).argmax())) for pair in golden.inputs]
-    expected = Expected(inputs, calls, {STUDENT: (load(bundle, golden.student),)})
-    canary = golden.canary
-    check_canary(bundle, canary, inputs[0][0], calls[0][1])
+    check = Check(inputs, calls, {STUDENT: (load(bundle, golden.student),)})
+    check_canary(bundle, golden.canary, inputs[0][0], calls[0][1])
     rows = [
-        row
-        for file in golden.artifacts
-        for row in replayed(bundle, file, golden, expected, devices)
+        row for file in golden.artifacts for row in replayed(bundle, file, golden, check, devices)
     ]
     write_rows(bundle / REPLAY_FILE, rows)
     return rows
@@ -261,26 +233,22 @@ def read_golden(path: Path) -> Golden:
 
 
 def replayed(
-    bundle: Path, entry: File, golden: Golden, expected: Expected, devices: Sequence[Device]
+    bundle: Path, entry: File, golden: Golden, check: Check, devices: Sequence[Device]
 ) -> list[GateRow]:
     """Execute one file and return its rows."""
-    path, target = below(bundle, entry.name), entry.target
-    check_hash(path, entry.sha256)
-    device, student = able_device(devices, target), expected.parents[STUDENT]
-    why = device.why_not(target)
+    check_hash(below(bundle, entry.name), entry.sha256)
+    canary, device = golden.canary, able_device(devices, entry.target)
+    why = device.why_not(entry.target)
     alone = why or (None if takes_sizes(device) else f"{device.name} calls no other sizes")
-    wanted = Expectation(expected.job(path, target), student, entry.expected)
     with one_process():
-        rows = held(bundle, entry, golden.canary, wanted, device, why)
+        rows = held(bundle, entry, canary, Expectation(check, entry.expected), device, why)
         for each in entry.others:
-            other, sized = (
-                at_size(golden.others, each.size),
-                at_size(golden.canary.sizes, each.size),
-            )
+            other, sized = at_size(golden.others, each.size), at_size(canary.sizes, each.size)
             inputs = student_inputs(load(bundle, other.photo))
-            job = job_at(path, target, inputs, golden.canary.position)
-            wanted = Expectation(job, (load(bundle, other.student),), each.expected, sized)
-            rows += held(bundle, entry, golden.canary, wanted, device, alone)
+            stacks = {STUDENT: (load(bundle, other.student),)}
+            check = Check(inputs, [(0, canary.position)], stacks)
+            wanted = Expectation(check, each.expected, sized)
+            rows += held(bundle, entry, canary, wanted, device, alone)
     return rows
 
 
@@ -297,8 +265,7 @@ class Expectation:
     """What a file is called with, and what of it is expected: the student's stacks, the file's own,
     and what the canary has of another size; None for the usual one."""
 
-    job: Job
-    student: Arrays
+    check: Check
     own: Saved | None
     sized: Sized | None = None
 
@@ -313,7 +280,8 @@ def held(
     gate = Gate(f"{text}{gate_name(entry.precision, device.name)}", STUDENT, entry.student_db)
     result, verdict = None, Verdict(None, "not-run", why or "")
     if why is None:
-        result, verdict = execute(device, wanted.job, wanted.student, gate)
+        job = wanted.check.job(below(bundle, entry.name), entry.target)
+        result, verdict = execute(device, job, wanted.check.parents[STUDENT], gate)
     rows = [gate_row(artifact, device.name, gate, verdict)]
     outputs = None if result is None else result.outputs
     if wanted.own is not None:

@@ -6,7 +6,7 @@ as a canary's. Legend: T frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from pocketfocus.benchmarks.checks import Check, eager_check, fitted_photos
 from pocketfocus.benchmarks.gates import STUDENT, gate_of
 from pocketfocus.benchmarks.saved import Saved, save
 from pocketfocus.benchmarks.verify import execute
-from pocketfocus.mobile_harness.device import Arrays, Device, Job
+from pocketfocus.mobile_harness.device import Arrays, Device
 from pocketfocus.mobile_harness.devices import takes_sizes
 from pocketfocus.models.student import COLOURS, RefocusStudent
 from pocketfocus.run.constants import FRAMES, Size, size_text
@@ -87,32 +87,27 @@ def files_at(
         if not artifact.takes(size):
             continue
         if device.why_not(artifact.target) is None and takes_sizes(device):
-            check, text = each.check, size_text(size)
-            job = job_at(path, artifact.target, check.inputs, check.calls[0][1])
-            stacks, *_ = own_outputs(device, artifact, job, check.parents, f" at {text}")
+            text = size_text(size)
+            stacks, *_ = own_outputs(device, artifact, path, each.check, f" at {text}")
             name = f"{artifact.name.replace('/', '-')}-{text}.f16"
             expected = save(bundle, name, sampled(stacks, STEP), "float16")
         yield FileAtSize(size=size, name=name_at(artifact, size), expected=expected)
 
 
 def own_outputs(
-    device: Device, artifact: Artifact, job: Job, parents: Mapping[str, Arrays], where: str = ""
+    device: Device, artifact: Artifact, path: Path, check: Check, where: str = ""
 ) -> Arrays:
     """Execute a file and return what it gives; UserError, which says `where`, when it misses its
     own gate."""
     gate = gate_of(artifact.precision, device.name, artifact.recipe)
-    result, verdict = execute(device, job, parents[gate.parent], gate)
+    job = check.job(path, artifact.target)
+    result, verdict = execute(device, job, check.parents[gate.parent], gate)
     if result is None or result.outputs is None or verdict.status != "pass":
         raise UserError(
             f"{artifact.name} misses its own gate{where} ({verdict.why}): no golden bundle is made "
             "of it"
         )
     return result.outputs
-
-
-def job_at(path: Path, target: str, inputs: Arrays, position: int) -> Job:
-    """Return the job of one call of a file with a photo of another size."""
-    return Job(str(path), target, inputs, [(0, position)], want_outputs=True)
 
 
 def shapes_at(

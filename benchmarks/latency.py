@@ -29,9 +29,12 @@ from pocketfocus.benchmarks.checks import (
     student_inputs,
     to_bytes,
 )
-from pocketfocus.benchmarks.frames import BUDGET_S as FRAMES_BUDGET_S
-from pocketfocus.benchmarks.frames import photo_inputs, why_no_frames
-from pocketfocus.benchmarks.rendering import render_check
+from pocketfocus.benchmarks.rendering import (
+    FRAMES_BUDGET_S,
+    photo_inputs,
+    render_check,
+    why_no_frames,
+)
 from pocketfocus.benchmarks.samples import TIMES_FILE, TimesRow
 from pocketfocus.mobile_harness.device import PYTORCH, Arrays, Call, Device, Job, JobError, Result
 from pocketfocus.mobile_harness.devices import origin, takes_sizes
@@ -56,6 +59,7 @@ from pocketfocus.run.rows import merge_rows
 BENCH_FILE = "bench.json"
 REFERENCE_STACK_FILE = "reference.npz"
 ROUNDS, ROUND_RUNS = 2, 20  # of so many timed calls of a file at least, if there are two
+REFERENCE_RUNS = 2
 AS_PUBLISHED = f"{PUBLISHED.steps}/{PUBLISHED.guidance:g}/{PUBLISHED.temperature:g}"
 REFERENCE, SAMPLED_AS_PUBLISHED = "reference", f"reference@{PUBLISHED.steps}"
 POSITION = SHOWN[1]  # the network does the same work at any position
@@ -109,12 +113,6 @@ class Visit:
     warmup: int
 
 
-class Crash(str):
-    """Why something that could be measured gave nothing."""
-
-    __slots__ = ()
-
-
 @dataclass(frozen=True)
 class Ratio:
     """How many times faster an artifact's p50 is than the eager models; None if unknown."""
@@ -135,7 +133,6 @@ class Bench:
         runs: timed calls of every file and of the student.
         warmup: untimed calls before those, in every round.
         threads: CPU threads; None for the device's own default.
-        reference_runs: timed calls of the reference.
         photos: as of `Verification`; only the one that verify keeps is used.
     """
 
@@ -143,12 +140,11 @@ class Bench:
     runs: int = 50
     warmup: int = 5
     threads: int | None = None
-    reference_runs: int = 2
     photos: Sequence[Path] | None = None
 
     def check(self) -> None:
         """Raise UserError for counts that measure nothing."""
-        few = self.runs < 1 or self.reference_runs < 1 or self.warmup < 0
+        few = self.runs < 1 or self.warmup < 0
         if few or (self.threads is not None and self.threads < 1):
             raise UserError(
                 f"runs {self.runs}, warmup {self.warmup}, threads {self.threads}: at least 1 run "
@@ -177,7 +173,7 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
     runnable = [e for e in (*entries, *larger) if why_not(device, e) is None]
     usual = [e for e in runnable if e.given == ("stack", None)]
     plan = schedule(usual, how.runs, how.warmup)
-    visits = [Visit(entry, 1 if n else how.reference_runs, 0) for n, entry in enumerate(baselines)]
+    visits = [Visit(entry, 1 if n else REFERENCE_RUNS, 0) for n, entry in enumerate(baselines)]
     middle = (len(plan) + 1) // 2
     plan[middle:middle] = visits
     plan += [Visit(e, how.runs, how.warmup) for e in runnable if e.makes == "tile"]
@@ -198,12 +194,13 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
 def complete_row(
     device: Device,
     entry: Entry,
-    crash: Crash | None,
+    crash: str | None,
     given: Given,
     measured: Mapping[Entry, Sequence[Result]],
 ) -> BenchRow:
     """Return an entry's row, with where it is from, and of which photo or sizes else."""
-    found = row_of(entry, device.name, measured.get(entry, []), crash or why_not(device, entry))
+    results = measured.get(entry, [])
+    found = row_of(entry, device.name, results, crash or why_not(device, entry), crash is not None)
     row = BenchRow(**found.given(), **origin(device, entry.target).given())
     more: dict[str, object] = {}
     if entry.makes == "frames":
@@ -349,11 +346,11 @@ def schedule(entries: Sequence[Entry], runs: int, warmup: int) -> list[Visit]:
 
 def measure(
     device: Device, plan: Sequence[Visit], given: Given, threads: int | None
-) -> tuple[dict[Entry, list[Result]], dict[Entry, Crash]]:
+) -> tuple[dict[Entry, list[Result]], dict[Entry, str]]:
     """Run every visit; an entry that crashes once has no result, says why, and is not visited
     again."""
     measured: dict[Entry, list[Result]] = {}
-    crashed: dict[Entry, Crash] = {}
+    crashed: dict[Entry, str] = {}
     for visit in track(plan, "measuring", len(plan)):
         if visit.entry in crashed:
             continue
@@ -363,7 +360,7 @@ def measure(
             if visit.entry.target == PYTORCH and not isinstance(error, JobError):
                 raise
             say(f"{visit.entry.artifact} was not measured: {error}")
-            crashed[visit.entry] = Crash(str(error))
+            crashed[visit.entry] = str(error)
             measured.pop(visit.entry, None)
         else:
             measured.setdefault(visit.entry, []).append(result)
@@ -371,7 +368,11 @@ def measure(
 
 
 def row_of(
-    entry: Entry, device: str, results: Sequence[Result], why_not: str | None = None
+    entry: Entry,
+    device: str,
+    results: Sequence[Result],
+    why_not: str | None = None,
+    failed: bool = False,
 ) -> Measured:
     """Return what the pooled rounds of an entry say; nulls when there is none."""
     row = Measured(
@@ -381,7 +382,7 @@ def row_of(
         device=device,
         **dict(pooled(results)),
         bytes=entry.bytes,
-        status="measured" if results else "failed" if isinstance(why_not, Crash) else "not-run",
+        status="measured" if results else "failed" if failed else "not-run",
         why=why_not or "",
     )
     notes = results[-1].notes if results else None

@@ -22,11 +22,7 @@ from pocketfocus.export.targets import Advice, Severity, Target, get_target, get
 from pocketfocus.quantize.calibration import fitted
 from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.manifest import (
-    MANIFEST_FILE,
-    check_artifact,
-    load_manifest,
-)
+from pocketfocus.run.manifest import MANIFEST_FILE, check_artifact, load_manifest
 from pocketfocus.run.paths import below
 
 FLOAT16_MOST = 65_504.0

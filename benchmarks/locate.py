@@ -20,7 +20,7 @@ from pocketfocus.benchmarks.checks import SHOWN, fitted_photos, load_parent
 from pocketfocus.benchmarks.gates import gate_of
 from pocketfocus.data.optics import one_hot
 from pocketfocus.export.targets import Layer, get_target
-from pocketfocus.quantize.layers import layer_of
+from pocketfocus.quantize.layers import layer_of, operator_of
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import check_artifact, load_manifest
 from pocketfocus.run.metrics import psnr
@@ -88,12 +88,6 @@ def weights_of(node: fx.Node) -> int:
     if not isinstance(weight, fx.Node) or weight.op != "get_attr" or "val" not in weight.meta:
         return 0
     return int(weight.meta["val"].numel())
-
-
-def operator_of(node: fx.Node) -> str:
-    """Return a node's name in PyTorch's operators; "" for another kind of node."""
-    namespace, _, rest = str(node.target).partition(".")
-    return rest.split(".")[0] if namespace == "aten" else ""
 
 
 def limits_behind(node: fx.Node) -> tuple[float, float]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from huggingface_hub import ModelCardData
 from PIL import Image
@@ -16,7 +15,7 @@ import pocketfocus
 from pocketfocus.benchmarks.charts import grids_chart, latency_chart
 from pocketfocus.benchmarks.checks import SHOWN, Pixels
 from pocketfocus.benchmarks.measured import MeasuredRun
-from pocketfocus.benchmarks.report import TEMPLATES, distillation
+from pocketfocus.benchmarks.report import distillation, templates
 from pocketfocus.benchmarks.tables import distance_table, files_table
 from pocketfocus.models.places import find_places, hub_place
 from pocketfocus.photos.images import encoded
@@ -90,18 +89,13 @@ def card(run: MeasuredRun, about: Publication, pictures: Pictures) -> str:
     written = manifest.artifacts
     first = written[0] if written else None
     machines = (f"{t.machine} ({t.row.threads or 'its own'} threads)" for t in run.timings)
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined,
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        keep_trailing_newline=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(keep_trailing_newline=True, lstrip_blocks=True)
     text = environment.get_template("model_card.md").render(
         header=header(manifest, about.licence),
         title=about.title,
         version=pocketfocus.__version__,
         doubts=about.doubts,
-        pictures={Path(name).stem: name for name in pictures} | absent(pictures),
+        pictures=pictures,
         position=SHOWN[1],
         machines="; ".join(dict.fromkeys(machines)),
         files_table=files_table(run.bench, run.gates) if run.bench else "",
@@ -123,12 +117,6 @@ def card(run: MeasuredRun, about: Publication, pictures: Pictures) -> str:
         licence=f"Licence: {about.licence}." if about.licence else NOT_STATED,
     )
     return re.sub(r"\n{3,}", "\n\n", text)
-
-
-def absent(pictures: Pictures) -> dict[str, None]:
-    """Return the pictures that there are not."""
-    there = {Path(name).stem for name in pictures}
-    return {name: None for name in ("latency", "grids", "stacks") if name not in there}
 
 
 def header(manifest: Manifest, licence: str | None) -> str:

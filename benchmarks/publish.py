@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from pocketfocus.benchmarks.proof import doubts
 from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.mobile_harness.device import Device
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import write_atomic
+from pocketfocus.run.files import copy, write_atomic
 from pocketfocus.run.paths import below
 from pocketfocus.run.rows import write_rows
 
@@ -59,7 +58,7 @@ def publish(run: MeasuredRun, out: Path, about: Publication, devices: Sequence[D
         raise UserError(f"{out} holds something else: name a new folder with --out")
     with write_atomic(out) as scratch:
         about = replace(about, no_bundle=lay_files(run, scratch, about, devices))
-        shutil.copytree(run.folder / STUDENT, scratch / STUDENT)
+        copy(run.folder / STUDENT, scratch / STUDENT)
         lay_results(run, scratch)
         pictures = pictures_of(run)
         (scratch / PICTURES).mkdir()
@@ -82,10 +81,8 @@ def lay_files(
             raise
         why = str(error)
     for artifact in run.manifest.files:
-        path, copy = below(run.folder, artifact.name), below(scratch, artifact.name)
-        if not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copytree if path.is_dir() else shutil.copy)(path, copy)
+        if not below(scratch, artifact.name).exists():
+            copy(below(run.folder, artifact.name), below(scratch, artifact.name))
     return why
 
 

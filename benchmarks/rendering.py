@@ -1,17 +1,26 @@
-"""What files that render are called with, tiles of a photo, and what `Render` makes of these."""
+"""What files that render are called with, and with a student's beside them.
+
+Alone they get tiles of a photo, and `Render` says what these make. Both of a pair make the nine
+frames of a photo, as large as `refocus` makes them: what a user waits for, but for reading and
+writing files.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from pocketfocus.benchmarks.checks import Check
+from pocketfocus.benchmarks.checks import Check, student_inputs
 from pocketfocus.benchmarks.gates import CAPTURED_GRAPH, STUDENT
 from pocketfocus.data.optics import one_hot
 from pocketfocus.data.scenes import held_out_photos
+from pocketfocus.mobile_harness.device import Arrays, Device
+from pocketfocus.mobile_harness.host import Host
 from pocketfocus.models.model import resized
 from pocketfocus.models.render import (
     Analysed,
@@ -23,13 +32,17 @@ from pocketfocus.models.render import (
     tiles_along,
 )
 from pocketfocus.models.student import RefocusStudent
+from pocketfocus.photos.images import from_pixels
+from pocketfocus.photos.pixels import open_photo
 from pocketfocus.quantize.calibration import fitted
-from pocketfocus.run.constants import Size
+from pocketfocus.run.constants import FRAMES_SIDE, Size
 
 FULL = (768, 1152)  # of the photo; training and calibration saw none of it
 TILES = ((0, 0), (1, 2), (-1, -1))  # by row and column: a corner, one inside, and the other corner
 SETTINGS = ((2.0, 1.0), (6.4, 1.5))  # focus and aperture
 POSITION = 4
+BUNDLED: Size = (FRAMES_SIDE * 3 // 4, FRAMES_SIDE)  # of the bundled photo, enlarged
+FRAMES_BUDGET_S = 5.0  # of timed calls of a pair, each of which makes nine frames
 
 
 def render_check(student: RefocusStudent) -> Check:
@@ -59,3 +72,20 @@ def feeds_of(
     part = photo[..., rows.start : rows.stop, columns.start : columns.stop]
     focus, aperture = focus_weights(setting[0]), aperture_of(setting[1])
     return padded(analysed.feeds(part, focus, aperture, (rows, columns), full))
+
+
+def photo_inputs(photos: Sequence[Path] | None) -> Arrays:
+    """Return the photo, [1,1,3,H,W], and the one-hot of every position; the first of `photos`, or
+    a bundled one."""
+    if photos is None:
+        photo = fitted(Image.fromarray(held_out_photos()[0]), BUNDLED)
+    else:
+        photo = from_pixels(open_photo(photos[0]).limited(FRAMES_SIDE).in_srgb().pixels)
+    return student_inputs(photo.numpy())
+
+
+def why_no_frames(device: Device) -> str | None:
+    """Return why a device makes no frames of two files; None where it does."""
+    if isinstance(device, Host):
+        return None
+    return f"{device.name} calls one file at a time: see the rows of both"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from pocketfocus.benchmarks.checks import fitted_photos, is_of_networks, student_inputs
 from pocketfocus.benchmarks.gates import Gate, Verdict, gate_row
-from pocketfocus.mobile_harness.device import Arrays, Device, Job, Result
+from pocketfocus.mobile_harness.device import Arrays, Device, Job
 from pocketfocus.mobile_harness.devices import origin
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
@@ -74,36 +73,25 @@ def repeated(device: Device, job: Job, times: int) -> Verdict:
     call = job.calls[0]
     try:
         found = Counter[str]()
-        for count in batches(times):
-            result = device.run(replace(job, calls=[call] * count, want_outputs=True))
+        for start in range(0, times, BATCH):
+            calls = [call] * min(BATCH, times - start)
+            result = device.run(replace(job, calls=calls, want_outputs=True))
             if result.outputs is None:
                 return Verdict(None, "error", f"{device.name} brought no outputs back")
             found.update(hashes(result.outputs))
             if not all(np.isfinite(table).all() for table in result.outputs):
                 return NOT_FINITE
-        once, often = (device.run(replace(job, runs=count)) for count in (1, times))
+        peaks = [device.run(replace(job, runs=count)).peak_rss_mib for count in (1, times)]
     except UserError as error:
         return Verdict(None, "error", str(error))
-    return judged(found, times, growth(once, often))
-
-
-def batches(times: int) -> Iterator[int]:
-    """Split a number of calls into such as fit memory."""
-    for start in range(0, times, BATCH):
-        yield min(BATCH, times - start)
+    once, often = peaks
+    return judged(found, times, None if once is None or often is None else often - once)
 
 
 def hashes(outputs: Arrays) -> list[str]:
     """Return a hash of all that each call gave."""
     calls = zip(*outputs, strict=True)
     return [hashlib.sha256(b"".join(each.tobytes() for each in call)).hexdigest() for call in calls]
-
-
-def growth(once: Result, often: Result) -> float | None:
-    """Return by how many MiB a process grew with its calls; None where a device does not tell."""
-    if once.peak_rss_mib is None or often.peak_rss_mib is None:
-        return None
-    return often.peak_rss_mib - once.peak_rss_mib
 
 
 def judged(found: Counter[str], times: int, grown: float | None) -> Verdict:

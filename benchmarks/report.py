@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import jinja2
 import numpy as np
@@ -16,12 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import pocketfocus
-from pocketfocus.benchmarks.charts import (
-    grids_chart,
-    latency_chart,
-    size_chart,
-    sustained_chart,
-)
+from pocketfocus.benchmarks.charts import grids_chart, latency_chart, size_chart, sustained_chart
 from pocketfocus.benchmarks.checks import SHOWN, STACKS_FILE
 from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, Evaluation, read_evaluation
 from pocketfocus.benchmarks.gates import parity_rows
@@ -110,16 +105,19 @@ def render(folder: Path) -> str:
 
 def page(name: str) -> jinja2.Template:
     """Return the template of a self-contained page, its style inside."""
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, loader=loader
-    )
+    environment = templates(autoescape=True)
     environment.filters["number"] = number
     environment.filters["percent"] = percent
     environment.filters["size"] = size_text
     environment.filters["mib"] = lambda value: number(value / 2**20, 2) if value else "–"
     environment.globals["style"] = (TEMPLATES / "page.css").read_text(encoding="utf-8")
     return environment.get_template(name)
+
+
+def templates(**options: Any) -> jinja2.Environment:
+    """Return what renders the templates here."""
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    return jinja2.Environment(undefined=jinja2.StrictUndefined, loader=loader, **options)
 
 
 def number(value: float | None, digits: int = 1) -> str:

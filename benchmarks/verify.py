@@ -44,13 +44,7 @@ from pocketfocus.mobile_harness.devices import is_timed, origin, takes_sizes
 from pocketfocus.mobile_harness.host import Host, one_process
 from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.manifest import (
-    Artifact,
-    Manifest,
-    check_artifact,
-    load_manifest,
-    renders,
-)
+from pocketfocus.run.manifest import Artifact, Manifest, check_artifact, load_manifest, renders
 from pocketfocus.run.metrics import PEAK
 from pocketfocus.run.paths import below
 from pocketfocus.run.processes import stop_all, workers
@@ -264,7 +258,7 @@ def execute_artifact(
     """Execute an artifact and judge it by its own gate and, of a `reference` device, against the
     same file there; the rows, and the outputs where they have the shapes of the parent's."""
     gate = gate_of(artifact.precision, device.name, artifact.recipe)
-    job = Job(str(path), artifact.target, check.inputs, check.calls, want_outputs=True)
+    job = check.job(path, artifact.target)
     if check.whole:
         say(f"{artifact.name}: {gate.name}")
         job = replace(job, runs=int(is_timed(device)), timeout_s=None)
@@ -304,7 +298,7 @@ def row_beside(artifact: Artifact, path: Path, device: Device, beside: Beside) -
     needed = min(gate.threshold_db, beside.most_db or gate.threshold_db)
     gate = replace(gate, name=f"{beside.name}, {gate.name}", threshold_db=needed)
     check = beside.check
-    job = Job(str(path), artifact.target, check.inputs, check.calls, want_outputs=True)
+    job = check.job(path, artifact.target)
     _, verdict = execute(device, job, check.parents[gate.parent], gate)
     return row_on(gate_row(artifact, device.name, gate, named(verdict, check)), device)
 

@@ -63,10 +63,10 @@ class Network:
         """What sides are multiples of in a graph for all sizes; 0 where there is but one."""
         return self.multiple if self.variants else 0
 
-    def function(self, main: str) -> str:
-        """What the function of a file for photos of this size is called, where the usual one is
-        `main`: the same name, and the size as width by height."""
-        return f"{main}_{size_text(self.size)}"
+    def functions(self, main: str) -> dict[str, Network]:
+        """The network for photos of every size by the name of its function in a file, where the
+        usual one is `main`: the same name, and the size as width by height."""
+        return {main: self} | {f"{main}_{size_text(each.size)}": each for each in self.variants}
 
     @property
     def isolated(self) -> bool:
@@ -104,7 +104,5 @@ class Source:
 
 def functions_of(network: Network, main: str) -> tuple[Function, ...]:
     """What to call in a file for photos of each size, where it has a function for each."""
-    if not network.variants:
-        return ()
-    others = [Function(variant.function(main), variant.size) for variant in network.variants]
-    return (Function(main, network.size), *others)
+    every = network.functions(main) if network.variants else {}
+    return tuple(Function(name, each.size) for name, each in every.items())

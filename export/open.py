@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pocketfocus.data.optics import one_hot
-from pocketfocus.export.targets import (
-    Runner,
-    Sizes,
-    Target,
-    get_target,
-    get_targets,
-    target_of,
-)
+from pocketfocus.export.targets import Runner, Sizes, Target, get_target, get_targets, target_of
 from pocketfocus.models.analyse import Analyser
 from pocketfocus.models.model import Model
 from pocketfocus.run.child import Say
@@ -69,27 +62,23 @@ def open_model(spec: str, threads: int | None = None) -> Model:
     """
     named, _, sampling = spec.partition("@")
     kind, _, rest = named.partition(":")
-    if kind == REFERENCE and (named == REFERENCE or not Path(spec).exists()):
-        return _eager(threads, lambda: _reference(spec, rest, sampling))
-    path = Path(spec)
-    if spec == STUDENT and not path.exists():
-        return _eager(threads, _student)
-    target = target_of(path)
-    if target is not None:
+    path, target = Path(spec), target_of(Path(spec))
+    is_reference = kind == REFERENCE and (named == REFERENCE or not path.exists())
+    if target is not None and not is_reference:
         return _file(path, target, threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if is_reference:
+        return _reference(spec, rest, sampling)
+    if spec == STUDENT and not path.exists():
+        return _student()
     if path.is_dir():
-        return _eager(threads, lambda: _student(path))
+        return _student(path)
     suffixes = ", ".join(target.suffix for target in get_targets())
     raise UserError(
         f"no model at {spec}: name `{REFERENCE}`, `{REFERENCE}:DIR@STEPS`, a student folder, or a "
         f"file ending in {suffixes}"
     )
-
-
-def _eager(threads: int | None, load: Callable[[], Model]) -> Model:
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return load()
 
 
 def _reference(name: str, spec: str, sampling: str) -> Model:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import sys
@@ -12,9 +11,12 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from typing import TextIO
+from typing import Any, TextIO, cast
+
+from pocketfocus.run.errors import UserError, first_line
 
 VERBOSE = "POCKETFOCUS_VERBOSE"
+AGAIN = ": export it again"
 
 
 class _Silence:
@@ -45,28 +47,18 @@ class _Silence:
                     self.begun.close()
 
 
-class _Printed(io.TextIOBase):
+class _Printed:
     """A stream without what silent threads print to it."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
         """Drop the text of a silent thread, pass on any other's."""
-        return len(text) if threading.get_ident() in quiet.threads else self.stream.write(text)
-
-    def flush(self) -> None:
-        self.stream.flush()
-
-    def isatty(self) -> bool:
-        return self.stream.isatty()
-
-    def fileno(self) -> int:
-        return self.stream.fileno()
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self.stream.encoding
+        return len(text) if threading.get_ident() in quiet.threads else self._stream.write(text)
 
 
 def _hold_back() -> contextlib.ExitStack:
@@ -75,8 +67,8 @@ def _hold_back() -> contextlib.ExitStack:
     logging.disable(logging.WARNING)
     stack.enter_context(warnings.catch_warnings())
     warnings.simplefilter("ignore")
-    stack.enter_context(contextlib.redirect_stdout(_Printed(sys.stdout)))
-    stack.enter_context(contextlib.redirect_stderr(_Printed(sys.stderr)))
+    stack.enter_context(contextlib.redirect_stdout(cast(TextIO, _Printed(sys.stdout))))
+    stack.enter_context(contextlib.redirect_stderr(cast(TextIO, _Printed(sys.stderr))))
     return stack
 
 
@@ -98,6 +90,17 @@ variable POCKETFOCUS_VERBOSE=1 lets everything through. Threads may be silent at
 
 quiet_native = _Silence(_hold_back_native)
 """Hold back what a C++ library writes to standard error by itself (file descriptor 2)."""
+
+
+@contextlib.contextmanager
+def loading(name: object, what: str, remedy: str = "") -> Iterator[None]:
+    """Make a UserError of whatever a toolchain raises that loads a file, a `what`: exception types
+    of most share no public base."""
+    try:
+        yield
+    except Exception as error:
+        line = first_line(error)
+        raise UserError(f"{name} is no {what} that loads ({line}){remedy}") from error
 
 
 def missing(*modules: str, extra: str = "") -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pocketfocus.export.network import Calls, Network
+from pocketfocus.export.network import Network
 from pocketfocus.models.render import FIXED, LARGEST_APERTURE, PART, TILE, Feeds, Render
 from pocketfocus.run.manifest import RENDER, Rendering, TensorSpec
 
@@ -36,14 +36,9 @@ def render_network() -> Network:
             for name, shape, span in zip(Feeds._fields, FIXED, RANGES, strict=True)
         ),
         (TensorSpec("image", FIXED[0], "float32", SIGNED),),
-        example,
+        lambda: [tuple(torch.zeros(shape) for shape in FIXED)],
         once=True,
     )
-
-
-def example() -> Calls:
-    """A call, for its shapes."""
-    return [tuple(torch.zeros(shape) for shape in FIXED)]
 
 
 def rendering() -> Rendering:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,17 +13,11 @@ from pathlib import Path
 from pocketfocus.export.network import Network, Source
 from pocketfocus.export.render import render_network, rendering
 from pocketfocus.models.model import resized
-from pocketfocus.models.student import (
-    CELL,
-    SHIPPED_WEIGHTS,
-    Analysis,
-    RefocusStudent,
-    load_student,
-)
+from pocketfocus.models.student import CELL, SHIPPED_WEIGHTS, Analysis, RefocusStudent, load_student
 from pocketfocus.quantize.calibration import Calibration, calibration
 from pocketfocus.run.constants import FRAMES, IMAGES, Size, size_text
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import sha256, write_atomic
+from pocketfocus.run.files import read_json, sha256, write_atomic
 from pocketfocus.run.manifest import MANIFEST_FILE, RENDER, Manifest, TensorSpec, load_manifest
 from pocketfocus.run.scratch import sweep
 
@@ -180,8 +173,6 @@ def check_never_had_its_own(out: Path) -> None:
 
 def reference_of(out: Path) -> str:
     """What `distill` recorded as the model the student learned from; "" when it did not."""
-    try:
-        found = json.loads((out / DISTILLED).read_text(encoding="utf-8-sig"))["reference"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    return str(found)
+    with suppress(UserError):
+        return str(read_json(out / DISTILLED).get("reference", ""))
+    return ""

@@ -118,6 +118,14 @@ Options = Mapping[str, str | int]
 """What is asked of targets beyond recipes, by the names that the targets gave it."""
 
 
+def not_laid_open(path: Path, feeds: Mapping[str, Tensor]) -> tuple[list[Layer], Tensor]:
+    """See `Target.layers`; UserError, for a runtime that gives the outputs of a file only."""
+    raise UserError(
+        f"{path} does not show what its layers give, its runtime executes it as a whole: locate "
+        "the fault in the same precision of another target"
+    )
+
+
 @dataclass(frozen=True)
 class Target:
     """A runtime that files are written for.
@@ -138,10 +146,10 @@ class Target:
         sizes: of the photos that a student's file takes.
         read: the schemes of a file's layers, by their paths in the network; RuntimeError for
             weights of a type that is not known.
-        layers: (path, inputs by name) executes a file with its layers laid open: what each gives,
-            in the order of execution, and the output.
         cannot_run: why this machine cannot execute its files; None when it can.
         cannot_write: why this machine cannot write its files; None when it can.
+        layers: (path, inputs by name) executes a file with its layers laid open: what each gives,
+            in the order of execution, and the output.
         plain: the recipe of a network without weights.
         extra: of pocketfocus, which installs its packages; "" where every installation has them.
         fallback: the device that verifies its files where a device cannot execute them.
@@ -170,9 +178,9 @@ class Target:
     input_shapes: Callable[[Path], list[tuple[int, ...]]]
     sizes: Callable[[Path], Sizes]
     read: Callable[[Path, Network], dict[str, Scheme]]
-    layers: Callable[[Path, Mapping[str, Tensor]], tuple[list[Layer], Tensor]]
     cannot_run: Callable[[], str | None]
     cannot_write: Callable[[], str | None]
+    layers: Callable[[Path, Mapping[str, Tensor]], tuple[list[Layer], Tensor]] = not_laid_open
     plain: str = "fp32"
     extra: str = ""
     fallback: str = ""
@@ -212,6 +220,18 @@ def target_of(path: Path) -> Target | None:
     if not path.suffix:
         return None
     return next((target for target in get_targets() if target.suffix == path.suffix), None)
+
+
+def in_order(module: str, what: str) -> Callable[[Path, Network], dict[str, Scheme]]:
+    """What reads the schemes of layers, of a module whose `schemes` gives those of a file's
+    operators in the order of execution; `what` is what errors call the file."""
+
+    def read(path: Path, network: Network) -> dict[str, Scheme]:
+        from pocketfocus.quantize.plan import by_layer
+
+        return by_layer(network.order, import_module(module).schemes(path), what)
+
+    return read
 
 
 def later(module: str, name: str) -> Callable[..., Any]:

@@ -122,19 +122,18 @@ def timed_devices(name: str, options: Options | None = None) -> tuple[Device, ..
 
 def takes_sizes(device: Device) -> bool:
     """Return whether files are called there with photos of their other sizes."""
-    kind = _known(device)
-    return kind is not None and kind.sizes
+    return _known(device.name).sizes
 
 
 def is_timed(device: Device) -> bool:
     """Return whether a device's times are latencies, as far as its kind is known here."""
-    kind = _known(device)
-    return kind is None or kind.timed
+    return _known(device.name).timed
 
 
-def _known(device: Device) -> DeviceKind | None:
-    """Return a device's kind, None for one that is not in the registry."""
-    return DEVICES.get(device.name.partition(":")[0])
+def _known(device: str) -> DeviceKind:
+    """Return a device's kind; of one that is not in the registry no more than its name is known."""
+    name = device.partition(":")[0]
+    return DEVICES.get(name, DeviceKind(name, ""))
 
 
 def reference_device(name: str) -> Device | None:
@@ -187,7 +186,7 @@ def origin(device: Device | None, target: str) -> Origin:
 
 def gate_word(device: str) -> str:
     """Return how the name of a gate says that a file ran on a device, of any name."""
-    return DEVICES.get(device.partition(":")[0], DEVICES[HOST]).gate_word
+    return _known(device).gate_word
 
 
 def favourite_target(device: Device) -> str:

@@ -138,12 +138,8 @@ def work_of(job: Job, call: str) -> Work:
 def done(run: Callable[..., Answer], job: Job, work: Work) -> Result:
     """Do a job's work by `run`; JobError when the process crashes or does not end in time."""
     try:
-        return result_of(run(work, timeout_s=job.timeout_s))
+        answer = run(work, timeout_s=job.timeout_s)
     except WorkFailed as error:
         raise JobError(f"{job.artifact}: {error}") from error
-
-
-def result_of(answer: Answer) -> Result:
-    """Return what such a function measured; its outputs are the arrays of the answer, in order."""
     fields = {**answer.fields, "times_ms": tuple(answer.fields["times_ms"])}
     return Result(outputs=tuple(answer.arrays.values()) or None, **fields)

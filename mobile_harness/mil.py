@@ -9,13 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from pocketfocus.export.coreml import TARGET as CORE_ML
 from pocketfocus.mobile_harness.device import MIL_CHECK
 from pocketfocus.mobile_harness.host import Fallback
 from pocketfocus.mobile_harness.options import Options
-from pocketfocus.mobile_harness.worker import Measured, Opener, Runner, Tables, measure, read_job
+from pocketfocus.mobile_harness.worker import Measured, Opener, Tables, measure, read_job
 
 
 def connect(address: str, options: Options) -> tuple[Fallback, ...]:
@@ -31,15 +29,6 @@ def run_file(arguments: Mapping[str, Any], tables: Tables, say: Callable[[str], 
 
 def program_opener() -> Opener:
     """Import the MIL check, so that the clock does not see it."""
-    from pocketfocus.export.coreml.mil.program import load_functions, usual
+    from pocketfocus.export.coreml.mil.program import open_functions
 
-    def open_program(artifact: str, threads: int) -> Runner:
-        programs = load_functions(Path(artifact))
-
-        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-            program = programs.get(tuple(inputs[0].shape)) or usual(programs)
-            return tuple(program(dict(zip(program.inputs, inputs, strict=True))).values())
-
-        return run
-
-    return open_program
+    return lambda artifact, threads: open_functions(Path(artifact))

@@ -61,8 +61,13 @@ def layer_of(node: fx.Node) -> str:
 
 def is_weighted(node: fx.Node) -> bool:
     """Whether a node is a convolution or a matrix product of `torch.export`."""
+    return operator_of(node) in WEIGHTED_ATEN
+
+
+def operator_of(node: fx.Node) -> str:
+    """A node's name in PyTorch's operators; "" for another kind of node."""
     namespace, _, rest = str(node.target).partition(".")
-    return namespace == "aten" and rest.split(".")[0] in WEIGHTED_ATEN
+    return rest.split(".")[0] if namespace == "aten" else ""
 
 
 def leading_to_layers(graph: fx.Graph) -> set[str]:

@@ -2,7 +2,7 @@
 
 from pocketfocus.export.coreai import write
 from pocketfocus.export.phases import MAKE
-from pocketfocus.export.targets import Target, later
+from pocketfocus.export.targets import Target, in_order, later
 
 TARGET = Target(
     name="coreai",
@@ -24,8 +24,7 @@ TARGET = Target(
     open=write.open_file,
     input_shapes=later("pocketfocus.export.coreai.read", "input_shapes"),
     sizes=later("pocketfocus.export.coreai.read", "sizes"),
-    read=later("pocketfocus.export.coreai.read", "layer_schemes"),
-    layers=later("pocketfocus.export.coreai.layers", "layers"),
+    read=in_order("pocketfocus.export.coreai.read", "the asset"),
     lint=later("pocketfocus.export.coreai.lint", "lint"),
     cannot_run=write.cannot_run,
     cannot_write=write.cannot_write,

@@ -7,15 +7,12 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pocketfocus.export.coreml.read import palette, shared
 from pocketfocus.export.quiet import quiet
 from pocketfocus.export.targets import Sizes
-from pocketfocus.quantize.plan import by_layer
-from pocketfocus.quantize.recipes import Granularity, Scheme
-
-if TYPE_CHECKING:
-    from pocketfocus.export.network import Network
+from pocketfocus.quantize.recipes import Scheme
 
 MAIN = "main"  # an asset's one function
 PROGRAM, HASH = "main.mlirb", "main.hash"  # files of an asset
@@ -30,11 +27,6 @@ WEIGHTED = (
 TRANSPOSE = "coreai.transpose"
 MOVES = (TRANSPOSE, "coreai.reshape", "coreai.pad", "coreai.slice", "coreai.cast")
 FLOAT_BITS = {"f32": 32, "f16": 16}
-
-
-def layer_schemes(path: Path, network: Network) -> dict[str, Scheme]:
-    """See `Target.read`."""
-    return by_layer(network.order, schemes(path), "the asset")
 
 
 def schemes(path: Path) -> list[tuple[Scheme, int]]:
@@ -138,10 +130,7 @@ def scheme_of(op: Any) -> Scheme:
         return Scheme(bits, "affine", shared(scales, integers, channel), activations)
     if kind == "coreai.lut_to_dense":
         indices, lists = (shape_of(value) for value in list(weight.operands)[:2])
-        count = math.prod(lists[:-2])
-        group: Granularity = "tensor" if count == 1 else indices[0] // count
-        bits = round(math.log2(lists[-2]))
-        return Scheme(bits, "palette", "channel" if group == 1 else group, activations)
+        return palette(lists, indices[0], activations)
     raise RuntimeError(f"weights by {kind} are not known")
 
 
@@ -161,14 +150,3 @@ def made_by(value: Any, moves: tuple[str, ...]) -> Any:
     while isinstance(owner, Operation) and owner.name in moves:
         owner = owner.operands[0].owner
     return owner if isinstance(owner, Operation) else None
-
-
-def shared(scales: tuple[int, ...], shape: tuple[int, ...], channel: int) -> Granularity:
-    """What shares a scale: `scales` are of the weight's rank, each size 1 or a count of blocks, and
-    `channel` is the axis of output channels."""
-    if math.prod(scales) == 1:
-        return "tensor"
-    blocks = [size // count for size, count in zip(shape, scales, strict=True)]
-    if math.prod(scales) == scales[channel] == shape[channel]:
-        return "channel"
-    return math.prod(blocks)

@@ -2,7 +2,7 @@
 
 from pocketfocus.export.coreml import write
 from pocketfocus.export.phases import MAKE
-from pocketfocus.export.targets import Target, later
+from pocketfocus.export.targets import Target, in_order, later
 
 TARGET = Target(
     name="coreml",
@@ -24,7 +24,7 @@ TARGET = Target(
     open=write.open_file,
     input_shapes=write.input_shapes,
     sizes=write.sizes,
-    read=later("pocketfocus.export.coreml.read", "layer_schemes"),
+    read=in_order("pocketfocus.export.coreml.read", "the package"),
     layers=later("pocketfocus.export.coreml.layers", "layers"),
     cannot_run=write.cannot_run,
     cannot_write=write.cannot_write,

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pocketfocus.export.coreml.mil.program import MAIN, load_pymil, pymil_of
-from pocketfocus.quantize.plan import by_layer
 from pocketfocus.quantize.recipes import Granularity, Scheme
-
-if TYPE_CHECKING:
-    from pocketfocus.export.network import Network
 
 WEIGHTED = ("conv", "conv_transpose", "linear")
 MOVES = ("transpose", "reshape", "expand_dims", "squeeze", "cast")  # keep values and their scale
 FLOAT_BITS = {"float32": 32, "float16": 16}
-
-
-def layer_schemes(path: Path, network: Network) -> dict[str, Scheme]:
-    """See `Target.read`."""
-    return by_layer(network.order, schemes(path), "the package")
 
 
 def schemes(path: Path) -> list[tuple[Scheme, int]]:
@@ -58,7 +49,9 @@ def scheme_of(op: Any) -> Scheme:
     activations = "static" if quantized(op.x) else "float"
     channel = 1 if op.op_type == "conv_transpose" else 0
     if weight.op_type == "constexpr_lut_to_dense":
-        return palette(weight, tuple(op.weight.shape), channel, activations)
+        values = weight.lut.val  # of iOS 17 one list, of iOS 18 one for every group
+        lists = values.shape if values.ndim > 1 else (values.size, 1)
+        return palette(lists, op.weight.shape[channel], activations)
     if weight.op_type == "constexpr_blockwise_shift_scale":
         bits = 4 if types.builtin_to_string(weight.data.dtype).endswith("int4") else 8
         group = shared(tuple(weight.scale.shape), tuple(weight.data.shape), channel)
@@ -69,18 +62,17 @@ def scheme_of(op: Any) -> Scheme:
     raise RuntimeError(f"weights by {weight.op_type} are not known")
 
 
-def palette(weight: Any, shape: tuple[int, ...], channel: int, activations: str) -> Scheme:
-    """A palettized weight's scheme; iOS 17 has one list of values, iOS 18 one for every group."""
-    values = weight.lut.val
-    if values.ndim == 1:
-        return Scheme(round(math.log2(values.size)), "palette", "tensor", activations)
-    bits, palettes = round(math.log2(values.shape[-2])), math.prod(values.shape[:-2])
-    group: Granularity = "tensor" if palettes == 1 else shape[channel] // palettes
+def palette(lists: tuple[int, ...], outputs: int, activations: str) -> Scheme:
+    """The scheme of a weight whose values are in `lists` of this shape, the last but one dimension
+    that of a list, one for every group of outputs."""
+    bits, palettes = round(math.log2(lists[-2])), math.prod(lists[:-2])
+    group: Granularity = "tensor" if palettes == 1 else outputs // palettes
     return Scheme(bits, "palette", "channel" if group == 1 else group, activations)
 
 
 def shared(scales: tuple[int, ...], shape: tuple[int, ...], channel: int) -> Granularity:
-    """What shares a scale: `scales` are of the weight's rank, each size 1 or a count of blocks."""
+    """What shares a scale: `scales` are of the weight's rank, each size 1 or a count of blocks, and
+    `channel` is the axis of output channels."""
     if math.prod(scales) == 1:
         return "tensor"
     blocks = [size // count for size, count in zip(shape, scales, strict=True)]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 from uuid import NAMESPACE_URL, uuid5
 
 import numpy as np
@@ -18,9 +19,8 @@ from torch import Tensor
 
 from pocketfocus.export.network import functions_of
 from pocketfocus.export.phases import MAKE, Phases
-from pocketfocus.export.quiet import missing, quiet
+from pocketfocus.export.quiet import loading, missing, quiet
 from pocketfocus.export.targets import Runner, Sizes, Written
-from pocketfocus.run.errors import UserError, first_line
 from pocketfocus.run.manifest import Compatibility
 from pocketfocus.run.scratch import temporary_folder
 
@@ -64,14 +64,15 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
             wanted = {name: choice.scheme for name, choice in chosen.items()}
             if not network.isolated:
                 clip(held[0], wanted)
-            networks = network.every if recipe.ios >= FUNCTIONS_IOS else (network,)
-            sizes = [one.calibration() for one in networks]
+            several = recipe.ios >= FUNCTIONS_IOS
+            networks = network.functions(MAIN) if several else {MAIN: network}
+            sizes = [one.calibration() for one in networks.values()]
             multiple = network.multiple if len(sizes) > 1 else 0
             held += reversed(programs(held.pop(), wanted, sizes, multiple))
         models = {}
         with phases("convert"):
-            for one in networks:
-                models[name_of(one, network)] = converted(held.pop(), recipe, one)
+            for name, one in networks.items():
+                models[name] = converted(held.pop(), recipe, one)
         with phases("compress"):
             how = by_operator(recipe)
             for name, model in models.items():
@@ -80,13 +81,8 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
                 models[name] = compressed(model, how)
             save_all(models, path)
             found = [scheme for scheme, _ in schemes(path)]
-    functions = functions_of(network, MAIN) if networks[1:] else ()
+    functions = functions_of(network, MAIN) if several else ()
     return Written(facts(models[MAIN].get_spec(), found, recipe), functions=functions)
-
-
-def name_of(network: Network, usual: Network) -> str:
-    """The function of a package for photos of a network's size."""
-    return MAIN if network is usual else network.function(MAIN)
 
 
 def by_name(
@@ -172,11 +168,8 @@ def own_names() -> Iterator[None]:
     """
     from coremltools.converters.mil import Builder
 
-    before, Builder.name_count = Builder.name_count, defaultdict(int)
-    try:
+    with patch.object(Builder, "name_count", defaultdict(int)):
         yield
-    finally:
-        Builder.name_count = before
 
 
 @contextmanager
@@ -251,17 +244,13 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
     import coremltools as ct
 
     def loaded(name: str | None) -> Any:
-        try:
-            with quiet():
-                units = ct.ComputeUnit.ALL
-                return ct.models.MLModel(str(path), compute_units=units, function_name=name)
-        except Exception as error:  # its exception types share no public base
-            line = first_line(error)
-            raise UserError(f"{path} is no Core ML package that loads ({line})") from error
+        with loading(path, "Core ML package"), quiet():
+            units = ct.ComputeUnit.ALL
+            return ct.models.MLModel(str(path), compute_units=units, function_name=name)
 
     names = {shapes[0]: name for name, shapes in functions(path).items()}
     models = {MAIN: loaded(MAIN if len(names) > 1 else None)}
-    given, made = tensors(models[MAIN].get_spec().description)
+    given, made = tensors(path)
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         name = names.get(tuple(inputs[0].shape), MAIN)  # which says what it takes
@@ -296,9 +285,12 @@ def functions(path: Path) -> dict[str, list[tuple[int, ...]]]:
     }
 
 
-def tensors(description: Any) -> tuple[list[str], list[str]]:
+def tensors(path: Path) -> tuple[list[str], list[str]]:
     """The names of the inputs and outputs of a package's usual function."""
-    about = next((each for each in description.functions if each.name == MAIN), description)
+    from coremltools.models.utils import load_spec
+
+    whole = load_spec(str(path)).description
+    about = next((each for each in whole.functions if each.name == MAIN), whole)
     given, made = ([value.name for value in found] for found in (about.input, about.output))
     return given, made
 

@@ -2,7 +2,7 @@
 
 from pocketfocus.export.executorch import write
 from pocketfocus.export.phases import MAKE
-from pocketfocus.export.targets import Target, later
+from pocketfocus.export.targets import Target, in_order, later
 
 TARGET = Target(
     name="executorch",
@@ -22,7 +22,7 @@ TARGET = Target(
     open=write.open_file,
     input_shapes=write.input_shapes,
     sizes=write.sizes,
-    read=later("pocketfocus.export.executorch.read", "layer_schemes"),
+    read=in_order("pocketfocus.export.executorch.read", "XNNPACK's graph"),
     layers=later("pocketfocus.export.executorch.layers", "layers"),
     cannot_run=write.cannot_run,
     cannot_write=write.cannot_write,

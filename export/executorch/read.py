@@ -8,14 +8,10 @@ import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pocketfocus.quantize.plan import by_layer
 from pocketfocus.quantize.recipes import Granularity, Scheme
 from pocketfocus.run.scratch import temporary_folder
-
-if TYPE_CHECKING:
-    from pocketfocus.export.network import Network
 
 BACKEND, METHOD = "XnnpackBackend", "forward"
 SCHEMA = "schema.fbs"
@@ -36,11 +32,6 @@ ACTIVATIONS = {
     "xnn_datatype_qdint8": "dynamic",
     "xnn_datatype_qpint8": "dynamic",
 }
-
-
-def layer_schemes(path: Path, network: Network) -> dict[str, Scheme]:
-    """See `Target.read`."""
-    return by_layer(network.order, schemes(path), "XNNPACK's graph")
 
 
 def schemes(path: Path) -> list[tuple[Scheme, int]]:

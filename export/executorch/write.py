@@ -16,16 +16,14 @@ from torch import Tensor
 
 from pocketfocus.export.network import functions_of
 from pocketfocus.export.phases import MAKE, Phases
-from pocketfocus.export.quiet import missing, quiet, quiet_native
+from pocketfocus.export.quiet import AGAIN, loading, missing, quiet, quiet_native
 from pocketfocus.export.targets import Runner, Sizes, Written
-from pocketfocus.run.errors import UserError, first_line
 from pocketfocus.run.manifest import Compatibility, Delegation
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from pocketfocus.export.network import Network
-    from pocketfocus.quantize.layers import Calls
     from pocketfocus.quantize.recipes import Recipe
 
 METHOD = "forward"
@@ -48,7 +46,9 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
         with phases("quantize"):
             model, four_bit = quantized(held.pop(), recipe, calls, network.free_sides)
         with phases("capture"):
-            held.append({name: capture(model, of) for name, of in methods(network, calls)})
+            # XNNPACK takes no graph whose sizes are free (executorch 1.4.1: dependency cycles).
+            methods = network.functions(METHOD).items()
+            held.append({name: capture(model, one.calibration()) for name, one in methods})
         del model
         with phases("lower"), full_disk():
             delegation = lower(held.pop(), path)
@@ -56,16 +56,6 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
             four_bit = sum(scheme.bits == 4 for scheme, _ in schemes(path))
     applied = {"backend": "XNNPACK", "linear_layers_at_4_bits": four_bit}
     return Written(applied, delegation, functions=functions_of(network, METHOD))
-
-
-def methods(network: Network, calls: Calls) -> Iterator[tuple[str, Calls]]:
-    """Yield the method of a file for each size of photo, and an example call; they share weights.
-
-    XNNPACK takes no graph whose sizes are free (executorch 1.4.1: dependency cycles).
-    """
-    yield METHOD, calls
-    for variant in network.variants:
-        yield variant.function(METHOD), variant.calibration()
 
 
 def lower(captured: dict[str, ExportedProgram], path: Path) -> Delegation:
@@ -137,18 +127,12 @@ def load(path: Path, threads: int | None = None) -> Any:
     """
     from executorch.extension.pybindings import _portable_lib
 
-    try:
-        with quiet_native():
-            if threads is not None:
-                _portable_lib._unsafe_reset_threadpool(threads)
-            module = _portable_lib._load_for_executorch(str(path))
-            module.method_meta(METHOD)  # it reads the file only when first asked something
-            return module
-    except (RuntimeError, OSError) as error:
-        line = first_line(error)
-        raise UserError(
-            f"{path} is no ExecuTorch file that loads ({line}): export it again"
-        ) from error
+    with loading(path, "ExecuTorch file", AGAIN), quiet_native():
+        if threads is not None:
+            _portable_lib._unsafe_reset_threadpool(threads)
+        module = _portable_lib._load_for_executorch(str(path))
+        module.method_meta(METHOD)  # it reads the file only when first asked something
+        return module
 
 
 def methods_of(module: Any) -> dict[tuple[int, ...], str]:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from pocketfocus.export.onnx.write import session_of
 from pocketfocus.export.targets import Layer
-from pocketfocus.quantize.toolchains.onnx import WEIGHTED, layer_of_name
+from pocketfocus.quantize.toolchains.onnx import FOUR_BIT, WEIGHTED, layer_of_name
 
-OPERATORS = (*WEIGHTED, "MatMulNBits")
-PRODUCTS = ("MatMul", "MatMulNBits")  # whose bias is an addition behind them
+OPERATORS = (*WEIGHTED, FOUR_BIT)
+PRODUCTS = ("MatMul", FOUR_BIT)  # whose bias is an addition behind them
 BEHIND = ("Relu", "Clip", "QuantizeLinear", "DequantizeLinear")
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import onnx
 
+from pocketfocus.export.onnx.write import parsed
 from pocketfocus.export.targets import Advice
-from pocketfocus.run.errors import UserError
 
 OPERATORS = "https://onnx.ai/onnx/operators"
 ISSUES = "https://github.com/microsoft/onnxruntime/issues"
@@ -20,10 +20,7 @@ STANDARD = ("", "ai.onnx")
 
 def lint(path: Path) -> list[Advice]:
     """See `Target.lint`."""
-    try:
-        model = onnx.load(path)
-    except Exception as error:  # protobuf's own, which is no dependency of ours
-        raise UserError(f"{path} is no ONNX file ({error})") from error
+    model = parsed(path)
     return [*_paddings(model), *_norms(model), *_foreign(model)]
 
 

@@ -10,13 +10,11 @@ import onnx
 from onnx import TensorProto
 
 from pocketfocus.quantize.recipes import Granularity, Scheme
-from pocketfocus.quantize.toolchains.onnx import LAYER, layer_of_name
+from pocketfocus.quantize.toolchains.onnx import FOUR_BIT, INT8_ARITHMETIC, LAYER, layer_of_name
 
 if TYPE_CHECKING:
     from pocketfocus.export.network import Network
 
-FOUR_BIT = "MatMulNBits"
-INT8_ARITHMETIC = 4  # its accuracy_level: activations to int8 at run time
 MOVES = ("Reshape", "Transpose", "Cast", "Squeeze", "Unsqueeze", "Identity")
 BITS: dict[int, int] = {
     TensorProto.FLOAT: 32,

@@ -13,17 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from pocketfocus.export.phases import MAKE, Phases
-from pocketfocus.export.quiet import missing, quiet
+from pocketfocus.export.quiet import AGAIN, loading, missing, quiet
 from pocketfocus.export.targets import Runner, Sizes, Written
 from pocketfocus.run.constants import size_text
-from pocketfocus.run.errors import UserError, first_line
+from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Compatibility
 
 if TYPE_CHECKING:
     from pocketfocus.export.network import Network
     from pocketfocus.quantize.recipes import Recipe
 
-FOUR_BIT = "MatMulNBits"
 OPSET, OLDEST = 20, "1.18"  # of files without 4-bit weights, and the first onnxruntime for it
 OLDEST_OF_4_BITS = "1.20"
 MULTIPLE, SIZE = "pocketfocus.multiple", "pocketfocus.size"  # properties of a model of free sizes
@@ -104,7 +103,7 @@ def facts(model: onnx.ModelProto) -> dict[str, Any]:
         "opset": next(o.version for o in model.opset_import if not o.domain),
         "operators": dict(sorted(operators.items())),
         "weight_bytes": dict(sorted(weights.items())),
-        "linear_layers_at_4_bits": operators[FOUR_BIT],
+        "linear_layers_at_4_bits": operators["MatMulNBits"],
     }
 
 
@@ -145,11 +144,8 @@ def session_of(model: str | bytes, name: str, threads: int | None = None) -> Any
     options.add_session_config_entry("session.x64quantprecision", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
-    try:
+    with loading(name, "ONNX file", AGAIN):
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exception types share no public base
-        line = first_line(error)
-        raise UserError(f"{name} is no ONNX file that loads ({line}): export it again") from error
 
 
 def sizes(path: Path) -> Sizes:
@@ -175,11 +171,8 @@ def shapes_in(model: onnx.ModelProto) -> list[tuple[int, ...]]:
 
 def parsed(path: Path) -> onnx.ModelProto:
     """A model without weights that lie beside it; UserError for what is none."""
-    try:
+    with loading(path, "ONNX file", AGAIN):
         return onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's own, of which each of its builds has another
-        line = first_line(error)
-        raise UserError(f"{path} is no ONNX file that loads ({line}): export it again") from error
 
 
 def properties(model: onnx.ModelProto) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pocketfocus.mobile_harness.device import JobError
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.processes import ended
 
 GONE = re.compile(r"device '.*' not found|no devices/emulators|device offline|closed$", re.M)
 STATES = {
@@ -29,25 +30,17 @@ def missing() -> str | None:
 def call(*arguments: str, timeout_s: float | None = 60.0) -> subprocess.CompletedProcess[str]:
     """Run adb; JobError when it does not end in time."""
     try:
-        return subprocess.run(
-            ["adb", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
+        return ended(["adb", *arguments], timeout=timeout_s)
     except subprocess.TimeoutExpired:
         raise JobError(f"adb {arguments[-1][:60]} did not end within {timeout_s:g} s") from None
 
 
 def serials() -> dict[str, str]:
     """Return the phones that adb lists, each with its state (`device` when it can be used)."""
-    ended = call("devices")
-    if ended.returncode != 0:
-        raise UserError(f"adb devices failed: {last_line(ended)}")
-    rows = (line.split(None, 1) for line in ended.stdout.splitlines() if "\t" in line)
+    listed = call("devices")
+    if listed.returncode != 0:
+        raise UserError(f"adb devices failed: {last_line(listed)}")
+    rows = (line.split(None, 1) for line in listed.stdout.splitlines() if "\t" in line)
     return {serial: state.strip() for serial, state in rows}
 
 
@@ -70,15 +63,15 @@ class Adb:
         self._checked("pull", source, str(target), timeout_s=600.0)
 
     def _checked(self, *arguments: str, timeout_s: float | None) -> str:
-        ended = call("-s", self.serial, *arguments, timeout_s=timeout_s)
-        if ended.returncode == 0:
-            return ended.stdout
-        if GONE.search(ended.stderr + ended.stdout):  # push says it on standard output
-            raise JobError(f"phone {self.serial} was unplugged ({last_line(ended)}): plug it in")
-        raise JobError(f"phone {self.serial}: adb {arguments[0]} failed: {last_line(ended)}")
+        done = call("-s", self.serial, *arguments, timeout_s=timeout_s)
+        if done.returncode == 0:
+            return done.stdout
+        if GONE.search(done.stderr + done.stdout):  # push says it on standard output
+            raise JobError(f"phone {self.serial} was unplugged ({last_line(done)}): plug it in")
+        raise JobError(f"phone {self.serial}: adb {arguments[0]} failed: {last_line(done)}")
 
 
-def last_line(ended: subprocess.CompletedProcess[str]) -> str:
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
     """Return what a command said last."""
-    lines = (ended.stderr.strip() or ended.stdout.strip()).splitlines()
-    return lines[-1] if lines else f"exit code {ended.returncode}"
+    lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    return lines[-1] if lines else f"exit code {done.returncode}"

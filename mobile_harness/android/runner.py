@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pocketfocus.export.executorch import TARGET
 from pocketfocus.export.executorch.write import METHOD, load, methods_of
 from pocketfocus.mobile_harness.android import adb
+from pocketfocus.mobile_harness.android.adb import Adb
 from pocketfocus.mobile_harness.android.etdump import Profile, read_profile
 from pocketfocus.mobile_harness.device import Arrays, Call, Device, Job, JobError, Result
 from pocketfocus.mobile_harness.options import Absent, Options
@@ -64,13 +65,10 @@ def phone(serial: str, state: str | None, options: Options) -> Device:
     """Return the phone in the state that adb gives it."""
     if state == "device":
         return Android(serial, options)
-    known = next(
-        (why for start, why in adb.STATES.items() if state and state.startswith(start)), ""
-    )
-    reason = (
-        "adb does not see it: plug it in" if state is None else known or f"adb calls it {state}"
-    )
-    return Absent(name_of(serial), reason)
+    if state is None:
+        return Absent(name_of(serial), "adb does not see it: plug it in")
+    known = (why for start, why in adb.STATES.items() if state.startswith(start))
+    return Absent(name_of(serial), next(known, f"adb calls it {state}"))
 
 
 def name_of(address: str) -> str:
@@ -99,13 +97,14 @@ class Android:
         return name_of(self.serial)
 
     @property
-    def _adb(self) -> adb.Adb:
-        return adb.Adb(self.serial)
+    def adb(self) -> Adb:
+        """Return what calls it."""
+        return Adb(self.serial)
 
     @cached_property
     def properties(self) -> dict[str, str]:
         """Return the phone's system properties."""
-        return dict(re.findall(r"^\[(.+?)\]: \[(.*)\]\s*$", self._adb.shell("getprop"), re.M))
+        return dict(re.findall(r"^\[(.+?)\]: \[(.*)\]\s*$", self.adb.shell("getprop"), re.M))
 
     def describe(self) -> dict[str, str]:
         """Return model, chip, Android's version, ABIs, and the runner by its hash."""
@@ -148,7 +147,7 @@ class Android:
 
     def battery(self) -> Battery:
         """Return level and temperature now; JobError when the phone does not say."""
-        said = self._adb.shell("dumpsys battery")
+        said = self.adb.shell("dumpsys battery")
         fields = dict(re.findall(r"^\s*(level|temperature): (-?\d+)", said, re.M))
         if len(fields) < 2:
             raise JobError(f"{self.name}: dumpsys battery tells no level and temperature")
@@ -171,22 +170,22 @@ class Android:
         """Make a folder on the phone; it is deleted in the end, if the phone is still there."""
         runner = Path(self.options.runner or "")
         needed = Path(job.artifact).stat().st_size + runner.stat().st_size + SPARE_BYTES
-        free = free_bytes(self._adb.shell(f"df -k {REMOTE}"))
+        free = free_bytes(self.adb.shell(f"df -k {REMOTE}"))
         if free < needed:
             raise JobError(
                 f"{self.name} has {free / 2**20:.0f} MiB free in {REMOTE}, "
                 f"{needed / 2**20:.0f} MiB are needed: free some space"
             )
         remote = f"{REMOTE}/pocketfocus-{uuid.uuid4().hex[:8]}"
-        self._adb.shell(f"mkdir {remote}")
+        self.adb.shell(f"mkdir {remote}")
         try:
-            self._adb.push(Path(job.artifact), f"{remote}/model.pte")
-            self._adb.push(runner, f"{remote}/executor_runner")
-            self._adb.shell(f"chmod 755 {remote}/executor_runner")
+            self.adb.push(Path(job.artifact), f"{remote}/model.pte")
+            self.adb.push(runner, f"{remote}/executor_runner")
+            self.adb.shell(f"chmod 755 {remote}/executor_runner")
             yield remote
         finally:
             with suppress(JobError):
-                self._adb.shell(f"rm -rf {remote}")
+                self.adb.shell(f"rm -rf {remote}")
 
     def _run(self, job: Job, remote: str, scratch: Path) -> Result:
         phone = Session(self, job, remote, scratch)
@@ -229,10 +228,6 @@ class Session:
     scratch: Path
     peak_mib: float = 0.0
 
-    @property
-    def _adb(self) -> adb.Adb:
-        return adb.Adb(self.phone.serial)
-
     @cached_property
     def method(self) -> str:
         """Return the method that takes inputs of the job's shapes; the usual one says of others
@@ -246,7 +241,7 @@ class Session:
             input_file(k, row): (k, row) for call in self.job.calls for k, row in enumerate(call)
         }.items():
             self.job.inputs[k][row].astype("<f4").tofile(self.scratch / name)
-            self._adb.push(self.scratch / name, f"{self.remote}/{name}")
+            self.phone.adb.push(self.scratch / name, f"{self.remote}/{name}")
 
     def outputs(self) -> Arrays:
         """Make every call once and return each output of the file, [N, *shape]."""
@@ -256,14 +251,14 @@ class Session:
             self.execute(call, 1, output_file="out")
             for k, table in enumerate(made):
                 local = self.scratch / "output.bin"
-                self._adb.pull(f"{self.remote}/out-{k}.bin", local)
+                self.phone.adb.pull(f"{self.remote}/out-{k}.bin", local)
                 table[number] = read_output(local, table.shape[1:])
         return tuple(made)
 
     def profile(self, executions: int) -> Profile:
         """Profile so many executions of the first call."""
         self.execute(self.job.calls[0], executions, etdump_path="profile.etdump")
-        self._adb.pull(f"{self.remote}/profile.etdump", self.scratch / "profile.etdump")
+        self.phone.adb.pull(f"{self.remote}/profile.etdump", self.scratch / "profile.etdump")
         return read_profile(self.scratch / "profile.etdump")
 
     def execute(self, call: Call, executions: int, **files: str) -> None:
@@ -278,7 +273,7 @@ class Session:
         }
         line = " ".join(f"--{key}={value}" for key, value in flags.items() if value is not None)
         # A process that has ended has no VmHWM line any more, which ends the loop.
-        said = self._adb.shell(
+        said = self.phone.adb.shell(
             f"cd {self.remote} && {{ ./executor_runner {line} >said.txt 2>&1 & p=$!; "
             "while grep VmHWM /proc/$p/status 2>/dev/null; do sleep 0.05; done; "
             "wait $p; echo code=$?; tail -n 3 said.txt; }",

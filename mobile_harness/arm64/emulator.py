@@ -6,17 +6,18 @@ all files of a command, since importing torch under emulation takes about a minu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from pocketfocus.export.executorch import TARGET as EXECUTORCH
 from pocketfocus.export.onnx import TARGET as ONNX
 from pocketfocus.mobile_harness.arm64 import install as setup
 from pocketfocus.mobile_harness.arm64 import worker as functions
-from pocketfocus.mobile_harness.device import Job, JobError, Result
-from pocketfocus.mobile_harness.host import result_of, work_of
+from pocketfocus.mobile_harness.device import Job, Result
+from pocketfocus.mobile_harness.host import done, work_of
 from pocketfocus.mobile_harness.options import Options
-from pocketfocus.run.processes import CHILD_FILE, Worker, WorkFailed
+from pocketfocus.run.processes import CHILD_FILE, Worker
 from pocketfocus.run.progress import console
 
 SLOWER = 12  # times the patience that a job asks for on a host
@@ -51,16 +52,12 @@ class Arm64:
     def run(self, job: Job) -> Result:
         """Execute a job; JobError when the emulated process crashes or does not end in time."""
         self.worker = self.worker or start()
-        call = f"{functions.__file__}:{FUNCTIONS[job.target].__name__}"
-        try:
-            answer = self.worker.run(
-                work_of(job, call),
-                timeout_s=job.timeout_s and SLOWER * job.timeout_s,
-                on_progress=lambda seconds: console.print(estimate(job, float(seconds))),
-            )
-        except WorkFailed as error:
-            raise JobError(f"{job.artifact}: {error}") from error
-        return result_of(answer)
+        run = partial(
+            self.worker.run,
+            on_progress=lambda seconds: console.print(estimate(job, float(seconds))),
+        )
+        work = work_of(job, f"{functions.__file__}:{FUNCTIONS[job.target].__name__}")
+        return done(run, replace(job, timeout_s=job.timeout_s and SLOWER * job.timeout_s), work)
 
     def close(self) -> None:
         if self.worker is not None:

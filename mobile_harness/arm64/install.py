@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import time
 import zipfile
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json, size_bytes, write_json
-from pocketfocus.run.processes import exit_reason
+from pocketfocus.run.processes import ended, exit_reason
 from pocketfocus.run.scratch import scratch_beside
 from pocketfocus.run.swap import put
 from pocketfocus.run.telemetry import SWITCHES, cache_home
@@ -218,16 +217,7 @@ def call(
     env: dict[str, str] | None = None,
 ) -> None:
     """Run a program to its end; UserError with `failure` and its last words."""
-    ended = subprocess.run(
-        arguments,
-        cwd=cwd,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if ended.returncode != 0:
-        reason = exit_reason(ended.returncode, ended.stderr)
+    done = ended(arguments, cwd=cwd, env=env)
+    if done.returncode != 0:
+        reason = exit_reason(done.returncode, done.stderr)
         raise UserError(f"{failure}: {arguments[0]} {reason}")

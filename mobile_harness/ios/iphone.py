@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from pocketfocus.export.coreml import TARGET as CORE_ML
-from pocketfocus.export.coreml.write import MAIN, functions
-from pocketfocus.export.coreml.write import tensors as tensors_of
+from pocketfocus.export.coreml.write import MAIN, functions, tensors
 from pocketfocus.mobile_harness.device import Arrays, Call, Device, Job, JobError, Result
 from pocketfocus.mobile_harness.ios.mac import units
 from pocketfocus.mobile_harness.options import Absent, Options
+from pocketfocus.run.errors import first_line
 from pocketfocus.run.results import Notes
 
 KIND = "iphone"
@@ -98,7 +98,7 @@ class IPhone:
         )
         await model.load()
         try:
-            return await measure(model, job, tensors(job.artifact))
+            return await measure(model, job, tensors(Path(job.artifact)))
         finally:
             await model.unload()
 
@@ -109,13 +109,6 @@ def function_of(job: Job) -> str | None:
     found = functions(Path(job.artifact))
     names = {shapes[0]: name for name, shapes in found.items()}
     return names.get(job.inputs[0].shape[1:], MAIN) if len(found) > 1 else None
-
-
-def tensors(package: str) -> tuple[list[str], list[str]]:
-    """Return what a package calls its inputs and outputs, those of its usual function."""
-    from coremltools.models.utils import load_spec
-
-    return tensors_of(load_spec(package).description)
 
 
 async def measure(model: Any, job: Job, names: tuple[list[str], list[str]]) -> Result:
@@ -148,8 +141,3 @@ def milliseconds(nanoseconds: int | None) -> float:
     if nanoseconds is None:
         raise JobError("the iPhone told no duration of a load or prediction")
     return nanoseconds / 1e6
-
-
-def first_line(error: Exception) -> str:
-    """Return an error's first line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

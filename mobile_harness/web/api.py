@@ -104,10 +104,7 @@ class Api:
     async def golden(self, request: Request) -> Response:
         """Give the golden photo, raw float32; headers say its positions, and how often to repeat
         the call."""
-        try:
-            raw = await self.judged_by(lambda judge: judge.photo())
-        except UserError as error:
-            return refusal(409, str(error))
+        raw = await self.judged_by(lambda judge: judge.photo())
         judge = self.judge()
         positions = ",".join(map(str, judge.positions))
         headers = {"X-Positions": positions, "X-Repeat": str(judge.repeat)}
@@ -130,10 +127,7 @@ class Api:
         place = measured.artifact, measured.device
         if place not in self.kept and len(self.kept) >= MOST_RESULTS:
             return refusal(429, f"{MOST_RESULTS} results were taken: start `serve` again for more")
-        try:
-            row = await self.judged_by(lambda judge: judge.take(measured))
-        except UserError as error:
-            return refusal(409, str(error))
+        row = await self.judged_by(lambda judge: judge.take(measured))
         self.kept.add(place)
         key = new_token()
         self.waiting[key] = measured.model_copy(update={"times_ms": [], "sustained": None}), row
@@ -159,15 +153,12 @@ class Api:
             if found is None:
                 return refusal(404, "no such measurement waits for outputs")
             measured, times = found
-            try:
-                row = await self.judged_by(lambda judge: judge.judge(measured, body))
-            except UserError as error:
-                return refusal(409, str(error))
+            row = await self.judged_by(lambda judge: judge.judge(measured, body))
         self.judged(times, row)
         return JSONResponse({"row": row.as_json()}, 201)
 
     async def judged_by(self, what: Callable[[Judge], T]) -> T:
-        """Return what the judge says, in a thread."""
+        """Return what the judge says, in a thread; its UserError is an answer, see `make_app`."""
         async with self.judging:
             return await run_in_threadpool(lambda: what(self.judge()))
 

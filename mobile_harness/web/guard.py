@@ -117,6 +117,11 @@ def same(a: str, b: str) -> bool:
     return secrets.compare_digest(a.encode(), b.encode())
 
 
+async def conflict(request: Request, error: Exception) -> JSONResponse:
+    """Answer a request that goes with another run or file than this."""
+    return refusal(409, str(error))
+
+
 def refusal(status: int, why: str) -> JSONResponse:
     """Return an answer that says in one line why not."""
     return JSONResponse({"error": why}, status)

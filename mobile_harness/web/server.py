@@ -24,6 +24,7 @@ from pocketfocus.mobile_harness.web.guard import (
     OneTimeToken,
     SafeHeaders,
     SameOrigin,
+    conflict,
     new_token,
 )
 from pocketfocus.mobile_harness.web.lan import lan_address, own_context, tls_context
@@ -50,7 +51,7 @@ def make_app(
     ]
     if token is not None:
         middleware.append(Middleware(OneTimeToken, token=token, opened=opened))
-    handlers = {TimeoutError: let_go, ClientDisconnect: let_go}
+    handlers = {TimeoutError: let_go, ClientDisconnect: let_go, UserError: conflict}
     return Starlette(routes=api.routes(), middleware=middleware, exception_handlers=handlers)
 
 

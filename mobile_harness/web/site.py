@@ -7,13 +7,12 @@ the page's service worker adds them, and `_headers` says them to hosts that read
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from pocketfocus.mobile_harness.web.files import load_served, page_files
 from pocketfocus.mobile_harness.web.guard import CSP, HEADERS
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import write_atomic
+from pocketfocus.run.files import copy, write_atomic
 from pocketfocus.run.manifest import check_artifact
 from pocketfocus.run.paths import below
 
@@ -51,9 +50,3 @@ def guarded(page: str) -> str:
     rules = (rule for rule in CSP.split("; ") if not rule.startswith(HEADERS_ALONE))
     policy = f'<meta http-equiv="Content-Security-Policy" content="{"; ".join(rules)}">'
     return page.replace(CHARSET, f"{CHARSET}\n{policy}", 1)
-
-
-def copy(path: Path, to: Path) -> None:
-    """Copy a file and make the folders that it lies in."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, to)

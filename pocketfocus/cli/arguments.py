@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from pocketfocus.cli import quiet
-from pocketfocus.models.places import Places, find_places, find_start
+from pocketfocus.models.places import Places, find_places
 from pocketfocus.quantize.recipes import TOOLCHAIN_NAMES
 from pocketfocus.run.constants import FRAMES, Size, check_position, size_text
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import writing_failed
+from pocketfocus.run.files import SCHEMA_VERSION, writing_failed
 from pocketfocus.run.progress import say
 from pocketfocus.run.results import BenchRow, GateRow, VerifyRow
 from pocketfocus.run.rows import read_rows
@@ -76,6 +77,7 @@ SCENES = "how many focal stacks to render of each source"
 Seed = Annotated[int, typer.Option("--seed", min=0, help="of every random number")]
 Runs = Annotated[int, typer.Option("--runs", min=1, help="timed calls of each file")]
 
+Json = Annotated[bool, typer.Option("--json", help="print JSON instead")]
 Sizes = Annotated[
     str | None,
     typer.Option(
@@ -128,14 +130,6 @@ def names(text: str, known: Iterable[str], what: str) -> tuple[str, ...]:
     return requested
 
 
-def targets_and_precisions(
-    targets: str, precisions: str
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Check both lists against the registries; precisions may be YAML files of recipes."""
-    chosen = recipe_names(precisions)
-    return target_names(targets), chosen
-
-
 def target_names(text: str) -> tuple[str, ...]:
     """Return names of targets; "all" goes without those whose extra is not installed, and says so.
 
@@ -165,6 +159,11 @@ def recipe_names(text: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(files))
     shipped = names(",".join(others), RECIPES, "precision")
     return tuple(dict.fromkeys((*shipped, *files)))
+
+
+def print_json(**content: object) -> None:
+    """Print a JSON object under the version of its fields."""
+    typer.echo(json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=1))
 
 
 def positions_option(what: str) -> Any:
@@ -198,14 +197,6 @@ def sizes(text: str | None) -> tuple[Size, ...] | None:
         return None
     parts = () if text == OWN else text.split(",")
     return tuple(size(part.strip(), option="--sizes") for part in parts)
-
-
-def square(text: str, smallest: int = 1) -> int:
-    """Return the side of a `size` that is a square."""
-    height, width = size(text, smallest)
-    if height != width:
-        raise UserError(f"--size {text} is no square: give one number, such as {width}")
-    return width
 
 
 def position(text: str) -> int:
@@ -368,17 +359,9 @@ def sample(files: list[Path] | None, everything: bool = False) -> list[Path] | N
     return [files[i * (len(files) - 1) // (SAMPLED - 1)] for i in range(SAMPLED)]
 
 
-def reference(spec: str) -> str:
-    """Check a reference's name, folder or Hub id as far as is possible without a network."""
-    return _found(spec, find_places)
-
-
-def start(spec: str) -> str:
-    """Check in the same way what a fine-tuning starts from."""
-    return _found(spec, find_start)
-
-
-def _found(spec: str, find: Callable[[str], Places]) -> str:
+def reference(spec: str, find: Callable[[str], Places] = find_places) -> str:
+    """Check a reference's name, folder or Hub id as far as is possible without a network, or what a
+    fine-tuning starts from, by `find_start`."""
     if find(spec).on_hub:
         quiet.show_downloads()
     return spec

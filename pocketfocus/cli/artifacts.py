@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +16,7 @@ from pocketfocus.run.text import printable
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pocketfocus.export.stage import Export
     from pocketfocus.mobile_harness.options import Options
     from pocketfocus.run.results import GateRow, VerifyRow
 
@@ -68,15 +68,6 @@ Locate = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Files:
-    """The files that `export` writes, as on its command line."""
-
-    targets: str
-    precisions: str
-    options: Mapping[str, str | int]
-
-
 @commands.command(epilog="Example: pocketfocus export --precisions int8 --out build/mine")
 def export(
     out: arguments.Out,
@@ -107,41 +98,41 @@ def export(
     if full:
         if student is not None or photos is not None:
             raise UserError("--full exports a reference: leave --student and --photos out")
-        export_networks(out, reference, size, parts, Files(targets, precisions, options))
+        arguments.reference(reference)
+
+        from pocketfocus.export.stage import FULL_PRECISIONS, Export, full_targets
+
+        everything = precisions == arguments.ALL
+        recipes = FULL_PRECISIONS if everything else arguments.recipe_names(precisions)
+        able = arguments.names(targets, full_targets(), "target")
+        export_networks(reference, Export(out, able, recipes, options), parts, size)
         return
     start = arguments.student_folder(student)
-    chosen = arguments.targets_and_precisions(targets, precisions)
+    recipes = arguments.recipe_names(precisions)
+    chosen = arguments.target_names(targets)
     others = arguments.sizes(sizes)
     files = arguments.photo_files(photos)
 
     from pocketfocus.export.stage import Export, export_run
 
-    request = Export(out, *chosen, options, sizes=others)
+    request = Export(out, chosen, recipes, options, sizes=others)
     manifest = export_run(start, request, files, say)
     for artifact in manifest.files:
         typer.echo(f"{artifact.status:8} {artifact.name}")
 
 
-def export_networks(out: Path, reference: str, size: str, parts: str, files: Files) -> None:
+def export_networks(reference: str, request: Export, parts: str, size: str) -> None:
     """Write a reference's networks, then execute and gate them."""
     height_width = arguments.size(size)
-    arguments.reference(reference)
 
     from pocketfocus.benchmarks.verify import Verification, verify_run
     from pocketfocus.export.reference import PARTS
-    from pocketfocus.export.stage import FULL_PRECISIONS, Export, export_full, full_targets
+    from pocketfocus.export.stage import export_full
     from pocketfocus.mobile_harness.devices import fallbacks, get_device
 
-    everything = files.precisions == arguments.ALL
-    request = Export(
-        out,
-        arguments.names(files.targets, full_targets(), "target"),
-        FULL_PRECISIONS if everything else arguments.recipe_names(files.precisions),
-        files.options,
-    )
     chosen = arguments.names(parts, sorted(PARTS), "part")
     export_full(reference, request, chosen, height_width, say)
-    rows = verify_run(out, get_device("host"), Verification(fallbacks=fallbacks("host")))
+    rows = verify_run(request.out, get_device("host"), Verification(fallbacks=fallbacks("host")))
     print_rows(rows, ROW_COLUMNS)
     arguments.exit_by_gates(rows)
 
@@ -239,12 +230,7 @@ def verified(
     from pocketfocus.benchmarks.browser import visited
     from pocketfocus.benchmarks.repeat import check_students, repeat_run
     from pocketfocus.benchmarks.verify import Verification, verify_run
-    from pocketfocus.mobile_harness.devices import (
-        fallbacks,
-        get_devices,
-        on_each,
-        reference_device,
-    )
+    from pocketfocus.mobile_harness.devices import fallbacks, get_devices, on_each, reference_device
 
     how = Verification(files, places, fallbacks(device), reference_device(device))
     if repeat is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,6 @@ from pocketfocus.cli.artifacts import print_table
 from pocketfocus.run.progress import say
 
 if TYPE_CHECKING:
-    from pocketfocus.benchmarks.budgets import Judgement
     from pocketfocus.benchmarks.compare import Comparison
 
 commands = typer.Typer()
@@ -41,7 +40,7 @@ def compare(
     max_bigger: Annotated[
         str | None, typer.Option("--max-bigger", metavar="N%", help="budget of every file's size")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: arguments.Json = False,
     page: Annotated[
         Path | None,
         typer.Option("--page", metavar="FILE", help="write a self-contained HTML page there"),
@@ -67,7 +66,9 @@ def compare(
 
         write_page(comparison, page, judgement if budgets else None)
     if as_json:
-        typer.echo(json.dumps(as_document(comparison, judgement), indent=1))
+        a, b = (str(run.folder) for run in (comparison.a, comparison.b))
+        said = {"notes": list(comparison.notes), **asdict(judgement)}
+        arguments.print_json(a=a, b=b, rows=comparison.rows(), **said)
     else:
         print_changes(comparison)
     for line in judgement.undecided:
@@ -76,21 +77,6 @@ def compare(
         say(f"budget broken: {line}")
     if judgement.broken:
         raise typer.Exit(1)
-
-
-def as_document(comparison: Comparison, judgement: Judgement) -> dict[str, object]:
-    """Return the comparison as one JSON object."""
-    from pocketfocus.run.files import SCHEMA_VERSION
-
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "a": str(comparison.a.folder),
-        "b": str(comparison.b.folder),
-        "rows": comparison.rows(),
-        "notes": list(comparison.notes),
-        "broken": list(judgement.broken),
-        "undecided": list(judgement.undecided),
-    }
 
 
 def print_changes(comparison: Comparison) -> None:

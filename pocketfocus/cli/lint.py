@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pocketfocus.cli import arguments
 from pocketfocus.run.progress import say
 from pocketfocus.run.text import printable
 
@@ -30,7 +30,7 @@ def lint(
     measure: Annotated[
         bool, typer.Option(help="call the files of a run, to see how large values become")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of lines")] = False,
+    as_json: arguments.Json = False,
 ) -> None:
     """Say what is known to go badly with such files on some device, with the report and a way out.
 
@@ -38,12 +38,10 @@ def lint(
     """
     from pocketfocus.benchmarks.lint import lint as findings
     from pocketfocus.benchmarks.lint import summary
-    from pocketfocus.run.files import SCHEMA_VERSION
 
     found = [each for path in paths for each in findings(path, measure)]
     if as_json:
-        rows = [each.row() for each in found]
-        typer.echo(json.dumps({"schema_version": SCHEMA_VERSION, "rows": rows}, indent=1))
+        arguments.print_json(rows=[each.row() for each in found])
     else:
         print_findings(found)
         say(summary(each.advice for each in found) or "nothing found")

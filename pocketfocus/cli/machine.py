@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +20,7 @@ commands = typer.Typer()
 
 @commands.command(epilog="Example: pocketfocus doctor")
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: arguments.Json = False,
     install: Annotated[
         str | None,
         typer.Option("--install", metavar="NAME", help="set up a device here first: arm64"),
@@ -37,14 +36,12 @@ def doctor(
 
     from pocketfocus.export.targets import TARGETS, get_target
     from pocketfocus.mobile_harness import doctor
-    from pocketfocus.run.files import SCHEMA_VERSION
     from pocketfocus.run.progress import step
 
     with step("looking at this machine"):
         findings = doctor.examine([get_target(name) for name in TARGETS])
     if as_json:
-        rows = [vars(finding) for finding in findings]
-        typer.echo(json.dumps({"schema_version": SCHEMA_VERSION, "rows": rows}, indent=1))
+        arguments.print_json(rows=[vars(finding) for finding in findings])
     else:
         Console(highlight=False, markup=False).print(*doctor.tables(findings), sep="\n")
 

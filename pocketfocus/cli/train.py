@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pocketfocus.cli import arguments
+from pocketfocus.models.places import find_start
 from pocketfocus.run.constants import MULTIPLE
 from pocketfocus.run.errors import UserError
 
@@ -276,10 +277,10 @@ def train_reference(
     arguments.output_folder(out)
     check_start(init, train, recipe)
     if init is not None:
-        arguments.start(init)
+        arguments.reference(init, find_start)
     sides = None if size is None else arguments.size(size, MULTIPLE)
-    if size is not None and recipe != PAPER:
-        arguments.square(size, MULTIPLE)
+    if sides is not None and recipe != PAPER and sides[0] != sides[1]:
+        raise UserError(f"--size {size} is no square: give one number, such as {sides[1]}")
     files = arguments.photo_files(photos)
 
     from pocketfocus.data.datasets import SYNTHETIC

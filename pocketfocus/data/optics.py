@@ -245,6 +245,14 @@ def _without_seams(images: Tensor, widest: Tensor) -> Tensor:
     return images * torch.where(alpha > _EMPTY, wanted / alpha.clamp(min=_EMPTY), 1.0)
 
 
+def all_in_focus(layers: Sequence[Layer]) -> Tensor:
+    """Return linear light [3, H, W] of what a pinhole would see of layers, far to near."""
+    image = layers[0].rgb
+    for layer in layers[1:]:
+        image = layer.rgb * layer.alpha + image * (1 - layer.alpha)
+    return image
+
+
 def render_stack(
     layers: Sequence[Layer], camera: Camera, positions: Sequence[float] = range(FRAMES)
 ) -> Tensor:

@@ -31,6 +31,7 @@ from pocketfocus.data.optics import (
     NEAREST_DIOPTRES,
     Camera,
     Layer,
+    all_in_focus,
     linear_to_srgb,
     render_stack,
     srgb_to_linear,
@@ -288,14 +289,6 @@ def photographed(
     noisy = stack.cpu() + noise(rng, (height, width))
     quality = int(rng.integers(90, 99))
     return np.stack([through_jpeg(frame, quality) for frame in light_to_uint8(noisy)])
-
-
-def all_in_focus(layers: Sequence[Layer]) -> Tensor:
-    """Linear light [3,H,W] of what a pinhole would see."""
-    image = layers[0].rgb
-    for layer in layers[1:]:
-        image = layer.rgb * layer.alpha + image * (1 - layer.alpha)
-    return image
 
 
 def noise(rng: Generator, size: Size) -> Tensor:

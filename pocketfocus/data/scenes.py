@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pocketfocus.data.optics import Camera, Layer, linear_to_srgb, render_stack, srgb_to_linear
+from pocketfocus.data.optics import (
+    Camera,
+    Layer,
+    all_in_focus,
+    linear_to_srgb,
+    render_stack,
+    srgb_to_linear,
+)
 from pocketfocus.data.textures import SHAPES, Array, coverage, fractal, noise, plain, shape, texture
 from pocketfocus.photos.focusmap import box
 from pocketfocus.photos.images import FORMATS, from_uint8, light_to_uint8
@@ -327,10 +334,7 @@ def make_scene(seed: int, size: Size = (256, 256), photos: Photos = ()) -> list[
 
 def _exposed(layers: list[Layer], middle: float) -> list[Layer]:
     """Scale the light as a camera's automatic exposure does, to a mean of `middle` (linear)."""
-    seen = torch.zeros_like(layers[0].rgb)
-    for layer in layers:
-        seen = layer.rgb * layer.alpha + seen * (1 - layer.alpha)
-    gain = float((middle / seen.mean()).clamp(0.5, 4))
+    gain = float((middle / all_in_focus(layers).mean()).clamp(0.5, 4))
     return [Layer(layer.rgb * gain, layer.alpha, layer.dioptres) for layer in layers]
 
 

@@ -8,8 +8,10 @@ Legend: N photos, T frames, C latent channels, H, W photo size, h, w latent size
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch.nn.functional as F
@@ -54,34 +56,40 @@ class FrameAttention(Rewritten):
         return gather({"norm": norm, "attention": self.attention.take(source)})
 
 
-class EncoderLevel(Rewritten):
-    """Residual blocks, then half the size but at the last level: [N,C,H,W] -> [N,O,H/2,W/2]."""
+class Level(Rewritten):
+    """Residual blocks, then another size but at the last level: [N,C,H,W] -> [N,O,H/2,W/2], of
+    which `samplers` are the `downsamplers`, or [N,O,2H,2W], with `upsamplers`."""
 
-    def __init__(self, channels: tuple[int, int], layers: int, groups: int, last: bool) -> None:
+    def __init__(self, resnets: Iterable[nn.Module], **samplers: Iterable[nn.Module]) -> None:
         super().__init__()
-        width = channels[1]
-        self.resnets = nn.ModuleList(
-            SpatialResBlock((width if n else channels[0], width), groups, EPS)
-            for n in range(layers)
-        )
-        self.downsamplers = nn.ModuleList([Downsample(width, centred=False)] * (not last))
+        self.resnets = nn.ModuleList(resnets)
+        for name, parts in samplers.items():
+            self.add_module(name, nn.ModuleList(parts))
 
     def forward(self, x: Tensor) -> Tensor:
-        for part in (*self.resnets, *self.downsamplers):
-            x = part(x)
+        for parts in self.children():
+            for part in parts.children():
+                x = part(x)
         return x
 
 
-class EncoderMiddle(Rewritten):
-    """Residual block, attention, residual block, [N,C,h,w] -> same."""
+class Middle(Rewritten):
+    """A residual block, then attention and the other blocks if there are more, [N,C,h,w] -> same.
 
-    def __init__(self, width: int, groups: int) -> None:
+    diffusers' MidBlockTemporalDecoder pairs all residual blocks but the first with its one
+    attention: two blocks and the attention run where there are two or more, and one block without
+    attention where there is one.
+    """
+
+    def __init__(self, resnets: Sequence[nn.Module], width: int, groups: int) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(SpatialResBlock((width, width), groups, EPS) for _ in range(2))
-        self.attentions = nn.ModuleList([FrameAttention(width, groups)])
+        self.resnets = nn.ModuleList(resnets[:2])
+        self.attentions = nn.ModuleList([FrameAttention(width, groups)] * (len(resnets) > 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+        for part in (*self.resnets[:1], *self.attentions, *self.resnets[1:]):
+            x = part(x)
+        return x
 
 
 class MobileEncoder(Rewritten):
@@ -99,16 +107,12 @@ class MobileEncoder(Rewritten):
         widths, groups = tuple(config.block_out_channels), groups_of(config)
         patch = self.patch = patch_of(config)
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3 * patch, patch, patch)
+        block = partial(SpatialResBlock, groups=groups, eps=EPS)
         self.down_blocks = nn.ModuleList(
-            EncoderLevel(
-                (widths[max(n - 1, 0)], widths[n]),
-                config.layers_per_block,
-                groups,
-                n == len(widths) - 1,
-            )
-            for n in range(len(widths))
+            Level(resnets, downsamplers=[Downsample(width, centred=False)] * (n < len(widths)))
+            for n, (resnets, width) in enumerate(levels(block, widths, config.layers_per_block), 1)
         )
-        self.mid_block = EncoderMiddle(widths[-1], groups)
+        self.mid_block = Middle([block((widths[-1],) * 2) for _ in range(2)], widths[-1], groups)
         self.conv_norm_out = GroupNorm(widths[-1], groups, EPS)
         self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
         self.shortcut = None
@@ -138,43 +142,6 @@ class MobileEncoder(Rewritten):
         return gather({**found, "conv_out": mode})
 
 
-class DecoderMiddle(Rewritten):
-    """What diffusers executes of MidBlockTemporalDecoder, [T,C,h,w] -> same.
-
-    It pairs all residual blocks but the first with its one attention: two blocks and the attention
-    run where there are two or more, and one block without attention where there is one.
-    """
-
-    def __init__(self, width: int, layers: int, groups: int) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(
-            decoder_block((width, width), groups) for _ in range(min(layers, 2))
-        )
-        self.attentions = nn.ModuleList([FrameAttention(width, groups)] * (layers > 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for part in (*self.resnets[:1], *self.attentions, *self.resnets[1:]):
-            x = part(x)
-        return x
-
-
-class DecoderLevel(Rewritten):
-    """Residual blocks, then twice the size but at the last level: [T,C,h,w] -> [T,O,2h,2w]."""
-
-    def __init__(self, channels: tuple[int, int], layers: int, groups: int, last: bool) -> None:
-        super().__init__()
-        width = channels[1]
-        self.resnets = nn.ModuleList(
-            decoder_block((width if n else channels[0], width), groups) for n in range(layers)
-        )
-        self.upsamplers = nn.ModuleList([Upsample(width)] * (not last))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for part in (*self.resnets, *self.upsamplers):
-            x = part(x)
-        return x
-
-
 class MobileDecoder(Rewritten):
     """Frames [T,3,H,W] from unscaled latents [T,C,h,w] that belong together."""
 
@@ -184,15 +151,13 @@ class MobileDecoder(Rewritten):
         patch = self.patch = patch_of(config)
         colours, made = config.out_channels, config.out_channels * patch**2
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid_block = DecoderMiddle(widths[0], config.layers_per_block, groups)
+        block = partial(ResBlock, groups=groups, eps=(EPS, TEMPORAL_EPS), switched=True)
+        layers = config.layers_per_block
+        middle = [block((widths[0],) * 2) for _ in range(layers)]
+        self.mid_block = Middle(middle, widths[0], groups)
         self.up_blocks = nn.ModuleList(
-            DecoderLevel(
-                (widths[max(n - 1, 0)], widths[n]),
-                config.layers_per_block + 1,
-                groups,
-                n == len(widths) - 1,
-            )
-            for n in range(len(widths))
+            Level(resnets, upsamplers=[Upsample(width)] * (n < len(widths)))
+            for n, (resnets, width) in enumerate(levels(block, widths, layers + 1), 1)
         )
         self.conv_norm_out = GroupNorm(widths[-1], groups, EPS)
         self.conv_out = nn.Conv2d(widths[-1], made, 3, padding=1)
@@ -265,9 +230,12 @@ def mobile_autoencoder(config: Any, tensors: Mapping[str, Tensor]) -> MobileAuto
     return MobileAutoencoder(config, encoder, decoder).eval()
 
 
-def decoder_block(channels: tuple[int, int], groups: int) -> ResBlock:
-    """A residual block of the decoder, whose mix factor is the temporal share."""
-    return ResBlock(channels, groups, (EPS, TEMPORAL_EPS), switched=True)
+def levels(
+    block: Callable[[tuple[int, int]], nn.Module], widths: Sequence[int], layers: int
+) -> Iterator[tuple[list[nn.Module], int]]:
+    """Yield the residual blocks of every level, so many each, and their width."""
+    for before, width in pairwise((widths[0], *widths)):
+        yield [block((width if n else before, width)) for n in range(layers)], width
 
 
 def groups_of(config: Any) -> int:

@@ -114,9 +114,9 @@ class MobileUNet(Rewritten):
         widths = tuple(config.block_out_channels)
         down = [kind_of(name, DOWN) for name in config.down_block_types]
         up = [kind_of(name, UP) for name in config.up_block_types]
-        layers = per_level(config.layers_per_block, len(widths))
-        depths = per_level(config.transformer_layers_per_block, len(widths))
-        heads = per_level(config.num_attention_heads, len(widths))
+        layers = for_each(config.layers_per_block, len(widths))
+        depths = for_each(config.transformer_layers_per_block, len(widths))
+        heads = for_each(config.num_attention_heads, len(widths))
         last = len(widths) - 1
 
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
@@ -124,10 +124,10 @@ class MobileUNet(Rewritten):
         before = (widths[0], *widths)
         for n, (attentive, eps) in enumerate(down):
             pairs = list(pairwise((before[n], *[widths[n]] * layers[n])))
-            found = each(depths[n], layers[n]) if attentive else ()
+            found = for_each(depths[n], layers[n]) if attentive else ()
             level = DownLevel(widths[n], n < last, pairs, eps, found, heads[n], frames)
             self.down_blocks.append(level)
-        depth = each(depths[-1], 1)
+        depth = for_each(depths[-1], 1)
         middle = [(widths[-1], widths[-1])] * 2
         self.mid_block = MiddleLevel(middle, MIDDLE_EPS, depth, heads[-1], frames)
         self.up_blocks = nn.ModuleList()
@@ -136,7 +136,7 @@ class MobileUNet(Rewritten):
             skips = [widths[n]] * layers[n] + [widths[max(n - 1, 0)]]
             inputs = [widths[min(n + 1, last)]] + [widths[n]] * layers[n]
             pairs = [(a + b, widths[n]) for a, b in zip(inputs, skips, strict=True)]
-            found = each(depths[n], layers[n] + 1) if attentive else ()
+            found = for_each(depths[n], layers[n] + 1) if attentive else ()
             self.up_blocks.append(UpLevel(n > 0, pairs, eps, found, heads[n], frames))
         self.conv_norm_out = GroupNorm(widths[0], UNET_GROUPS, OUT_EPS)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
@@ -169,13 +169,8 @@ def kind_of(name: str, kinds: Mapping[str, tuple[bool, float]]) -> tuple[bool, f
     return kinds[name]
 
 
-def per_level(value: Any, levels: int) -> tuple[Any, ...]:
-    """A config's value for each level, where it may have one for all."""
-    return tuple(value) if isinstance(value, list | tuple) else (value,) * levels
-
-
-def each(value: Any, count: int) -> tuple[int, ...]:
-    """A level's number of transformer layers for each of its blocks."""
+def for_each(value: Any, count: int) -> tuple[Any, ...]:
+    """A config's value for each level, or for each block of one, where it may have one for all."""
     return tuple(value)[:count] if isinstance(value, list | tuple) else (value,) * count
 
 

@@ -25,7 +25,7 @@ from typing import Annotated, Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ from pocketfocus.models.prior import Prior
 from pocketfocus.run.constants import FRAMES, IMAGES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import write_atomic
+from pocketfocus.run.rows import part_of
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"
 CLASS_NAME = "_class_name"  # in CONFIG_FILE
@@ -430,14 +431,7 @@ def _read_config(folder: Path) -> StudentConfig:
             "distil it anew, or take the shipped one"
         )
     sizes = {name: value for name, value in found.items() if not name.startswith("_")}
-    try:
-        return StudentConfig.model_validate_json(json.dumps(sizes), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "its sizes"
-        raise UserError(
-            f"{path} describes no student ({where}: {first['msg']}): distil the student anew"
-        ) from None
+    return part_of(f"{path} describes no student", StudentConfig, sizes, "distil the student anew")
 
 
 def _check_weights(folder: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

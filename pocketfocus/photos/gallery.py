@@ -13,7 +13,6 @@ import imageio_ffmpeg
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
@@ -128,9 +127,8 @@ def _focus_figure(focus: NDArray[np.float32]) -> bytes:
     """Return the map of best focus [H, W] in colours, with its legend, as PNG."""
     rows, columns = focus.shape
     scale = 6.0 / max(rows, columns)  # inches a pixel
-    figure = Figure(figsize=(max(columns * scale, 2.0) + 1.6, max(rows * scale, 2.4)), dpi=120)
-    FigureCanvasAgg(figure)
-    figure.set_layout_engine("constrained")
+    size = max(columns * scale, 2.0) + 1.6, max(rows * scale, 2.4)
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.set_axis_off()
     picture = axes.imshow(focus, cmap=COLOURS, vmin=0, vmax=FRAMES - 1, interpolation="nearest")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pillow_heif
@@ -140,14 +141,9 @@ def opened(path: Path, draft: Size | None = None) -> Iterator[Image.Image]:
 def bomb_limit() -> Iterator[None]:
     """Let Pillow refuse what it warns of: it warns above MAX_IMAGE_PIXELS and refuses above twice
     that."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # decoders' remarks; what matters raises
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+    with patch.object(Image, "MAX_IMAGE_PIXELS", MAX_PIXELS // 2), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # decoders' remarks; what matters raises
+        yield
 
 
 def _check_size(path: Path, size: Size) -> None:
@@ -273,13 +269,9 @@ def _kind(path: Path) -> str:
 def _unknown_content(path: Path) -> str:
     if path.stat().st_size == 0:
         return f"{path} is empty: export the photo again"
-    kind = _kind(path)
-    what = (
-        f"{path} is {kind}, not an image that can be read: "
-        if kind
-        else (f"{path} is not an image that can be read (its content, not its name, decides): ")
-    )
-    return what + "save it as JPEG, PNG, WebP, TIFF, HEIC, AVIF, JPEG 2000, BMP or GIF"
+    kind, no_image = _kind(path), "not an image that can be read"
+    what = f"{kind}, {no_image}" if kind else f"{no_image} (its content, not its name, decides)"
+    return f"{path} is {what}: save it as JPEG, PNG, WebP, TIFF, HEIC, AVIF, JPEG 2000, BMP or GIF"
 
 
 def _unreadable(path: Path, error: Exception) -> str:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -211,6 +212,12 @@ def sha256(path: Path) -> str:
         mark = b"" if escaped == name else b"\\"
         digest.update(mark + _digest(entry).encode() + b"  ./" + escaped + b"\n")
     return digest.hexdigest()
+
+
+def copy(path: Path, to: Path) -> None:
+    """Copy a file or a folder, and make the folders that the copy lies in."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    (shutil.copytree if path.is_dir() else shutil.copy)(path, to)
 
 
 def size_bytes(path: Path) -> int:

@@ -10,8 +10,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Interval
 from typing_extensions import TypedDict  # the only one that pydantic takes on Python 3.11
 
 from pocketfocus.run.constants import Size
@@ -24,7 +25,9 @@ STUDENT = "student"  # its folder in a run, and what rows call it
 RENDER = "render"  # the stem of files that render, before their precision
 FRAMES_OF = "nine-frames"  # in place of a student's file's stem: that file and what renders beside
 HASHES_VERSION = 2  # of manifest.json and golden.json: hashes of files are what sha256sum prints
-LARGEST_SIDE = 1 << 24  # of a tensor: to keep nonsense from being allocated
+Side = Annotated[int, Interval(gt=0, lt=1 << 24)]  # of a tensor: else nonsense is allocated
+Sides = tuple[Side, Side]
+Count = Annotated[int, Interval(ge=0, lt=1 << 63)]
 SHOWN_DIGITS = 12  # of a hash, in messages
 
 JSON_NAMES = {"applied": "taken", "not_delegated": "fallen_out"}  # of fields that have others
@@ -42,7 +45,7 @@ class TensorSpec:
     __pydantic_config__ = EXACT
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Side, ...]
     dtype: str
     range: tuple[float, float]
 
@@ -83,7 +86,7 @@ class Function:
     __pydantic_config__ = EXACT
 
     name: str
-    size: Size
+    size: Sides
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class Artifact:
     target: str
     precision: str
     sha256: str
-    bytes: int
+    bytes: Count
     status: Literal["written"] = "written"
     why: Literal[""] = ""
     key: str = ""
@@ -126,7 +129,7 @@ class Artifact:
     applied: dict[str, Any] = field(default_factory=dict)
     delegation: Delegation | None = None
     functions: tuple[Function, ...] = ()
-    multiple: int = 0
+    multiple: Count = 0
     compatibility: Compatibility | None = None
 
     def takes(self, size: Size) -> bool:
@@ -168,8 +171,8 @@ class Rendering:
 
     __pydantic_config__ = EXACT
 
-    tile: Size
-    part: Size
+    tile: Sides
+    part: Sides
     overlap: int = 0
     given: dict[str, str] = field(default_factory=dict)
     files: Sequence[Artifact] = ()
@@ -212,7 +215,7 @@ class Manifest:
 
     __pydantic_config__ = EXACT
 
-    size: Size
+    size: Sides
     artifacts: Sequence[Artifact]
     student_sha256: str = ""
     student_config: dict[str, object] = field(default_factory=dict)
@@ -220,7 +223,7 @@ class Manifest:
     reference: str = ""
     calibration: CalibrationInputs = field(default_factory=CalibrationInputs)
     tools: dict[str, str] = field(default_factory=dict)
-    sizes: tuple[Size, ...] = ()
+    sizes: tuple[Sides, ...] = ()
     render: Rendering | None = None
 
     @property
@@ -290,22 +293,7 @@ def _read(path: Path) -> Manifest:
         ) from None
     for artifact in manifest.files:
         below(path.parent, artifact.name)
-    wrong = _no_count(manifest)
-    if wrong is not None:
-        raise UserError(f"{path} cannot be read ({wrong} is no such number): run export again")
     return manifest
-
-
-def _no_count(manifest: Manifest) -> int | None:
-    """Return a number of bytes or pixels that cannot be one; None where all can."""
-    files = manifest.files
-    specs = [spec for file in files for spec in (*file.inputs, *file.outputs)]
-    sizes = [manifest.size, *manifest.sizes, *(f.size for file in files for f in file.functions)]
-    sizes += [manifest.render.tile, manifest.render.part] if manifest.render else []
-    sides = [side for shape in (*sizes, *(spec.shape for spec in specs)) for side in shape]
-    counts = [count for file in files for count in (file.bytes, file.multiple)]
-    wrong = [side for side in sides if not 0 < side < LARGEST_SIDE]
-    return next(iter([*wrong, *(count for count in counts if not 0 <= count < 1 << 63)]), None)
 
 
 def _as_json(fields: list[tuple[str, Any]]) -> dict[str, Any]:

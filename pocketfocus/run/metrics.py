@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
+
+from pocketfocus.photos.focusmap import box
 
 PEAK = 2.0  # the value range of [-1, 1]
 CAP_DB = 200.0  # reported for identical inputs, so that every figure is a finite JSON number
@@ -83,7 +84,7 @@ def _gaussian(images: Tensor, taps: int) -> Tensor:
 
 def detail(images: Tensor) -> Tensor:
     """Return what a mean over `FINE` x `FINE` pixels takes away, of images [B,3,H,W]."""
-    return images - _mean(images, FINE)
+    return images - box(images, FINE // 2)
 
 
 def sharper_places(photo: Tensor, truth: Tensor) -> Tensor | None:
@@ -93,7 +94,7 @@ def sharper_places(photo: Tensor, truth: Tensor) -> Tensor | None:
     There the truth's detail, its magnitude averaged over `AROUND` x `AROUND` pixels, is `SHARPER`
     times the photo's, and above noise. Both images are [1,3,H,W] in [-1, 1].
     """
-    own, wanted = (_mean(detail(x).abs().mean(1, keepdim=True), AROUND) for x in (photo, truth))
+    own, wanted = (box(detail(x).abs().mean(1, keepdim=True), AROUND // 2) for x in (photo, truth))
     places = (wanted >= SHARPER * own) & (wanted >= QUIET)
     return places if float(places.float().mean()) >= SMALLEST_SHARE else None
 
@@ -113,10 +114,3 @@ def restored_detail(made: Tensor, truth: Tensor, photo: Tensor, places: Tensor) 
     """
     missing, added = (((detail(x) - detail(photo)).double() * places) for x in (truth, made))
     return float((missing * added).sum() / (missing * missing).sum())
-
-
-def _mean(images: Tensor, side: int) -> Tensor:
-    for across in ((1, side), (side, 1)):
-        pad = (across[0] // 2, across[1] // 2)
-        images = F.avg_pool2d(images, across, 1, pad, count_include_pad=False)
-    return images

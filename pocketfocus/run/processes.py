@@ -250,6 +250,19 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path}
 
 
+def ended(arguments: Sequence[str], **how: Any) -> subprocess.CompletedProcess[str]:
+    """Return how a program ended that has nothing to read; what it wrote, as text."""
+    return subprocess.run(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        **how,
+    )
+
+
 def exit_reason(code: int, said: str) -> str:
     """Return how a process ended that gave no result, in one phrase; `said` on standard error."""
     if code < 0:

@@ -50,6 +50,7 @@ class FileRow(Row):
 
 
 R = TypeVar("R", bound=Row)
+M = TypeVar("M", bound=BaseModel)
 F = TypeVar("F", bound=FileRow)
 
 
@@ -63,7 +64,8 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
 
     UserError when it is missing, or names the first field of a row that is not as `kind` has it.
     """
-    return [row_of(path, kind, *each) for each in enumerate(contents(path))]
+    rows = enumerate(contents(path), 1)
+    return [part_of(f"{path}, row {number}", kind, each) for number, each in rows]
 
 
 def read_current(path: Path, kind: type[F], files: Mapping[str, str]) -> list[F]:
@@ -89,15 +91,10 @@ def contents(path: Path) -> list[Any]:
     return rows
 
 
-def row_of(path: Path, kind: type[R], index: int, content: object) -> R:
-    """Return one row of a file; UserError names file, row and field."""
-    return part_of(f"{path}, row {index + 1}", kind, content)
-
-
-def part_of(place: str, kind: type[R], content: object, way_out: str = ANEW) -> R:
+def part_of(place: str, kind: type[M], content: object, way_out: str = ANEW) -> M:
     """Return a part of a JSON file; UserError names its place and the first field that is wrong."""
     try:
-        return kind.model_validate_json(json.dumps(content))
+        return kind.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "all of it"

@@ -17,7 +17,13 @@ from torch.nn.utils import parametrize
 from pocketfocus.quantize.layers import Calls, capture, layers_of
 from pocketfocus.quantize.plan import Choice, all_static, plan
 from pocketfocus.quantize.recipes import Granularity, Recipe, Scheme
-from pocketfocus.quantize.toolchains.coreml import clipped, grid
+from pocketfocus.quantize.toolchains.coreml import (
+    SMALLEST_WEIGHT,
+    clipped,
+    grid,
+    grouping,
+    takes_int8,
+)
 from pocketfocus.quantize.toolchains.executorch import INT4, Half, int8
 
 __all__ = ["FLOAT_BYTES", "choices", "grid", "program"]
@@ -26,7 +32,6 @@ TARGET = "coreai"
 OPERATORS = "coreai_torch._compression.custom_layers"  # registers torch.ops.coreai
 FLOAT_BYTES = 2  # of a weight that is not quantized
 LEARNED = False
-SMALLEST_WEIGHT = 512  # elements; fewer are not worth scales or a palette
 LEAST_SCALE = 1e-7
 ROUNDS = 30  # of k-means
 FLOATS_16 = "a file without int8 activations is float16 throughout unless all of it is float32"
@@ -122,8 +127,7 @@ def choose(requested: Scheme, layer: nn.Module) -> Choice:
     palettes beside floating point."""
     if requested.bits >= 16:
         return Choice(requested)
-    static = requested.bits == 8 and requested.granularity == "channel"
-    if requested.activations != "float" and static:
+    if takes_int8(requested):
         why = NO_DYNAMIC if requested.activations == "dynamic" else ""
         return Choice(Scheme(8, "affine", "channel", "static"), why)
     reasons = [WEIGHTS_ONLY] if requested.activations != "float" else []
@@ -132,19 +136,12 @@ def choose(requested: Scheme, layer: nn.Module) -> Choice:
         small = weight.numel() <= SMALLEST_WEIGHT
         return Choice(Scheme(16), "; ".join([*reasons, TOO_SMALL if small else NO_TRANSPOSED]))
     bits, form, granularity = requested.bits, requested.form, requested.granularity
-    outputs, inputs, *kernel = weight.shape
-    whole = outputs if form == "palette" else inputs
-    if isinstance(granularity, int) and whole % granularity:
-        kind = "outputs" if form == "palette" else "inputs"
-        reasons.append(f"{whole} {kind} are no whole groups of {granularity}")
-        bits, form, granularity = 8, "affine", "channel"
-    elif isinstance(granularity, int) and whole == granularity:
-        reasons.append(f"{granularity} is all there are")
-        granularity = "tensor" if form == "palette" else "channel"
-    elif isinstance(granularity, int) and form == "affine" and kernel:
-        area = kernel[0] * kernel[1]
-        reasons += ["a block spans the whole kernel"] if area > 1 else []
-        granularity *= area
+    if isinstance(granularity, int):
+        group, reason = grouping(form, granularity, layer)
+        reasons += [reason] if reason else []
+        if group is None:
+            bits, form = 8, "affine"
+        granularity = group or "channel"
     elif granularity == "tensor" and form == "affine":
         reasons.append(NO_TENSORS)
         granularity = "channel"

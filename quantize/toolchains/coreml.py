@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from pocketfocus.quantize.fake import best_scales, grouped, symmetric
 from pocketfocus.quantize.layers import Calls, capture
 from pocketfocus.quantize.plan import Choice, all_static, plan
-from pocketfocus.quantize.recipes import GROUP, IOS_VERSIONS, Recipe, Rule, Scheme
+from pocketfocus.quantize.recipes import GROUP, IOS_VERSIONS, Granularity, Recipe, Rule, Scheme
 from pocketfocus.quantize.toolchains.executorch import LEAST_SCALE, int8
 from pocketfocus.run.errors import UserError
 
@@ -30,6 +30,7 @@ MOST_4 = 7  # the largest integer of 4 bits; the least is its opposite
 SMALLEST_WEIGHT = 512  # elements; fewer are not worth a palette
 MODERN_IOS = 18  # has blocks of integers, and palettes for groups of channels
 FLOATS_16 = "a file is float16 throughout unless float32 is requested of every layer"
+TOO_SMALL = f"weights of {SMALLEST_WEIGHT} elements or fewer stay float16"
 NO_BLOCKS = "iOS 17 has no blocks of integers"
 NO_4_BIT_INTEGERS = "iOS 17 has no 4-bit integers"
 NO_GROUPED_PALETTES = "iOS 17 has one palette a weight"
@@ -85,15 +86,12 @@ def choose(requested: Scheme, layer: nn.Module, ios: int) -> Choice:
     """What Core ML of an iOS takes in place of a scheme: nearly all of iOS 18, less of iOS 17."""
     if requested.bits >= 16:
         return Choice(requested)
-    weight = layer.get_parameter("weight")
-    if weight.numel() <= SMALLEST_WEIGHT and requested.activations == "float":
-        return Choice(Scheme(16), f"weights of {SMALLEST_WEIGHT} elements or fewer stay float16")
-    why: list[str] = []
-    if requested.activations != "float":
-        if requested.bits == 8 and requested.granularity == "channel":
-            dynamic = requested.activations == "dynamic"
-            return Choice(Scheme(8, "affine", "channel", "static"), NO_DYNAMIC if dynamic else "")
-        why.append(WEIGHTS_ONLY)
+    if takes_int8(requested):
+        why_static = NO_DYNAMIC if requested.activations == "dynamic" else ""
+        return Choice(Scheme(8, "affine", "channel", "static"), why_static)
+    why = [WEIGHTS_ONLY] if requested.activations != "float" else []
+    if layer.get_parameter("weight").numel() <= SMALLEST_WEIGHT:
+        return Choice(Scheme(16), "; ".join([*why, TOO_SMALL]))
     form, granularity = requested.form, requested.granularity
     if ios < MODERN_IOS:
         if form == "affine" and requested.bits == 4:
@@ -106,21 +104,31 @@ def choose(requested: Scheme, layer: nn.Module, ios: int) -> Choice:
             why.append(NO_GROUPED_PALETTES)
             granularity = "tensor"
     if isinstance(granularity, int):
-        whole = channels(layer)[form != "palette"]
-        if whole % granularity:
-            kind = "outputs" if form == "palette" else "inputs"
-            why.append(f"{whole} {kind} are no whole groups of {granularity}")
+        group, reason = grouping(form, granularity, layer)
+        why += [reason] if reason else []
+        if group is None:
             return Choice(Scheme(16), "; ".join(why))
-        if whole == granularity:
-            why.append(f"{granularity} is all there are")
-            granularity = "tensor" if form == "palette" else "channel"
-        elif form == "affine" and kernel_area(layer) > 1:
-            why.append("a block spans the whole kernel")
-            granularity *= kernel_area(layer)
-    if weight.numel() <= SMALLEST_WEIGHT:
-        why.append(f"weights of {SMALLEST_WEIGHT} elements or fewer stay float16")
-        return Choice(Scheme(16), "; ".join(why))
+        granularity = group
     return Choice(Scheme(requested.bits, form, granularity), "; ".join(why))
+
+
+def takes_int8(requested: Scheme) -> bool:
+    """Whether int8 activations are requested, beside the weights that they go with."""
+    weights = (requested.bits, requested.granularity) == (8, "channel")
+    return weights and requested.activations != "float"
+
+
+def grouping(form: str, count: int, layer: nn.Module) -> tuple[Granularity | None, str]:
+    """What shares a scale where `count` inputs are requested to, or a palette where outputs are;
+    None where these are no whole groups; and why it is another."""
+    whole = channels(layer)[form != "palette"]
+    if whole % count:
+        kind = "outputs" if form == "palette" else "inputs"
+        return None, f"{whole} {kind} are no whole groups of {count}"
+    if whole == count:
+        return "tensor" if form == "palette" else "channel", f"{count} is all there are"
+    area = kernel_area(layer) if form == "affine" else 1
+    return count * area, "a block spans the whole kernel" if area > 1 else ""
 
 
 def channels(layer: nn.Module) -> tuple[int, int]:
@@ -199,26 +207,19 @@ class Compression:
 
 def compressed(model: Any, how: Compression) -> Any:
     """The model with integer weights or palettes (by k-means) for some of its weights."""
-    from coremltools.optimize.coreml import (
-        OpPalettizerConfig,
-        OptimizationConfig,
-        linear_quantize_weights,
-        palettize_weights,
-    )
+    from coremltools.optimize import coreml
 
-    for compress, palettes in ((palettize_weights, True), (linear_quantize_weights, False)):
-
-        def own(config: Any, palettes: bool = palettes) -> Any:
-            return config if isinstance(config, OpPalettizerConfig) == palettes else None
-
-        named = {name: config for name, config in how.named.items() if own(config) is not None}
-        kinds = {operator: own(config) for operator, config in how.by_operator.items()}
-        others = own(how.others)
-        if named or others is not None or any(config is not None for config in kinds.values()):
-            config = OptimizationConfig(
-                global_config=others, op_type_configs=kinds, op_name_configs=named
-            )
-            model = compress(model, config)
+    for compress, kind in (
+        (coreml.palettize_weights, coreml.OpPalettizerConfig),
+        (coreml.linear_quantize_weights, coreml.OpLinearQuantizerConfig),
+    ):
+        named = {name: each for name, each in how.named.items() if isinstance(each, kind)}
+        others = how.others if isinstance(how.others, kind) else None
+        operators = {
+            name: each if isinstance(each, kind) else None for name, each in how.by_operator.items()
+        }
+        if named or others or any(operators.values()):
+            model = compress(model, coreml.OptimizationConfig(others, operators, named))
     return model
 
 

@@ -169,7 +169,8 @@ def quantized(model: nn.Module, recipe: Recipe, calls: Calls, multiple: int = 0)
     four_bit = {name: s.granularity for name, s in schemes.items() if s.bits == 4}
     group_linears(model, four_bit)
     eight_bit = {name: s for name, s in schemes.items() if s.bits == 8}
-    products = {name: f"{name}.linear" for name in eight_bit if is_dynamic(eight_bit[name])}
+    dynamic = [name for name, scheme in eight_bit.items() if scheme.activations == "dynamic"]
+    products = {name: f"{name}.linear" for name in dynamic}
     multiply_rows(model, products)
     eight_bit = {products.get(name, name): scheme for name, scheme in eight_bit.items()}
     if eight_bit:
@@ -201,7 +202,7 @@ def int8(
     quantizers = []
     for scheme in sorted(set(schemes.values()), key=str):
         names = {name for name, found in schemes.items() if found == scheme}
-        dynamic = is_dynamic(scheme)
+        dynamic = scheme.activations == "dynamic"
         config = get_symmetric_quantization_config(
             is_per_channel=scheme.granularity == "channel", is_dynamic=dynamic
         )
@@ -216,11 +217,6 @@ def int8(
         for arguments in calls:
             observed(*arguments)
     return convert_pt2e(observed)
-
-
-def is_dynamic(scheme: Scheme) -> bool:
-    """Whether ranges of activations are found at run time."""
-    return scheme.activations == "dynamic"
 
 
 def multiply_rows(model: nn.Module, layers: Iterable[str]) -> None:

@@ -42,8 +42,9 @@ DYNAMIC_PRODUCTS = "MatMulNBits multiplies with activations quantized at run tim
 FLOAT_CONVOLUTIONS = "onnxruntime has no 4-bit convolution: weights are unpacked to float32"
 STATIC_ONLY = "8 bits are QDQ, whose ranges are fixed"
 CHANNELS_ONLY = "QDQ weights are per-channel here"
+INT4 = helper.tensor_dtype_to_np_dtype(onnx.TensorProto.INT4)
 ENDS_4, ENDS_8 = (-8, 7), (-127, 127)  # of the integers
-INT8_ARITHMETIC = 4  # MatMulNBits' accuracy_level: activations to int8 at run time
+FOUR_BIT, INT8_ARITHMETIC = "MatMulNBits", 4  # its accuracy_level: activations to int8 at run time
 
 
 def choose(requested: Scheme, layer: nn.Module) -> Choice:
@@ -229,9 +230,7 @@ def unpacking(
     found, scales = in_groups(torch.tensor(matrix.T if turned else matrix), group)
     name = tensor.name
     constants = [
-        helper.make_tensor(  # raw: its numbers one by one would take four times as much
-            f"{name}_int4", onnx.TensorProto.INT4, found.shape, packed(found), raw=True
-        ),
+        onnx.numpy_helper.from_array(found.astype(INT4), f"{name}_int4"),
         onnx.numpy_helper.from_array(scales, f"{name}_scales"),
         onnx.numpy_helper.from_array(np.array(weight.shape, np.int64), f"{name}_shape"),
     ]
@@ -290,12 +289,6 @@ def outputs_first(node: onnx.NodeProto) -> bool:
     return node.op_type == "Conv" or flipped
 
 
-def packed(numbers: NDArray[np.int8]) -> bytes:
-    """4-bit integers as ONNX keeps them: two a byte, the first one in its lower half."""
-    pairs = np.append(numbers.ravel(), np.zeros(numbers.size % 2, np.int8)).astype(np.uint8) & 15
-    return bytes(pairs[::2] | pairs[1::2] << 4)
-
-
 def in_groups(matrix: Tensor, group: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """A matrix [K, N] in 4-bit integers, and scales [K / group, N] of groups of K, the inputs of an
     output; the last group is one of what is left."""
@@ -310,22 +303,13 @@ def in_groups(matrix: Tensor, group: int) -> tuple[NDArray[np.int8], NDArray[np.
 
 def leading_to_layers(model: onnx.ModelProto) -> set[str]:
     """The names of the operators that a layer follows, at any distance."""
-    readers = readers_of(model)
-    leading: set[str] = set()
+    leading, read = set[str](), set[str]()  # the latter are the values that these and layers read
     for node in reversed(model.graph.node):  # in the order of computation, by the format's rules
-        users = [user for value in node.output for user in readers.get(value, ())]
-        if any(user.name in leading or layer_of_name(user.name) for user in users):
+        if not read.isdisjoint(node.output):
             leading.add(node.name)
+        if node.name in leading or layer_of_name(node.name):
+            read |= set(node.input)
     return leading
-
-
-def readers_of(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
-    """The operators that read each value."""
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for value in node.input:
-            readers.setdefault(value, []).append(node)
-    return readers
 
 
 def left_alone(model: onnx.ModelProto, layers: Collection[str], between: bool) -> list[str]:

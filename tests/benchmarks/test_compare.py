@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pocketfocus.benchmarks.budgets import decibels, share
+from pocketfocus.benchmarks.budgets import parsed
 from pocketfocus.benchmarks.checks import save_stacks
 from pocketfocus.benchmarks.compare import Change, compare
 from pocketfocus.benchmarks.evaluate import Comparison, evaluate_models
@@ -386,14 +386,14 @@ def test_a_budget_of_what_was_not_measured_is_no_pass(
 @pytest.mark.parametrize("text", ["5", "%", "-5%", "five%", "5dB", "nan%"])
 def test_a_percentage_is_written_as_one(text: str) -> None:
     with pytest.raises(UserError, match="write one such as 5%"):
-        share("--max-slower", text)
+        parsed("--max-slower", text, "%")
 
 
 @pytest.mark.parametrize("text", ["0.1", "-1dB", "5%", "dB"])
 def test_a_loss_is_written_in_db(text: str) -> None:
     with pytest.raises(UserError, match=r"write one such as 0\.1dB"):
-        decibels("--max-loss", text)
-    assert (share("", "2.5 %"), decibels("", "0.1 db")) == (0.025, 0.1)
+        parsed("--max-loss", text, "dB")
+    assert (parsed("", "2.5 %", "%"), parsed("", "0.1 db", "dB")) == (0.025, 0.1)
 
 
 # what is written

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pocketfocus.benchmarks.frames import BUNDLED, photo_inputs
 from pocketfocus.benchmarks.latency import Bench, bench_run, chosen_pairs, ratios
+from pocketfocus.benchmarks.rendering import BUNDLED, photo_inputs
 from pocketfocus.benchmarks.samples import read_times
 from pocketfocus.export.open import open_model
 from pocketfocus.mobile_harness.device import Job, JobError

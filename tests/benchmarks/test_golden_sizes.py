@@ -15,6 +15,7 @@ import torch
 
 from pocketfocus.benchmarks.golden import read_golden, replay, write_golden
 from pocketfocus.data.optics import one_hot
+from pocketfocus.export.coreml.write import tensors
 from pocketfocus.export.stage import Export, export_run
 from pocketfocus.mobile_harness.device import Device, Job, Result
 from pocketfocus.mobile_harness.devices import get_device
@@ -186,7 +187,7 @@ def test_a_bundle_of_before_is_of_the_usual_size(bundle: Path, tmp_path: Path) -
 
 def test_an_iphone_is_asked_for_the_function_of_each_size(bundle: Path) -> None:
     package = bundle / PACKAGE
-    given, made = iphone.tensors(str(package))
+    given, made = tensors(package)
     assert given == ["photo", "position"]
     assert made == ["stack", "sharp", "detail", "dioptres", "positions"]
     names = {}

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from pocketfocus.export.coreml.mil.operators import OPERATORS
-from pocketfocus.export.quiet import quiet
+from pocketfocus.export.quiet import loading, quiet
+from pocketfocus.export.targets import Runner
 from pocketfocus.run.errors import UserError, first_line
 
 MAIN = "main"
@@ -44,13 +45,11 @@ class Program:
         path: of the file, for messages.
         function: coremltools' pymil function.
         constants: by name, every weight as it is after decompression; floats as float32.
-        name: of the function.
     """
 
     path: str
     function: Any
     constants: Mapping[str, Any]
-    name: str = MAIN
 
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
@@ -121,28 +120,21 @@ def load_program(path: Path) -> Program:
     return from_pymil(load_pymil(path), str(path))
 
 
-def load_functions(path: Path) -> dict[tuple[int, ...], Program]:
-    """Load every function of a .mlpackage, by the shape of its first input."""
+def open_functions(path: Path) -> Runner:
+    """What calls that function of a .mlpackage which takes a first input of its shape; where there
+    is none the usual one, which says what it takes."""
     whole = load_pymil(path)
-    programs = [from_pymil(whole, str(path), name) for name in whole.functions]
-    return {next(iter(program.inputs.values())): program for program in programs}
-
-
-def usual(programs: Mapping[tuple[int, ...], Program]) -> Program:
-    """The usual one of several functions, which says what it takes where a photo fits none."""
-    return next(program for program in programs.values() if program.name == MAIN)
+    programs = {name: from_pymil(whole, str(path), name) for name in whole.functions}
+    by_shape = {next(iter(program.inputs.values())): program for program in programs.values()}
+    return lambda *inputs: by_shape.get(tuple(inputs[0].shape), programs[MAIN]).run(*inputs)
 
 
 def load_pymil(path: Path) -> Any:
     """A .mlpackage as coremltools' own program object; UserError when it is none."""
     import coremltools as ct
 
-    try:
-        with quiet():
-            return pymil_of(ct.models.MLModel(str(path), skip_model_load=True))
-    except Exception as error:  # its exception types share no public base
-        line = first_line(error)
-        raise UserError(f"{path} is no Core ML program that loads back ({line})") from error
+    with loading(path, "Core ML program"), quiet():
+        return pymil_of(ct.models.MLModel(str(path), skip_model_load=True))
 
 
 def pymil_of(model: Any) -> Any:
@@ -172,7 +164,7 @@ def from_pymil(program: Any, path: str = "the program", name: str = MAIN) -> Pro
         plain = op.op_type == "const"  # coremltools decompresses what is not
         value = op.outputs[0].val if plain else op.materialized_val_inference()
         constants |= {var.name: tensor_of(value) for var in op.outputs}
-    return Program(path, function, constants, name)
+    return Program(path, function, constants)
 
 
 def is_constant(op: Any) -> bool:

@@ -155,7 +155,7 @@ def test_wrong_integers_in_the_file_fail_the_gate(
 
 def test_what_is_no_program_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.mlpackage").mkdir()
-    with pytest.raises(UserError, match=r"a\.mlpackage is no Core ML program that loads back"):
+    with pytest.raises(UserError, match=r"a\.mlpackage is no Core ML program that loads"):
         load_program(tmp_path / "a.mlpackage")
 
 
