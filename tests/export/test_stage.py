@@ -25,7 +25,7 @@ from pocketfocus.quantize.recipes import RECIPES, Recipe, get_recipe
 from pocketfocus.run.cache import PACKAGE, source_hash
 from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import sha256
+from pocketfocus.run.files import sha256, write_json
 from pocketfocus.run.manifest import Artifact, Manifest, load_manifest
 from pocketfocus.run.processes import CHILD, Work
 
@@ -118,7 +118,7 @@ def test_files_of_another_student_go(copied: Path, tmp_path: Path) -> None:
 
 
 def test_a_distilled_student_is_never_replaced(copied: Path, tmp_path: Path) -> None:
-    (copied / "distill.json").write_text('{"reference": "default"}')
+    write_json(copied / "distill.json", {"reference": "default"})
     before = sha256(copied)
     save_student(build_student("micro"), tmp_path / "other", half=False)
     with pytest.raises(UserError, match="choose another folder"):
