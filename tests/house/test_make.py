@@ -106,7 +106,7 @@ def test_demo_builds_into_the_folder_asked_for(root: Path, tmp_path: Path) -> No
     assert make(root, tmp_path, "demo", "OUT=elsewhere").returncode == 0
     assert called(tmp_path / "log") == [
         "pocketfocus build --out elsewhere --targets executorch,coreml,onnx "
-        "--distill-minutes 0.25 --sizes own"
+        "--distill-minutes 0.15 --sizes own --runs 20"
     ]
 
 
