@@ -223,7 +223,8 @@ def written(run: Run, requested: Sequence[Requested]) -> Iterator[Artifact]:
     if len(requested) < TOGETHER or count < 2 or run.source.again is None:
         yield from (make(run, one) for one in requested)
         return
-    with workers(count) as borrowed, ThreadPoolExecutor(count) as pool, ExitStack() as pending:
+    # Left in this order: what waits is cancelled, what works is killed, and only then waited for.
+    with ThreadPoolExecutor(count) as pool, workers(count) as borrowed, ExitStack() as pending:
 
         def one_of(one: Requested) -> Artifact:
             try:
