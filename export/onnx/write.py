@@ -94,6 +94,8 @@ def describe(model: onnx.ModelProto, network: Network) -> None:
 
 def facts(model: onnx.ModelProto) -> dict[str, Any]:
     """What is in a file: its operators, and the bytes of its weights by type."""
+    from pocketfocus.quantize.toolchains.onnx import FOUR_BIT
+
     weights: Counter[str] = Counter()
     for tensor in model.graph.initializer:
         stored = len(tensor.raw_data) or onnx.numpy_helper.to_array(tensor).nbytes
@@ -103,7 +105,7 @@ def facts(model: onnx.ModelProto) -> dict[str, Any]:
         "opset": next(o.version for o in model.opset_import if not o.domain),
         "operators": dict(sorted(operators.items())),
         "weight_bytes": dict(sorted(weights.items())),
-        "linear_layers_at_4_bits": operators["MatMulNBits"],
+        "linear_layers_at_4_bits": operators[FOUR_BIT],
     }
 
 

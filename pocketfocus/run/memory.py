@@ -7,15 +7,15 @@ import resource
 import sys
 from pathlib import Path
 
-# mallopt's parameters and values: nothing by mmap, never trimmed, grown by 256 MiB at a time
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
-_KEPT = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**28))
-KEEPS_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
-"""The same for a process that is started, in its environment: glibc alone reads it."""
+# mallopt's parameters, their names in the environment, and values: nothing by mmap, never trimmed,
+# grown by 256 MiB at a time
+_KEPT = (
+    (-4, "MALLOC_MMAP_MAX_", 0),
+    (-1, "MALLOC_TRIM_THRESHOLD_", 2**31 - 1),
+    (-2, "MALLOC_TOP_PAD_", 2**28),
+)
+KEEPS_MEMORY = {name: str(value) for _, name, value in _KEPT}
+"""What does the same to a process that is started with it in its environment."""
 
 
 def keep_freed_memory() -> bool:
@@ -27,7 +27,7 @@ def keep_freed_memory() -> bool:
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(mallopt(*setting) == 1 for setting in _KEPT)
+    return mallopt is not None and all(mallopt(kind, value) == 1 for kind, _, value in _KEPT)
 
 
 def peak_mib() -> float:
