@@ -62,7 +62,8 @@ $(PAGE)/node_modules/.installed: $(PAGE)/package.json $(PAGE)/package-lock.json
 	@test -e $@
 
 check: lint ## the inner loop: lint, and the tests that need no exported file, browser or training
-	$(PYTEST) -m "not exported and not browser and not slow"
+	$(PYTEST) -m "not exported and not browser and not slow" \
+		--durations 5 --durations-min 3
 
 test: $(STAMP) ## run all tests, on as many cores as there are, 4 at most
 	$(PYTEST)

@@ -50,10 +50,13 @@ WITH_PRIOR: dict[str, Any] = {  # a small student with a prior of depth, which t
 # Modules that take more than about two seconds of a processor, and functions of others, as they
 # export, train, load references or start processes: `make check` leaves them out.
 SLOW = {
+    "benchmarks/test_baselines.py",
     "benchmarks/test_canary.py",
     "benchmarks/test_compare.py",
     "benchmarks/test_evaluate.py",
     "benchmarks/test_golden.py",
+    "benchmarks/test_golden_sizes.py",
+    "benchmarks/test_lint.py",
     "benchmarks/test_perceptual.py",
     "benchmarks/test_publish.py",
     "benchmarks/test_truth.py",
@@ -66,7 +69,9 @@ SLOW = {
     "cli/test_streams.py",
     "data/test_scenes.py",
     "distill/reference/test_finetune.py",
+    "distill/reference/test_phases.py",
     "distill/reference/test_published.py",
+    "export/coreai/test_files.py",
     "export/test_open.py",
     "export/test_render.py",
     "export/test_sizes.py",
@@ -82,6 +87,7 @@ SLOW = {
     "photos/test_many_photos.py",
     "quantize/test_mixed.py",
     "research/test_card.py",
+    "research/test_real_stacks.py",
     "run/test_killed.py",
     "student/test_stage.py",
     "student/test_teacher_stacks.py",
@@ -95,17 +101,23 @@ SLOW = {
     "toolchains/test_executorch.py",
     "toolchains/test_grids.py",
     "web/test_app_example.py",
+    "web/test_patience.py",
     "test_12_megapixels_take_less_than_900_mb",
     "test_a_package_is_the_same_bytes_whatever_was_built_before",
+    "test_an_interrupted_evaluation_goes_on",
     "test_consistency_makes_a_reference_that_draws_in_few_steps",
     "test_ctrl_c_is_one_line_and_leaves_only_whole_files",
     "test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit",
     "test_learning_through_the_rounding_recovers_what_it_costs",
     "test_many_scenes_are_rendered_by_several_processes_alike",
+    "test_nine_frames_are_in_memory_one_at_a_time",
     "test_no_tensor_has_more_than_five_dimensions",
     "test_processes_that_render_end_with_the_one_that_started_them",
     "test_real_onnx_files_on_the_host",
+    "test_scenes_beside_a_folder_are_rendered_by_several_processes_too",
     "test_the_int8_graph_is_the_student",
+    "test_the_largest_size_that_export_allows_is_measured_and_judged",
+    "test_the_pixels_of_a_large_photo_are_unpacked_without_copies",
     "test_the_references_stacks_or_true_ones_alone",
     "test_toolchains_are_imported_without_noise",
     "test_trains_on_a_folder_and_rendered_scenes",
@@ -116,6 +128,12 @@ SLOW = {
 }
 
 Exported = Callable[[Sequence[str]], Path]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Modules that are slow as a whole are not even imported where slow tests are left out."""
+    left_out = "not slow" in (config.option.markexpr or "")
+    return (left_out and is_slow(collection_path, "")) or None
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own

@@ -80,7 +80,7 @@ def selected(line: str) -> str:
     words = line.split()
     assert words[:3] == ["python", "-m", "pytest"]
     assert "-k" not in words and "--ignore" not in line and "tests/" not in line
-    return line.partition(" -m ")[2].partition(" -m ")[2]
+    return line.partition(" -m ")[2].partition(" -m ")[2].partition(" --durations")[0]
 
 
 def test_test_leaves_nothing_out(root: Path, tmp_path: Path) -> None:

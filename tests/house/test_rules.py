@@ -33,6 +33,7 @@ COMMAND = "command|callback"  # of typer's
 NAMED_BY_OTHERS = f"{COMMAND}|register_to_config|operator"
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 NONE = ast.Constant(None)
+COUNTED = [ast.dump(ast.Constant(number)) for number in (8, 9)]  # the last position, all frames
 
 
 def is_decorated(function: Function, names: str) -> bool:
@@ -107,19 +108,17 @@ def test_pixels_are_converted_in_one_module() -> None:
 
 def counts_frames(node: ast.AST) -> bool:
     """Whether the number of frames or the last position stands there as a literal."""
-    numbers = (ast.Constant(value=number) for number in (8, 9))
-    literal = [ast.dump(each) for each in numbers]
     if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         is_count = any(re.search("frame|position", ast.unparse(each).lower()) for each in targets)
-        return is_count and ast.dump(node.value) in literal
+        return is_count and ast.dump(node.value) in COUNTED
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "range":
-        return [ast.dump(each) for each in node.args] == literal[1:]
+        return [ast.dump(each) for each in node.args] == COUNTED[1:]
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         given, defaults = [*node.args.posonlyargs, *node.args.args], node.args.defaults
         pairs = [*zip(given[len(given) - len(defaults) :], defaults, strict=True)]
         pairs += zip(node.args.kwonlyargs, (d or NONE for d in node.args.kw_defaults), strict=True)
-        return any(a.arg == "frames" and ast.dump(d) in literal for a, d in pairs)
+        return any(a.arg == "frames" and ast.dump(d) in COUNTED for a, d in pairs)
     return isinstance(node, ast.Constant) and node.value == ",".join(map(str, range(9)))
 
 
