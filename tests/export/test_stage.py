@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from subprocess import CalledProcessError
 
 import psutil
@@ -220,8 +221,46 @@ def test_a_process_that_fails_is_one_error_and_ends_the_others(
     monkeypatch.setattr(stage, "order", order)
     with pytest.raises(UserError, match="unknown target 'toaster'"):
         export_run(small_student, Export(tmp_path, ["onnx"], ["int8", "fp32"]), log=Lines())
-    children = psutil.Process().children(recursive=True)
-    assert not [child for child in children if CHILD in " ".join(child.cmdline())]
+    assert not children()
+
+
+def children() -> list[psutil.Process]:
+    """The processes that work for this one."""
+    found = psutil.Process().children(recursive=True)
+    return [child for child in found if CHILD in " ".join(child.cmdline())]
+
+
+HANGS = """import time
+def work(arguments, arrays, say):
+    say("began")
+    time.sleep(600)
+"""
+
+
+@pytest.mark.usefixtures("together")
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, UserError])
+def test_what_works_is_not_waited_for_where_an_export_ends(
+    small_student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ends: type[BaseException],
+) -> None:
+    """Neither after Ctrl-C nor after a file that failed; what waits is not begun."""
+    (tmp_path / "hangs.py").write_text(HANGS)
+    began: SimpleQueue[str] = SimpleQueue()
+
+    def fails(_: object) -> None:
+        assert [began.get(timeout=100) for _ in range(3)][1:] == ["began"] * 2
+        raise ends("enough")
+
+    hangs = Work(f"{tmp_path / 'hangs.py'}:work", {})
+    monkeypatch.setattr(stage, "order", lambda *_: hangs)
+    monkeypatch.setattr(stage, "as_completed", fails)
+    run = tmp_path / "run"
+    request = Export(run, ["onnx"], ["int8", "fp32", "fp16"])
+    with pytest.raises(ends, match="enough"):
+        export_run(small_student, request, log=began.put)
+    assert not children() and began.empty()
 
 
 def test_a_second_export_into_the_folder_is_one_line(
