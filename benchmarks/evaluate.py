@@ -23,7 +23,6 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from pocketfocus.benchmarks.baselines import COPY, TABLE_FILE, baselines
 from pocketfocus.benchmarks.focus_accuracy import focus_accuracy
@@ -36,6 +35,7 @@ from pocketfocus.benchmarks.scores import Call, Ledger, Score, Scores, no_worse,
 from pocketfocus.benchmarks.truth import (
     SCENES,
     TOLERANCE,
+    Truth,
     frames_by_position,
     source_name,
     true_stacks,
@@ -45,7 +45,7 @@ from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
 from pocketfocus.data.stacks import FocalStack, RenderedScenes
 from pocketfocus.export.open import REFERENCE, STUDENT, open_any, open_model
 from pocketfocus.export.targets import get_target
-from pocketfocus.models.model import Model, refocus, resized
+from pocketfocus.models.model import Model, refocus
 from pocketfocus.models.places import DEFAULT_WEIGHTS, find_places
 from pocketfocus.models.student import SHIPPED_WEIGHTS
 from pocketfocus.run.cache import source_hash
@@ -204,7 +204,8 @@ def evaluate_models(
     wanted, kept = tuple(how.inputs), Ledger() if ledger is None else ledger
     count = len(wanted) if how.per_scene is None else min(how.per_scene, len(wanted))
     total = len(stacks) * len(models) * count if isinstance(stacks, Sized) else None
-    tasks = track(_tasks(models, stacks, wanted, count), f"evaluating on {stacks_name}", total)
+    tasks = _tasks(models, stacks, wanted, count, how.size)
+    tasks = track(tasks, f"evaluating on {stacks_name}", total)
     try:
         for scene, stack, truth, model, position in tasks:
             made = (scene, model.name, position)
@@ -230,13 +231,17 @@ def evaluate_models(
 
 
 def _tasks(
-    models: Sequence[Model], stacks: Iterable[FocalStack], inputs: Sequence[int], count: int
-) -> Iterator[tuple[int, FocalStack, dict[int, Tensor], Model, int]]:
+    models: Sequence[Model],
+    stacks: Iterable[FocalStack],
+    inputs: Sequence[int],
+    count: int,
+    size: Size | None,
+) -> Iterator[tuple[int, FocalStack, Truth, Model, int]]:
     """Yield every call to make: scene number, stack, its truth, model, input position."""
     turn = 0
     for index, stack in enumerate(stacks):
-        truth = frames_by_position(stack)
-        usable = [position for position in inputs if position in truth]
+        truth = Truth(frames_by_position(stack), size)
+        usable = [position for position in inputs if position in truth.frames]
         chosen = [usable[(turn + n) % len(usable)] for n in range(min(count, len(usable)))]
         turn += len(chosen)
         for model in models:
@@ -247,31 +252,28 @@ def _tasks(
 def _score(
     model: Model,
     stack: FocalStack,
-    truth: Mapping[int, Tensor],
+    truth: Truth,
     call: tuple[int, str, int],
     how: Comparison,
 ) -> tuple[Scores, dict[str, float]]:
     """Return scores by output position, of images scaled to a size if one is given, and what `Call`
     says of the stack's focus."""
-    position, size = call[-1], how.size
-    photo = truth[position]
+    position, wanted = call[-1], truth.compared
     if model.reconstruct is not None:
-        made = model.reconstruct(torch.cat(list(truth.values()))).clamp(-1, 1)
-        images = {output: made[n : n + 1] for n, output in enumerate(truth)}
+        made = model.reconstruct(torch.cat(list(truth.frames.values()))).clamp(-1, 1)
+        images = {output: made[n : n + 1] for n, output in enumerate(wanted)}
     else:
-        made = refocus(model, photo, position, stack.name)
-        images = {output: made[output : output + 1] for output in truth}
-    if size is not None:
-        photo, images = resized(photo, size), {at: resized(x, size) for at, x in images.items()}
-        truth = {at: resized(x, size) for at, x in truth.items()}
-    scores = {
-        at: score_of(images[at], frame, photo, ROUNDING_DB, how.perceptual)
-        for at, frame in truth.items()
-    }
-    off = [at for at in truth if at != position]
+        made = refocus(model, truth.frames[position], position, stack.name)
+        images = {output: made[output : output + 1] for output in wanted}
+    images = {at: truth.at_size(image) for at, image in images.items()}
+    photo, scores = wanted[position], {}
+    for at, frame in wanted.items():
+        places = truth.sharper(position, at)
+        scores[at] = score_of(images[at], frame, photo, ROUNDING_DB, places, how.perceptual)
+    off = [at for at in wanted if at != position]
     if how.seen is not None and off:
-        how.seen.add(call, *(torch.cat([each[at] for at in off]) for each in (images, truth)))
-    found = focus_accuracy(*(torch.cat([each[at] for at in truth]) for each in (images, truth)))
+        how.seen.add(call, *(torch.cat([each[at] for at in off]) for each in (images, wanted)))
+    found = focus_accuracy(torch.cat([images[at] for at in wanted]), truth.focus)
     return scores, {} if found is None else {"focus_share": found.share, "focus_error": found.error}
 
 

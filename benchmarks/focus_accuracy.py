@@ -29,12 +29,16 @@ class FocusAccuracy(NamedTuple):
     error: float
 
 
-def focus_accuracy(made: Tensor, truth: Tensor) -> FocusAccuracy | None:
-    """Compare where two stacks [T,3,H,W] in [-1, 1] are sharpest, patch by patch; None where no
-    patch of the truth has a focus."""
-    found, true = (F.avg_pool2d(sharpness(stack)[:, None], PATCH)[:, 0] for stack in (made, truth))
+def patches(stack: Tensor) -> Tensor:
+    """Return how sharp each patch of a stack [T,3,H,W] in [-1, 1] is: [T,h,w]."""
+    return F.avg_pool2d(sharpness(stack)[:, None], PATCH)[:, 0]
+
+
+def focus_accuracy(made: Tensor, true: Tensor) -> FocusAccuracy | None:
+    """Compare where a stack [T,3,H,W] in [-1, 1] is sharpest with the `patches` of the true one;
+    None where none of these has a focus."""
     has_focus = (true.amax(0) > NOISE) & (true.amax(0) >= CONTRAST * true.amin(0))
     if not bool(has_focus.any()):
         return None
-    off = (found.argmax(0) - true.argmax(0)).abs()[has_focus].float()
+    off = (patches(made).argmax(0) - true.argmax(0)).abs()[has_focus].float()
     return FocusAccuracy(float((off == 0).float().mean()), float(off.mean()))

@@ -130,7 +130,7 @@ class Bench:
 
     Attributes:
         reference: a spec of `load_reference`; None to leave it out.
-        runs: timed calls of every file and of the student.
+        runs: timed calls of every file and of the student; see `left_out` for what few leave out.
         warmup: untimed calls before those, in every round.
         threads: CPU threads; None for the device's own default.
         photos: as of `Verification`; only the one that verify keeps is used.
@@ -173,7 +173,8 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
     runnable = [e for e in (*entries, *larger) if why_not(device, e) is None]
     usual = [e for e in runnable if e.given == ("stack", None)]
     plan = schedule(usual, how.runs, how.warmup)
-    visits = [Visit(entry, 1 if n else REFERENCE_RUNS, 0) for n, entry in enumerate(baselines)]
+    slow = [entry for entry in baselines if left_out(entry, how.runs) is None]
+    visits = [Visit(entry, 1 if n else REFERENCE_RUNS, 0) for n, entry in enumerate(slow)]
     middle = (len(plan) + 1) // 2
     plan[middle:middle] = visits
     plan += [Visit(e, how.runs, how.warmup) for e in runnable if e.makes == "tile"]
@@ -181,7 +182,7 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
     plan += [Visit(e, 1, 0) for e in runnable if e.size]
     measured, crashed = measure(device, plan, given, how.threads)
     rows = [
-        complete_row(device, entry, crashed.get(entry), given, measured)
+        complete_row(device, entry, crashed.get(entry), given, measured, left_out(entry, how.runs))
         for entry in [*baselines, *entries]
     ]
     if eager:
@@ -197,10 +198,12 @@ def complete_row(
     crash: str | None,
     given: Given,
     measured: Mapping[Entry, Sequence[Result]],
+    skipped: str | None = None,
 ) -> BenchRow:
-    """Return an entry's row, with where it is from, and of which photo or sizes else."""
-    results = measured.get(entry, [])
-    found = row_of(entry, device.name, results, crash or why_not(device, entry), crash is not None)
+    """Return an entry's row, with where it is from, and of which photo or sizes else; `skipped` is
+    why it was not to be measured."""
+    results, why = measured.get(entry, []), crash or skipped or why_not(device, entry)
+    found = row_of(entry, device.name, results, why, crash is not None)
     row = BenchRow(**found.given(), **origin(device, entry.target).given())
     more: dict[str, object] = {}
     if entry.makes == "frames":
@@ -273,6 +276,15 @@ def why_not(device: Device, entry: Entry) -> str | None:
     """Return why a device cannot measure an entry; None where it can."""
     reason = device.why_not(entry.target)
     return reason or (why_no_frames(device) if entry.makes == "frames" else None)
+
+
+def left_out(entry: Entry, runs: int) -> str | None:
+    """Return why a baseline is not measured beside so few runs of the files; None where it is."""
+    least = ROUNDS * ROUND_RUNS
+    if entry.artifact != SAMPLED_AS_PUBLISHED or runs >= least:
+        return None
+    steps = PUBLISHED.steps
+    return f"one stack in {steps} steps takes as long as a third of all else: bench --runs {least}"
 
 
 def keep_reference_stack(

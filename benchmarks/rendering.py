@@ -42,7 +42,7 @@ TILES = ((0, 0), (1, 2), (-1, -1))  # by row and column: a corner, one inside, a
 SETTINGS = ((2.0, 1.0), (6.4, 1.5))  # focus and aperture
 POSITION = 4
 BUNDLED: Size = (FRAMES_SIDE * 3 // 4, FRAMES_SIDE)  # of the bundled photo, enlarged
-FRAMES_BUDGET_S = 5.0  # of timed calls of a pair, each of which makes nine frames
+FRAMES_BUDGET_S = 3.0  # of timed calls of a pair, each of which makes nine frames
 
 
 def render_check(student: RefocusStudent) -> Check:

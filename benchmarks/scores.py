@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pocketfocus.benchmarks.perceptual import Perceptual
 from pocketfocus.run.cache import Kept
-from pocketfocus.run.metrics import masked_gain, psnr, restored_detail, sharper_places, ssim, vif
+from pocketfocus.run.metrics import masked_gain, psnr, restored_detail, ssim, vif
 from pocketfocus.run.rows import Row, part_of
 
 EVERY_S = 2.0  # what a kill may cost; the whole file is written each time
@@ -40,13 +40,13 @@ def score_of(
     truth: Tensor,
     photo: Tensor,
     most_db: float,
+    places: Tensor | None,
     perceptual: Perceptual | None = None,
 ) -> Score:
     """Score an image [1, 3, H, W] made of a photo against the true one; PSNR is `most_db` at most.
 
-    All are in [-1, 1] and of one size.
+    All are in [-1, 1] and of one size; `places` are the `sharper_places` of photo and truth.
     """
-    places = sharper_places(photo, truth)
     gained = restored = None
     if places is not None:
         gained = masked_gain(made, truth, photo, places)

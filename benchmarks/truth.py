@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from pocketfocus.benchmarks.focus_accuracy import patches
 from pocketfocus.data.datasets import SYNTHETIC, TEST, Request, open_source
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
 from pocketfocus.data.stacks import FocalStack, RenderedScenes, StackCache, cache_sources
+from pocketfocus.models.model import resized
 from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.metrics import sharper_places
 from pocketfocus.run.telemetry import cache_home
 
 TOLERANCE = 0.25  # a frame this far from a whole position still is the truth for it
@@ -32,6 +38,41 @@ def frames_by_position(stack: FocalStack) -> dict[int, Tensor]:
         if distances[nearest] <= TOLERANCE:
             found[position] = stack.frames[nearest : nearest + 1]
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """A scene's true frames, and what is found in them, once for all models.
+
+    Attributes:
+        frames: by position, [1, 3, H, W] in [-1, 1].
+        size: at which images are compared; None for their own.
+    """
+
+    frames: Mapping[int, Tensor]
+    size: Size | None = None
+    _places: dict[tuple[int, int], Tensor | None] = field(default_factory=dict)
+
+    @cached_property
+    def compared(self) -> dict[int, Tensor]:
+        """The frames at the size at which they are compared."""
+        return {position: self.at_size(frame) for position, frame in self.frames.items()}
+
+    @cached_property
+    def focus(self) -> Tensor:
+        """How sharp the patches of these are (`focus_accuracy.patches`)."""
+        return patches(torch.cat(list(self.compared.values())))
+
+    def at_size(self, images: Tensor) -> Tensor:
+        """Scale images of this scene to the size at which they are compared."""
+        return images if self.size is None else resized(images, self.size)
+
+    def sharper(self, position: int, output: int) -> Tensor | None:
+        """Return the `sharper_places` of an output, of the photo of a position."""
+        key = position, output
+        if key not in self._places:
+            self._places[key] = sharper_places(*(self.compared[at] for at in key))
+        return self._places[key]
 
 
 def validation_stacks(scenes: int = SCENES, size: Size = RENDERED) -> StackCache:

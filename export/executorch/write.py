@@ -61,11 +61,14 @@ def write(network: Network, recipe: Recipe, path: Path, phases: Phases) -> Writt
 def lower(captured: dict[str, ExportedProgram], path: Path) -> Delegation:
     """Write what XNNPACK makes of captured graphs, a method each; of which it took least."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.backends.xnnpack.utils.configs import get_xnnpack_edge_compile_config
     from executorch.exir import to_edge_transform_and_lower
 
     names = list(captured)
     partitioner = {name: [XnnpackPartitioner()] for name in names}
-    edge = to_edge_transform_and_lower(captured, partitioner=partitioner)
+    # Types are not checked after each of some forty passes, a sixth of the time: gates judge files.
+    config = get_xnnpack_edge_compile_config()
+    edge = to_edge_transform_and_lower(captured, partitioner=partitioner, compile_config=config)
     del captured  # its weights are in `edge`
     found = [delegated(edge.exported_program(name).graph_module) for name in names]
     with path.open("wb") as handle:

@@ -21,7 +21,7 @@ from pocketfocus.run.stages import Stage, hashes, run_stages, tools
 commands = typer.Typer()
 
 DEVICE = "host"
-FEWEST_SCENES, MOST_SCENES = 8, 24  # to distil from: a minute wants the most, less time fewer
+FEWEST_SCENES, MOST_SCENES = 4, 24  # to distil from: a minute wants the most, less time fewer
 WEIGHTS = PACKAGE / "weights"
 SCENES, INPUTS, SIZE = 1, (0, 4, 8), (256, 256)  # small: the reference takes most of it
 REPORTED = (

@@ -117,6 +117,16 @@ def test_rows_hold_the_statistics_of_all_rounds(run_folder: Path) -> None:
     assert found["student"].bytes == weights.stat().st_size
 
 
+def test_few_runs_leave_the_published_sampling_out(run_folder: Path) -> None:
+    device = Scripted()
+    rows = latency.bench_run(run_folder, device, Bench(runs=39, warmup=0))
+    found = {row.artifact: row for row in rows}
+    assert {row.artifact for row in rows if row.status == "not-run"} == {"reference@25", CORE_ML}
+    assert found["reference@25"].why.endswith("bench --runs 40")
+    assert "reference@25" not in map(label, device.jobs) and found["reference"].runs == 2
+    assert not latency.unmeasured(rows)
+
+
 def test_rounds_go_forth_and_back_around_the_reference(run_folder: Path) -> None:
     device = Scripted()
     latency.bench_run(run_folder, device, Bench(reference="some/where", runs=40, warmup=2))

@@ -9,6 +9,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from skimage.filters import gaussian
 from torch import Tensor
+from torch.nn import functional
 
 from pocketfocus.data.optics import Camera, linear_to_srgb, render_stack
 from pocketfocus.data.scenes import SENSOR_NOISE, bundled_photos, make_scene
@@ -125,3 +126,12 @@ def test_focus_of_a_rendered_scene_is_its_depth(seed: int) -> None:
     assert (wrong < 1).float().mean() > 0.87  # the rest: a few pixels about the edges of the layers
     best_frame = max(psnr(frame, sharp) for frame in stack)
     assert psnr(all_in_focus(stack), sharp) > best_frame + 8
+
+
+@pytest.mark.parametrize(("shape", "radius"), [((9, 1, 40, 33), 3), ((1, 3, 12, 50), 16)])
+def test_a_box_is_the_average_of_what_is_inside(shape: tuple[int, ...], radius: int) -> None:
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(5))
+    expected, side = images, 2 * radius + 1
+    for window, padding in (((side, 1), (radius, 0)), ((1, side), (0, radius))):
+        expected = functional.avg_pool2d(expected, window, 1, padding, count_include_pad=False)
+    assert torch.equal(box(images, radius), expected)
