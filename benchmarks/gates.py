@@ -116,7 +116,7 @@ def judge(
         return Verdict(None, "fail", "makes values that are not finite (NaN or infinity)")
     scales = IN_THE_PICTURE if len(parent) == len(IN_THE_PICTURE) else (1.0,) * len(parent)
     figures = [
-        (output_psnr(scale * a, scale * b, peak), call)
+        (output_psnr(*((a, b) if scale == 1 else (scale * a, scale * b)), peak), call)
         for scale, *tables in zip(scales, outputs, parent, strict=True)
         for call, (a, b) in enumerate(zip(*tables, strict=True))
     ]

@@ -11,6 +11,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from pocketfocus.photos.focusmap import box
 
 PEAK = 2.0  # the value range of [-1, 1]
+IN_CACHE = 2**17  # elements: whole stacks at once take seven times as long
 CAP_DB = 200.0  # reported for identical inputs, so that every figure is a finite JSON number
 FINE, AROUND = 5, 15  # pixels: detail is what a mean over FINE² takes away, compared over AROUND²
 SHARPER = 1.5  # times the photo's detail: a place is sharper in the truth
@@ -26,7 +27,9 @@ def psnr(a: Tensor, b: Tensor, peak: float = PEAK) -> float:
     inputs give -inf. ValueError when the shapes differ."""
     if a.shape != b.shape:
         raise ValueError(f"shapes differ: {list(a.shape)} and {list(b.shape)}")
-    error = torch.mean((a.double() - b.double()) ** 2).item()
+    parts = zip(*(torch.split(each.reshape(-1), IN_CACHE) for each in (a, b)), strict=True)
+    off = (one.double() - other.double() for one, other in parts)
+    error = sum(torch.dot(each, each).item() for each in off) / a.numel()
     if not math.isfinite(error):
         return -math.inf
     return CAP_DB if error == 0 else min(CAP_DB, 10 * math.log10(peak**2 / error))
