@@ -47,8 +47,8 @@ WITH_PRIOR: dict[str, Any] = {  # a small student with a prior of depth, which t
     "prior": 8,
     "size": (64, 96),
 }
-# Modules that take more than about two seconds of a processor, and functions of others, as they
-# export, train, load references or start processes: `make check` leaves them out.
+# Modules that take more than about two seconds of a processor, and functions of others: they import
+# toolchains, export, train, load references or start processes. `make check` leaves them out.
 SLOW = {
     "benchmarks/test_baselines.py",
     "benchmarks/test_canary.py",
@@ -56,6 +56,7 @@ SLOW = {
     "benchmarks/test_evaluate.py",
     "benchmarks/test_golden.py",
     "benchmarks/test_golden_sizes.py",
+    "benchmarks/test_inception.py",
     "benchmarks/test_lint.py",
     "benchmarks/test_perceptual.py",
     "benchmarks/test_publish.py",
@@ -67,11 +68,16 @@ SLOW = {
     "cli/test_photos.py",
     "cli/test_references.py",
     "cli/test_streams.py",
+    "data/test_photo_scenes.py",
     "data/test_scenes.py",
     "distill/reference/test_finetune.py",
     "distill/reference/test_phases.py",
     "distill/reference/test_published.py",
+    "distill/student/test_detail.py",
     "export/coreai/test_files.py",
+    "export/coreml/mil/test_operators.py",
+    "export/coreml/mil/test_program.py",
+    "export/coreml/test_write.py",
     "export/test_open.py",
     "export/test_render.py",
     "export/test_sizes.py",
@@ -83,6 +89,7 @@ SLOW = {
     "mobile/test_unet.py",
     "models/test_published.py",
     "models/test_reference.py",
+    "photos/test_firstlook.py",
     "photos/test_gallery.py",
     "photos/test_many_photos.py",
     "quantize/test_mixed.py",
