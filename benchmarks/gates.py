@@ -134,7 +134,8 @@ def output_psnr(
     """Return PSNR (dB) over one whole output, rounded down to 0.01; 200 at most and if equal."""
     if peak is None:
         peak = float(expected.max() - expected.min())
-    return math.floor(100 * psnr(torch.from_numpy(found), torch.from_numpy(expected), peak)) / 100
+    made, wanted = (torch.from_numpy(np.ascontiguousarray(each)) for each in (found, expected))
+    return math.floor(100 * psnr(made, wanted, peak)) / 100
 
 
 def own_rows(artifact: Artifact, device: str) -> list[GateRow]:
