@@ -284,7 +284,7 @@ def left_out(entry: Entry, runs: int) -> str | None:
     if entry.artifact != SAMPLED_AS_PUBLISHED or runs >= least:
         return None
     steps = PUBLISHED.steps
-    return f"one stack in {steps} steps takes as long as a third of all else: bench --runs {least}"
+    return f"a stack in {steps} steps takes as long as a third of all else: bench --runs {least}"
 
 
 def keep_reference_stack(

@@ -133,6 +133,19 @@ def test_nine_frames_are_shown_as_what_a_user_waits_for(folder: Path, tmp_path: 
     assert "analysed once" not in render(folder)
 
 
+def test_what_was_not_measured_says_why(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    rows = read_rows(folder / "bench.json", BenchRow)
+    gone = [
+        bench_row(artifact=name, target="", status="not-run", why=f"{why} < all")
+        for name, why in (("reference@25", "slow"), ("reference@50", "slow"), ("reference", "gone"))
+    ]
+    write_rows(tmp_path / "run" / "bench.json", [*rows, *gone])
+    page = render(tmp_path / "run")
+    assert "Not measured: reference@25, reference@50 (slow &lt; all)." in page
+    assert "Not measured: reference (gone &lt; all)." in page
+
+
 def test_what_passed_in_a_devices_place_alone_is_not_proven_on_it(folder: Path) -> None:
     files = load_manifest(folder).files
     checked = gate_row(MLPACKAGE, "pass", 49.0).model_copy(update={"device": "mil-check"})
