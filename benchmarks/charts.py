@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from pocketfocus.benchmarks.evaluate import Cell
 from pocketfocus.export.targets import TARGETS, get_target
@@ -47,6 +48,8 @@ def latency_chart(bench: Sequence[BenchRow]) -> bytes:
         axis.text(p99 * 1.08, y, f"{p50:,.1f}", va="center", fontsize=8)
     axis.set_yticks(range(len(rows)), [_label(row) for row, *_ in rows], fontsize=8)
     axis.set(xscale="log", xlabel="ms a stack, p50 (line: to p99), log scale")
+    axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
+    axis.xaxis.set(minor_locator=NullLocator())  # matplotlib's own labels are formulas
     axis.margins(x=0.25)
     axis.invert_yaxis()
     return _png(figure)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from pocketfocus.benchmarks import charts
 from pocketfocus.benchmarks.checks import save_stacks
 from pocketfocus.benchmarks.evaluate import Cell
 from pocketfocus.benchmarks.report import headline, render, unproven, write_report
@@ -131,6 +133,18 @@ def test_nine_frames_are_shown_as_what_a_user_waits_for(folder: Path, tmp_path: 
     page = render(tmp_path / "run")
     assert "a photo of 1280x960 pixels scaled and analysed once" in page
     assert "analysed once" not in render(folder)
+
+
+@pytest.mark.parametrize("slowest", [300.0, 30_000.0])
+def test_the_axis_of_latency_has_numbers(monkeypatch: pytest.MonkeyPatch, slowest: float) -> None:
+    """Within a decade and over several: formulas are drawn as they are written."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(charts, "_png", drawn.append)
+    charts.latency_chart([timed(PTE, "executorch", 100.0), timed("onnx/a.onnx", "onnx", slowest)])
+    (axis,) = drawn[0].axes
+    drawn[0].draw_without_rendering()
+    labels = [*axis.get_xticklabels(), *axis.get_xticklabels(minor=True)]
+    assert len(labels) > 1 and all(float(label.get_text()) > 0 for label in labels)
 
 
 def test_what_was_not_measured_says_why(folder: Path, tmp_path: Path) -> None:
