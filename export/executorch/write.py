@@ -66,7 +66,7 @@ def lower(captured: dict[str, ExportedProgram], path: Path) -> Delegation:
 
     names = list(captured)
     partitioner = {name: [XnnpackPartitioner()] for name in names}
-    # Types are not checked after each of some forty passes, a sixth of the time: gates judge files.
+    # Types are not checked after every pass, which took a sixth of the time: gates judge files.
     config = get_xnnpack_edge_compile_config()
     edge = to_edge_transform_and_lower(captured, partitioner=partitioner, compile_config=config)
     del captured  # its weights are in `edge`
