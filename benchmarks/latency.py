@@ -130,7 +130,7 @@ class Bench:
 
     Attributes:
         reference: a spec of `load_reference`; None to leave it out.
-        runs: timed calls of every file and of the student; see `left_out` for what few leave out.
+        runs: timed calls of every file and of the student; see `why_not` for what few leave out.
         warmup: untimed calls before those, in every round.
         threads: CPU threads; None for the device's own default.
         photos: as of `Verification`; only the one that verify keeps is used.
@@ -170,10 +170,12 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
     baselines = reference_entries(how.reference) if eager and how.reference is not None else []
     entries = list_entries(folder, manifest)
     larger = larger_entries(manifest, entries) if takes_sizes(device) else []
-    runnable = [e for e in (*entries, *larger) if why_not(device, e) is None]
+    every = (*baselines, *entries, *larger)
+    reasons = {e: why for e in every if (why := why_not(device, e, how.runs)) is not None}
+    runnable = [e for e in (*entries, *larger) if e not in reasons]
     usual = [e for e in runnable if e.given == ("stack", None)]
     plan = schedule(usual, how.runs, how.warmup)
-    slow = [entry for entry in baselines if left_out(entry, how.runs) is None]
+    slow = [entry for entry in baselines if entry not in reasons]
     visits = [Visit(entry, 1 if n else REFERENCE_RUNS, 0) for n, entry in enumerate(slow)]
     middle = (len(plan) + 1) // 2
     plan[middle:middle] = visits
@@ -182,7 +184,7 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
     plan += [Visit(e, 1, 0) for e in runnable if e.size]
     measured, crashed = measure(device, plan, given, how.threads)
     rows = [
-        complete_row(device, entry, crashed.get(entry), given, measured, left_out(entry, how.runs))
+        complete_row(device, entry, crashed.get(entry), reasons.get(entry), given, measured)
         for entry in [*baselines, *entries]
     ]
     if eager:
@@ -196,14 +198,13 @@ def complete_row(
     device: Device,
     entry: Entry,
     crash: str | None,
+    reason: str | None,
     given: Given,
     measured: Mapping[Entry, Sequence[Result]],
-    skipped: str | None = None,
 ) -> BenchRow:
-    """Return an entry's row, with where it is from, and of which photo or sizes else; `skipped` is
-    why it was not to be measured."""
-    results, why = measured.get(entry, []), crash or skipped or why_not(device, entry)
-    found = row_of(entry, device.name, results, why, crash is not None)
+    """Return an entry's row, with where it is from, and of which photo or sizes else; `reason` is
+    why it was not to be measured, if it was not."""
+    found = row_of(entry, device.name, measured.get(entry, []), crash or reason, crash is not None)
     row = BenchRow(**found.given(), **origin(device, entry.target).given())
     more: dict[str, object] = {}
     if entry.makes == "frames":
@@ -272,19 +273,16 @@ def larger_entries(manifest: Manifest, entries: Sequence[Entry]) -> list[Entry]:
     ]
 
 
-def why_not(device: Device, entry: Entry) -> str | None:
-    """Return why a device cannot measure an entry; None where it can."""
-    reason = device.why_not(entry.target)
-    return reason or (why_no_frames(device) if entry.makes == "frames" else None)
-
-
-def left_out(entry: Entry, runs: int) -> str | None:
-    """Return why a baseline is not measured beside so few runs of the files; None where it is."""
-    least = ROUNDS * ROUND_RUNS
-    if entry.artifact != SAMPLED_AS_PUBLISHED or runs >= least:
-        return None
-    steps = PUBLISHED.steps
-    return f"a stack in {steps} steps takes as long as a third of all else: bench --runs {least}"
+def why_not(device: Device, entry: Entry, runs: int) -> str | None:
+    """Return why an entry is not measured, since a device cannot or beside so few runs of the files
+    nobody waits for it; None where it is."""
+    reason, least = device.why_not(entry.target), ROUNDS * ROUND_RUNS
+    if reason is None and entry.makes == "frames":
+        return why_no_frames(device)
+    if reason is None and entry.artifact == SAMPLED_AS_PUBLISHED and runs < least:
+        steps = f"{PUBLISHED.steps} steps"
+        return f"a stack in {steps} takes as long as a third of all else: bench --runs {least}"
+    return reason
 
 
 def keep_reference_stack(

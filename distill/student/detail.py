@@ -1,13 +1,14 @@
 """The gain of detail that is finer than the analysis: the last thing a student learns.
 
 A crop at twice the size is analysed at half of it, rendered at its own, and compared there. Only
-the rows of the network's last layer that give these gains learn; all else stays.
+the layer of the network that gives these gains learns; all else stays.
 
 Legend: B batch, h, w size of the analysis, H = 2h, W = 2w.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from pocketfocus.distill.train.checkpoint import Config
 from pocketfocus.distill.train.crops import Crops
 from pocketfocus.distill.train.loop import Task, Trainer
 from pocketfocus.distill.train.schedule import Schedule
-from pocketfocus.models.student import CELL, COLOURS, RefocusStudent, enlarged
+from pocketfocus.models.student import CELL, COLOURS, Encoded, RefocusStudent, enlarged
 from pocketfocus.run.constants import FRAMES, IMAGES
 
 FACTOR = 2
@@ -35,13 +36,12 @@ SCHEDULE = Schedule(
 
 
 class Detail(nn.Module):
-    """The rows of a student's last layer that give the gains of finer detail, on their own."""
+    """The layer of a student that gives the gains of finer detail, on its own."""
 
     def __init__(self, student: RefocusStudent) -> None:
         super().__init__()
         self.student = student.eval().requires_grad_(False)
-        last = student.network.outputs
-        self.weight, self.bias = (nn.Parameter(p[:IMAGES].clone()) for p in last.parameters())
+        self.layer = copy.deepcopy(student.network.detail).requires_grad_(True)
 
     def losses(self, *drawn: Tensor) -> dict[str, Tensor]:
         """Compare what is rendered of photos with their images, at twice the analysis's size."""
@@ -62,15 +62,16 @@ class Detail(nn.Module):
         small = F.interpolate(photos, scale_factor=1 / FACTOR, mode="bicubic", antialias=True)
         small = small.clamp(-1, 1)
         network = self.student.network
-        hook = network.outputs.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        hook = network.detail.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
         with hook, torch.no_grad():
             found = network(small, places)
         with torch.autocast(photos.device.type, enabled=False):
             with torch.no_grad():
-                change, _ = self.student.compose(small, found.outputs.float(), places)
+                found = Encoded(*(tensor.float() for tensor in found))
+                change, _ = self.student.compose(small, found, places)
                 copies = small.repeat(1, IMAGES, 1, 1)
                 change = (copies + change).clamp(-1, 1) - copies
-            gains = enlarged(F.conv2d(seen[0].float(), self.weight, self.bias), float(CELL))
+            gains = enlarged(self.layer(seen[0].float()), float(CELL))
             lost = gains.repeat_interleave(COLOURS, 1) * copies
             wide, fine = enlarged(change - lost, float(FACTOR)), enlarged(gains, float(FACTOR))
             photos = photos[:, None]
@@ -78,10 +79,8 @@ class Detail(nn.Module):
 
     @torch.no_grad()
     def give_back(self) -> None:
-        """Put the rows into the student."""
-        last = self.student.network.outputs
-        for whole, rows in zip(last.parameters(), (self.weight, self.bias), strict=True):
-            whole[:IMAGES] = rows
+        """Put the layer into the student."""
+        self.student.network.detail.load_state_dict(self.layer.state_dict())
 
 
 def train_detail(
@@ -91,9 +90,9 @@ def train_detail(
     budget: Schedule,
     config: Config,
 ) -> None:
-    """Train these rows in place, on true stacks at twice the analysis's size, for the minutes and
-    steps of a schedule; goes on from the checkpoint in `folder`. They stay as they were where
-    training does not lower the loss on held-out stacks."""
+    """Train this layer in place, on true stacks at twice the analysis's size, for the minutes and
+    steps of a schedule; goes on from the checkpoint in `folder`. It stays as it was where training
+    does not lower the loss on held-out stacks."""
     detail, size = Detail(student), min(stacks.images.shape[-2:]) // 64 * 64
     count = max(1, int(HELD_OUT_SHARE * len(stacks)))
     held_out, rest = stacks.part(slice(count)), stacks.part(slice(count, None))

@@ -49,6 +49,7 @@ class OneStepTrainer(StudentTrainer):
     def __init__(self, reference: ReferencePipeline, student: RefocusStudent) -> None:
         super().__init__()
         self.student = student
+        student.network.detail.requires_grad_(False)  # no loss here sees it, see `train_detail`
         self.rounded: Files | None = None
 
     def round(self, recipe: Recipe, photos: Sequence[Path] | None) -> None:
@@ -118,11 +119,12 @@ class Regression(OneStepTrainer):
         self, found: Encoded, batch: Batch, places: Tensor, pool: int
     ) -> dict[str, Tensor]:
         """Compose images of what the network found, and compare them, in full precision."""
-        with torch.autocast(found.outputs.device.type, enabled=False):
-            change, _ = self.student.compose(batch.photos, found.outputs.float(), places)
+        with torch.autocast(found.pixels.device.type, enabled=False):
+            found = Encoded(*(tensor.float() for tensor in found))
+            change, _ = self.student.compose(batch.photos, found, places)
             change = change.reshape(-1, IMAGES, COLOURS, *change.shape[2:])
-            likely = found.position.float().log_softmax(-1)
-            made = Made(batch.photos[:, None] + change, found.dioptres.float(), likely)
+            likely = found.position.log_softmax(-1)
+            made = Made(batch.photos[:, None] + change, found.dioptres, likely)
             return compared(made, batch, places, pool)
 
 

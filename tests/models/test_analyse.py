@@ -33,7 +33,8 @@ FILE = Analyser("file", nothing, sizes=(LANDSCAPE,))
 def student() -> RefocusStudent:
     torch.manual_seed(0)
     student = build_student("micro").eval()
-    torch.nn.init.normal_(student.network.outputs.weight, std=0.05)
+    for layer in (student.network.detail, student.network.gains, student.network.pixels):
+        torch.nn.init.normal_(layer.weight, std=0.05)
     return student
 
 

@@ -51,7 +51,8 @@ def test_it_changes_pictures_only_once_it_has_joined() -> None:
     """Positions are its own from the start: they do not depend on what joins."""
     torch.manual_seed(0)
     student = RefocusStudent(**WITH_PRIOR).eval()
-    nn.init.normal_(student.network.outputs.weight, std=0.05)
+    for layer in (student.network.detail, student.network.gains, student.network.pixels):
+        nn.init.normal_(layer.weight, std=0.05)
     photo = torch.rand(1, 3, 64, 96) * 2 - 1
     before = student.analyse(photo, UNKNOWN)
     network = student.network

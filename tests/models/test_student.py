@@ -23,6 +23,7 @@ from pocketfocus.models.student import (
     PIXELS,
     PRESETS,
     Bands,
+    Encoded,
     RefocusStudent,
     build_student,
     load_student,
@@ -41,7 +42,8 @@ UNKNOWN = torch.zeros(1, FRAMES)
 def student() -> RefocusStudent:
     torch.manual_seed(0)
     made = RefocusStudent(**PRESETS["micro"] | {"bands": BANDS, "size": SIZE}).eval()
-    torch.nn.init.normal_(made.network.outputs.weight, std=0.05)
+    for layer in (made.network.detail, made.network.gains, made.network.pixels):
+        torch.nn.init.normal_(layer.weight, std=0.05)
     return made
 
 
@@ -125,13 +127,13 @@ def test_a_change_is_the_sum_of_weighted_bands_and_pixels(student: RefocusStuden
     generator = torch.Generator().manual_seed(2)
     photo = photos(2).double()
     cells = (SIZE[0] // CELL, SIZE[1] // CELL)
-    values = 1 + BANDS + PIXELS
-    outputs = torch.randn(2, IMAGES * values, *cells, generator=generator).double()
+    widths = [IMAGES, IMAGES * BANDS, IMAGES * PIXELS]
+    found = [torch.randn(2, n, *cells, generator=generator).double() for n in widths]
     position = torch.cat([one_hot(4), UNKNOWN]).double()
     doubled = RefocusStudent(**PRESETS["micro"] | {"bands": BANDS}).double()
-    change, detail = doubled.compose(photo, outputs, position)
-    bands = doubled.pyramid(photo)
-    pixels = outputs[:, IMAGES * (1 + BANDS) :].unflatten(1, (IMAGES, PIXELS))
+    change, detail = doubled.compose(photo, Encoded(*found, photo, position), position)
+    bands, outputs = doubled.pyramid(photo), torch.cat(found[:2], 1)
+    pixels = found[2].unflatten(1, (IMAGES, PIXELS))
     for image in range(IMAGES):
         gain = [outputs[:, n * IMAGES + image, None] for n in range(1 + BANDS)]
         coarse = gain[3] * bands[2] + gain[4] * larger(bands[3], 2)
@@ -204,6 +206,18 @@ def test_saved_and_loaded_it_is_the_same(student: RefocusStudent, tmp_path: Path
     assert loaded.photo_size == SIZE
     for name, tensor in student.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor.half().float()), name
+
+
+def test_a_student_with_one_last_layer_is_the_same(student: RefocusStudent, tmp_path: Path) -> None:
+    save_student(student, tmp_path, half=False)
+    path, names = next(tmp_path.glob("*.safetensors")), ("detail", "gains", "pixels")
+    weights = load_file(path)
+    for kind in ("weight", "bias"):
+        parts = [weights.pop(f"network.{name}.{kind}") for name in names]
+        weights[f"network.outputs.{kind}"] = torch.cat(parts)
+    save_file(weights, path)
+    for name, value in load_student(tmp_path).state_dict().items():
+        assert torch.equal(value, student.state_dict()[name]), name
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ def test_each_term_of_the_gan_trains_its_own_side(
     batch = true_batch([cached(noise)], 2, 64, torch.Generator().manual_seed(0)).floats()
     made = trained.made(batch.photos, batch.places).images[:, :FRAMES]
     fool, judge = trained.judged(made, batch)
-    student, heads = (list(part.parameters()) for part in (trained.student, trained.heads))
+    parts = trained.student, trained.heads
+    student, heads = ([p for p in part.parameters() if p.requires_grad] for part in parts)
     for term, other in ((fool, heads), (judge, student)):
         found = torch.autograd.grad(term, other, retain_graph=True, allow_unused=True)
         assert all(gradient is None for gradient in found)
@@ -52,8 +53,10 @@ def test_every_layer_of_the_student_is_in_the_graph(
     for pool in (1, 4):
         trained.zero_grad(set_to_none=True)
         trained.losses(batch, pool=pool)["loss"].backward()
-        missing = [n for n, p in trained.student.named_parameters() if p.grad is None]
-        assert missing == []
+        learns = {n: p for n, p in trained.student.named_parameters() if p.requires_grad}
+        assert [name for name, parameter in learns.items() if parameter.grad is None] == []
+        fixed = {name for name, _ in trained.student.named_parameters()} - set(learns)
+        assert fixed == {"network.detail.weight", "network.detail.bias"}
 
 
 def test_pseudo_huber_is_square_near_zero_and_size_far_off() -> None:

@@ -25,6 +25,7 @@ from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 
 GROUP = Scheme(4, "affine", 8, "dynamic")
+FLOATS, PIXELS = {"network.detail", "network.gains"}, {"network.pixels"}
 
 
 @pytest.fixture
@@ -137,11 +138,14 @@ def test_every_target_with_integers_is_learned_for(student: RefocusStudent) -> N
     assert {"executorch", "onnx", "coreml"} <= set(schemes)
     assert {scheme.bits for scheme in schemes["onnx"].values()} == {4, 8}
     assert {scheme.bits for scheme in schemes["executorch"].values()} == {4, 8}
-    for table in schemes_of(RECIPES["int8"], student).values():
-        assert set(table) == set(layers_of(student)) - {"network.outputs"}
-        assert {scheme.activations for scheme in table.values()} == {"static"}
+    for target, table in schemes_of(RECIPES["int8"], student).items():
+        floats = FLOATS | (set() if target == "executorch" else PIXELS)
+        assert set(table) == set(layers_of(student)) - floats
+        found = {name for name, scheme in table.items() if scheme.activations != "static"}
+        assert found == PIXELS - floats
     palettes = adapted(RECIPES["int4"], {"form": "palettes"})
-    assert set(schemes_of(palettes, student)["coreml"]) == {"network.outputs"}
+    found = set(schemes_of(palettes, student)["coreml"])  # Core ML leaves small weights as they are
+    assert PIXELS <= found <= PIXELS | FLOATS
 
 
 def test_fixed_ranges_come_from_real_photos(student: RefocusStudent) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -82,6 +84,7 @@ def test_four_bit_groups_against_plain_rounding() -> None:
 
 
 INT4, INT8 = Scheme(4, "affine", 32, "dynamic"), Scheme(8, "affine", "channel", "static")
+DYNAMIC = replace(INT8, activations="dynamic")
 
 
 @pytest.mark.parametrize(
@@ -100,6 +103,11 @@ INT4, INT8 = Scheme(4, "affine", 32, "dynamic"), Scheme(8, "affine", "channel", 
         (INT4, nn.Conv2d(48, 8, 1), INT8, "48 inputs are no whole groups of 32"),
         (INT4, nn.Conv2d(32, 8, 1), INT4, ""),
         (INT8, nn.Conv2d(32, 8, 1), INT8, ""),
+        (DYNAMIC, nn.Linear(4, 4), DYNAMIC, ""),
+        (DYNAMIC, nn.Conv2d(4, 8, 3, stride=2), DYNAMIC, ""),
+        (DYNAMIC, nn.Conv2d(4, 8, 3, groups=2), INT8, "for such convolutions"),
+        (DYNAMIC, nn.Conv2d(1, 8, 3), INT8, "for such convolutions"),
+        (DYNAMIC, nn.ConvTranspose2d(4, 8, 2), INT8, "for such convolutions"),
         (Scheme(8, "affine", "channel"), nn.Linear(4, 4), INT8, "with int8 activations only"),
         (Scheme(4, "affine", "channel", "dynamic"), nn.Linear(32, 8), INT4, "all its 32 weights"),
         (Scheme(4, "palette", 8), nn.Linear(32, 8), INT4, "no palettes"),
