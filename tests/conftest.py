@@ -37,7 +37,8 @@ gc.set_threshold(50_000, 20, 20)  # what torch and the toolchains import is walk
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
-ONE_WORKER = "shared"
+ONE_WORKER, SIZED = "shared", "sized"  # groups of tests
+SIZES = ((48, 80), (80, 48))  # of photos, beside those that the small student is for
 WITH_PRIOR: dict[str, Any] = {  # a small student with a prior of depth, which the smallest lacks
     "channels": (8, 8, 16),
     "encoder": (1, 1, 1),
@@ -161,6 +162,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
         shares = {"exported", "built_page", "wheel"} & fixtures
         group = ONE_WORKER if shares else item.path.relative_to(ROOT).as_posix()
+        group = SIZED if "sized" in fixtures else group
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(group))
     if items and hasattr(items[0].config, "workerinput"):
@@ -311,6 +313,18 @@ def exported(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> E
         return out
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sized(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with an int8 file of three targets for photos of three sizes, its own and `SIZES`;
+    tests must not change it."""
+    from pocketfocus.export.stage import Export, export_run
+
+    out = tmp_path_factory.mktemp("sized")
+    request = Export(out, ["executorch", "coreml", "onnx"], ["int8"], sizes=SIZES)
+    export_run(small_student, request, log=lambda line: None)
+    return out
 
 
 @pytest.fixture(scope="session")

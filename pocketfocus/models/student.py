@@ -447,7 +447,8 @@ def _divide_last(weights: dict[str, Tensor], bands: int) -> None:
         whole = weights.get(f"network.outputs.{kind}")
         if whole is not None and len(whole) == sum(counts.values()):
             del weights[f"network.outputs.{kind}"]
-            for name, part in zip(counts, whole.split(list(counts.values())), strict=True):
+            parts = torch.split(whole, list(counts.values()))
+            for name, part in zip(counts, parts, strict=True):
                 weights[f"network.{name}.{kind}"] = part
 
 

@@ -16,7 +16,6 @@ import torch
 from pocketfocus.benchmarks.golden import read_golden, replay, write_golden
 from pocketfocus.data.optics import one_hot
 from pocketfocus.export.coreml.write import tensors
-from pocketfocus.export.stage import Export, export_run
 from pocketfocus.mobile_harness.device import Device, Job, Result
 from pocketfocus.mobile_harness.devices import get_device
 from pocketfocus.mobile_harness.host import Host
@@ -26,10 +25,11 @@ from pocketfocus.models.student import load_student
 from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.results import GateRow
+from tests.conftest import SIZES
 from tests.mobile_harness.android import scripted_adb
 
 OWN: Size = (64, 64)
-OTHERS: tuple[Size, ...] = ((48, 80), (80, 48))
+OTHERS: tuple[Size, ...] = SIZES
 PTE, PACKAGE, ONNX = (
     "executorch/student-int8.pte",
     "coreml/student-int8.mlpackage",
@@ -39,13 +39,11 @@ GATES = ("int8 file, executed", "same file, replayed", "canary")
 
 
 @pytest.fixture(scope="module")
-def bundle(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(sized: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of three files for photos of three sizes, of which one cannot be executed here."""
-    out = tmp_path_factory.mktemp("sizes")
-    request = Export(out / "run", ["executorch", "coreml", "onnx"], ["int8"], sizes=OTHERS)
-    export_run(small_student, request, log=lambda line: None)
-    write_golden(out / "run", out / "bundle", [Host()])
-    return out / "bundle"
+    out = tmp_path_factory.mktemp("golden") / "bundle"
+    write_golden(sized, out, [Host()])
+    return out
 
 
 def copied(bundle: Path, folder: Path) -> Path:
@@ -116,13 +114,14 @@ class OffAtOneSize(Host):
         return replace(result, outputs=(stacks[:, ::-1], *others))
 
 
-def test_what_is_wrong_at_one_size_alone_fails_there(bundle: Path, tmp_path: Path) -> None:
+def test_what_is_wrong_at_one_size_alone_fails_there(
+    bundle: Path, sized: Path, tmp_path: Path
+) -> None:
     found = statuses(replay(copied(bundle, tmp_path), [OffAtOneSize()]), PTE)
     failed = [gate for gate, status in found.items() if status == "fail"]
     assert failed == [f"photos of 48x80, {gate}" for gate in GATES]
-    run = bundle.parent / "run"
     with pytest.raises(UserError, match=r"int8\.pte misses its own gate at 48x80"):
-        write_golden(run, tmp_path / "made", [OffAtOneSize()])
+        write_golden(sized, tmp_path / "made", [OffAtOneSize()])
     assert not (tmp_path / "made").exists()
 
 

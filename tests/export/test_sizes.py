@@ -17,7 +17,6 @@ from pocketfocus.benchmarks.verify import verify_run
 from pocketfocus.data.optics import one_hot
 from pocketfocus.data.scenes import held_out_photos
 from pocketfocus.export.open import open_model
-from pocketfocus.export.stage import Export, export_run
 from pocketfocus.export.student import other_sizes, shapes
 from pocketfocus.export.targets import Sizes, get_target
 from pocketfocus.mobile_harness.arm64.worker import run_pte
@@ -29,27 +28,18 @@ from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Artifact, Function, load_manifest
 from pocketfocus.run.metrics import psnr
+from tests.conftest import SIZES
 
 OWN: Size = (64, 64)
-OTHERS: tuple[Size, ...] = ((48, 80), (80, 48))
+OTHERS: tuple[Size, ...] = SIZES
 FILES = {"executorch": ("int8",), "coreml": ("int8",), "onnx": ("int8",)}
 
 Call = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
 @pytest.fixture(scope="module")
-def run(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of all these files for photos of three sizes."""
-    out = tmp_path_factory.mktemp("sizes")
-    for target, precisions in FILES.items():
-        request = Export(out, [target], precisions, sizes=OTHERS)
-        export_run(small_student, request, log=lambda line: None)
-    return out
-
-
-@pytest.fixture(scope="module")
-def artifacts(run: Path) -> dict[str, Artifact]:
-    return {artifact.name: artifact for artifact in load_manifest(run).artifacts}
+def artifacts(sized: Path) -> dict[str, Artifact]:
+    return {artifact.name: artifact for artifact in load_manifest(sized).artifacts}
 
 
 def opened(path: Path, target: str) -> Call:
@@ -82,9 +72,9 @@ def name_of(target: str, precision: str) -> str:
     [*((t, p, False) for t, names in FILES.items() for p in names), ("executorch", "int8", True)],
 )
 def test_every_size_is_the_student(
-    run: Path, small_student: Path, target: str, precision: str, emulated: bool
+    sized: Path, small_student: Path, target: str, precision: str, emulated: bool
 ) -> None:
-    path, student = run / name_of(target, precision), load_student(small_student)
+    path, student = sized / name_of(target, precision), load_student(small_student)
     call = on_arm64(path) if emulated else opened(path, target)
     photo = Image.fromarray(held_out_photos()[0])
     for size in (OWN, *OTHERS):
@@ -100,11 +90,11 @@ def test_every_size_is_the_student(
 
 
 def test_what_a_file_takes_is_in_it_and_in_the_manifest(
-    run: Path, artifacts: dict[str, Artifact]
+    sized: Path, artifacts: dict[str, Artifact]
 ) -> None:
-    assert load_manifest(run).sizes == (OWN, *OTHERS)
+    assert load_manifest(sized).sizes == (OWN, *OTHERS)
     for name in ("executorch/student-int8.pte", "coreml/student-int8.mlpackage"):
-        found = get_target(artifacts[name].target).sizes(run / name)
+        found = get_target(artifacts[name].target).sizes(sized / name)
         assert set(found.listed) == {OWN, *OTHERS}
         assert (found.listed[0], found.multiple) == (OWN, 0)
         main = artifacts[name].functions[0].name
@@ -113,7 +103,7 @@ def test_what_a_file_takes_is_in_it_and_in_the_manifest(
             Function(f"{main}_48x80", (80, 48)),
         )  # fmt: skip
     name = "onnx/student-int8.onnx"
-    assert get_target("onnx").sizes(run / name) == Sizes((OWN,), 8)
+    assert get_target("onnx").sizes(sized / name) == Sizes((OWN,), 8)
     assert (artifacts[name].functions, artifacts[name].multiple) == ((), 8)
 
 
@@ -123,19 +113,19 @@ def test_a_delegate_takes_every_size_whole(artifacts: dict[str, Artifact]) -> No
     assert (delegation.calls, delegation.share) == (1, 1.0)
 
 
-def test_sizes_share_weights(run: Path) -> None:
+def test_sizes_share_weights(sized: Path) -> None:
     """What looks like weights, bytes of many values, stands in the file once."""
-    content = (run / "executorch/student-int8.pte").read_bytes()
+    content = (sized / "executorch/student-int8.pte").read_bytes()
     pieces = [content[at : at + 32] for at in range(0, len(content) - 32, 64)]
     pieces = [piece for piece in pieces if len(set(piece)) > 16]
     repeated = sum(content.count(piece) > 1 for piece in pieces)
-    assert len(pieces) * 64 > sum(p.numel() for p in load_student(run / "student").parameters())
+    assert len(pieces) * 64 > sum(p.numel() for p in load_student(sized / "student").parameters())
     assert repeated < len(pieces) / 10
 
 
-def test_a_photo_on_its_side_is_not_turned_nor_squashed(run: Path) -> None:
+def test_a_photo_on_its_side_is_not_turned_nor_squashed(sized: Path) -> None:
     for name in ("executorch/student-int8.pte", "onnx/student-int8.onnx"):
-        analyser = open_model(str(run / name)).analyser
+        analyser = open_model(str(sized / name)).analyser
         assert analyser is not None
         fit = analyser.fit((1000, 600))
         assert not fit.transposed
@@ -160,23 +150,23 @@ def test_sizes_that_cannot_be_are_refused(size: Size, message: str) -> None:
         other_sizes(build_student("micro"), [size])
 
 
-def test_verify_judges_every_size_and_drawn_pictures(run: Path, tmp_path: Path) -> None:
+def test_verify_judges_every_size_and_drawn_pictures(sized: Path, tmp_path: Path) -> None:
     name = "executorch/student-int8.pte"
     copied = tmp_path / "run"
     for part in ("student", name):
         (copied / part).parent.mkdir(parents=True, exist_ok=True)
-        source = run / part
+        source = sized / part
         shutil.copytree(source, copied / part) if source.is_dir() else shutil.copy2(
             source, copied / part
         )
-    manifest = load_manifest(run)
+    manifest = load_manifest(sized)
     kept = [artifact for artifact in manifest.artifacts if artifact.name == name]
     replace(manifest, artifacts=kept, render=None).save(copied)
     rows = verify_run(copied, Host())
     gates = {row.gate: row for row in rows if row.artifact == name}
     assert {row.status for row in gates.values()} == {"pass"}
-    sized = [gate for gate in gates if gate.startswith("photos of ")]
-    assert sized == ["photos of 80x48, int8 file, executed", "photos of 48x80, int8 file, executed"]
+    others = [gate for gate in gates if gate.startswith("photos of ")]
+    assert others == ["photos of 80x48, int8 file, executed", "photos of 48x80, int8 file, executed"]
     drawn = gates["drawn pictures, int8 file, executed"]
     assert "worst is " in drawn.why
     assert drawn.threshold_db == 30

@@ -127,13 +127,16 @@ def test_a_change_is_the_sum_of_weighted_bands_and_pixels(student: RefocusStuden
     generator = torch.Generator().manual_seed(2)
     photo = photos(2).double()
     cells = (SIZE[0] // CELL, SIZE[1] // CELL)
-    widths = [IMAGES, IMAGES * BANDS, IMAGES * PIXELS]
-    found = [torch.randn(2, n, *cells, generator=generator).double() for n in widths]
+    detail, gains, pixels = (
+        torch.randn(2, n, *cells, generator=generator).double()
+        for n in (IMAGES, IMAGES * BANDS, IMAGES * PIXELS)
+    )
     position = torch.cat([one_hot(4), UNKNOWN]).double()
     doubled = RefocusStudent(**PRESETS["micro"] | {"bands": BANDS}).double()
-    change, detail = doubled.compose(photo, Encoded(*found, photo, position), position)
-    bands, outputs = doubled.pyramid(photo), torch.cat(found[:2], 1)
-    pixels = found[2].unflatten(1, (IMAGES, PIXELS))
+    found = Encoded(detail, gains, pixels, detail, position)
+    change, fine = doubled.compose(photo, found, position)
+    bands, outputs = doubled.pyramid(photo), torch.cat([detail, gains], 1)
+    pixels = pixels.unflatten(1, (IMAGES, PIXELS))
     for image in range(IMAGES):
         gain = [outputs[:, n * IMAGES + image, None] for n in range(1 + BANDS)]
         coarse = gain[3] * bands[2] + gain[4] * larger(bands[3], 2)
@@ -143,7 +146,7 @@ def test_a_change_is_the_sum_of_weighted_bands_and_pixels(student: RefocusStuden
         if image == 4:
             expected[0] = gain[0][0] = 0
         torch.testing.assert_close(change[:, 3 * image : 3 * image + 3], expected)
-        torch.testing.assert_close(detail[:, image, None], gain[0])
+        torch.testing.assert_close(fine[:, image, None], gain[0])
 
 
 def test_shuffling_is_pixel_shuffle() -> None:
