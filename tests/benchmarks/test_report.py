@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from pocketfocus.benchmarks import charts
 from pocketfocus.benchmarks.checks import save_stacks
@@ -18,6 +19,7 @@ from pocketfocus.benchmarks.evaluate import Cell
 from pocketfocus.benchmarks.report import headline, render, unproven, write_report
 from pocketfocus.benchmarks.tables import files_table
 from pocketfocus.data.optics import distance
+from pocketfocus.run.constants import FIRST_LOOK
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
 from pocketfocus.run.manifest import Artifact, Delegation, Manifest, load_manifest
@@ -90,6 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     frames = np.full((9, 32, 32, 3), 25 * np.arange(9).reshape(9, 1, 1, 1), np.uint8)
     save_stacks(path / "stacks.npz", {"photo": frames[4], "student": frames, PTE: frames})
     save_stacks(path / "reference.npz", {"reference": frames})
+    Image.fromarray(frames[4]).save(path / FIRST_LOOK)
     write_report(path)
     return path
 
@@ -251,6 +254,10 @@ def test_opens_with_pictures_and_fits(size: tuple[int, int], page: Page) -> None
     pictures = page.locator(".stack img:not([hidden])").evaluate_all(tops)
     tables = page.locator("table").evaluate_all(tops)
     assert max(pictures) < min(tables)
+    (first,) = page.locator("header img").evaluate_all(tops)
+    facts = page.locator(".fact").evaluate_all(tops)
+    assert facts and first < min(facts)
+    assert len(set(facts)) == 1 or size[0] < 1000  # in one row, where there is room
     wide = "(all) => all.map((each) => each.scrollWidth - each.clientWidth)"
     inside = page.locator(".scroll").evaluate_all(wide)
     assert len(inside) == len(tables)

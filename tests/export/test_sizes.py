@@ -166,7 +166,10 @@ def test_verify_judges_every_size_and_drawn_pictures(sized: Path, tmp_path: Path
     gates = {row.gate: row for row in rows if row.artifact == name}
     assert {row.status for row in gates.values()} == {"pass"}
     others = [gate for gate in gates if gate.startswith("photos of ")]
-    assert others == ["photos of 80x48, int8 file, executed", "photos of 48x80, int8 file, executed"]
+    assert others == [
+        "photos of 80x48, int8 file, executed",
+        "photos of 48x80, int8 file, executed",
+    ]
     drawn = gates["drawn pictures, int8 file, executed"]
     assert "worst is " in drawn.why
     assert drawn.threshold_db == 30
