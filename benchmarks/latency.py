@@ -41,7 +41,7 @@ from pocketfocus.mobile_harness.devices import origin, takes_sizes
 from pocketfocus.mobile_harness.host import Host
 from pocketfocus.models.places import find_places
 from pocketfocus.models.reference import PUBLISHED
-from pocketfocus.run.constants import Size
+from pocketfocus.run.constants import RUNS, RUNS_WITH_PUBLISHED, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import size_bytes
 from pocketfocus.run.manifest import (
@@ -137,7 +137,7 @@ class Bench:
     """
 
     reference: str | None = "default"
-    runs: int = 50
+    runs: int = RUNS
     warmup: int = 5
     threads: int | None = None
     photos: Sequence[Path] | None = None
@@ -276,7 +276,7 @@ def larger_entries(manifest: Manifest, entries: Sequence[Entry]) -> list[Entry]:
 def why_not(device: Device, entry: Entry, runs: int) -> str | None:
     """Return why an entry is not measured, since a device cannot or beside so few runs of the files
     nobody waits for it; None where it is."""
-    reason, least = device.why_not(entry.target), ROUNDS * ROUND_RUNS
+    reason, least = device.why_not(entry.target), RUNS_WITH_PUBLISHED
     if reason is None and entry.makes == "frames":
         return why_no_frames(device)
     if reason is None and entry.artifact == SAMPLED_AS_PUBLISHED and runs < least:

@@ -13,7 +13,13 @@ import typer
 from pocketfocus.cli import quiet
 from pocketfocus.models.places import Places, find_places
 from pocketfocus.quantize.recipes import TOOLCHAIN_NAMES
-from pocketfocus.run.constants import FRAMES, Size, check_position, size_text
+from pocketfocus.run.constants import (
+    FRAMES,
+    RUNS_WITH_PUBLISHED,
+    Size,
+    check_position,
+    size_text,
+)
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import SCHEMA_VERSION, writing_failed
 from pocketfocus.run.progress import say
@@ -80,7 +86,8 @@ Runs = Annotated[
     typer.Option(
         "--runs",
         min=1,
-        help="timed calls of each file; from 40 on, the reference sampled as published too",
+        help=f"timed calls of each file; from {RUNS_WITH_PUBLISHED} on, the reference sampled as "
+        "published too",
     ),
 ]
 

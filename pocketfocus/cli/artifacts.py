@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketfocus.cli import arguments
+from pocketfocus.run.constants import RUNS
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.progress import say
 from pocketfocus.run.text import printable
@@ -250,7 +251,7 @@ def bench(
     run: arguments.Run,
     photos: arguments.Photos = None,
     reference: arguments.Reference = "default",
-    runs: arguments.Runs = 50,
+    runs: arguments.Runs = RUNS,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads; else the device's default")
     ] = None,

@@ -13,7 +13,7 @@ from pocketfocus.cli import arguments
 from pocketfocus.models.places import find_places
 from pocketfocus.quantize.recipes import is_recipe_file
 from pocketfocus.run.cache import PACKAGE, source_hash
-from pocketfocus.run.constants import FIRST_LOOK, Size
+from pocketfocus.run.constants import FIRST_LOOK, RUNS, Size
 from pocketfocus.run.files import key_of
 from pocketfocus.run.progress import say
 from pocketfocus.run.stages import Stage, hashes, run_stages, tools
@@ -58,7 +58,7 @@ class Settings:
     precisions: tuple[str, ...]
     seed: int
     sizes: tuple[Size, ...] | None = None
-    runs: int = 50
+    runs: int = RUNS
 
 
 Inputs = Callable[[], dict[str, object]]
@@ -76,7 +76,7 @@ def build(
     targets: arguments.Targets = arguments.ALL,
     precisions: arguments.Precisions = arguments.ALL,
     sizes: arguments.Sizes = None,
-    runs: arguments.Runs = 50,
+    runs: arguments.Runs = RUNS,
     seed: arguments.Seed = 0,
 ) -> None:
     """Run every stage, from distilling to the report; stages that are up to date are skipped."""
