@@ -105,7 +105,7 @@ class Rounded:
                 layer.register_forward_hook(lambda _, given, output: static(output, span.output)),
             ]
         if scheme.bits < 16 and scheme.activations == "dynamic":
-            rows = by_rows(layer, scheme, dynamic)
+            rows = by_pixel(layer, dynamic)
             return [layer.register_forward_pre_hook(lambda _, given: (rows(given[0]),))]
         return []
 
@@ -188,14 +188,12 @@ def static(x: Tensor, span: tuple[float, float]) -> Tensor:
     return made.to(x.dtype)
 
 
-def by_rows(layer: nn.Module, scheme: Scheme, rounding: Round) -> Round:
-    """A rounding of rows (the last dimension) for a layer's input. A convolution's rows are whole
-    images; at 4 bits, where it is a product of every pixel, the channels of its pixels."""
+def by_pixel(layer: nn.Module, rounding: Round) -> Round:
+    """A rounding of rows (the last dimension) for a layer's input: a convolution's rows are the
+    channels of its pixels."""
     if not isinstance(layer, nn.Conv2d):
         return rounding
-    if scheme.bits == 4:
-        return lambda x: rounding(x.movedim(1, -1)).movedim(-1, 1)
-    return lambda x: rounding(x.flatten(1)).reshape(x.shape)
+    return lambda x: rounding(x.movedim(1, -1)).movedim(-1, 1)
 
 
 def dynamic(x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """int8 and 4-bit for XNNPACK, with torchao's own quantizers.
 
-8 bits: PT2E quantization, weights per-channel, activations per-tensor, with ranges of calibration
-or, in linear layers and dense convolutions, found at run time.
+8 bits: PT2E quantization, weights per-channel, activations per-tensor; where their ranges are found
+at run time, in rows of linear layers and 1x1 convolutions, which are linear layers of every pixel
+then: torchao's quantizer leaves a convolution out that a ReLU follows.
 4 bits: torchao stops at linear layers, so these, and 1x1 convolutions, which are linear layers of
 every pixel, take groups of 4-bit weights with activations quantized to int8 at run time; other
 convolutions stay at static int8, in the same graph.
@@ -89,7 +90,7 @@ WHOLE_GROUPS = f"XNNPACK's 4-bit weights share a scale by multiples of {GROUPS}"
 NO_4_BIT_TENSORS = "XNNPACK's 4-bit weights have a scale a channel or a group"
 DYNAMIC_ONLY = "XNNPACK multiplies 4-bit weights with activations quantized at run time"
 DYNAMIC_CHANNELS = "XNNPACK takes ranges found at run time beside a scale a channel only"
-STATIC_CONVOLUTIONS = "XNNPACK finds no ranges at run time for such convolutions"
+STATIC_CONVOLUTIONS = "ranges are found at run time in linear layers and 1x1 convolutions only"
 
 
 def choose(requested: Scheme, layer: nn.Module) -> Choice:
@@ -120,7 +121,7 @@ def choose(requested: Scheme, layer: nn.Module) -> Choice:
     if activations == "float":
         why.append(NO_WEIGHTS_ALONE)
         activations = "static"
-    elif activations == "dynamic" and not takes_dynamic(layer):
+    elif activations == "dynamic" and not linear_inputs(layer):
         why.append(STATIC_CONVOLUTIONS)
         activations = "static"
     if isinstance(group, int):
@@ -130,14 +131,6 @@ def choose(requested: Scheme, layer: nn.Module) -> Choice:
         why.append(DYNAMIC_CHANNELS)
         group = "channel"
     return Choice(Scheme(8, "affine", group, activations), "; ".join(why))
-
-
-def takes_dynamic(layer: nn.Module) -> bool:
-    """Whether XNNPACK multiplies a layer's 8-bit weights with activations quantized at run time:
-    linear layers, and convolutions of several channels that are neither grouped nor transposed."""
-    if isinstance(layer, nn.Conv2d):
-        return layer.groups == 1 and layer.in_channels > 1
-    return isinstance(layer, nn.Linear)
 
 
 def linear_inputs(layer: nn.Module) -> int:
@@ -178,11 +171,8 @@ def quantized(model: nn.Module, recipe: Recipe, calls: Calls, multiple: int = 0)
     four_bit = {name: s.granularity for name, s in schemes.items() if s.bits == 4}
     group_linears(model, four_bit)
     eight_bit = {name: s for name, s in schemes.items() if s.bits == 8}
-    products = {
-        name: f"{name}.linear"
-        for name, scheme in eight_bit.items()
-        if scheme.activations == "dynamic" and isinstance(model.get_submodule(name), nn.Linear)
-    }
+    dynamic = [name for name, scheme in eight_bit.items() if scheme.activations == "dynamic"]
+    products = {name: f"{name}.linear" for name in dynamic}
     multiply_rows(model, products)
     eight_bit = {products.get(name, name): scheme for name, scheme in eight_bit.items()}
     if eight_bit:

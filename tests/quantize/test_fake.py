@@ -13,7 +13,7 @@ from torch import nn
 from pocketfocus.quantize.fake import (
     Ranges,
     Rounded,
-    by_rows,
+    by_pixel,
     dynamic,
     observe,
     round_weight,
@@ -119,14 +119,10 @@ def test_the_gradient_passes_straight_through(granularity: int | str, transposed
     assert weight.grad is not None and float(weight.grad.mean()) > 0.9
 
 
-def test_a_convolutions_rows_are_its_images_or_at_4_bits_their_pixels() -> None:
+def test_a_convolutions_rows_are_the_channels_of_its_pixels() -> None:
     x = torch.randn(2, 6, 3, 4, generator=torch.Generator().manual_seed(0))
     x[:, :, 1] *= 100  # one row of the picture must not coarsen another
-    eight, four = (Scheme(bits, "affine", "channel", "dynamic") for bits in (8, 4))
-    whole = by_rows(nn.Conv2d(6, 2, 3), eight, dynamic)(x)
-    for b in range(2):
-        torch.testing.assert_close(whole[b].flatten(), dynamic(x[b].flatten()[None])[0])
-    made = by_rows(nn.Conv2d(6, 2, 1), four, dynamic)(x)
+    made = by_pixel(nn.Conv2d(6, 2, 1), dynamic)(x)
     for b, y, z in itertools.product(range(2), range(3), range(4)):
         torch.testing.assert_close(made[b, :, y, z], dynamic(x[b, :, y, z][None])[0])
-    assert by_rows(nn.Linear(4, 2), eight, dynamic) is dynamic
+    assert by_pixel(nn.Linear(4, 2), dynamic) is dynamic

@@ -90,7 +90,7 @@ def test_schemes_are_read_from_the_file(run: Path) -> None:
         return Counter(row["bits"] for row in rows)
 
     assert set(bits("fp32")) == {32} and set(bits("fp16")) == {16}
-    assert bits("int8").keys() == {32, 8} and bits("int8")[32] == 1
+    assert bits("int8").keys() == {32, 8} and bits("int8")[32] == 3
     assert set(bits("int4")) == {16, 8, 4} and set(bits("mixed")) == {32, 8, 4}
     numbers = artifact(run, "int4").applied["numbers"]
     assert numbers["Int4"] > 0 < numbers["Int8"]

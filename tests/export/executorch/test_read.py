@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from tests.export.test_read import INT8, artifact
 
 def test_another_xnnpack_graph_is_another_statement(run_dir: Path) -> None:
     (graph,) = executorch.graphs(run_dir / artifact(run_dir, "executorch", "int8").name)
+    pixels = replace(INT8, activations="dynamic")
     fixed = Scheme()  # means of 2x2 pixels, and the position's mask
-    assert {found for found, _ in executorch.graph_schemes(graph)} == {INT8, fixed}
+    assert {found for found, _ in executorch.graph_schemes(graph)} == {INT8, pixels, fixed}
     tensors = {
         value["tensor_value"]["id_out"]: value["tensor_value"]
         for value in (entry["xvalue_union"] for entry in graph["xvalues"])

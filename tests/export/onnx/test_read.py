@@ -25,7 +25,7 @@ def test_another_onnx_graph_is_another_statement(run_dir: Path, small_student: P
     node.input[1] = "other"
     found = schemes(model)
     assert found.pop(name) == Scheme(16)
-    assert set(found.values()) == {INT8, Scheme(32)}
+    assert set(found.values()) == {INT8, of_one_output, Scheme(32)}
     node.input[1] = "photo"
     with pytest.raises(RuntimeError, match="come from no constant"):
         schemes(model)

@@ -21,10 +21,9 @@ from pocketfocus.export.coreml.read import WEIGHTED
 from pocketfocus.export.quiet import quiet
 from pocketfocus.mobile_harness.device import Job
 from pocketfocus.mobile_harness.devices import fallbacks, get_device
-from pocketfocus.models.student import CELL, PIXELS, Analysis, RefocusStudent, load_student
+from pocketfocus.models.student import CELL, Analysis, RefocusStudent, load_student
 from pocketfocus.quantize.calibration import fitted
 from pocketfocus.quantize.recipes import RECIPES
-from pocketfocus.run.constants import IMAGES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.metrics import psnr
 
@@ -104,16 +103,15 @@ def test_damaged_weights_fail_the_gate(
     program = load_program(packages[precision])
     constants = dict(program.constants)
     # the layer that nothing follows that forgives, and its bias
-    name = next(name for name in weight_names(program) if "outputs" in name)
+    name = next(name for name in weight_names(program) if "pixels" in name)
     convolutions = [op for op in program.operations() if op.op_type == "conv"]
     bias = next(op.bias.name for op in convolutions if op.weight.name == name)
     if damage == "flipped weight":
         constants[name] = -constants[name]
     elif damage == "swapped axis":  # rows and columns of the pixels that a place adds
         for part in (name, bias):
-            gains, pixels = constants[part].tensor_split([-IMAGES * PIXELS])
-            cells = pixels.unflatten(0, (-1, CELL, CELL)).transpose(1, 2).flatten(0, 2)
-            constants[part] = torch.cat([gains, cells])
+            cells = constants[part].unflatten(0, (-1, CELL, CELL))
+            constants[part] = cells.transpose(1, 2).flatten(0, 2)
     else:
         constants[bias] = constants[bias].flip(0)
     with torch.no_grad():
