@@ -127,10 +127,10 @@ def test_fewer_bits_make_smaller_weights(target: str, run_dir: Path) -> None:
         sum(a.applied["weight_bytes"].values()) if target == "onnx" else a.bytes for a in found
     ]
     fp32, fp16, int8, int4, mixed = sizes
-    assert (
-        fp32 > fp16 and fp32 > int8 > 0.99 * mixed >= 0.99 * int4
-    )  # all but one layer has too few inputs
-    assert min(fp16, int8) > int4 or target == "executorch"
+    assert fp32 > int8 > 0.99 * mixed >= 0.99 * int4  # all but one layer has too few inputs
+    assert fp16 > int4
+    if target == "onnx":  # XNNPACK's files have the weights of convolutions in fp32 at fp16
+        assert fp32 > fp16 and int8 > int4
 
 
 def test_four_bit_layers_are_counted_from_the_files(run_dir: Path, small_student: Path) -> None:
