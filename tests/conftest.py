@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
     from torch import nn
 
+    from pocketfocus.models.student import RefocusStudent
     from pocketfocus.run.manifest import Artifact
 
 os.environ["TORCH_COMPILE_DISABLE"] = "1"  # it would take longer than any training here
@@ -251,6 +252,14 @@ def small_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
     save_reference(build_reference(SMALLEST), folder, {})
     return folder
+
+
+def change_pictures(student: RefocusStudent) -> None:
+    """Random weights in the layers that say what changes, which training starts at zero."""
+    from torch import nn
+
+    for layer in (student.network.detail, student.network.gains, student.network.pixels):
+        nn.init.normal_(layer.weight, std=0.05)
 
 
 def stir(student: nn.Module) -> None:

@@ -24,7 +24,7 @@ from pocketfocus.distill.train.checkpoint import Config
 from pocketfocus.distill.train.crops import Crops
 from pocketfocus.distill.train.loop import Task, Trainer
 from pocketfocus.distill.train.schedule import Schedule
-from pocketfocus.models.student import CELL, COLOURS, Encoded, RefocusStudent, enlarged
+from pocketfocus.models.student import CELL, COLOURS, RefocusStudent, enlarged
 from pocketfocus.run.constants import FRAMES, IMAGES
 
 FACTOR = 2
@@ -67,8 +67,7 @@ class Detail(nn.Module):
             found = network(small, places)
         with torch.autocast(photos.device.type, enabled=False):
             with torch.no_grad():
-                found = Encoded(*(tensor.float() for tensor in found))
-                change, _ = self.student.compose(small, found, places)
+                change, _ = self.student.compose(small, found.floats(), places)
                 copies = small.repeat(1, IMAGES, 1, 1)
                 change = (copies + change).clamp(-1, 1) - copies
             gains = enlarged(self.layer(seen[0].float()), float(CELL))

@@ -120,7 +120,7 @@ class Regression(OneStepTrainer):
     ) -> dict[str, Tensor]:
         """Compose images of what the network found, and compare them, in full precision."""
         with torch.autocast(found.pixels.device.type, enabled=False):
-            found = Encoded(*(tensor.float() for tensor in found))
+            found = found.floats()
             change, _ = self.student.compose(batch.photos, found, places)
             change = change.reshape(-1, IMAGES, COLOURS, *change.shape[2:])
             likely = found.position.log_softmax(-1)

@@ -62,6 +62,10 @@ class Encoded(NamedTuple):
     dioptres: Tensor
     position: Tensor
 
+    def floats(self) -> Encoded:
+        """All of it in full precision."""
+        return Encoded(*(tensor.float() for tensor in self))
+
 
 class Analysis(NamedTuple):
     """What is known of photos once they are analysed: what a student's files give.

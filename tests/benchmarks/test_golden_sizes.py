@@ -29,7 +29,6 @@ from tests.conftest import SIZES
 from tests.mobile_harness.android import scripted_adb
 
 OWN: Size = (64, 64)
-OTHERS: tuple[Size, ...] = SIZES
 PTE, PACKAGE, ONNX = (
     "executorch/student-int8.pte",
     "coreml/student-int8.mlpackage",
@@ -56,7 +55,7 @@ def statuses(rows: Sequence[GateRow], file: str) -> dict[str, str]:
 
 def test_a_bundle_tells_what_to_call_at_each_size(bundle: Path) -> None:
     golden = read_golden(bundle / "golden.json")
-    assert [other.size for other in golden.others] == [*OTHERS]
+    assert [other.size for other in golden.others] == [*SIZES]
     files = {file.name: file for file in golden.artifacts}
     names = {name: [(each.size, each.name) for each in files[name].others] for name in files}
     assert names[PTE] == [((48, 80), "forward_80x48"), ((80, 48), "forward_48x80")]
@@ -108,7 +107,7 @@ class OffAtOneSize(Host):
     def run(self, job: Job) -> Result:
         result = super().run(job)
         assert result.outputs is not None
-        if job.inputs[0].shape[-2:] != OTHERS[1]:
+        if job.inputs[0].shape[-2:] != SIZES[1]:
             return result
         stacks, *others = result.outputs
         return replace(result, outputs=(stacks[:, ::-1], *others))
@@ -190,7 +189,7 @@ def test_an_iphone_is_asked_for_the_function_of_each_size(bundle: Path) -> None:
     assert given == ["photo", "position"]
     assert made == ["stack", "sharp", "detail", "dioptres", "positions"]
     names = {}
-    for size in (OWN, *OTHERS):
+    for size in (OWN, *SIZES):
         photos = np.zeros((1, 1, 3, *size), np.float32)
         names[size] = iphone.function_of(Job(str(package), "coreml", (photos,), [(0,)]))
-    assert names == {OWN: "main", OTHERS[0]: "main_80x48", OTHERS[1]: "main_48x80"}
+    assert names == {OWN: "main", SIZES[0]: "main_80x48", SIZES[1]: "main_48x80"}

@@ -31,7 +31,6 @@ from pocketfocus.run.metrics import psnr
 from tests.conftest import SIZES
 
 OWN: Size = (64, 64)
-OTHERS: tuple[Size, ...] = SIZES
 FILES = {"executorch": ("int8",), "coreml": ("int8",), "onnx": ("int8",)}
 
 Call = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
@@ -77,7 +76,7 @@ def test_every_size_is_the_student(
     path, student = sized / name_of(target, precision), load_student(small_student)
     call = on_arm64(path) if emulated else opened(path, target)
     photo = Image.fromarray(held_out_photos()[0])
-    for size in (OWN, *OTHERS):
+    for size in (OWN, *SIZES):
         for position in (1, 6):
             inputs = fitted(photo, size), one_hot(position)
             with torch.no_grad():
@@ -92,10 +91,10 @@ def test_every_size_is_the_student(
 def test_what_a_file_takes_is_in_it_and_in_the_manifest(
     sized: Path, artifacts: dict[str, Artifact]
 ) -> None:
-    assert load_manifest(sized).sizes == (OWN, *OTHERS)
+    assert load_manifest(sized).sizes == (OWN, *SIZES)
     for name in ("executorch/student-int8.pte", "coreml/student-int8.mlpackage"):
         found = get_target(artifacts[name].target).sizes(sized / name)
-        assert set(found.listed) == {OWN, *OTHERS}
+        assert set(found.listed) == {OWN, *SIZES}
         assert (found.listed[0], found.multiple) == (OWN, 0)
         main = artifacts[name].functions[0].name
         assert artifacts[name].functions == (

@@ -15,6 +15,7 @@ from pocketfocus.models.analyse import Analyser, averaged, likely_position
 from pocketfocus.models.model import Model, refocus
 from pocketfocus.models.student import Analysis, RefocusStudent, build_student
 from pocketfocus.run.errors import UserError
+from tests.conftest import change_pictures
 
 LANDSCAPE = (320, 448)
 sides = st.integers(16, 6000)
@@ -33,8 +34,7 @@ FILE = Analyser("file", nothing, sizes=(LANDSCAPE,))
 def student() -> RefocusStudent:
     torch.manual_seed(0)
     student = build_student("micro").eval()
-    for layer in (student.network.detail, student.network.gains, student.network.pixels):
-        torch.nn.init.normal_(layer.weight, std=0.05)
+    change_pictures(student)
     return student
 
 

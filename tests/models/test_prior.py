@@ -11,7 +11,7 @@ from pocketfocus.data.optics import one_hot
 from pocketfocus.models.prior import MULTIPLE, InvertedResidual, Prior
 from pocketfocus.models.student import RefocusStudent
 from pocketfocus.run.constants import FRAMES
-from tests.conftest import WITH_PRIOR
+from tests.conftest import WITH_PRIOR, change_pictures
 
 UNKNOWN = torch.zeros(1, FRAMES)
 
@@ -51,8 +51,7 @@ def test_it_changes_pictures_only_once_it_has_joined() -> None:
     """Positions are its own from the start: they do not depend on what joins."""
     torch.manual_seed(0)
     student = RefocusStudent(**WITH_PRIOR).eval()
-    for layer in (student.network.detail, student.network.gains, student.network.pixels):
-        nn.init.normal_(layer.weight, std=0.05)
+    change_pictures(student)
     photo = torch.rand(1, 3, 64, 96) * 2 - 1
     before = student.analyse(photo, UNKNOWN)
     network = student.network

@@ -24,6 +24,7 @@ from pocketfocus.models.render import (
 from pocketfocus.models.student import Analysis, build_student
 from pocketfocus.run.constants import FRAMES, IMAGES
 from pocketfocus.run.errors import UserError
+from tests.conftest import change_pictures
 
 SMALL, FULL = (48, 64), (151, 205)
 OWN = 2
@@ -80,8 +81,7 @@ def test_its_own_focus_gives_the_photo_exactly(analysed: Analysed, photo: Tensor
 def test_a_students_own_frame_is_the_photo_through_all_of_it(photo: Tensor) -> None:
     torch.manual_seed(0)
     student = build_student("micro").eval()
-    for layer in (student.network.detail, student.network.gains, student.network.pixels):
-        torch.nn.init.normal_(layer.weight, std=0.05)
+    change_pictures(student)
     small = F.interpolate(photo, (64, 64), mode="area")
     with torch.no_grad():
         analysed = Analysed(small, student.analyse(small, one_hot(7)), (64, 64))

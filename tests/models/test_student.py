@@ -32,6 +32,7 @@ from pocketfocus.models.student import (
 )
 from pocketfocus.run.constants import FRAMES, IMAGES
 from pocketfocus.run.errors import UserError
+from tests.conftest import change_pictures
 
 BANDS = 4
 SIZE = (32, 48)
@@ -42,8 +43,7 @@ UNKNOWN = torch.zeros(1, FRAMES)
 def student() -> RefocusStudent:
     torch.manual_seed(0)
     made = RefocusStudent(**PRESETS["micro"] | {"bands": BANDS, "size": SIZE}).eval()
-    for layer in (made.network.detail, made.network.gains, made.network.pixels):
-        torch.nn.init.normal_(layer.weight, std=0.05)
+    change_pictures(made)
     return made
 
 
