@@ -40,7 +40,7 @@ from pocketfocus.mobile_harness.device import PYTORCH, Arrays, Call, Device, Job
 from pocketfocus.mobile_harness.devices import origin, takes_sizes
 from pocketfocus.mobile_harness.host import Host
 from pocketfocus.models.places import find_places
-from pocketfocus.models.reference import PUBLISHED
+from pocketfocus.models.sampling import PUBLISHED
 from pocketfocus.run.constants import RUNS, RUNS_WITH_PUBLISHED, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import size_bytes

@@ -31,7 +31,6 @@ from pocketfocus.export.network import Network, Source
 from pocketfocus.export.phases import Phases
 from pocketfocus.export.provenance import shared_provenance
 from pocketfocus.export.quiet import quiet
-from pocketfocus.export.reference import PARTS, SMALLEST, reference_source
 from pocketfocus.export.student import STUDENT, Log, student_source
 from pocketfocus.export.targets import TARGETS, Options, Target, Written, get_target, get_targets
 from pocketfocus.quantize.layers import layers_of
@@ -160,17 +159,15 @@ def export_run(
 
 
 def export_full(
-    spec: str,
-    request: Export,
-    parts: Sequence[str] = tuple(PARTS),
-    size: tuple[int, int] = (SMALLEST, SMALLEST),
-    log: Log = print,
+    spec: str, request: Export, parts: Sequence[str], size: tuple[int, int], log: Log = print
 ) -> Manifest:
-    """Write networks of a reference for photos of (H, W) instead: names of `PARTS`.
+    """Write networks of a reference for photos of (H, W) instead: names of its `PARTS`.
 
     UserError, before anything long starts, as of `Export.files` and `reference_source`, and for a
     target that takes no whole references.
     """
+    from pocketfocus.export.reference import reference_source  # diffusers, which takes seconds
+
     able = full_targets()
     for name in request.targets:
         if name not in able:

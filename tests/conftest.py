@@ -135,7 +135,7 @@ SLOW = {
     "test_trains_on_a_folder_and_rendered_scenes",
     "test_trains_what_is_asked_for_and_is_read_back",
     "test_what_is_taken_is_written_and_runs",
-    "test_what_refocuses_needs_no_diffusers",
+    "test_what_needs_no_reference_imports_none",
     "test_what_would_eat_memory_is_refused",
 }
 
@@ -293,6 +293,13 @@ def one_worker() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def one_process() -> Iterator[None]:
+    """The tests of a module share `one_worker`."""
+    with one_worker():
+        yield
+
+
 @pytest.fixture(scope="session")
 def exported(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """exported(names): a run with these files of the small student, such as
@@ -328,11 +335,13 @@ def exported(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> E
 def sized(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with an int8 file of three targets for photos of three sizes, its own and `SIZES`;
     tests must not change it."""
-    from pocketfocus.export.stage import Export, export_run
+    from pocketfocus.export import stage
 
     out = tmp_path_factory.mktemp("sized")
-    request = Export(out, ["executorch", "coreml", "onnx"], ["int8"], sizes=SIZES)
-    export_run(small_student, request, log=lambda line: None)
+    request = stage.Export(out, ["executorch", "coreml", "onnx"], ["int8"], sizes=SIZES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "cores", lambda: 1)  # tests need the imports here anyway
+        stage.export_run(small_student, request, log=lambda line: None)
     return out
 
 

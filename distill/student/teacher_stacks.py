@@ -18,7 +18,8 @@ from torch import Tensor
 from pocketfocus.distill.student.samples import Sample
 from pocketfocus.distill.train.crops import Pixels
 from pocketfocus.distill.train.distributed import process_state
-from pocketfocus.models.reference import ReferencePipeline, Sampling
+from pocketfocus.models.reference import ReferencePipeline
+from pocketfocus.models.sampling import Sampling
 from pocketfocus.photos.images import from_uint8, load_photo, stored_size, to_uint8
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pocketfocus.distill.student.samples import Batch
-from pocketfocus.models.reference import ReferencePipeline, Sampling
+from pocketfocus.models.reference import ReferencePipeline
+from pocketfocus.models.sampling import Sampling
 
 
 class StudentTrainer(nn.Module, ABC):

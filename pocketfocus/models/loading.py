@@ -28,7 +28,8 @@ from pocketfocus.models.checkpoints import (
     find_weights,
 )
 from pocketfocus.models.places import Places, find_places, hub_place
-from pocketfocus.models.reference import PLANES, ReferencePipeline, Sampling, own_sampling
+from pocketfocus.models.reference import PLANES, ReferencePipeline
+from pocketfocus.models.sampling import Sampling, own_sampling
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json

@@ -9,9 +9,8 @@ Legend: B batch, T = 9 frames, C latent channels, H, W photo size, h, w latent s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,11 +25,10 @@ from transformers import CLIPVisionModelWithProjection
 from pocketfocus.models.autoencoder import defocus_basis, latent_factor
 from pocketfocus.models.clip import own_pixels, published_pixels
 from pocketfocus.models.model import check_input
+from pocketfocus.models.sampling import Sampling, own_sampling
 from pocketfocus.run.constants import FRAMES, MULTIPLE, Size
-from pocketfocus.run.errors import UserError
 from pocketfocus.run.progress import track
 
-MOST_STEPS = 1000
 FPS_ID, MOTION_BUCKET, NOISE_AUGMENTATION = 6.0, 0.0, 0.0  # fps - 1, as SVD was trained
 DECODE_CHUNK = 8
 MOST_PIXELS = 500_000  # of a photo that the published model is given
@@ -38,45 +36,7 @@ SCALE_STEP = 0.01
 PLANES = 2  # channels of `spread_latent` beside the latent
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How stacks are drawn: Euler steps, classifier-free guidance (1.0: none), and the temperature,
-    the factor of the initial noise. At 0 one step gives the mean of all stacks that fit the photo,
-    which has the least squared error."""
-
-    steps: int = 25
-    guidance: float = 1.5
-    temperature: float = 1.0
-
-    def changed(self, text: str) -> Sampling:
-        """Return the sampling with what STEPS[/GUIDANCE[/TEMPERATURE]] says; UserError for other
-        text."""
-        parts = text.split("/")
-        try:
-            steps, *rest = int(parts[0]), *map(float, parts[1:])
-        except ValueError:
-            steps, rest = 0, []
-        finite = all(math.isfinite(value) and value >= 0 for value in rest)
-        if not 1 <= steps <= MOST_STEPS or len(rest) > 2 or not finite:
-            raise UserError(
-                f"'{text}' is no way to sample: write STEPS[/GUIDANCE[/TEMPERATURE]], 1 to "
-                f"{MOST_STEPS} steps and numbers from 0 up, such as 25/1.5/1"
-            )
-        names = ("guidance", "temperature")
-        return replace(self, steps=steps, **dict(zip(names, rest, strict=False)))
-
-
 RHO = 7.0  # how steps crowd at low noise (Karras et al., equation 5)
-PUBLISHED = Sampling()
-MEAN = Sampling(steps=1, guidance=1.0, temperature=0.0)
-
-
-def own_sampling(few_steps: Sampling | None, relative: bool) -> Sampling:
-    """Return the default way of a reference: its own `few_steps`, else as published, and the mean
-    where latents are `relative`."""
-    if few_steps is not None:
-        return few_steps
-    return MEAN if relative else PUBLISHED
 
 
 @dataclass

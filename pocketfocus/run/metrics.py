@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from pocketfocus.photos.focusmap import box
 
@@ -38,6 +37,8 @@ def psnr(a: Tensor, b: Tensor, peak: float = PEAK) -> float:
 def ssim(a: Tensor, b: Tensor, peak: float = PEAK) -> float:
     """Return the mean structural similarity (Wang et al. 2004, 11-tap Gaussian) of images [B,3,H,W]
     of `peak` around 0; of values from 0 up, as its term of luminance needs and others report it."""
+    from torchmetrics.functional.image import structural_similarity_index_measure  # takes seconds
+
     above = (a.float() + peak / 2, b.float() + peak / 2)
     value = structural_similarity_index_measure(*above, data_range=peak)
     if not isinstance(value, Tensor):

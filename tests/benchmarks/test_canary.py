@@ -19,6 +19,8 @@ from pocketfocus.models.student import SHIPPED_WEIGHTS, RefocusStudent, load_stu
 from pocketfocus.run.errors import UserError
 from tests.benchmarks.test_golden import PACKAGE, PTE, Runs
 
+pytestmark = pytest.mark.usefixtures("one_process")
+
 INT4 = "executorch/student-int4.pte"
 SMALL = (1, 3, 64, 64)
 

@@ -25,6 +25,8 @@ from pocketfocus.run.rows import read_rows
 from tests.benchmarks.test_latency import Scripted
 from tests.conftest import Exported
 
+pytestmark = pytest.mark.usefixtures("one_process")
+
 FILE, RENDER, PAIR = "onnx/student-fp32.onnx", "onnx/render-fp32.onnx", "onnx/nine-frames-fp32"
 MakeRun = Callable[..., None]
 

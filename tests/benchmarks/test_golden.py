@@ -19,6 +19,8 @@ from pocketfocus.run.errors import UserError
 from pocketfocus.run.results import GateRow
 from pocketfocus.run.rows import read_rows
 
+pytestmark = pytest.mark.usefixtures("one_process")
+
 PTE, PACKAGE = "executorch/student-int8.pte", "coreml/student-fp16.mlpackage"
 
 

@@ -28,6 +28,8 @@ from pocketfocus.run.results import GateRow
 from tests.conftest import SIZES
 from tests.mobile_harness.android import scripted_adb
 
+pytestmark = pytest.mark.usefixtures("one_process")
+
 OWN: Size = (64, 64)
 PTE, PACKAGE, ONNX = (
     "executorch/student-int8.pte",

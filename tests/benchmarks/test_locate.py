@@ -17,6 +17,8 @@ from pocketfocus.run.files import sha256
 from pocketfocus.run.manifest import load_manifest
 from tests.conftest import Exported
 
+pytestmark = pytest.mark.usefixtures("one_process")
+
 FILES = (
     "coreml/student-int8.mlpackage",
     "onnx/student-int8.onnx",

@@ -17,6 +17,8 @@ from pocketfocus.mobile_harness.web.measurement import Repeated
 from pocketfocus.run.results import VerifyRow
 from pocketfocus.run.rows import read_rows
 
+pytestmark = pytest.mark.usefixtures("one_process")
+
 TIMES = BATCH + 3
 JOB = Job("a.onnx", "onnx", (np.zeros((1, 2), np.float32),), [(0,)])
 

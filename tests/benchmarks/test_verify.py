@@ -34,6 +34,8 @@ from pocketfocus.run.manifest import Artifact, Manifest
 from pocketfocus.run.results import VerifyRow
 from pocketfocus.run.rows import read_rows
 
+pytestmark = pytest.mark.usefixtures("one_process")
+
 MakeRun = Callable[..., None]
 Outputs = tuple[Tensor, ...]
 Model = Callable[[Tensor, Tensor], Outputs]

@@ -211,7 +211,7 @@ def test_what_cannot_be_written_is_refused_at_once(
 def test_a_size_that_does_not_fit_is_refused(reference: Path, tmp_path: Path) -> None:
     wanted = asked(tmp_path / "out", full_targets())
     with pytest.raises(UserError, match=r"101x64 do not fit .* multiples of 2"):
-        export_full(str(reference), wanted, size=(64, 101), log=Lines())
+        export_full(str(reference), wanted, tuple(PARTS), (64, 101), Lines())
     assert not (tmp_path / "out").exists()
 
 
@@ -232,4 +232,4 @@ def test_a_reference_does_not_go_into_the_run_of_a_student(
 ) -> None:
     make_run(tmp_path / "run", small_student, ["onnx/student-fp32.onnx"])
     with pytest.raises(UserError, match="is the run of a student: choose another folder"):
-        export_full(str(reference), asked(tmp_path / "run", full_targets()), size=SIZE)
+        export_full(str(reference), asked(tmp_path / "run", full_targets()), tuple(PARTS), SIZE)

@@ -16,7 +16,7 @@ from pocketfocus.distill.reference.presets import SMALLEST, build_reference
 from pocketfocus.export import open as opening
 from pocketfocus.export.open import open_any, open_model
 from pocketfocus.models import loading
-from pocketfocus.models.reference import Sampling
+from pocketfocus.models.sampling import Sampling
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.processes import Worker
 from tests.conftest import Exported

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import graphlib
+import json
 import re
+import subprocess
+import sys
 
 from tests.house.source import (
     FOLDERS,
@@ -113,3 +116,24 @@ def test_the_product_is_named_as_it_is_imported() -> None:
     assert "pocketfocus.export.targets" in by_name()
     assert imported_module("pocketfocus.run.files.write_atomic") == "pocketfocus.run.files"
     assert imported_module("torch.nn") is None
+
+
+def test_what_needs_no_reference_imports_none() -> None:
+    """Modules of commands, and of the processes that they start, in each of which this would take
+    seconds: what references are made of, what draws figures, what few figures need."""
+    heavy = {"coremltools", "diffusers", "executorch", "matplotlib", "torchao", "torchmetrics"}
+    names = ["benchmarks.evaluate", "benchmarks.golden", "benchmarks.latency", "benchmarks.verify"]
+    names += ["export.open", "export.stage", "mobile_harness.worker", "photos.refocusing"]
+    modules = json.dumps([f"{PACKAGE}.{name}" for name in names])
+    code = f"""
+import importlib, json, sys
+from {PACKAGE}.models.student import load_student
+for name in json.loads({modules!r}):
+    importlib.import_module(name)
+load_student()
+print(json.dumps(sorted(({heavy!r} | {{"transformers"}}) & sys.modules.keys())))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120, capture_output=True
+    )
+    none(json.loads(ended.stdout))

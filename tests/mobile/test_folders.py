@@ -20,7 +20,8 @@ from pocketfocus.mobile.unet import mobile_unet
 from pocketfocus.models import places
 from pocketfocus.models.loading import assemble, load_reference
 from pocketfocus.models.places import LEARN2REFOCUS_UNET, find_places
-from pocketfocus.models.reference import ReferencePipeline, Sampling
+from pocketfocus.models.reference import ReferencePipeline
+from pocketfocus.models.sampling import Sampling
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.metrics import psnr
 

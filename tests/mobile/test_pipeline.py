@@ -13,7 +13,8 @@ from torch import Tensor
 from pocketfocus.mobile import autoencoder, blocks, layers
 from pocketfocus.mobile.pipeline import rewritten
 from pocketfocus.models.loading import load_reference
-from pocketfocus.models.reference import ReferencePipeline, Sampling
+from pocketfocus.models.reference import ReferencePipeline
+from pocketfocus.models.sampling import Sampling
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.metrics import psnr
 

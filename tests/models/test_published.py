@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import CLIPImageProcessor
 
 from pocketfocus.models import clip
-from pocketfocus.models.reference import ReferencePipeline, Sampling
+from pocketfocus.models.reference import ReferencePipeline
+from pocketfocus.models.sampling import Sampling
 from pocketfocus.photos.images import to_tensor
 from pocketfocus.run.constants import FRAMES
 from tests.published import small_svd

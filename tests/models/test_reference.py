@@ -23,7 +23,8 @@ from pocketfocus.distill.reference.phases import save_reference
 from pocketfocus.distill.reference.presets import SMALLEST, build_reference, svd_scheduler
 from pocketfocus.models import loading as module
 from pocketfocus.models.loading import default_sampling, load_reference
-from pocketfocus.models.reference import ReferencePipeline, Sampling, place_latent, spread_latent
+from pocketfocus.models.reference import ReferencePipeline, place_latent, spread_latent
+from pocketfocus.models.sampling import Sampling
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 

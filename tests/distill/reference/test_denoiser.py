@@ -30,7 +30,8 @@ from pocketfocus.distill.reference.phases import save_reference
 from pocketfocus.distill.reference.presets import SMALLEST, build_reference
 from pocketfocus.distill.train import edm
 from pocketfocus.models.loading import load_reference
-from pocketfocus.models.reference import ReferencePipeline, Sampling
+from pocketfocus.models.reference import ReferencePipeline
+from pocketfocus.models.sampling import Sampling
 from pocketfocus.run.constants import FRAMES
 
 

@@ -20,7 +20,7 @@ from pocketfocus.distill.train.crops import Crops
 from pocketfocus.distill.train.schedule import Schedule
 from pocketfocus.models import places as published
 from pocketfocus.models.loading import load_reference
-from pocketfocus.models.reference import Sampling
+from pocketfocus.models.sampling import Sampling
 from pocketfocus.run.errors import UserError
 from tests.published import save_svd
 

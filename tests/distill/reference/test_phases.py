@@ -19,7 +19,8 @@ from pocketfocus.distill.reference.presets import SMALLEST
 from pocketfocus.distill.train.crops import Crops
 from pocketfocus.distill.train.schedule import Schedule
 from pocketfocus.models.loading import load_reference
-from pocketfocus.models.reference import ReferencePipeline, Sampling
+from pocketfocus.models.reference import ReferencePipeline
+from pocketfocus.models.sampling import Sampling
 from pocketfocus.run.errors import UserError
 
 CROPS = (Crops(0.5, 2, 16), Crops(1.0, 1, 32))

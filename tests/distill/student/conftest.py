@@ -17,7 +17,8 @@ from pocketfocus.distill.student import consistency
 from pocketfocus.distill.student.options import Distillation
 from pocketfocus.distill.train.crops import Crops
 from pocketfocus.models.loading import load_reference
-from pocketfocus.models.reference import PUBLISHED, ReferencePipeline
+from pocketfocus.models.reference import ReferencePipeline
+from pocketfocus.models.sampling import PUBLISHED
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from pocketfocus.distill.student.options import Distillation
 from pocketfocus.distill.student.samples import true_batch
 from pocketfocus.distill.student.stage import distill_run
 from pocketfocus.models.loading import load_reference
-from pocketfocus.models.reference import PUBLISHED, ReferencePipeline, Sampling, karras_sigmas
+from pocketfocus.models.reference import ReferencePipeline, karras_sigmas
+from pocketfocus.models.sampling import PUBLISHED, Sampling
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json
 from tests.distill.conftest import cached

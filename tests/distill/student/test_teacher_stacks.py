@@ -25,7 +25,8 @@ from pocketfocus.distill.student.teacher_stacks import (
     sample_teacher_stacks,
     save_sample,
 )
-from pocketfocus.models.reference import PUBLISHED, ReferencePipeline, Sampling
+from pocketfocus.models.reference import ReferencePipeline
+from pocketfocus.models.sampling import PUBLISHED, Sampling
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
 
