@@ -60,16 +60,13 @@ def open_model(spec: str, threads: int | None = None) -> Model:
     PyTorch in this process. UserError when there is no such model, it cannot be read, or this
     machine cannot execute it.
     """
-    named, _, sampling = spec.partition("@")
-    kind, _, rest = named.partition(":")
-    path, target = Path(spec), target_of(Path(spec))
-    is_reference = kind == REFERENCE and (named == REFERENCE or not path.exists())
+    path, target, is_reference = Path(spec), target_of(Path(spec)), names_reference(spec)
     if target is not None and not is_reference:
         return _file(path, target, threads)
     if threads is not None:
         torch.set_num_threads(threads)
     if is_reference:
-        return _reference(spec, rest, sampling)
+        return _reference(spec)
     if spec == STUDENT and not path.exists():
         return _student()
     if path.is_dir():
@@ -81,11 +78,19 @@ def open_model(spec: str, threads: int | None = None) -> Model:
     )
 
 
-def _reference(name: str, spec: str, sampling: str) -> Model:
+def names_reference(spec: str) -> bool:
+    """Whether `open_model` opens a reference, for which it imports diffusers."""
+    named, _, _ = spec.partition("@")
+    kind, _, _ = named.partition(":")
+    return kind == REFERENCE and (named == REFERENCE or not Path(spec).exists())
+
+
+def _reference(name: str) -> Model:
     from pocketfocus.models.loading import load_reference
     from pocketfocus.models.reference import published_size
 
-    pipeline = load_reference(spec or "default")
+    named, _, sampling = name.partition("@")
+    pipeline = load_reference(named.partition(":")[2] or "default")
     how = pipeline.sampling.changed(sampling) if sampling else pipeline.sampling
     fit = None if pipeline.relative else published_size
     return Model(name, None, lambda photo, at: pipeline(photo, at, how), fit=fit)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +38,8 @@ Measured = tuple[dict[str, Any], Tables]
 def run_file(arguments: Mapping[str, Any], tables: Tables, say: Callable[[str], None]) -> Measured:
     """Do a job whose file is opened by its target's own runtime, or is an eager model."""
     job = read_job(arguments, tables)
-    return measure(eager() if job.target == PYTORCH else opener_of(job.target), job)
+    eager = job.target == PYTORCH
+    return measure(opener_of_model(job.artifact) if eager else opener_of(job.target), job)
 
 
 def read_job(arguments: Mapping[str, Any], tables: Tables) -> Job:
@@ -54,11 +56,11 @@ def opener_of(target: str) -> Opener:
     return lambda artifact, threads: chosen.open(Path(artifact), threads)
 
 
-def eager() -> Opener:
-    """Import what opens models that are not exported."""
-    import pocketfocus.models.loading
-    import pocketfocus.models.student  # noqa: F401 - `open_model` imports them when it needs them
-    from pocketfocus.export.open import open_model
+def opener_of_model(spec: str) -> Opener:
+    """Import what opens a model that is not exported, as `open_model` would when it needs it."""
+    from pocketfocus.export.open import names_reference, open_model
+
+    import_module(f"pocketfocus.models.{'loading' if names_reference(spec) else 'student'}")
 
     def open_eager(artifact: str, threads: int) -> Runner:
         model = open_model(artifact, threads)
