@@ -17,6 +17,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -30,6 +31,7 @@ from pocketfocus.benchmarks.tables import distance_table
 from pocketfocus.benchmarks.truth import RENDERED, validation_stacks
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.export.open import open_model
+from pocketfocus.export.targets import target_of
 from pocketfocus.models.model import Model, refocus
 from pocketfocus.photos.focusmap import sharpness
 from pocketfocus.photos.images import to_uint8
@@ -81,7 +83,8 @@ def contact_sheet(found: Sequence[Shot]) -> Image.Image:
     for shot in found:
         for stack in (shot.truth, shot.made):
             frames = [Image.fromarray(frame) for frame in to_uint8(stack)]
-            small = [frame.resize((SIDE, SIDE), Image.Resampling.LANCZOS) for frame in frames]
+            size = (SIDE, SIDE * frames[0].height // frames[0].width)
+            small = [frame.resize(size, Image.Resampling.LANCZOS) for frame in frames]
             rows.append(np.concatenate([np.asarray(frame) for frame in small], 1))
         rows.append(np.full((6, rows[0].shape[1], 3), 255, np.uint8))
     return Image.fromarray(np.concatenate(rows[:-1]))
@@ -93,19 +96,26 @@ def farthest(shot: Shot) -> int:
     return int((shot.truth - photo).pow(2).mean((1, 2, 3)).argmax())
 
 
-def corners(shot: Shot, to: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return top left of the square that gets sharper and of the one that gets blurred."""
-    pair = sharpness(shot.truth[[shot.position, to]]).clamp(min=1e-12).log()
-    detail = sharpness(shot.truth).amax(0)
-    change = (pair[1] - pair[0]) * (detail > detail.median())
-    height, width = change.shape
-    squares = change.unfold(0, CROP, 8).unfold(1, CROP, 8).mean((2, 3))
+@dataclass(frozen=True)
+class Crop:
+    """A square of a scene in one of its frames: its position, top and left."""
 
-    def place(index: int) -> tuple[int, int]:
-        row, column = divmod(index, squares.shape[1])
-        return min(8 * row, height - CROP), min(8 * column, width - CROP)
+    to: int
+    top: int
+    left: int
 
-    return place(int(squares.argmax())), place(int(squares.argmin()))
+
+def changes(shot: Shot) -> tuple[Crop, Crop]:
+    """Return what gets sharper the most of all frames, and what gets blurred the most."""
+    detail = sharpness(shot.truth).sqrt()
+    change = detail - detail[shot.position]
+    squares = change.unfold(1, CROP, 8).unfold(2, CROP, 8).mean((3, 4))
+
+    def crop(index: Tensor) -> Crop:
+        to, row, column = (int(each) for each in torch.unravel_index(index, squares.shape))
+        return Crop(to, 8 * row, 8 * column)
+
+    return crop(squares.argmax()), crop(squares.argmin())
 
 
 def crops_figure(found: Sequence[Shot]) -> Figure:
@@ -113,15 +123,16 @@ def crops_figure(found: Sequence[Shot]) -> Figure:
     drawing = Figure(figsize=(11, 2.05 * len(found)), layout="constrained")
     axes = drawing.subplots(len(found), 6, squeeze=False)
     for line, shot in zip(axes, found, strict=True):
-        to = farthest(shot)
-        stacks = [shot.truth[shot.position], shot.made[to], shot.truth[to]]
-        heads = [f"photo (focus {shot.position})", f"made (focus {to})", f"truth (focus {to})"]
-        for part, (top, left) in enumerate(corners(shot, to)):
-            what = ("should get sharper", "should get blurred")[part]
-            for column, (frame, head) in enumerate(zip(stacks, heads, strict=True)):
-                axis = line[3 * part + column]
-                axis.imshow(to_uint8(frame)[top : top + CROP, left : left + CROP])
-                axis.set_title(head if column else f"{head}: {what}", fontsize=6.5)
+        for part, (what, crop) in enumerate(
+            zip(("sharper", "blurred"), changes(shot), strict=True)
+        ):
+            frames = [shot.truth[shot.position], shot.made[crop.to], shot.truth[crop.to]]
+            heads = [f"photo (focus {shot.position}): should get {what}"]
+            heads += [f"{name} (focus {crop.to})" for name in ("made", "truth")]
+            for axis, frame, head in zip(line[3 * part :], frames, heads, strict=False):
+                rows, columns = (slice(at, at + CROP) for at in (crop.top, crop.left))
+                axis.imshow(to_uint8(frame)[rows, columns])
+                axis.set_title(head, fontsize=6.5)
                 axis.axis("off")
     return drawing
 
@@ -129,7 +140,9 @@ def crops_figure(found: Sequence[Shot]) -> Figure:
 def failures_figure(found: Sequence[Shot]) -> Figure:
     """Draw a row a scene: the photo, what was made of it where it differs most, the truth, the
     error."""
-    drawing = Figure(figsize=(8.4, 2.3 * len(found)), layout="constrained")
+    height, width = found[0].truth.shape[-2:]
+    row = 2.05 * height / width + 0.25  # inches
+    drawing = Figure(figsize=(8.4, row * len(found)), layout="constrained")
     axes = drawing.subplots(len(found), 4, squeeze=False)
     for line, shot in zip(axes, found, strict=True):
         to = farthest(shot)
@@ -180,6 +193,19 @@ def failures(found: Sequence[Shot]) -> str:
     )
 
 
+def named(table: Evaluation) -> Evaluation:
+    """The same, with files named as in their run, wherever that lies on this machine."""
+
+    def name(model: str) -> dict[str, str]:
+        path = Path(model)
+        return {"model": "/".join(path.parts[-2:]) if target_of(path) else model}
+
+    return Evaluation(
+        [cell.model_copy(update=name(cell.model)) for cell in table.cells],
+        [mean.model_copy(update=name(mean.model)) for mean in table.means],
+    )
+
+
 def write_pictures(tables: Sequence[Evaluation], found: Sequence[Shot], pictures: Path) -> None:
     """Write a card's pictures into a folder; UserError when that fails."""
     ranked = sorted(found, key=lambda shot: shot.gain)
@@ -203,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path(), help="the folder that holds docs/")
     options = parser.parse_args(arguments)
     pictures, size = SUBJECTS[options.subject]
-    tables = [read_evaluation(path) for path in options.evaluations]
+    tables = [named(read_evaluation(path)) for path in options.evaluations]
     found = shots(open_model(options.subject), validation_stacks(options.scenes, size))
     write_pictures(tables, found, options.out / pictures)
     print(*(distance_table(table.means) for table in tables), failures(found), sep="\n\n")

@@ -13,7 +13,7 @@ from pocketfocus.benchmarks.tables import distance_table
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.models.model import Model
 from pocketfocus.research import card
-from pocketfocus.research.card import CROP, Shot, corners, farthest, main, shots
+from pocketfocus.research.card import CROP, Shot, changes, farthest, main, shots
 from pocketfocus.run.rows import write_rows
 from tests.house.source import ROOT
 
@@ -47,9 +47,10 @@ def test_shots_are_scored_against_copy() -> None:
 def test_crops_show_what_gets_sharper_and_what_gets_blurred() -> None:
     scene = two_halves()
     shot = Shot(scene.name, scene.frames, scene.frames, 0, 0.0)
-    sharper, blurred = corners(shot, 8)
-    assert sharper[1] >= SIDE // 2 - CROP // 4
-    assert blurred[1] <= SIDE // 2 - CROP + CROP // 4
+    sharper, blurred = changes(shot)
+    assert sharper.to == blurred.to == 8
+    assert sharper.left >= SIDE // 2 - CROP // 4
+    assert blurred.left <= SIDE // 2 - CROP + CROP // 4
 
 
 def test_the_table_has_gains_and_distances() -> None:
@@ -80,11 +81,16 @@ def test_a_card_gets_its_figures_and_pictures(
     model = halfway(scenes[0])
     monkeypatch.setattr(card, "validation_stacks", lambda count, size: scenes)
     monkeypatch.setattr(card, "open_model", lambda name: model)
-    rows = evaluate_models([model, COPIES], scenes[:1], "synthetic", Comparison((0, 8))).rows()
-    write_rows(tmp_path / "synthetic.json", rows)
+    table = evaluate_models([model, COPIES], scenes[:1], "synthetic", Comparison((0, 8)))
+    file = str(tmp_path / "run/onnx/student-int8.onnx")
+    names = {"copy": "copy", "reference": file}
+    cells = [cell.model_copy(update={"model": names[cell.model]}) for cell in table.cells]
+    means = [mean.model_copy(update={"model": names[mean.model]}) for mean in table.means]
+    write_rows(tmp_path / "synthetic.json", [*cells, *means])
     main([subject, str(tmp_path / "synthetic.json"), "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "| copy | synthetic | 1 |" in printed
+    assert "| onnx/student-int8.onnx | synthetic" in printed
     assert "Of 3 scenes" in printed and "to +6.02 dB" in printed
     page = {"student": "MODEL_CARD.md", "reference": "docs/reference.md"}[subject]
     text = (ROOT / page).read_text(encoding="utf-8")
