@@ -24,6 +24,8 @@ from pocketfocus.export.targets import Advice, Layer, get_target
 from pocketfocus.quantize.calibration import fitted
 from pocketfocus.run.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("one_process")
+
 Exported = Callable[[Sequence[str]], Path]
 
 

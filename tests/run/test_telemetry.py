@@ -74,7 +74,11 @@ def test_no_command_connects(
     made, photo = exported([FILE]), tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(photo)
     asked = ["refocus", str(photo), "--position", "4", "--out", str(tmp_path / "frames")]
-    lines = [["doctor"], [*asked, "--model", str(made / FILE)], ["verify", str(made)]]
+    lines = [
+        ["doctor"],
+        [*asked, "--model", str(made / FILE)],
+        ["verify", str(made), "--positions", "4"],
+    ]
     child(["-c", f"from pocketfocus.cli import main; assert not any(map(main, {lines!r}))"])
 
 
