@@ -27,7 +27,9 @@ def lint(path: Path) -> list[Advice]:
     try:
         plan = usual(deserialize_pte_binary(path.read_bytes()).program)
     except Exception as error:  # its parsers raise whatever they meet
-        raise UserError(f"{path} is no ExecuTorch program of one method ({error})") from error
+        raise UserError(
+            f"{path} is no ExecuTorch program of one method ({error}): export it again"
+        ) from error
     instructions = [each.instr_args for each in plan.chains[0].instructions]
     return [*_outside(plan, instructions), *_on_gpus(plan), *_channels(path)]
 

@@ -32,7 +32,7 @@ from pocketfocus.cli import (
     train,
 )
 from pocketfocus.run.ending import SIGNALS, as_interrupted
-from pocketfocus.run.errors import UserError
+from pocketfocus.run.errors import UserError, way_to_write
 from pocketfocus.run.memory import keep_freed_memory
 from pocketfocus.run.text import printable
 
@@ -119,7 +119,7 @@ def describe(error: Exception) -> str:
         return f"{str(error.format_message()).rstrip('.')} (see `{command} --help`)"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         where = f"cannot write {error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}; free some space or choose another folder with --out"
+        return f"{where}{error.strerror}; {way_to_write(error)}"
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is not installed: run `make setup` or pip install it"
     if isinstance(error, OSError) and error.errno in UNREACHABLE:

@@ -243,11 +243,16 @@ def point(text: str) -> tuple[float, float]:
 def fractions(place: tuple[float, float], size: Size) -> tuple[float, float]:
     """Return a point as fractions of a photo's (H, W); in pixels unless both are below 1.
 
-    UserError for a point outside the photo.
+    UserError for a point outside the photo, and for one of which only one is below 1.
     """
     x, y = place
     height, width = size
     if x >= 1 or y >= 1:
+        if any(0 < each < 1 for each in place):
+            raise UserError(
+                f"--focus-at {x:g},{y:g} is neither in pixels nor in fractions: of the sides both "
+                "are below 1, such as 0.99,0.5"
+            )
         x, y = x / width, y / height
     if not (0 <= x < 1 and 0 <= y < 1):
         raise UserError(

@@ -83,11 +83,13 @@ def export(
         bool, typer.Option("--full", help="the networks of --reference itself, no student")
     ] = False,
     reference: arguments.Reference = "default",
-    size: Annotated[str, arguments.size_option("with --full: of the photo")] = "64x64",
+    size: Annotated[
+        str | None, arguments.size_option("with --full: of the photo, else 64x64")
+    ] = None,
     parts: Annotated[
-        str,
+        str | None,
         typer.Option("--parts", metavar="A,B", help="with --full: some of encoder, decoder, unet"),
-    ] = arguments.ALL,
+    ] = None,
 ) -> None:
     """Quantize a student and write files of every target and precision, with a manifest.
 
@@ -97,8 +99,8 @@ def export(
     given = {"ios": ios, "form": four_bit}
     options = {name: value for name, value in given.items() if value is not None}
     if full:
-        if student is not None or photos is not None:
-            raise UserError("--full exports a reference: leave --student and --photos out")
+        if any(value is not None for value in (student, photos, sizes)):
+            raise UserError("--full exports a reference: leave --student, --photos and --sizes out")
         arguments.reference(reference)
 
         from pocketfocus.export.stage import FULL_PRECISIONS, Export, full_targets
@@ -106,8 +108,16 @@ def export(
         everything = precisions == arguments.ALL
         recipes = FULL_PRECISIONS if everything else arguments.recipe_names(precisions)
         able = arguments.names(targets, full_targets(), "target")
-        export_networks(reference, Export(out, able, recipes, options), parts, size)
+        request = Export(out, able, recipes, options)
+        export_networks(reference, request, parts or arguments.ALL, size or "64x64")
         return
+    of_reference = {"--size": size, "--parts": parts}
+    for option, value in of_reference.items():
+        if value is not None:
+            raise UserError(
+                f"{option} {value} is for the networks of a reference: write --full too, or "
+                "--sizes for photos of other sizes"
+            )
     start = arguments.student_folder(student)
     recipes = arguments.recipe_names(precisions)
     chosen = arguments.target_names(targets)

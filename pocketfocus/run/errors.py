@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,3 +30,9 @@ def reported(program: str) -> Iterator[None]:
     except UserError as error:
         print(f"{program}: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def way_to_write(error: OSError) -> str:
+    """Return what a user can do where a file could not be written."""
+    refused = error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EROFS)
+    return ("" if refused else "free some space or ") + "choose another folder"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pocketfocus.run.child import os_error
-from pocketfocus.run.errors import UserError
+from pocketfocus.run.errors import UserError, way_to_write
 from pocketfocus.run.scratch import SET, exchanged, move_set, scratch_beside
 from pocketfocus.run.swap import put
 
@@ -146,10 +146,7 @@ def reserve(path: Path) -> None:
 
 def writing_failed(path: Path, error: OSError) -> UserError:
     """Return the one line for a file that could not be written."""
-    reason = error.strerror or str(error)
-    return UserError(
-        f"cannot write {path}: {reason}; free some space or choose another folder with --out"
-    )
+    return UserError(f"cannot write {path}: {error.strerror or error}; {way_to_write(error)}")
 
 
 def _sync(path: Path) -> None:
@@ -254,9 +251,11 @@ def read_json(path: Path, version: int = SCHEMA_VERSION, anew: str = "") -> dict
         text = Path(path).read_text(encoding="utf-8-sig")
         content = json.loads(text, parse_constant=_number, parse_float=_number)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: run the stage that writes it first") from None
+        way_out = anew or "run the stage that writes it first"
+        raise UserError(f"{path} is missing: {way_out}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}): delete it and run again") from error
+        way_out = anew or "delete it and run again"
+        raise UserError(f"{path} cannot be read ({error}): {way_out}") from error
     found = content.get("schema_version") if isinstance(content, dict) else None
     if found != version:
         way_out = anew or "delete it and run the stage that writes it"

@@ -54,6 +54,8 @@ BAD = ("MISSING", "TEXT", "TRUNCATED", "POINT")
         ("PHOTO --focus 3 --focus-at 5,5", "give one of them"),
         ("PHOTO --focus-at 90,10", "--focus-at 90,10 is outside the photo of 90x60 pixels"),
         ("PHOTO --focus-at 0.4,-0.1", "is outside the photo"),
+        ("PHOTO --focus-at 1.5,0.5", "is neither in pixels nor in fractions"),
+        ("PHOTO --focus-at 0.5,1", "is neither in pixels nor in fractions"),
         ("PHOTO --focus-at 0.4", "is no point"),
         ("PHOTO --focus-at nan,0.5", "is outside the photo"),
         ("PHOTO --focus 3 --max-side 8", "--max-side"),

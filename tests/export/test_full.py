@@ -198,6 +198,9 @@ def test_inputs_are_those_of_the_reference(reference: Path) -> None:
         (["--full", "--parts", "clip"], "choose from decoder, encoder, unet"),
         (["--full", "--size", "64x"], "WIDTHxHEIGHT"),
         (["--full", "--student", "."], "leave --student"),
+        (["--full", "--sizes", "64x64"], "leave --student, --photos and --sizes out"),
+        (["--parts", "unet"], "--parts unet is for the networks of a reference: write --full too"),
+        (["--size", "128"], "--sizes for photos of other sizes"),
     ],
 )
 def test_what_cannot_be_written_is_refused_at_once(

@@ -80,7 +80,7 @@ def test_whatever_writes_onto_a_full_disk_one_line_says_so(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(caught.value).startswith(f"cannot write {out}: ")
-    assert str(caught.value).endswith("; free some space or choose another folder with --out")
+    assert str(caught.value).endswith("; free some space or choose another folder")
     assert [path.name for path in tmp_path.iterdir()] == ["large"]
 
 
