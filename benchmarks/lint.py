@@ -137,5 +137,8 @@ def _target(path: Path) -> Target:
     target = target_of(path)
     if target is None:
         suffixes = ", ".join(target.suffix for target in get_targets())
-        raise UserError(f"{path} is no run, and no file of a target ({suffixes})")
+        raise UserError(
+            f"{path} is no run, which has a {MANIFEST_FILE}, and no file of a target: name a run, "
+            f"or a file that ends in {suffixes}"
+        )
     return target

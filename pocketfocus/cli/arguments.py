@@ -135,12 +135,13 @@ def names(text: str, known: Iterable[str], what: str) -> tuple[str, ...]:
     known = tuple(known)
     if text == ALL:
         return known
+    choices = f"choose from {', '.join(known)}, or {ALL}"
     requested = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not requested:
-        raise UserError(f"no {what} given: choose from {', '.join(known)}")
+        raise UserError(f"no {what} given: {choices}")
     for name in requested:
         if name not in known:
-            raise UserError(f"unknown {what} '{name}': choose from {', '.join(known)}")
+            raise UserError(f"unknown {what} '{name}': {choices}")
     return requested
 
 
@@ -329,6 +330,8 @@ def output_file(path: Path) -> Path:
 
 def run_folder(path: Path) -> Path:
     """Check that the folder of a run exists; what a killed command left there is swept."""
+    if path.is_file():
+        raise UserError(f"{path} is no folder of a run: name the one that holds it")
     if not path.is_dir():
         raise UserError(
             f"{path} is no folder of a run: make one with `pocketfocus build --out {path}`"

@@ -259,7 +259,7 @@ def test_files_of_a_run(
     ("name", "content", "said"),
     [
         ("gone.pte", None, "is missing"),
-        ("a.txt", b"x", "no file of a target"),
+        ("a.txt", b"x", "name a run, or a file that ends in .pte, "),
         ("a.onnx", b"\xff" * 9, "is no ONNX file"),
         ("a.pte", b"x" * 90, "is no ExecuTorch program"),
     ],
