@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,7 +59,10 @@ def opener_of_model(spec: str) -> Opener:
     """Import what opens a model that is not exported, as `open_model` would when it needs it."""
     from pocketfocus.export.open import names_reference, open_model
 
-    import_module(f"pocketfocus.models.{'loading' if names_reference(spec) else 'student'}")
+    if names_reference(spec):
+        import pocketfocus.models.loading
+    else:
+        import pocketfocus.models.student  # noqa: F401
 
     def open_eager(artifact: str, threads: int) -> Runner:
         model = open_model(artifact, threads)

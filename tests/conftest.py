@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
     from torch import nn
 
+    from pocketfocus.export.stage import Export
     from pocketfocus.models.student import RefocusStudent
     from pocketfocus.run.manifest import Artifact
 
@@ -300,11 +301,20 @@ def one_process() -> Iterator[None]:
         yield
 
 
+def export_here(student: Path, request: Export) -> None:
+    """Write files in this process, where tests need the imports anyway."""
+    from pocketfocus.export import stage
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "cores", lambda: 1)
+        stage.export_run(student, request, log=lambda line: None)
+
+
 @pytest.fixture(scope="session")
 def exported(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """exported(names): a run with these files of the small student, such as
     "onnx/student-fp32.onnx"; it is a copy, which the caller may change."""
-    from pocketfocus.export import stage
+    from pocketfocus.export.stage import Export
     from pocketfocus.run.manifest import load_manifest, renders
 
     whole = tmp_path_factory.mktemp("exported")
@@ -312,10 +322,7 @@ def exported(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> E
     def make(names: Sequence[str]) -> Path:
         for target, files in groupby(names, lambda name: name.partition("/")[0]):
             precisions = [Path(name).stem.partition("-")[2] for name in files if not renders(name)]
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(stage, "cores", lambda: 1)  # tests need the imports here anyway
-                request = stage.Export(whole, [target], precisions)
-                stage.export_run(small_student, request, log=lambda line: None)
+            export_here(small_student, Export(whole, [target], precisions))
         manifest, out = load_manifest(whole), tmp_path_factory.mktemp("run")
         for name in ("student", *names):
             path, copied = whole / name, out / name
@@ -335,13 +342,11 @@ def exported(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> E
 def sized(small_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with an int8 file of three targets for photos of three sizes, its own and `SIZES`;
     tests must not change it."""
-    from pocketfocus.export import stage
+    from pocketfocus.export.stage import Export
 
     out = tmp_path_factory.mktemp("sized")
-    request = stage.Export(out, ["executorch", "coreml", "onnx"], ["int8"], sizes=SIZES)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "cores", lambda: 1)  # tests need the imports here anyway
-        stage.export_run(small_student, request, log=lambda line: None)
+    request = Export(out, ["executorch", "coreml", "onnx"], ["int8"], sizes=SIZES)
+    export_here(small_student, request)
     return out
 
 
