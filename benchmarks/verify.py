@@ -38,7 +38,6 @@ from pocketfocus.benchmarks.gates import (
     parity_rows,
 )
 from pocketfocus.benchmarks.rendering import render_check
-from pocketfocus.data.stacks import cores
 from pocketfocus.mobile_harness.device import HOST, PYTORCH, Arrays, Device, Job, Result
 from pocketfocus.mobile_harness.devices import is_timed, origin, takes_sizes
 from pocketfocus.mobile_harness.host import Host, one_process
@@ -47,7 +46,7 @@ from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Artifact, Manifest, check_artifact, load_manifest, renders
 from pocketfocus.run.metrics import PEAK
 from pocketfocus.run.paths import below
-from pocketfocus.run.processes import stop_all, workers
+from pocketfocus.run.processes import cores, stop_all, workers
 from pocketfocus.run.progress import say, track
 from pocketfocus.run.results import CallFigures, GateRow, VerifyRow
 from pocketfocus.run.rows import merge_rows

@@ -25,7 +25,6 @@ import psutil
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from pocketfocus.data.stacks import cores
 from pocketfocus.export.isolated import write_isolated
 from pocketfocus.export.network import Network, Source
 from pocketfocus.export.phases import Phases
@@ -44,7 +43,7 @@ from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import alone_in, key_of, sha256, size_bytes, write_atomic
 from pocketfocus.run.manifest import MANIFEST_FILE, Artifact, Manifest, load_manifest
 from pocketfocus.run.paths import below
-from pocketfocus.run.processes import Work, WorkFailed, workers
+from pocketfocus.run.processes import Work, WorkFailed, cores, workers
 from pocketfocus.run.scratch import temporary_files_in
 
 CHECKS = "checks"

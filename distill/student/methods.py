@@ -35,6 +35,17 @@ MUON = Schedule(
 )
 
 
+def with_optimizer(schedule: Schedule, optimizer: str | None) -> Schedule:
+    """Return a schedule, or where it steps with another optimizer, that optimizer's own: Muon's at
+    full pace, AdamW's gentle one. UserError for an unknown name."""
+    if optimizer in (None, schedule.optimizer):
+        return schedule
+    others = {each.optimizer: each for each in (WARM, MUON)}
+    if optimizer not in others:
+        raise UserError(f"unknown optimizer {optimizer}: choose one of {', '.join(others)}")
+    return others[optimizer]
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to distil: what it trains, a sentence with its paper, and how it is trained, from a

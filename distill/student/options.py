@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pocketfocus.data.datasets import SYNTHETIC
-from pocketfocus.distill.student.methods import Method, get_method
+from pocketfocus.distill.student.methods import Method, get_method, with_optimizer
 from pocketfocus.distill.train.crops import Crops
 from pocketfocus.distill.train.schedule import Schedule
 from pocketfocus.models.student import SHIPPED_WEIGHTS
@@ -38,6 +38,7 @@ class Distillation:
     crops: tuple[Crops, ...] | None = None  # None leaves them to the method
     max_teacher_stacks: int = 600
     learning_rate: float | None = None  # the peak; None leaves it to the method
+    optimizer: str | None = None  # muon or adamw; None leaves it to the method
     qat: str | None = None  # the recipe through whose rounding the student learns
     learn_from: str = BOTH
     seed: int = 0
@@ -64,7 +65,8 @@ class Distillation:
     @property
     def schedule(self) -> Schedule:
         """The schedule of the training, after the reference is sampled, finer detail included."""
-        chosen = self.chosen.scratch if self.from_scratch else self.chosen.warm
+        usual = self.chosen.scratch if self.from_scratch else self.chosen.warm
+        chosen = with_optimizer(usual, self.optimizer)
         left = 1.0 if self.learn_from == STACKS else 1 - SAMPLING_SHARE
         rate, steps = self.learning_rate or chosen.learning_rate, self.steps or chosen.steps
         return replace(chosen, minutes=self.minutes * left, steps=steps, learning_rate=rate)

@@ -114,6 +114,7 @@ def _config(options: Distillation, student: RefocusStudent) -> dict[str, object]
         "method": options.method,
         "crops": [asdict(part) for part in options.parts],
         "rate": options.schedule.learning_rate,
+        "optimizer": options.schedule.optimizer,
         "seed": options.seed,
         "learn from": options.learn_from,
         "qat": None if options.qat is None else get_recipe(options.qat).model_dump(mode="json"),

@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pocketfocus.data.stacks import cores
 from pocketfocus.distill.train.checkpoint import (
     FILE,
     Config,
@@ -41,6 +40,7 @@ from pocketfocus.distill.train.run_log import RunLog, Timer
 from pocketfocus.distill.train.schedule import OPTIMIZERS, Schedule
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.memory import keep_freed_memory
+from pocketfocus.run.processes import cores
 from pocketfocus.run.progress import console
 
 LARGEST_SEED = 2**63 - 1

@@ -127,15 +127,15 @@ SMALLEST_SIDE = 16  # pixels of a photo
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")  # suffixes of what `refocus` writes
 
 
-def names(text: str, known: Iterable[str], what: str) -> tuple[str, ...]:
+def names(text: str, known: Iterable[str], what: str, also: str = "") -> tuple[str, ...]:
     """Split "a,b" into known names, in order, without repeats; "all" is every known name.
 
-    UserError names the known ones.
+    UserError names the known ones, and what could be given `also`.
     """
     known = tuple(known)
     if text == ALL:
         return known
-    choices = f"choose from {', '.join(known)}, or {ALL}"
+    choices = f"choose from {', '.join(filter(None, (*known, also)))}, or {ALL}"
     requested = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not requested:
         raise UserError(f"no {what} given: {choices}")
@@ -172,7 +172,7 @@ def recipe_names(text: str) -> tuple[str, ...]:
         get_recipe(file)
     if files and not others:
         return tuple(dict.fromkeys(files))
-    shipped = names(",".join(others), RECIPES, "precision")
+    shipped = names(",".join(others), RECIPES, "precision", also="a recipe's .yaml file")
     return tuple(dict.fromkeys((*shipped, *files)))
 
 
@@ -362,6 +362,13 @@ def student_folder(path: Path | None) -> Path | None:
             f"{path} is no student folder (it has no config.json): name the student/ of a run"
         )
     return path
+
+
+def start_folder(path: Path | None, from_scratch: bool) -> Path | None:
+    """Check as `student_folder` what a distillation begins with, which is nothing from scratch."""
+    if path is not None and from_scratch:
+        raise UserError(f"--from-scratch begins with no student: leave out --student {path}, or it")
+    return student_folder(path)
 
 
 def photo_files(folder: Path | None) -> list[Path] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketfocus.cli import arguments
-from pocketfocus.run.constants import RUNS
+from pocketfocus.run.constants import RUNS, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.progress import say
 from pocketfocus.run.text import printable
@@ -82,7 +82,14 @@ def export(
     full: Annotated[
         bool, typer.Option("--full", help="the networks of --reference itself, no student")
     ] = False,
-    reference: arguments.Reference = "default",
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference",
+            metavar="NAME|DIR|HUB_ID",
+            help="with --full: the reference, as in `distill`; else the shipped one",
+        ),
+    ] = None,
     size: Annotated[
         str | None, arguments.size_option("with --full: of the photo, else 64x64")
     ] = None,
@@ -101,7 +108,8 @@ def export(
     if full:
         if any(value is not None for value in (student, photos, sizes)):
             raise UserError("--full exports a reference: leave --student, --photos and --sizes out")
-        arguments.reference(reference)
+        spec = arguments.reference(reference or "default")
+        photo = arguments.size(size or "64x64")
 
         from pocketfocus.export.stage import FULL_PRECISIONS, Export, full_targets
 
@@ -109,14 +117,18 @@ def export(
         recipes = FULL_PRECISIONS if everything else arguments.recipe_names(precisions)
         able = arguments.names(targets, full_targets(), "target")
         request = Export(out, able, recipes, options)
-        export_networks(reference, request, parts or arguments.ALL, size or "64x64")
+        export_networks(spec, request, parts or arguments.ALL, photo)
         return
-    of_reference = {"--size": size, "--parts": parts}
-    for option, value in of_reference.items():
+    of_reference = {
+        "--reference": (reference, "--student for the student to write"),
+        "--size": (size, "--sizes for photos of other sizes"),
+        "--parts": (parts, "leave it out: a student is written whole"),
+    }
+    for option, (value, instead) in of_reference.items():
         if value is not None:
             raise UserError(
                 f"{option} {value} is for the networks of a reference: write --full too, or "
-                "--sizes for photos of other sizes"
+                f"{instead}"
             )
     start = arguments.student_folder(student)
     recipes = arguments.recipe_names(precisions)
@@ -132,17 +144,15 @@ def export(
         typer.echo(f"{artifact.status:8} {artifact.name}")
 
 
-def export_networks(reference: str, request: Export, parts: str, size: str) -> None:
+def export_networks(reference: str, request: Export, parts: str, size: Size) -> None:
     """Write a reference's networks, then execute and gate them."""
-    height_width = arguments.size(size)
-
     from pocketfocus.benchmarks.verify import Verification, verify_run
     from pocketfocus.export.reference import PARTS
     from pocketfocus.export.stage import export_full
     from pocketfocus.mobile_harness.devices import fallbacks, get_device
 
     chosen = arguments.names(parts, sorted(PARTS), "part")
-    export_full(reference, request, chosen, height_width, say)
+    export_full(reference, request, chosen, size, say)
     rows = verify_run(request.out, get_device("host"), Verification(fallbacks=fallbacks("host")))
     print_rows(rows, ROW_COLUMNS)
     arguments.exit_by_gates(rows)

@@ -63,6 +63,15 @@ Preset = Annotated[
         "refused unless it is of this size",
     ),
 ]
+Optimizer = Annotated[
+    str | None,
+    typer.Option(
+        "--optimizer",
+        metavar="adamw|muon",
+        help="adamw is gentle, as is usual for a student that has learned; muon learns at full "
+        "pace, as is usual --from-scratch",
+    ),
+]
 Qat = Annotated[
     str | None,
     typer.Option(
@@ -151,6 +160,7 @@ def distill(
     targets: Annotated[int | None, typer.Option("--targets", min=1, hidden=True)] = None,
     crop: Crop = None,
     rate: Rate = None,
+    optimizer: Optimizer = None,
     from_scratch: arguments.FromScratch = False,
     preset: Preset = None,
     qat: Qat = None,
@@ -168,13 +178,13 @@ def distill(
     """
     arguments.output_folder(out)
     spec = arguments.reference(reference)
-    start = arguments.student_folder(student)
+    start = arguments.start_folder(student, from_scratch)
     length = length_of(distill_minutes, steps)
     check_numbers(crop, rate)
     files = arguments.photo_files(photos)
 
     from pocketfocus.data.datasets import SYNTHETIC
-    from pocketfocus.distill.student.methods import get_method
+    from pocketfocus.distill.student.methods import get_method, with_optimizer
     from pocketfocus.distill.student.options import Distillation
     from pocketfocus.distill.student.stage import distill_run
     from pocketfocus.quantize.recipes import get_recipe
@@ -185,6 +195,7 @@ def distill(
             f"{method} distils the reference's own UNet: leave out --student, --from-scratch and "
             "--preset"
         )
+    with_optimizer(chosen.warm, optimizer)
     if qat is not None:
         get_recipe(qat)
     options = Distillation(
@@ -199,6 +210,7 @@ def distill(
         crops=None if crop is None else (chosen.crops[0].resized(crop),),
         max_teacher_stacks=targets or teacher_stacks,
         learning_rate=rate,
+        optimizer=optimizer,
         qat=qat,
         learn_from=learn_from,
         sources=tuple(stacks or [SYNTHETIC]),

@@ -6,7 +6,6 @@ Legend: N frames of a stack (9 unless its folder says otherwise), H, W; S stacks
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -41,6 +39,7 @@ from pocketfocus.run.child import end_with_parent
 from pocketfocus.run.constants import FRAMES, IMAGES, POSITIONS, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of, one_line, reserve, write_atomic
+from pocketfocus.run.processes import cores
 from pocketfocus.run.progress import say, track
 
 IMAGE_SUFFIXES = (
@@ -422,12 +421,6 @@ def _gather(folder: Path, sources: Sequence[Source], kept: Kept, shapes: Shapes)
     skipped = total - len(about["names"])
     if skipped:
         say(f"warning: {skipped} of {total} scenes skipped")
-
-
-def cores() -> int:
-    """Return how many this process may use."""
-    affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
-    return len(affinity()) if affinity else os.cpu_count() or 1
 
 
 def _loaded(places: Sequence[tuple[Source, int]]) -> Iterator[FocalStack | None]:

@@ -26,6 +26,7 @@ from typing import IO, Any
 from weakref import WeakSet
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 import pocketfocus
@@ -199,10 +200,21 @@ class Worker:
         return self._stderr.read().decode(errors="replace")
 
 
+def cores() -> int:
+    """Return how many this process may use."""
+    affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
+    return len(affinity()) if affinity else os.cpu_count() or 1
+
+
 @contextmanager
 def workers(count: int) -> Iterator[Callable[[], AbstractContextManager[Worker]]]:
     """Lend processes to threads, `count` at a time, each of which takes many works: a thread that
-    borrows one waits until one is free. They keep freed memory, so that their peaks say nothing."""
+    borrows one waits until one is free.
+
+    They share the cores: threads that wait for one another while others have their core take
+    several times as long. They keep freed memory, so that their peaks say nothing.
+    """
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // count))}
     free: SimpleQueue[Worker] = SimpleQueue()
 
     @contextmanager
@@ -215,7 +227,7 @@ def workers(count: int) -> Iterator[Callable[[], AbstractContextManager[Worker]]
 
     with ExitStack() as started:
         for _ in range(count):
-            free.put(started.enter_context(Worker(environment=KEEPS_MEMORY)))
+            free.put(started.enter_context(Worker(environment=KEEPS_MEMORY | threads)))
         yield borrowed
 
 

@@ -201,6 +201,7 @@ def test_inputs_are_those_of_the_reference(reference: Path) -> None:
         (["--full", "--sizes", "64x64"], "leave --student, --photos and --sizes out"),
         (["--parts", "unet"], "--parts unet is for the networks of a reference: write --full too"),
         (["--size", "128"], "--sizes for photos of other sizes"),
+        (["--reference", "."], "--reference . is for the networks of a reference"),
     ],
 )
 def test_what_cannot_be_written_is_refused_at_once(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pocketfocus.models.prior import BLOCKS, STEM, Prior
-from pocketfocus.research.imagenet import EPSILON, fill
+from pocketfocus.models.student import SHIPPED_WEIGHTS, load_student
+from pocketfocus.research.imagenet import EPSILON, fill, main
 from pocketfocus.run.errors import UserError
 
 
@@ -63,3 +66,18 @@ def test_its_stem_and_blocks_compute_what_lite0s_do() -> None:
 def test_other_weights_are_refused() -> None:
     with pytest.raises(UserError, match="not the weights of EfficientNet-Lite0"):
         fill(Prior(4, 8), {"conv1.weight": torch.zeros(1)})
+
+
+def test_the_rest_is_the_shipped_students_or_random(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weights = tmp_path / "lite0.pth"
+    torch.save(lite0(), weights)
+    main([str(weights), str(tmp_path / "kept")])
+    main([str(weights), str(tmp_path / "random"), "--preset", "tiny"])
+    folders = (SHIPPED_WEIGHTS, tmp_path / "kept", tmp_path / "random")
+    shipped, kept, random = (load_student(each).network.state_dict() for each in folders)
+    blocks = {name for name in kept if name.startswith(("prior.stem", "prior.blocks"))}
+    assert all(torch.equal(kept[name], random[name]) for name in blocks)
+    rest = [name for name in kept.keys() - blocks if kept[name].dim() == 4]
+    assert all(torch.equal(kept[name], shipped[name]) for name in rest)
+    assert not any(torch.equal(kept[name], random[name]) for name in rest if random[name].any())

@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
+from pocketfocus.run import processes
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.processes import (
     CHILD_FILE,
@@ -88,6 +89,11 @@ def fills(arguments, arrays, say):
 
 def makes(arguments, arrays, say):
     return {}, {"made": np.zeros(1_000_000)}
+
+def threads(arguments, arrays, say):
+    import torch
+
+    return {"threads": torch.get_num_threads()}, {}
 
 def asks(arguments, arrays, say):
     return {"read": sys.stdin.read(), "inherited": subprocess.check_output(["cat"]).decode()}, {}
@@ -224,6 +230,20 @@ def test_processes_that_are_shared_keep_freed_memory(calls: Callable[..., Work])
     with Worker() as alone, workers(1) as borrowed, borrowed() as shared:
         assert faults(shared) >= 0 and faults(alone) >= 0  # the first arrays are new to both
         assert faults(shared) < faults(alone) / 10
+
+
+@pytest.mark.parametrize(("cores", "count", "each"), [(4, 2, 2), (2, 2, 1), (2, 3, 1)])
+def test_processes_that_work_at_once_share_the_cores(
+    calls: Callable[..., Work],
+    monkeypatch: pytest.MonkeyPatch,
+    cores: int,
+    count: int,
+    each: int,
+) -> None:
+    monkeypatch.setattr(processes, "cores", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with workers(count) as borrowed, borrowed() as worker:
+        assert worker.run(calls("threads")).fields["threads"] == each
 
 
 def test_a_worker_that_died_between_works_is_told(calls: Callable[..., Work]) -> None:
