@@ -142,6 +142,8 @@ class Target:
         write: writes one file or folder.
         open: (path, threads) gives what calls it; None threads for the runtime's own default.
             UserError when the file cannot be opened; `cannot_run` is asked before.
+        lend: as `open`, for a runtime that overwrites at the next call what it gave, as apps use
+            it; None where it gives new memory every time.
         input_shapes: of a file, in order, for photos of the usual size.
         sizes: of the photos that a student's file takes.
         read: the schemes of a file's layers, by their paths in the network; RuntimeError for
@@ -180,6 +182,7 @@ class Target:
     read: Callable[[Path, Network], dict[str, Scheme]]
     cannot_run: Callable[[], str | None]
     cannot_write: Callable[[], str | None]
+    lend: Callable[[Path, int | None], Runner] | None = None
     layers: Callable[[Path, Mapping[str, Tensor]], tuple[list[Layer], Tensor]] = not_laid_open
     plain: str = "fp32"
     extra: str = ""

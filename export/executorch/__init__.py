@@ -20,6 +20,7 @@ TARGET = Target(
     phases={MAKE: 0.05, "quantize": 0.1, "capture": 0.05, "lower": 0.8},
     write=write.write,
     open=write.open_file,
+    lend=write.lend_file,
     input_shapes=write.input_shapes,
     sizes=write.sizes,
     read=in_order("pocketfocus.export.executorch.read", "XNNPACK's graph"),

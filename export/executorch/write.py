@@ -108,6 +108,12 @@ def delegated(graph: torch.fx.GraphModule) -> Delegation:
 
 def open_file(path: Path, threads: int | None = None) -> Runner:
     """Load a .pte into the runtime; its thread pool is one for the whole process."""
+    run = lend_file(path, threads)
+    return lambda *inputs: tuple(tensor.clone() for tensor in run(*inputs))
+
+
+def lend_file(path: Path, threads: int | None = None) -> Runner:
+    """Load a .pte; what a call gives is the runtime's own memory, which the next one overwrites."""
     module = load(path, threads)
     names = methods_of(module)
     mute: Iterator[Any] = chain([quiet_native()], repeat(nullcontext()))  # XNNPACK's first words
@@ -117,7 +123,7 @@ def open_file(path: Path, threads: int | None = None) -> Runner:
         with next(mute):
             given = [tensor.contiguous() for tensor in inputs]
             outputs: Any = module.run_method(name, given, clone_outputs=False)
-        return tuple(tensor.clone() for tensor in outputs)  # the next ones take their memory
+        return tuple(outputs)
 
     return run
 

@@ -92,6 +92,18 @@ def test_a_file_gives_all_that_the_student_says_in_its_order(
 
 
 @pytest.mark.parametrize("target", EXECUTED)
+def test_what_is_lent_is_what_is_given_until_the_next_call(
+    target: str, run_dir: Path, pairs: Pairs
+) -> None:
+    path, chosen = run_dir / artifact(run_dir, target, "fp32").name, get_target(target)
+    lent, given = (chosen.lend or chosen.open)(path, 1), chosen.open(path, 1)
+    for photo, position in pairs:
+        made = given(photo, one_hot(position))
+        for found, kept in zip(lent(photo, one_hot(position)), made, strict=True):
+            assert torch.equal(found, kept)
+
+
+@pytest.mark.parametrize("target", EXECUTED)
 def test_swapped_frames_and_wrong_positions_miss_every_gate(
     target: str, run_dir: Path, pairs: Pairs, eager: list[Tensor]
 ) -> None:
