@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import signal
 import socket
 import ssl
 from contextlib import suppress
@@ -14,6 +15,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from pocketfocus.run.ending import SIGNALS, uninterrupted
 
 HEADER_S = 10.0  # until a TLS handshake has ended, and then until a request's headers are there
 STALL_S = 10.0  # between two parts of a body
@@ -57,6 +60,10 @@ class Door(socket.socket):
 
 class Loop(asyncio.SelectorEventLoop):
     """An event loop in which a TLS handshake has to end in time."""
+
+    def __init__(self) -> None:
+        with uninterrupted(signal.SIGINT, *SIGNALS):  # a loop that is half made cannot be closed
+            super().__init__()
 
     async def create_server(self, *words, **options):  # type: ignore[no-untyped-def]
         """Listen."""

@@ -35,3 +35,22 @@ def as_interrupted(*signals: signal.Signals) -> Iterator[list[int]]:
     finally:
         for each, handler in before:
             signal.signal(each, handler)
+
+
+@contextmanager
+def uninterrupted(*signals: signal.Signals) -> Iterator[None]:
+    """Keep these signals until the block has ended: what is half made cannot be cleaned up. Only
+    the main thread can do this; in others nothing is changed."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]
+    before = [(each, signal.signal(each, lambda number, _: came.append(number))) for each in heard]
+    try:
+        yield
+    finally:
+        for each, handler in before:
+            signal.signal(each, handler)
+    for number in came:
+        signal.raise_signal(number)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import signal
 import socket
 import ssl
+import sys
 import threading
 import time
+from asyncio import BaseEventLoop
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,6 +27,7 @@ from pocketfocus.mobile_harness.web.files import Served
 from pocketfocus.mobile_harness.web.lan import own_context
 from pocketfocus.mobile_harness.web.measurement import Judge, Measurement
 from pocketfocus.mobile_harness.web.server import make_app
+from pocketfocus.run.ending import SIGNALS, as_interrupted
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import TensorSpec, load_manifest
 from pocketfocus.run.results import BenchRow
@@ -266,3 +270,20 @@ def test_names_are_shown_as_they_are(port: int) -> None:
     status, said = ask(port, "/api/measurements", MEASURED | {"phone": phone})
     assert status == 201
     assert json.loads(said)["row"]["device"] == "a\\u202egnp $\\frac$, b (wasm)"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *SIGNALS])
+def test_who_ends_it_as_it_starts_is_told_no_more(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, begun, made = list[object](), BaseEventLoop.__init__, []
+
+    def interrupted(loop: BaseEventLoop) -> None:
+        signal.raise_signal(number)
+        made.append(begun(loop))
+
+    monkeypatch.setattr(BaseEventLoop, "__init__", interrupted)
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    with pytest.raises(KeyboardInterrupt), as_interrupted(*SIGNALS):
+        patience.Loop()
+    assert made and not said
