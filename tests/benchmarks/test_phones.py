@@ -156,6 +156,7 @@ def test_nine_frames_need_what_a_larger_size_takes_more() -> None:
     assert large[PAIR].largest == Need((960, 1280), 600.0, "estimated")
 
 
+@pytest.mark.usefixtures("one_process")
 def test_the_largest_size_that_export_allows_is_measured_and_judged(
     small_student: Path, tmp_path: Path
 ) -> None:
