@@ -171,6 +171,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items.sort(key=place_among(items))
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are cores where slow tests run: a tenth of their time they wait for
+    browsers and for processes that they started."""
+    from pocketfocus.run.processes import cores
+
+    return cores() + (not config.option.markexpr)
+
+
 def place_among(items: Sequence[pytest.Item]) -> Callable[[pytest.Item], int]:
     """Where a test goes: workers take groups in this order, so that no long one is the last."""
 
