@@ -171,6 +171,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items.sort(key=place_among(items))
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One more than there are cores where slow tests run: a tenth of their time they wait for
     browsers and for processes that they started."""

@@ -107,8 +107,6 @@ def _take_start(out: Path, options: Distillation) -> None:
     """Copy the start, which is loaded first, so that a broken one is refused."""
     if not options.chosen.student:
         raise UserError(f"0 minutes leave nothing to {options.method}: give it some")
-    if options.from_scratch:
-        raise UserError("0 minutes train nothing from scratch: give it some, or take a student")
     start = options.start_folder
     load_student(start)
     with main_process_first() as is_main:

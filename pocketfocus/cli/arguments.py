@@ -364,8 +364,11 @@ def student_folder(path: Path | None) -> Path | None:
     return path
 
 
-def start_folder(path: Path | None, from_scratch: bool) -> Path | None:
-    """Check as `student_folder` what a distillation begins with, which is nothing from scratch."""
+def start_folder(path: Path | None, from_scratch: bool, minutes: float) -> Path | None:
+    """Check as `student_folder` what a distillation begins with: from scratch nothing, which takes
+    some time to become a student."""
+    if from_scratch and not minutes:
+        raise UserError("0 minutes train nothing from scratch: give it some, or take a student")
     if path is not None and from_scratch:
         raise UserError(f"--from-scratch begins with no student: leave out --student {path}, or it")
     return student_folder(path)

@@ -83,7 +83,7 @@ def build(
     length = arguments.minutes(distill_minutes)
     arguments.earlier_results(arguments.output_folder(out))
     arguments.reference(reference)
-    arguments.start_folder(student, from_scratch)
+    arguments.start_folder(student, from_scratch, length)
     files = arguments.photo_files(photos)
     recipes = arguments.recipe_names(precisions)
     chosen = (arguments.target_names(targets), recipes)

@@ -178,8 +178,8 @@ def distill(
     """
     arguments.output_folder(out)
     spec = arguments.reference(reference)
-    start = arguments.start_folder(student, from_scratch)
     length = length_of(distill_minutes, steps)
+    start = arguments.start_folder(student, from_scratch, length)
     check_numbers(crop, rate)
     files = arguments.photo_files(photos)
 

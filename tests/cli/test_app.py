@@ -139,6 +139,8 @@ def test_the_module_is_the_command() -> None:
         ("distill --student EMPTY --out OUT", "it has no config.json"),
         ("distill --student EMPTY --from-scratch --out OUT", "leave out --student"),
         ("build --student EMPTY --from-scratch", "--from-scratch begins with no student"),
+        ("distill --from-scratch --distill-minutes 0 --out OUT", "0 minutes train nothing"),
+        ("build --from-scratch --distill-minutes 0", "0 minutes train nothing from scratch"),
         ("distill --optimizer sgd --out OUT", "unknown optimizer sgd: choose one of adamw, muon"),
         ("build --precisions int7", "mixed, a recipe's .yaml file, or all"),
         ("export --student MISSING --out OUT", "it has no config.json"),
