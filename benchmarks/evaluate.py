@@ -43,10 +43,10 @@ from pocketfocus.benchmarks.truth import (
 from pocketfocus.data.datasets import SYNTHETIC, check_source
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
 from pocketfocus.data.stacks import FocalStack, RenderedScenes
-from pocketfocus.export.open import REFERENCE, STUDENT, open_any, open_model
+from pocketfocus.export.open import REFERENCE, open_any, open_model
 from pocketfocus.export.targets import get_target
 from pocketfocus.models.model import Model, refocus
-from pocketfocus.models.places import DEFAULT_WEIGHTS, find_places
+from pocketfocus.models.places import DEFAULT_WEIGHTS, STUDENT, find_places, shipped_student
 from pocketfocus.models.student import SHIPPED_WEIGHTS
 from pocketfocus.run.cache import source_hash
 from pocketfocus.run.constants import FRAMES, Size
@@ -441,8 +441,9 @@ def evaluate_scoring(
 
 def content_of(spec: str) -> str:
     """Return a hash of what a model's name stands for on this disk."""
-    if Path(spec).exists():
-        return sha256(Path(spec))
+    path = shipped_student(spec) or Path(spec)
+    if path.exists():
+        return sha256(path)
     kind, named = _kind(spec)
     return find_places(named).key if named else kind
 

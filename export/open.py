@@ -16,6 +16,7 @@ from pocketfocus.data.optics import one_hot
 from pocketfocus.export.targets import Runner, Sizes, Target, get_target, get_targets, target_of
 from pocketfocus.models.analyse import Analyser
 from pocketfocus.models.model import Model
+from pocketfocus.models.places import STUDENTS, shipped_student
 from pocketfocus.run.child import Say
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
@@ -25,7 +26,8 @@ from pocketfocus.run.processes import Work, WorkFailed, run_work
 if TYPE_CHECKING:
     from pocketfocus.run.child import Arrays
 
-REFERENCE, AUTOENCODER, STUDENT = "reference", "autoencoder", "student"
+REFERENCE, AUTOENCODER = "reference", "autoencoder"
+SHIPPED = ", ".join(f"`{name}`" for name in STUDENTS)
 ATTEMPT_S = 300.0  # for one call of a file that nobody vouches for
 LARGEST = 8192  # pixels of a side of what it takes
 
@@ -52,8 +54,8 @@ def open_any(spec: str) -> Model:
 
 
 def open_model(spec: str, threads: int | None = None) -> Model:
-    """Open `reference[:DIR_or_HUB_ID][@SAMPLING]`, `student` (the shipped one), a student folder,
-    or an exported file.
+    """Open `reference[:DIR_or_HUB_ID][@SAMPLING]`, `student` or `student-open` (the shipped ones),
+    a student folder, or an exported file.
 
     SAMPLING is STEPS[/GUIDANCE[/TEMPERATURE]], else the reference's own. A file that a manifest
     lists is used only if its hash is as recorded. `threads` limits an exported file's runtime, or
@@ -67,14 +69,13 @@ def open_model(spec: str, threads: int | None = None) -> Model:
         torch.set_num_threads(threads)
     if is_reference:
         return _reference(spec)
-    if spec == STUDENT and not path.exists():
-        return _student()
-    if path.is_dir():
-        return _student(path)
+    student = shipped_student(spec)
+    if student is not None or path.is_dir():
+        return _student(student or path)
     suffixes = ", ".join(target.suffix for target in get_targets())
     raise UserError(
-        f"no model at {spec}: name `{REFERENCE}`, `{REFERENCE}:DIR@STEPS`, a student folder, or a "
-        f"file ending in {suffixes}"
+        f"no model at {spec}: name `{REFERENCE}`, `{REFERENCE}:DIR@STEPS`, {SHIPPED}, a student "
+        f"folder, or a file ending in {suffixes}"
     )
 
 
@@ -96,11 +97,11 @@ def _reference(name: str) -> Model:
     return Model(name, None, lambda photo, at: pipeline(photo, at, how), fit=fit)
 
 
-def _student(path: Path | None = None) -> Model:
+def _student(path: Path) -> Model:
     from pocketfocus.models.student import load_student
 
     student = load_student(path)
-    name = path.name if path else STUDENT
+    name = path.name
     pixels = math.prod(student.photo_size)
     return Model(
         name,

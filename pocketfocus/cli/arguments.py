@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pocketfocus.cli import quiet
-from pocketfocus.models.places import Places, find_places
+from pocketfocus.models.places import STUDENTS, Places, find_places, shipped_student
 from pocketfocus.quantize.recipes import TOOLCHAIN_NAMES
 from pocketfocus.run.constants import (
     FRAMES,
@@ -58,7 +58,12 @@ Photos = Annotated[
 ]
 Student = Annotated[
     Path | None,
-    typer.Option("--student", metavar="DIR", help="a student folder; else the shipped one"),
+    typer.Option(
+        "--student",
+        metavar="DIR",
+        help="a student folder, or `student-open`, the one that learned from openly licensed "
+        "photos alone; else the shipped one",
+    ),
 ]
 Minutes = Annotated[
     float,
@@ -356,10 +361,13 @@ def earlier_results(path: Path, *files: str) -> Path:
 
 
 def student_folder(path: Path | None) -> Path | None:
-    """Check that a folder has a student's config.json; None stands for the shipped student."""
+    """Return the folder of a student by its path or, of a shipped one, its name, after a check that
+    it has a config.json; None stands for the shipped student."""
+    path = path and (shipped_student(str(path)) or path)
     if path is not None and not (path / "config.json").is_file():
         raise UserError(
-            f"{path} is no student folder (it has no config.json): name the student/ of a run"
+            f"{path} is no student folder (it has no config.json): name the student/ of a run, or "
+            f"{' or '.join(STUDENTS)}"
         )
     return path
 

@@ -21,8 +21,8 @@ commands = typer.Typer()
 SMALLEST_COMPARED = 16  # pixels; SSIM averages over 11
 
 MODEL = (
-    "`reference`, `reference:DIR`, either with @STEPS/GUIDANCE, `student`, a student folder, a "
-    ".pte, an .onnx or an .mlpackage"
+    "`reference`, `reference:DIR`, either with @STEPS/GUIDANCE, `student`, `student-open`, a "
+    "student folder, a .pte, an .onnx or an .mlpackage"
 )
 SCORED = f"{MODEL}, `autoencoder`; `copy` and `blur` are always there"
 

@@ -1,4 +1,4 @@
-"""What names a reference, and where its files are: the one place that decides it, without torch."""
+"""What names a reference or a shipped student, and where its files are, without torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from pathlib import Path
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
 
-DEFAULT_WEIGHTS = Path(__file__).parent.parent / "weights" / "reference"
+WEIGHTS = Path(__file__).parent.parent / "weights"
+DEFAULT_WEIGHTS = WEIGHTS / "reference"
+STUDENT, OPEN_STUDENT = "student", "student-open"
+STUDENTS = {name: WEIGHTS / name for name in (STUDENT, OPEN_STUDENT)}
+"""The shipped students by their names; the second learned from openly licensed photos alone."""
 LEARN2REFOCUS = "tedlasai/learn2refocus"
 LEARN2REFOCUS_UNET = "checkpoint-200000/unet"
 BASE = "stabilityai/stable-video-diffusion-img2vid"
@@ -18,6 +22,11 @@ FP16 = ":fp16"
 REVISION = "#"  # between a Hub id and a branch, tag or commit of it
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(#[\w-][\w.-]*(/[\w-][\w.-]*)*)?")
 CHECKPOINT = "checkpoint-"  # of a fine-tuning, with the number of its step
+
+
+def shipped_student(name: str) -> Path | None:
+    """Return the folder of a shipped student by its name, unless something here is called so."""
+    return None if Path(name).exists() else STUDENTS.get(name)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pocketfocus.models.places import STUDENT, STUDENTS
 from pocketfocus.models.prior import MULTIPLE as PRIOR_MULTIPLE
 from pocketfocus.models.prior import Prior
 from pocketfocus.run.constants import FRAMES, IMAGES
@@ -395,7 +396,7 @@ def build_student(preset: str = "tiny") -> RefocusStudent:
     return RefocusStudent(**PRESETS[preset])
 
 
-SHIPPED_WEIGHTS = Path(__file__).parent.parent / "weights" / "student"
+SHIPPED_WEIGHTS = STUDENTS[STUDENT]
 
 
 def load_student(folder: Path | None = None) -> RefocusStudent:

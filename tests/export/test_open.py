@@ -11,11 +11,13 @@ import torch
 from onnx import ValueInfoProto
 from torch import Tensor
 
+from pocketfocus.cli import arguments
 from pocketfocus.distill.reference.phases import save_reference
 from pocketfocus.distill.reference.presets import SMALLEST, build_reference
 from pocketfocus.export import open as opening
 from pocketfocus.export.open import open_any, open_model
 from pocketfocus.models import loading
+from pocketfocus.models.places import STUDENTS
 from pocketfocus.models.sampling import Sampling
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.processes import Worker
@@ -127,8 +129,18 @@ def test_a_damaged_file_is_a_user_error(name: str, run_dir: Path, tmp_path: Path
         open_model(str(run / name))
 
 
-def test_the_shipped_student_goes_by_its_name() -> None:
-    assert open_model("student").name == "student"
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_shipped_student_goes_by_its_name(
+    name: str, small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    opened = open_model(name)
+    assert (opened.name, opened.analyser and opened.analyser.pixels) == (name, 320 * 448)
+    assert arguments.student_folder(Path(name)) == STUDENTS[name]
+    shutil.copytree(small_student, name)  # a folder that is called so is meant
+    there = open_model(name).analyser
+    assert there is not None and there.pixels == 64 * 64
+    assert arguments.student_folder(Path(name)) == Path(name)
 
 
 @pytest.mark.parametrize("spec", ["nowhere", "nowhere.pte", "nowhere.onnx", "photo.jpg"])

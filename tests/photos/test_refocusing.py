@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,12 @@ from pocketfocus.data.optics import (
     render_stack,
     srgb_to_linear,
 )
-from pocketfocus.data.scenes import bundled_photos
+from pocketfocus.data.scenes import VALIDATION_SEED, bundled_photos, held_out_photos
+from pocketfocus.data.stacks import RenderedScenes
 from pocketfocus.export.open import open_model
 from pocketfocus.models.analyse import Analyser, averaged
 from pocketfocus.models.model import Model
+from pocketfocus.models.places import STUDENTS
 from pocketfocus.models.reference import published_size
 from pocketfocus.photos import refocusing
 from pocketfocus.photos.focusmap import all_in_focus
@@ -40,7 +43,9 @@ from pocketfocus.photos.refocusing import (
     reduced,
     refocused,
 )
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.metrics import psnr
 
 Exported = Callable[[Sequence[str]], Path]
 POSITIONS = [*map(float, range(9)), 3.5]
@@ -128,6 +133,23 @@ def test_between_two_planes_the_shipped_student_moves_one_way(position: int, sce
     assert from_first == sorted(from_first)
     assert from_last == sorted(from_last, reverse=True)
     assert from_first[1] > 0.1
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_shipped_student_is_nearer_to_the_truth_than_the_photo(name: str) -> None:
+    seeds = range(VALIDATION_SEED, VALIDATION_SEED + 3)
+    scenes, gains = RenderedScenes(seeds, (256, 256), held_out_photos()), []
+    for number, position in product(range(3), (0, 4)):
+        found = scenes.load(number)
+        assert found is not None
+        photo = found.frames[position]
+        made = refocused(open_model(name), to_uint8(photo), position)
+        gains += [
+            psnr(from_pixels(made.picture(n))[0], found.frames[n]) - psnr(photo, found.frames[n])
+            for n in range(FRAMES)
+            if n != position
+        ]
+    assert np.mean(gains) > 0.4
 
 
 def test_a_stack_alone_is_enlarged_and_says_so(

@@ -276,11 +276,12 @@ def test_names_are_shown_as_they_are(port: int) -> None:
 def test_who_ends_it_as_it_starts_is_told_no_more(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said, begun, made = list[object](), BaseEventLoop.__init__, []
+    said, begun, made = list[object](), BaseEventLoop.__init__, list[BaseEventLoop]()
 
     def interrupted(loop: BaseEventLoop) -> None:
         signal.raise_signal(number)
-        made.append(begun(loop))
+        begun(loop)
+        made.append(loop)
 
     monkeypatch.setattr(BaseEventLoop, "__init__", interrupted)
     monkeypatch.setattr(sys, "unraisablehook", said.append)
