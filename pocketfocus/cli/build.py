@@ -10,9 +10,9 @@ from pathlib import Path
 import typer
 
 from pocketfocus.cli import arguments
-from pocketfocus.models.places import find_places
+from pocketfocus.models.places import STUDENT, STUDENTS, WEIGHTS, find_places
 from pocketfocus.quantize.recipes import is_recipe_file
-from pocketfocus.run.cache import PACKAGE, source_hash
+from pocketfocus.run.cache import source_hash
 from pocketfocus.run.constants import FIRST_LOOK, RUNS, Size
 from pocketfocus.run.files import key_of
 from pocketfocus.run.progress import say
@@ -22,7 +22,6 @@ commands = typer.Typer()
 
 DEVICE = "host"
 FEWEST_SCENES, MOST_SCENES = 4, 24  # to distil from: a minute wants the most, less time fewer
-WEIGHTS = PACKAGE / "weights"
 SCENES, INPUTS, SIZE = 1, (0, 4, 8), (256, 256)  # small: the reference takes most of it
 REPORTED = (
     "manifest.json",
@@ -178,7 +177,7 @@ def _start(settings: Settings) -> dict[str, object]:
 
 def _first(settings: Settings) -> Path:
     """Return the folder of the student that is there before anything is distilled."""
-    return settings.student or WEIGHTS / "student"
+    return settings.student or STUDENTS[STUDENT]
 
 
 def _distilled_of(settings: Settings) -> str:

@@ -11,8 +11,8 @@ from pocketfocus.run.files import sha256
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 DEFAULT_WEIGHTS = WEIGHTS / "reference"
-STUDENT, OPEN_STUDENT = "student", "student-open"
-STUDENTS = {name: WEIGHTS / name for name in (STUDENT, OPEN_STUDENT)}
+STUDENT = "student"
+STUDENTS = {name: WEIGHTS / name for name in (STUDENT, "student-open")}
 """The shipped students by their names; the second learned from openly licensed photos alone."""
 LEARN2REFOCUS = "tedlasai/learn2refocus"
 LEARN2REFOCUS_UNET = "checkpoint-200000/unet"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+Handler = Callable[[int, FrameType | None], object]
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # of `kill`, systems that shut down, closed terminals
 
 
@@ -25,32 +26,31 @@ def as_interrupted(*signals: signal.Signals) -> Iterator[list[int]]:
         came.append(number)
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
+    with _handled(signals, interrupt):
         yield came
-        return
-    heard = [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]
-    before = [(each, signal.signal(each, interrupt)) for each in heard]
-    try:
-        yield came
-    finally:
-        for each, handler in before:
-            signal.signal(each, handler)
 
 
 @contextmanager
 def uninterrupted(*signals: signal.Signals) -> Iterator[None]:
-    """Keep these signals until the block has ended: what is half made cannot be cleaned up. Only
-    the main thread can do this; in others nothing is changed."""
+    """Keep these signals until the block has ended: what is half made cannot be cleaned up. As of
+    `as_interrupted`, but for what they do."""
     came: list[int] = []
+    with _handled(signals, lambda number, _: came.append(number)):
+        yield
+    for number in came:
+        signal.raise_signal(number)
+
+
+@contextmanager
+def _handled(signals: Sequence[signal.Signals], handler: Handler) -> Iterator[None]:
+    """Let a handler take these signals in the block, but for ignored ones, in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     heard = [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]
-    before = [(each, signal.signal(each, lambda number, _: came.append(number))) for each in heard]
+    before = [(each, signal.signal(each, handler)) for each in heard]
     try:
         yield
     finally:
-        for each, handler in before:
-            signal.signal(each, handler)
-    for number in came:
-        signal.raise_signal(number)
+        for each, was in before:
+            signal.signal(each, was)
