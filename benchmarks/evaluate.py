@@ -263,7 +263,7 @@ def _score(
         made = model.reconstruct(torch.cat(list(truth.frames.values()))).clamp(-1, 1)
         images = {output: made[n : n + 1] for n, output in enumerate(wanted)}
     else:
-        made = refocus(model, truth.frames[position], position, stack.name)
+        made = refocus(model, truth.frames[position], position, stack.name, stack.aspect)
         images = {output: made[output : output + 1] for output in wanted}
     images = {at: truth.at_size(image) for at, image in images.items()}
     photo, scores = wanted[position], {}

@@ -66,7 +66,7 @@ def shots(model: Model, scenes: Sequence[FocalStack]) -> list[Shot]:
     for index, scene in enumerate(track(scenes, "refocusing", len(scenes))):
         position = FROM[index % len(FROM)]
         photo = scene.frames[position : position + 1]
-        made = refocus(model, photo, position, scene.name)
+        made = refocus(model, photo, position, scene.name, scene.aspect)
         others = [at for at in range(FRAMES) if at != position]
         gains = [
             psnr(made[at : at + 1], scene.frames[at : at + 1])

@@ -49,7 +49,7 @@ def study(model: Model, stacks: Sequence[FocalStack]) -> list[Found]:
     rows = []
     for stack in stacks:
         for position, photo in enumerate(stack.frames):
-            analysed, _ = model.analyser.analyse_whole(photo[None], None)
+            analysed, _ = model.analyser.analyse_whole(photo[None], None, aspect=stack.aspect)
             found, _ = likely_position(analysed.analysis)
             beside = {position - 1, position + 1} & {*range(FRAMES)}
             gains = {at: _gain(model, stack, position, at) for at in {position, found, *beside}}
@@ -61,7 +61,7 @@ def study(model: Model, stacks: Sequence[FocalStack]) -> list[Found]:
 def _gain(model: Model, stack: FocalStack, position: int, at: int) -> float:
     """How much nearer to the truth than the photo the other frames are, from position `at`."""
     photo = stack.frames[position]
-    made = refocus(model, photo[None], at)
+    made = refocus(model, photo[None], at, stack.name, stack.aspect)
     others = [n for n in range(FRAMES) if n != position]
     gains = [psnr(made[n], stack.frames[n]) - psnr(photo, stack.frames[n]) for n in others]
     return float(np.mean(gains))

@@ -54,13 +54,14 @@ class Camera:
 
     aperture_mm: float = 1.9
     focal_mm: float = 4.2
-    sensor_width_mm: float = 5.6
+    sensor_side_mm: float = 5.6  # the shorter one
     blades: int = 0
 
-    def coc_radius_px(self, dioptre_difference: float, width_px: int) -> float:
-        """Blur radius: A·f·|ΔD|/2 on the sensor (A, f in m), scaled to an image `width_px` wide."""
+    def coc_radius_px(self, dioptre_difference: float, side_px: int) -> float:
+        """Blur radius: A·f·|ΔD|/2 on the sensor (A, f in m), scaled to an image whose shorter side
+        has `side_px` pixels."""
         radius_mm = 0.5 * self.aperture_mm * self.focal_mm * 1e-3 * abs(dioptre_difference)
-        return radius_mm / self.sensor_width_mm * width_px
+        return radius_mm / self.sensor_side_mm * side_px
 
 
 @dataclass
@@ -154,7 +155,8 @@ class _Blur:
 
     def __init__(self, height: int, width: int, camera: Camera, device: torch.device) -> None:
         self.height, self.width, self.camera, self.device = height, width, camera, device
-        widest = camera.coc_radius_px(NEAREST_DIOPTRES, width)
+        self.side = min(height, width)
+        widest = camera.coc_radius_px(NEAREST_DIOPTRES, self.side)
         self.pad = ceil(widest * (_TRIANGLE if camera.blades else 1.0)) + 2
         self.shape = tuple(
             next_fast_len(side + 2 * self.pad, real=True) for side in (height, width)
@@ -181,7 +183,7 @@ class _Blur:
         """
         key = round(abs(dioptre_difference), 3)
         if key not in self._kernels:
-            radius = self.camera.coc_radius_px(key, self.width)
+            radius = self.camera.coc_radius_px(key, self.side)
             disc = disc_kernel(radius, self.camera.blades).to(self.device)
             half = disc.shape[0] // 2
             canvas = disc.new_zeros(self.shape)

@@ -46,6 +46,7 @@ from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import key_of
 
 PHONE_WIDTH = 320  # pixels of a phone picture's shorter side, for which `Kind.scales` are
+APERTURES = (0.91, 1.27)  # of the default camera's, see docs/realism.md
 LAYERS = 6
 EDGE = 2  # pixels
 SEAM = 1.0  # pixels over which the edge of a layer is softened
@@ -273,7 +274,7 @@ def photographed(
     """The images [I,H,W,3] that some phone makes of layers: its lens, exposure, tone mapping, the
     halos of its sharpening, noise in light and colour, and JPEG."""
     height, width = layers[0].alpha.shape
-    aperture = Camera.aperture_mm * rng.uniform(0.85, 1.2) * phone_width / width
+    aperture = Camera.aperture_mm * rng.uniform(*APERTURES) * phone_width / min(height, width)
     blades = int(rng.integers(5, 9)) if rng.random() < 0.2 else 0
     linear = render_stack(layers, Camera(aperture_mm=aperture, blades=blades))
     linear = torch.cat([linear, all_in_focus(layers)[None]])

@@ -49,11 +49,12 @@ IMAGE_SUFFIXES = (
 NAMED = 5  # broken photos, before they are only counted
 POSITIONS_FILE = "positions.txt"
 RIG_PATTERN = "midsize/undistorted/RigCenter*"
+RIG_ASPECT = 3 / 4  # of a phone's photos, which that data set squeezes to 5:7 (docs/realism.md)
 LAYOUT = (
     f"expected a folder per scene with {FRAMES} images named in order near to far, or 2 or more "
     f"and a {POSITIONS_FILE} with a number 0..{FRAMES - 1} a line, or SCENE/{RIG_PATTERN}/"
 )
-CACHE_VERSION = 5  # to be raised when rendering changes: older caches are then rendered anew
+CACHE_VERSION = 6  # to be raised when rendering changes: older caches are then rendered anew
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF, and its values that swap the sides
 DEPTH_CELL = 4  # pixels a side of one value of a map of dioptres
 WORTH_SHARING = 24  # rendered stacks: fewer are made before other processes have started
@@ -64,7 +65,8 @@ class FocalStack:
     """One scene: frames [N, 3, H, W] sRGB in [-1, 1] at ascending focal positions in [0, 8].
 
     Where they are known, `sharp` [3, H, W] is the picture that is sharp everywhere, and `dioptres`
-    [H/4, W/4] those of its places.
+    [H/4, W/4] those of its places. `aspect` is the width over the height of what the lens saw,
+    from which frames may have been squeezed; None where they have its proportions.
     """
 
     name: str
@@ -72,6 +74,7 @@ class FocalStack:
     positions: tuple[float, ...]
     sharp: Tensor | None = None
     dioptres: Tensor | None = None
+    aspect: float | None = None
 
 
 class Source(ABC):
@@ -104,6 +107,7 @@ class _Scene:
     name: str
     images: tuple[Path, ...]
     positions: tuple[float, ...]
+    aspect: float | None  # that the lens saw; None where it is the images' own
 
 
 class _SceneError(Exception):
@@ -184,11 +188,11 @@ class StackFolder(Source):
         if scene.name in self.skipped:
             return None
         try:
-            frames = _read_frames(scene.images, self.size, self.crop)
+            frames, aspect = _read_frames(scene, self.size, self.crop)
         except _SceneError as reason:
             self._skip(scene.name, str(reason))
             return None
-        return FocalStack(scene.name, frames, scene.positions)
+        return FocalStack(scene.name, frames, scene.positions, aspect=aspect)
 
     def _skip(self, name: str, reason: str) -> None:
         self.skipped[name] = reason
@@ -253,7 +257,7 @@ def _list_scene(scene: Path) -> _Scene:
         raise _SceneError(f"{len(images)} images instead of {FRAMES}, and no {POSITIONS_FILE}")
     else:
         positions = POSITIONS
-    return _Scene(scene.name, images, positions)
+    return _Scene(scene.name, images, positions, RIG_ASPECT if rigs else None)
 
 
 def _read_positions(path: Path) -> tuple[float, ...]:
@@ -271,25 +275,38 @@ def _read_positions(path: Path) -> tuple[float, ...]:
     return positions
 
 
-def _read_frames(images: Sequence[Path], size: Size | None, crop: bool) -> Tensor:
-    """Return [N, 3, H, W] in [-1, 1]; _SceneError when one is broken or they differ in size."""
+def _read_frames(scene: _Scene, size: Size | None, crop: bool) -> tuple[Tensor, float]:
+    """Return [N, 3, H, W] in [-1, 1] and what the lens saw (`FocalStack.aspect`); _SceneError when
+    an image is broken or they differ in size."""
     frames: list[NDArray[np.uint8]] = []
-    for path in images:
+    for path in scene.images:
         try:
-            image = load_photo(path)
+            image: Image.Image = load_photo(path)
         except (UserError, *BROKEN) as error:
             raise _SceneError(f"{path.name} cannot be read ({error})") from error
+        aspect = scene.aspect or image.width / image.height
         if size is not None:
-            sides, filter_ = (size[1], size[0]), Image.Resampling.LANCZOS
-            image = ImageOps.fit(image, sides, filter_) if crop else image.resize(sides, filter_)
+            image = _cropped(image, size, aspect) if crop else _squeezed(image, size)
+            aspect = image.width / image.height if crop else aspect
         pixels = np.asarray(image)
         if frames and pixels.shape != frames[0].shape:
             raise _SceneError(
-                f"{path.name} is {size_text(pixels.shape[:2])}, {images[0].name} is "
+                f"{path.name} is {size_text(pixels.shape[:2])}, {scene.images[0].name} is "
                 f"{size_text(frames[0].shape[:2])}"
             )
         frames.append(pixels)
-    return from_uint8(np.stack(frames))
+    return from_uint8(np.stack(frames)), aspect
+
+
+def _squeezed(image: Image.Image, size: Size) -> Image.Image:
+    return image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+
+
+def _cropped(image: Image.Image, size: Size, aspect: float) -> Image.Image:
+    """Scale an image to what the lens saw and then into a size, cutting off what it does not
+    hold."""
+    seen = _squeezed(image, (image.height, round(image.height * aspect)))
+    return ImageOps.fit(seen, (size[1], size[0]), Image.Resampling.LANCZOS)
 
 
 class RenderedScenes(Source):

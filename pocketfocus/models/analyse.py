@@ -108,15 +108,29 @@ class Analyser:
         return analysis
 
     def analyse_whole(
-        self, photo: Tensor, position: int | None, scene: str = "the photo"
+        self,
+        photo: Tensor,
+        position: int | None,
+        scene: str = "the photo",
+        aspect: float | None = None,
     ) -> tuple[Analysed, Size]:
         """The analysis of a photo [1,3,H,W] in [-1,1] that is not scaled yet, and its (H, W); a
-        position of None stands for an unknown one."""
+        position of None stands for an unknown one.
+
+        A photo that was squeezed is analysed in the proportions that the lens saw, of which
+        `aspect` is the width over the height; images of it are squeezed as it is.
+        """
         if position is not None:
             check_position(position)
         height, width = photo.shape[-2:]
-        fit = self.fit((height, width))
+        fit = self.fit((height, width) if aspect is None else _seen((height, width), aspect))
         return self.analyse(averaged(photo, fit.size), fit, position, scene), (height, width)
+
+
+def _seen(size: Size, aspect: float) -> Size:
+    """The largest (H, W) of these proportions that enlarges neither side."""
+    height, width = size
+    return min(height, round(width / aspect)), min(width, round(height * aspect))
 
 
 def likely_position(analysis: Analysis) -> tuple[int, float]:

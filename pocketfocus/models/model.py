@@ -53,18 +53,25 @@ class Model:
 
 
 @torch.inference_mode()
-def refocus(model: Model, photo: Tensor, position: int, scene: str = "the photo") -> Tensor:
+def refocus(
+    model: Model,
+    photo: Tensor,
+    position: int,
+    scene: str = "the photo",
+    aspect: float | None = None,
+) -> Tensor:
     """Run a model on a photo [1, 3, H, W] of any size: the stack [9, 3, H, W], clamped to [-1, 1].
 
-    A model with an analyser gets the photo at a size of its own, and frames are rendered at the
-    photo's. Another of one size gets the photo resized (bicubic, antialiased) and its stack is
-    resized back; for one that needs multiples, edges are repeated and cropped off again. `scene` is
-    what errors call the photo. UserError for a photo or position that is none, and for a
-    model that makes a stack of another shape or values that are not finite.
+    A model with an analyser gets the photo at a size of its own, in the proportions that the lens
+    saw, if `aspect` says that it was squeezed, and frames are rendered at the photo's. Another of
+    one size gets the photo resized (bicubic, antialiased) and its stack is resized back; for one
+    that needs multiples, edges are repeated and cropped off again. `scene` is what errors call the
+    photo. UserError for a photo or position that is none, and for a model that makes a stack of
+    another shape or values that are not finite.
     """
     check_input(model.name, photo, position, multiple=1)
     if model.analyser is not None:
-        analysed, _ = model.analyser.analyse_whole(photo, position, scene)
+        analysed, _ = model.analyser.analyse_whole(photo, position, scene, aspect)
         weights = (focus_weights(float(at)) for at in range(FRAMES))
         return torch.cat([analysed.render(photo, focus, aperture_of(1.0)) for focus in weights])
     height, width = photo.shape[-2:]

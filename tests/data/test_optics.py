@@ -23,7 +23,7 @@ from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 
 SIZE = 96
-CAMERA = Camera(sensor_width_mm=5.6 * SIZE / 256)  # radii in pixels as at 256 pixels width
+CAMERA = Camera(sensor_side_mm=5.6 * SIZE / 256)  # radii in pixels as at 256 pixels width
 
 
 def plane(value: float, depth: float, alpha: torch.Tensor | None = None) -> Layer:

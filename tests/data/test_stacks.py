@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from pocketfocus.data import stacks
 from pocketfocus.data.scenes import render_scene
@@ -74,6 +75,32 @@ def test_learn2refocus_layout(tmp_path: Path) -> None:
     (only,) = StackFolder(tmp_path, (8, 12))
     assert only.name == "FSK_1"
     assert only.frames.shape == (9, 3, 8, 12)
+
+
+def bright_box(pixels: Tensor) -> tuple[int, int]:
+    """How many rows and columns [H, W] of a picture are brighter than half at their brightest."""
+    return int((pixels.amax(1) > 0).sum()), int((pixels.amax(0) > 0).sum())
+
+
+def test_what_the_lens_saw_is_known_of_frames_that_were_squeezed(tmp_path: Path) -> None:
+    rig = tmp_path / "rig" / "FSK_1" / "midsize" / "undistorted" / "RigCenter"
+    drawn = np.zeros((112, 80, 3), np.uint8)  # 5:7, of a photo of 3:4 with a square on it
+    drawn[36:76, 21:59] = 255
+    for folder in (rig, tmp_path / "plain" / "desk"):
+        folder.mkdir(parents=True)
+        for n in range(9):
+            Image.fromarray(drawn).save(folder / f"{n}.png")
+    for name, proportions in (("rig", 3 / 4), ("plain", 80 / 112)):
+        for size in (None, (64, 64)):
+            (stack,) = StackFolder(tmp_path / name, size)
+            assert stack.aspect == proportions
+    (cropped,) = StackFolder(tmp_path / "rig", (96, 72), crop=True)
+    assert cropped.aspect == 3 / 4
+    rows, columns = bright_box(cropped.frames[0, 0])
+    assert rows == pytest.approx(columns, abs=1)
+    (own,) = StackFolder(tmp_path / "plain", (96, 72), crop=True)
+    rows, columns = bright_box(own.frames[0, 0])
+    assert rows == pytest.approx(columns * 40 / 38, abs=1)
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,28 @@ def test_frames_have_the_photos_size_and_its_own_frame_is_the_photo(
         assert (stack[6] - photo[0]).abs().max() > 0.01
 
 
+def test_a_squeezed_photo_is_analysed_as_the_lens_saw_it(student: RefocusStudent) -> None:
+    seen: list[Tensor] = []
+
+    def watched(photo: Tensor, position: Tensor) -> Sequence[Tensor]:
+        seen.append(photo)
+        return student(photo, position)
+
+    analyser = Analyser("student", watched, multiple=student.multiple, pixels=48 * 64)
+    model = Model("student", None, lambda *_: torch.zeros(0), analyser)
+    rows, columns = torch.meshgrid(torch.arange(192), torch.arange(144), indexing="ij")
+    disc = (((rows - 90) ** 2 + (columns - 70) ** 2) < 40**2).float().expand(1, 3, -1, -1) * 2 - 1
+    squeezed = averaged(disc, (192, 96))
+    stack = refocus(model, squeezed, 3, aspect=144 / 192)
+    assert stack.shape == (9, 3, 192, 96)
+    torch.testing.assert_close(stack[3:4], squeezed, atol=1e-5, rtol=0)
+    refocus(model, disc, 3)
+    torch.testing.assert_close(seen[0], seen[1], atol=0.35, rtol=0)
+    assert (seen[0] - seen[1]).abs().mean() < 0.02
+    refocus(model, squeezed, 3)
+    assert seen[2].shape != seen[0].shape
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
