@@ -44,6 +44,9 @@ class PriorTrainer(OneStepTrainer):
         network.position.requires_grad_(True)
         self.lies = nn.Conv2d(network.position.in_channels, 2, 1)
 
+    def keep_known(self) -> None:
+        """Keep nothing more: what learns here is the prior."""
+
     def noise(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Draw whether the position is given [1]."""
         return ((torch.rand(1, generator=generator) < GIVEN_SHARE).float(),)

@@ -52,6 +52,13 @@ class OneStepTrainer(StudentTrainer):
         student.network.detail.requires_grad_(False)  # no loss here sees it, see `train_detail`
         self.rounded: Files | None = None
 
+    def keep_known(self) -> None:
+        """Leave the blocks of the prior as they are: few scenes make them forget what they know of
+        pictures in general, and then photos' positions are found less well."""
+        prior = self.student.network.prior
+        for part in (prior.stem, prior.blocks) if prior is not None else ():
+            part.requires_grad_(False)
+
     def round(self, recipe: Recipe, photos: Sequence[Path] | None) -> None:
         """Call the student through a recipe's files from now on; see `rounded`."""
         inputs = calibration(self.student.photo_size, photos)

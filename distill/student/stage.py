@@ -124,6 +124,8 @@ def _train(out: Path, options: Distillation) -> None:
     pixels = None if photos is None else load_photos(photos, crop)
     reference = load_reference(options.reference)
     student = options.chosen.prepare(reference, plan.student)
+    if not options.from_scratch:
+        student.keep_known()
     if options.qat is not None and isinstance(student, OneStepTrainer):
         student.round(get_recipe(options.qat), photos)
     material = _material(plan, reference, student, pixels, out)

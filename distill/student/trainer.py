@@ -36,6 +36,9 @@ class StudentTrainer(nn.Module, ABC):
         """Draw what `losses` wants beside one sample's images [1,10,3,H,W]: tensors [1,...]."""
         return ()
 
+    def keep_known(self) -> None:
+        """Freeze what a start that has learned knows and should not forget; by default nothing."""
+
     def hasten(self) -> None:
         """Compile what is worth it in a long training; by default nothing."""
 

@@ -65,13 +65,13 @@ class Kind:
 
 
 KINDS = {
-    "bsds": Kind(0.12, (0.5, 0.75)),
+    "bsds": Kind(0.36, (0.5, 0.75)),
     "nyuv2": Kind(0.12, (0.45, 0.65)),
-    "lfsd": Kind(0.24, (0.5, 1.0), 0.35),
+    "lfsd": Kind(0.20, (0.5, 1.0), 0.35),
     "cave": Kind(0.04, (0.5, 0.9), 0.1),
-    "iphone": Kind(0.14, (0.5, 0.9), 0.2),
-    "marigold": Kind(0.16, (0.5, 1.0), 0.2),
-    "": Kind(0.18, (0.5, 0.9), 0.15),
+    "iphone": Kind(0.08, (0.5, 0.9), 0.2),
+    "marigold": Kind(0.08, (0.5, 1.0), 0.2),
+    "": Kind(0.12, (0.5, 0.9), 0.15),
 }
 """By the first word of a photo's name; "" for all others."""
 LARGE_SCALES = (0.9, 1.0)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from pocketfocus.distill.student.methods import get_method
 from pocketfocus.distill.student.prior import PriorTrainer
 from pocketfocus.distill.student.samples import Batch
 from pocketfocus.models.reference import ReferencePipeline
@@ -46,6 +47,24 @@ def test_a_prior_that_the_decoder_reads_stays(reference: ReferencePipeline) -> N
     free = {n for n, p in trained.named_parameters() if p.requires_grad}
     assert all(name.startswith(("student.network.position.", "lies.")) for name in free)
     assert any(name.startswith("student.network.position.") for name in free)
+
+
+def test_a_start_that_has_learned_keeps_what_its_blocks_know(reference: ReferencePipeline) -> None:
+    """Muon at full pace made them forget: positions were off by 1.6 in place of 1.0."""
+    blocks = ("student.network.prior.stem.", "student.network.prior.blocks.")
+    for trained in (
+        method.prepare(reference, RefocusStudent(**WITH_PRIOR))
+        for method in (get_method("regression"), get_method("adversarial"))
+    ):
+        free = {n for n, p in trained.named_parameters() if p.requires_grad}
+        assert any(name.startswith(blocks) for name in free)  # from scratch, all of it learns
+        trained.keep_known()
+        kept = free - {n for n, p in trained.named_parameters() if p.requires_grad}
+        assert kept and all(name.startswith(blocks) for name in kept)
+    alone = PriorTrainer(reference, RefocusStudent(**WITH_PRIOR))
+    free = {n for n, p in alone.named_parameters() if p.requires_grad}
+    alone.keep_known()
+    assert {n for n, p in alone.named_parameters() if p.requires_grad} == free
 
 
 def test_what_is_told_or_unknown_does_not_count(trained: PriorTrainer) -> None:

@@ -46,6 +46,20 @@ def test_distils_and_writes_everything(
     assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.parametrize("scratch", [False, True])
+def test_only_from_scratch_does_what_a_start_knows_change(
+    scratch: bool,
+    options: Callable[..., Distillation],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(regression.Regression, "keep_known", lambda self: asked.append(True))
+    how = options(method="regression")
+    distill_run(tmp_path, replace(how, from_scratch=scratch, preset="micro" if scratch else None))
+    assert bool(asked) is not scratch
+
+
 @pytest.mark.parametrize(("method", "stays"), [("regression", "start"), ("adversarial", "trained")])
 def test_a_worse_result_is_not_kept_unless_the_method_aims_at_looks(
     method: str,
