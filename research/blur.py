@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from torch import Tensor
 from pocketfocus.benchmarks.truth import source_name
 from pocketfocus.data.datasets import TEST, Request, is_rgbd, open_source
 from pocketfocus.data.optics import srgb_to_linear
-from pocketfocus.data.stacks import FocalStack, StackFolder
+from pocketfocus.data.stacks import FocalStack
 from pocketfocus.photos.focusmap import luma
 from pocketfocus.research.focal_steps import Array, resized
 from pocketfocus.run.constants import Size
@@ -35,7 +37,7 @@ APART = (2, 3, 4, 5)  # positions between the frames compared
 TEXTURED = 3e-4  # least variance of a tile's Laplacian where it is sharpest
 EXPLAINED = 0.7  # of the difference of two tiles, below which they are left out
 FITTED = (0.15, 1.2)  # radians a pixel
-BANDS = (0.3, 0.5, 0.75, 1.0, 1.4)  # bounds of those whose coherence is given
+BANDS = (FITTED[0], 0.3, 0.5, 0.75, 1.0, 1.4)  # bounds of those whose coherence is given
 HEADER = (
     "| stacks | positions apart | tiles | blur, px a step | x / y | moved, px | coherence by band |"
 )
@@ -104,10 +106,8 @@ def _compared(sharp: Array, soft: Array, apart: int) -> Blurred | None:
 
 
 def _by_band(energy: Array) -> Array:
-    bands = [(low, high) for low, high in zip((FITTED[0], *BANDS[:-1]), BANDS, strict=True)]
-    return np.array(
-        [energy[(_frequency > low) & (_frequency <= high)].sum() for low, high in bands]
-    )
+    within = [(low < _frequency) & (_frequency <= high) for low, high in pairwise(BANDS)]
+    return np.array([energy[band].sum() for band in within])
 
 
 def rows(name: str, found: Sequence[Blurred]) -> list[str]:
@@ -151,9 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{HEADER}\n| --- |{' ---: |' * 5} --- |")
     for spec in options.sources:
         size = (SIDE, SIDE) if is_rgbd(spec) else _sides(4 / 3)
-        source = open_source(spec, Request(options.scenes, size, TEST, phone_width=SIDE))
-        if isinstance(source, StackFolder):
-            source = StackFolder(source.folder)
+        own = None if Path(spec).is_dir() else size
+        source = open_source(spec, Request(options.scenes, own, TEST, phone_width=SIDE))
         with torch.inference_mode():
             found = [each for stack in source for each in study(as_seen(stack))]
         if not found:
