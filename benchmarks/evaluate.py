@@ -37,6 +37,7 @@ from pocketfocus.benchmarks.truth import (
     TOLERANCE,
     Truth,
     frames_by_position,
+    note_of_motion,
     source_name,
     true_stacks,
 )
@@ -58,6 +59,7 @@ from pocketfocus.run.progress import track
 from pocketfocus.run.rows import Row, contents, part_of, write_rows
 
 EVALUATE_FILE = "evaluate.json"
+REGISTERED = ", registered"  # what is said of such stacks
 ROUNDING_DB = 10 * math.log10(12 * 255**2)  # 58.9 dB: uniform error of half a step of 8 bits
 MORE = ("vif", "lpips", "dists")
 
@@ -386,6 +388,7 @@ class Scoring:
 
     `size` is that of the stacks, which is what models are given; None leaves a folder its own.
     `metric_weights` is the folder with the weights of LPIPS, DISTS and FID, or of some of them.
+    `register` moves a folder's frames onto each other before anything else.
     """
 
     models: Sequence[str]
@@ -394,6 +397,7 @@ class Scoring:
     size: Size | None = None
     how: Comparison = Comparison()
     metric_weights: Path | None = None
+    register: bool = False
 
     def key(self, stacks: str) -> str:
         """Return the hash of all that scores on stacks of this hash depend on, shipped weights and
@@ -416,12 +420,21 @@ def evaluate_scoring(
     source that there is not.
     """
     check_source(scoring.source)
+    is_real = Path(scoring.source).is_dir()
+    if scoring.register and not is_real:
+        raise UserError(
+            f"{scoring.source} is rendered, and its frames do not move: leave --register out"
+        )
     kept = None if out is None else out.with_name(f"{out.name}.features")
     how = replace(scoring.how, **open_networks(scoring.metric_weights, kept)._asdict())
     always = baselines()
     specs = [spec for spec in scoring.models if spec not in {model.name for model in always}]
     opened = [replace(open_any(spec), name=spec) for spec in specs]
-    stacks, known_by = true_stacks(scoring.source, scoring.scenes, scoring.size)
+    chosen = (scoring.source, scoring.scenes, scoring.size, scoring.register)
+    stacks, known_by = true_stacks(*chosen)
+    note = note_of_motion(stacks) if is_real and not scoring.register else None
+    if note is not None:
+        say(note)
     ledger = Ledger()
     if out is not None and kept is not None:
         ledger = Ledger(out.with_name(f"{out.name}.scores"), scoring.key(known_by))
@@ -429,7 +442,7 @@ def evaluate_scoring(
             say(f"going on after {len(ledger)} calls kept in {out.name}.scores")
         else:
             rmtree(kept, ignore_errors=True)
-    name = source_name(scoring.source)
+    name = source_name(scoring.source) + REGISTERED * scoring.register
     found = evaluate_models([*opened, *always], stacks, name, how, ledger)
     if out is not None and kept is not None:
         write_rows(out, found.rows())

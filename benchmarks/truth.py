@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from pocketfocus.data.datasets import SYNTHETIC, TEST, Request, open_source
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
 from pocketfocus.data.stacks import FocalStack, RenderedScenes, StackCache, cache_sources
 from pocketfocus.models.model import resized
+from pocketfocus.photos.registration import farthest_px, motion
 from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.metrics import sharper_places
@@ -23,6 +25,7 @@ from pocketfocus.run.telemetry import cache_home
 
 TOLERANCE = 0.25  # a frame this far from a whole position still is the truth for it
 SCENES, RENDERED = 64, (256, 256)
+LOOKED_AT, MATTERS = 4, 1e-3  # stacks whose motion is measured, and of the shorter side
 
 
 def frames_by_position(stack: FocalStack) -> dict[int, Tensor]:
@@ -94,15 +97,35 @@ def validation_stacks(scenes: int = SCENES, size: Size = RENDERED) -> StackCache
         ) from error
 
 
-def true_stacks(source: str, scenes: int, size: Size | None) -> tuple[Sequence[FocalStack], str]:
+def true_stacks(
+    source: str, scenes: int, size: Size | None, register: bool = False
+) -> tuple[Sequence[FocalStack], str]:
     """Return the test stacks of a source, at most `scenes` of them, and the hash they are known by.
 
-    A folder's images keep their size unless one is given; the others are 256 by 256.
+    A folder's images keep their size unless one is given; the others are 256 by 256. Its frames are
+    first moved onto each other if they are to be registered.
     """
-    opened = open_source(source, Request(scenes, size, TEST, crop=False))
+    opened = open_source(source, Request(scenes, size, TEST, crop=False, register=register))
     if source == SYNTHETIC:
         return validation_stacks(scenes, size or RENDERED), opened.key
     return list(islice(opened, scenes)), opened.key
+
+
+def note_of_motion(stacks: Sequence[FocalStack]) -> str | None:
+    """Say by how much the frames of some stacks move against each other, in the median of the first
+    few; None where it is nothing that matters."""
+    some = stacks[:LOOKED_AT]
+    sizes = [(stack.frames.shape[-2], stack.frames.shape[-1]) for stack in some]
+    far = [
+        farthest_px(motion(stack.frames, stack.aspect), size, stack.aspect)
+        for stack, size in zip(some, sizes, strict=True)
+    ]
+    if not far or median(far) < MATTERS * median(map(min, sizes)):
+        return None
+    return (
+        f"note: frames move against each other by {median(far):.1f} pixels as the lens focuses, "
+        "which no model can know: --register undoes it first"
+    )
 
 
 def source_name(source: str) -> str:

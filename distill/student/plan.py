@@ -88,7 +88,8 @@ def _sources(
     large: Sized | None = None
     for spec in () if options.learn_from == REFERENCE else options.sources:
         mapped = is_rgbd(spec)
-        request = Request(options.scenes, window if mapped else whole, phone_width=min(whole))
+        size = window if mapped else whole
+        request = Request(options.scenes, size, phone_width=min(whole), register=True)
         opened = _open(spec, request, largest)
         found.setdefault(opened.size, []).append(opened.source)
         if mapped and options.chosen.detail and options.qat is None:

@@ -231,6 +231,13 @@ def evaluate(
             help="a folder with networks' weights, for LPIPS, DISTS and FID (docs/scores.md)",
         ),
     ] = None,
+    register: Annotated[
+        bool,
+        typer.Option(
+            "--register",
+            help="first undo how a folder's frames move against each other as the lens focuses",
+        ),
+    ] = False,
 ) -> None:
     """Score models against true focal stacks, beside copying and blurring the photo."""
     named = inputs if positions is None else positions
@@ -248,5 +255,5 @@ def evaluate(
     from pocketfocus.benchmarks.tables import print_table
 
     how = Comparison(places, inputs_per_scene, compared)
-    scoring = Scoring(models, stacks, scenes, height_width, how, metric_weights)
+    scoring = Scoring(models, stacks, scenes, height_width, how, metric_weights, register)
     print_table(evaluate_scoring(scoring, out, say).means)

@@ -51,6 +51,7 @@ class Request:
 
     size: (height, width); None is 256 by 256 for rendered scenes and a folder's own otherwise.
     crop: keep the proportions of a folder's images.
+    register: undo how a folder's frames move against each other; rendered ones do not.
     phone_width: of `PhotoScenes`.
     """
 
@@ -59,6 +60,7 @@ class Request:
     split: str = TRAIN
     photos: tuple[Path, ...] = ()
     crop: bool = True
+    register: bool = False
     phone_width: int | None = None
 
     @property
@@ -78,7 +80,7 @@ def open_source(spec: str, request: Request) -> Source:
         kind, _, folder = spec.partition(":")
         return KINDS[kind](folder, request)
     only = scene_list(Path(spec), request.split)
-    return StackFolder(Path(spec), request.size, only=only, crop=request.crop)
+    return StackFolder(Path(spec), request.size, only, request.crop, request.register)
 
 
 def check_source(spec: str) -> None:

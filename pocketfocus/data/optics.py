@@ -24,6 +24,7 @@ NEAREST_DIOPTRES = 20.0
 SLICE_DIOPTRES = 1.25  # half a focal step: with it, blur radii repeat over slices and positions
 _SUBPIXELS = 8
 _EMPTY = 1e-4
+_TABLE = 4096  # values of a tone curve
 _TRIANGLE = 1.42  # corner radius of the triangle with the second moment of the unit disc
 
 
@@ -89,6 +90,31 @@ def linear_to_srgb(linear: Tensor) -> Tensor:
     linear = linear.clamp(0, 1)
     high = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
     return torch.where(linear <= 0.0031308, 12.92 * linear, high).clamp(max=1)
+
+
+@dataclass(frozen=True)
+class Shoulder:
+    """How a phone's tone curve presses the brightest light together: what is l in a picture decoded
+    as sRGB, in [0, 1], was l·(1 + strength·l^power), so that lights near white blur to more than a
+    picture shows of them."""
+
+    strength: float = 0.0
+    power: float = 8.0
+
+    def undone(self, linear: Tensor) -> Tensor:
+        """Return the light ≥ 0 that a picture's linear values in [0, 1] stand for."""
+        return linear * (1 + self.strength * linear**self.power)
+
+    def applied(self, light: Tensor) -> Tensor:
+        """Return the linear values in [0, 1] of light ≥ 0: the inverse of `undone`, by a table;
+        brighter light than white's is white."""
+        if not self.strength:
+            return light.clamp(0, 1)
+        values = torch.linspace(0, 1, _TABLE, device=light.device)
+        lights = self.undone(values)
+        after = torch.searchsorted(lights, light.contiguous()).clamp(1, _TABLE - 1)
+        low, high = lights[after - 1], lights[after]
+        return values[after - 1] + ((light - low) / (high - low)).clamp(0, 1) / (_TABLE - 1)
 
 
 def disc_kernel(radius_px: float, blades: int = 0) -> Tensor:

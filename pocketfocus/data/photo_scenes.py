@@ -31,6 +31,7 @@ from pocketfocus.data.optics import (
     NEAREST_DIOPTRES,
     Camera,
     Layer,
+    Shoulder,
     all_in_focus,
     linear_to_srgb,
     render_stack,
@@ -47,6 +48,9 @@ from pocketfocus.run.files import key_of
 
 PHONE_WIDTH = 320  # pixels of a phone picture's shorter side, for which `Kind.scales` are
 APERTURES = (0.91, 1.27)  # of the default camera's, see docs/realism.md
+STRONGEST, POWERS = 2.0, (1.4, 2.5)  # of tone curves' shoulders: strength, ln of the power
+LIGHTS = 0.2  # of the photos have lights brighter than white
+GRAIN, BRIGHT_GRAIN = (0.05, 0.3), (0.2, 1.3)  # standard deviations of 255
 LAYERS = 6
 EDGE = 2  # pixels
 SEAM = 1.0  # pixels over which the edge of a layer is softened
@@ -144,8 +148,9 @@ class PhotoScenes(Source):
         photo, nearness = cut(pair, rng, self.size, (low, high))
         dioptres = placed(nearness, rng)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        layers = [layer.to(device) for layer in layers_of(lit(photo, rng), dioptres)]
-        images = from_uint8(photographed(layers, rng, self.phone_width))
+        shoulder = Shoulder(rng.uniform(0, STRONGEST), float(np.exp(rng.uniform(*POWERS))))
+        layers = [layer.to(device) for layer in layers_of(lit(photo, shoulder, rng), dioptres)]
+        images = from_uint8(photographed(layers, shoulder, rng, self.phone_width))
         cells = Image.fromarray(dioptres).resize(
             (self.size[1] // DEPTH_CELL, self.size[0] // DEPTH_CELL), Image.Resampling.BOX
         )
@@ -227,14 +232,15 @@ def placed(nearness: Array, rng: Generator) -> Array:
     return np.asarray(far + (near - far) * nearness, np.float32)
 
 
-def lit(photo: NDArray[np.uint8], rng: Generator) -> Array:
-    """A photo in linear light [H,W,3]; in some, lights are brighter than the photo's white was, so
-    that they blur to discs."""
-    linear = srgb_to_linear(torch.from_numpy(photo.astype(np.float32) / 255)).numpy()
-    if rng.random() < 0.4:
-        white = np.clip(linear.min(-1, keepdims=True) - 0.8, 0, 1) / 0.2
-        linear = linear * (1 + rng.uniform(1, 8) * white**2)
-    return np.asarray(linear, np.float32)
+def lit(photo: NDArray[np.uint8], shoulder: Shoulder, rng: Generator) -> Array:
+    """The light [H,W,3] that a photo shows; in some, lights are brighter than the photo's white
+    was, so that they blur to discs."""
+    linear = srgb_to_linear(torch.from_numpy(photo.astype(np.float32) / 255))
+    light = shoulder.undone(linear).numpy()
+    if rng.random() < LIGHTS:
+        white = np.clip(linear.numpy().min(-1, keepdims=True) - 0.8, 0, 1) / 0.2
+        light = light * (1 + rng.uniform(1, 8) * white**2)
+    return np.asarray(light, np.float32)
 
 
 def layers_of(linear: Array, dioptres: Array) -> list[Layer]:
@@ -269,7 +275,7 @@ def hidden_sources(own: NDArray[np.bool_]) -> NDArray[np.int_]:
 
 
 def photographed(
-    layers: Sequence[Layer], rng: Generator, phone_width: int = PHONE_WIDTH
+    layers: Sequence[Layer], shoulder: Shoulder, rng: Generator, phone_width: int = PHONE_WIDTH
 ) -> NDArray[np.uint8]:
     """The images [I,H,W,3] that some phone makes of layers: its lens, exposure, tone mapping, the
     halos of its sharpening, noise in light and colour, and JPEG."""
@@ -281,7 +287,8 @@ def photographed(
     light = torch.linspace(0, 1, FRAMES) * rng.uniform(0, 0.15)  # near focus costs light
     light = (1 + torch.cat([light, light.mean()[None]])) / (1 + light.mean())
     exposure = float(np.exp(rng.normal(0, 0.15)))
-    stack = linear_to_srgb(linear * exposure * light.to(linear)[:, None, None, None])
+    exposed = linear * exposure * light.to(linear)[:, None, None, None]
+    stack = linear_to_srgb(shoulder.applied(exposed))
     if rng.random() < 0.7:
         stack = stack + rng.uniform(0, 0.4) * (stack - box(stack, min(height, width) // 16))
     if rng.random() < 0.6:
@@ -293,10 +300,13 @@ def photographed(
 
 
 def noise(rng: Generator, size: Size) -> Tensor:
-    """What is left, in sRGB [I,3,H,W], of a phone's noise: fine grain and blotches of colour."""
+    """What is left, in sRGB [I,3,H,W], of a phone's noise: fine grain, most of it in brightness,
+    and blotches of colour."""
     height, width = size
     grain = rng.standard_normal((IMAGES, 3, height, width), np.float32)
+    bright = rng.standard_normal((IMAGES, 1, height, width), np.float32)
     blotches = rng.standard_normal((IMAGES, 3, height // 4, width // 4), np.float32)
     wide = F.interpolate(torch.from_numpy(blotches), size, mode="bilinear")
-    fine = torch.from_numpy(grain) * rng.uniform(0.2, 0.9)
-    return (fine + wide * rng.uniform(0, 0.6)).float() / 255
+    fine = torch.from_numpy(grain) * rng.uniform(*GRAIN)
+    fine = fine + torch.from_numpy(bright) * rng.uniform(*BRIGHT_GRAIN)
+    return (fine + wide * rng.uniform(0, 0.4)).float() / 255

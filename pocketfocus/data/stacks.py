@@ -34,6 +34,7 @@ from pocketfocus.photos.images import (
     size_of,
     to_uint8,
 )
+from pocketfocus.photos.registration import VERSION, registered
 from pocketfocus.run.cache import Kept
 from pocketfocus.run.child import end_with_parent
 from pocketfocus.run.constants import FRAMES, IMAGES, POSITIONS, Size, size_text
@@ -54,7 +55,7 @@ LAYOUT = (
     f"expected a folder per scene with {FRAMES} images named in order near to far, or 2 or more "
     f"and a {POSITIONS_FILE} with a number 0..{FRAMES - 1} a line, or SCENE/{RIG_PATTERN}/"
 )
-CACHE_VERSION = 6  # to be raised when rendering changes: older caches are then rendered anew
+CACHE_VERSION = 7  # to be raised when rendering changes: older caches are then rendered anew
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF, and its values that swap the sides
 DEPTH_CELL = 4  # pixels a side of one value of a map of dioptres
 WORTH_SHARING = 24  # rendered stacks: fewer are made before other processes have started
@@ -132,6 +133,7 @@ class StackFolder(Source):
         size: to resize to with Pillow's Lanczos filter, None to leave images as they are.
         only: names of the scenes to use, None for all.
         crop: keep proportions, cutting off what the size does not hold.
+        register: undo how frames move against each other (`photos.registration`).
     """
 
     def __init__(
@@ -140,8 +142,10 @@ class StackFolder(Source):
         size: Size | None = None,
         only: Collection[str] | None = None,
         crop: bool = False,
+        register: bool = False,
     ) -> None:
         self.folder, self.size, self.crop = Path(folder), size, crop
+        self.register = register
         self.skipped: dict[str, str] = {}
         self._scenes: list[_Scene] = []
         if not self.folder.is_dir():
@@ -164,7 +168,8 @@ class StackFolder(Source):
             for scene in self._scenes
             for image in scene.images
         ]
-        return key_of(files=files, size=list(self.size or ()), crop=self.crop)
+        moved = {"registered": VERSION} if self.register else {}
+        return key_of(files=files, size=list(self.size or ()), crop=self.crop, **moved)
 
     def __len__(self) -> int:
         return sum(scene.name not in self.skipped for scene in self._scenes)
@@ -188,7 +193,7 @@ class StackFolder(Source):
         if scene.name in self.skipped:
             return None
         try:
-            frames, aspect = _read_frames(scene, self.size, self.crop)
+            frames, aspect = _read_frames(scene, self.size, self.crop, self.register)
         except _SceneError as reason:
             self._skip(scene.name, str(reason))
             return None
@@ -275,27 +280,33 @@ def _read_positions(path: Path) -> tuple[float, ...]:
     return positions
 
 
-def _read_frames(scene: _Scene, size: Size | None, crop: bool) -> tuple[Tensor, float]:
+def _read_frames(
+    scene: _Scene, size: Size | None, crop: bool, register: bool
+) -> tuple[Tensor, float]:
     """Return [N, 3, H, W] in [-1, 1] and what the lens saw (`FocalStack.aspect`); _SceneError when
     an image is broken or they differ in size."""
-    frames: list[NDArray[np.uint8]] = []
-    for path in scene.images:
-        try:
-            image: Image.Image = load_photo(path)
-        except (UserError, *BROKEN) as error:
-            raise _SceneError(f"{path.name} cannot be read ({error})") from error
-        aspect = scene.aspect or image.width / image.height
-        if size is not None:
-            image = _cropped(image, size, aspect) if crop else _squeezed(image, size)
-            aspect = image.width / image.height if crop else aspect
-        pixels = np.asarray(image)
-        if frames and pixels.shape != frames[0].shape:
+    images = [_read_frame(scene, path) for path in scene.images]
+    for path, image in zip(scene.images, images, strict=True):
+        if image.size != images[0].size and (register or size is None):
             raise _SceneError(
-                f"{path.name} is {size_text(pixels.shape[:2])}, {scene.images[0].name} is "
-                f"{size_text(frames[0].shape[:2])}"
+                f"{path.name} is {size_text(size_of(image))}, {scene.images[0].name} is "
+                f"{size_text(size_of(images[0]))}"
             )
-        frames.append(pixels)
-    return from_uint8(np.stack(frames)), aspect
+    aspect = scene.aspect or images[0].width / images[0].height
+    if register:
+        frames = registered(from_uint8(np.stack([np.asarray(image) for image in images])), aspect)
+        images = [Image.fromarray(pixels) for pixels in to_uint8(frames)]
+    if size is not None:
+        images = [_cropped(i, size, aspect) if crop else _squeezed(i, size) for i in images]
+        aspect = images[0].width / images[0].height if crop else aspect
+    return from_uint8(np.stack([np.asarray(image) for image in images])), aspect
+
+
+def _read_frame(scene: _Scene, path: Path) -> Image.Image:
+    try:
+        return load_photo(path)
+    except (UserError, *BROKEN) as error:
+        raise _SceneError(f"{path.name} cannot be read ({error})") from error
 
 
 def _squeezed(image: Image.Image, size: Size) -> Image.Image:

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from PIL.ExifTags import IFD, Base
 
 from pocketfocus.benchmarks.samples import read_scenes
 from pocketfocus.cli import main
+from pocketfocus.data.scenes import render_scene
+from pocketfocus.photos.images import to_uint8
+from pocketfocus.photos.registration import moved
 from pocketfocus.run.files import read_json
 
 
@@ -195,6 +199,30 @@ def test_evaluate_takes_baselines_by_name_and_inputs_in_turn(
     assert means == [str(small_student), "copy", "blur"]
 
 
+def test_evaluate_registers_frames_that_move(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Copying a photo is nearer to frames that lie where it does; unasked, their motion is said."""
+    still = render_scene(3, (144, 192))
+    step = torch.tensor([0.0, 0.0, 0.006, 0.0, 0.0, 0.006, -0.004])
+    (tmp_path / "stacks" / "mug").mkdir(parents=True)
+    for n, frame in enumerate(still):
+        pixels = to_uint8(moved(frame, (n - 4) * step)[None])[0]
+        Image.fromarray(pixels).save(tmp_path / "stacks" / "mug" / f"{n}.png")
+    found = []
+    for more in ([], ["--register"]):
+        out = tmp_path / f"scores{len(more)}.json"
+        words = ["--stacks", str(tmp_path / "stacks"), "--out", str(out), *more]
+        assert main(["evaluate", "copy", *words]) == 0
+        notes = [line for line in capsys.readouterr().err.splitlines() if "move against" in line]
+        assert len(notes) == 1 - len(more)
+        (row,) = (r for r in read_json(out)["rows"] if r["model"] == "copy" and "scenes" in r)
+        found.append(row)
+    assert [row["stacks"] for row in found] == ["stacks", "stacks, registered"]
+    as_they_lie, registered = (row["mean_psnr_db_off_diagonal"] for row in found)
+    assert registered > as_they_lie + 0.5
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -203,6 +231,7 @@ def test_evaluate_takes_baselines_by_name_and_inputs_in_turn(
         ("--inputs ,", "no input position"),
         ("--scenes 0", "--scenes"),
         ("--out .", "is a folder, not a file"),
+        ("--register", "synthetic is rendered, and its frames do not move: leave --register out"),
         ("--metric-weights nowhere", "nowhere has neither vgg16-397923af.safetensors"),
     ],
 )

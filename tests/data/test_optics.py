@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pocketfocus.data.optics import (
     Camera,
     Layer,
+    Shoulder,
     dioptres,
     disc_kernel,
     linear_to_srgb,
@@ -182,6 +183,16 @@ def test_srgb_round_trip_and_known_values() -> None:
     assert torch.allclose(linear_to_srgb(srgb_to_linear(values)), values, atol=1e-5)
     assert float(srgb_to_linear(torch.tensor(0.5))) == pytest.approx(0.21404, abs=1e-5)
     assert float(linear_to_srgb(torch.tensor(7.0))) == pytest.approx(1)
+
+
+def test_a_tone_curves_shoulder_is_undone_and_applied() -> None:
+    values = torch.linspace(0, 1, 999)
+    for shoulder in (Shoulder(), Shoulder(0.5, 4.0), Shoulder(2.0, 12.0)):
+        light = shoulder.undone(values)
+        assert bool((light.diff() > 0).all())
+        assert float(light[-1]) == pytest.approx(1 + shoulder.strength)
+        assert torch.allclose(shoulder.applied(light), values, atol=2e-6)
+        assert shoulder.applied(torch.tensor([0.0, 9.0])).tolist() == [0.0, 1.0]
 
 
 def test_bad_scenes_are_refused_with_both_sides() -> None:

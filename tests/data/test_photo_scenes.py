@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pocketfocus.data.optics import Shoulder
 from pocketfocus.data.photo_scenes import (
     PhotoScenes,
     is_held_out,
@@ -76,7 +77,7 @@ def test_what_is_hidden_behind_an_edge_goes_on() -> None:
     photo[16:48, 16:48] = 200, 20, 20
     dioptres = np.ones((64, 64), np.float32)
     dioptres[16:48, 16:48] = 2
-    linear = lit(photo, np.random.default_rng(2))
+    linear = lit(photo, Shoulder(), np.random.default_rng(2))
     wall, front = layers_of(linear, dioptres)
     assert wall.alpha.min() == 1 and 0.1 < front.alpha.mean() < 0.9
     hidden = wall.rgb[:, front.alpha > 0.99]
@@ -95,8 +96,8 @@ def test_each_plane_is_sharpest_where_the_lens_focuses() -> None:
     photo = rng.integers(0, 255, (64, 64, 3), np.uint8)
     dioptres = np.full((64, 64), 2.5, np.float32)  # position 7
     dioptres[:, 32:] = 17.5  # position 1
-    layers = layers_of(lit(photo, np.random.default_rng(2)), dioptres)
-    images = photographed(layers, rng).transpose(0, 3, 1, 2) / 255
+    layers = layers_of(lit(photo, Shoulder(), np.random.default_rng(2)), dioptres)
+    images = photographed(layers, Shoulder(), rng).transpose(0, 3, 1, 2) / 255
     far, near = (images[:, :, 8:-8, s].var((1, 2, 3)) for s in (slice(4, 20), slice(44, 60)))
     assert far[:FRAMES].argmax() == 7
     assert near[:FRAMES].argmax() == 1
@@ -120,3 +121,21 @@ def test_a_folder_that_shrank_is_taken_at_larger_scales(folder: Path, tmp_path: 
     (tmp_path / "shrunk.txt").write_text("0.75\n", encoding="utf-8")
     assert PhotoScenes(folder, (48, 64), ()).shrunk == 1
     assert PhotoScenes(tmp_path, (48, 64), ()).shrunk == 0.75
+
+
+def test_lights_near_white_blur_to_more_than_a_picture_shows() -> None:
+    """White beads before grey: blurred, they are brighter under a tone curve with a shoulder, and
+    what is sharp is the photo either way."""
+    photo = np.full((64, 64, 3), 90, np.uint8)
+    photo[8::16, 8::16] = 255
+    dioptres = np.full((64, 64), 2.5, np.float32)
+    made = []
+    for shoulder in (Shoulder(), Shoulder(2.0, 8.0)):
+        layers = layers_of(lit(photo, shoulder, np.random.default_rng(2)), dioptres)
+        made.append(photographed(layers, shoulder, np.random.default_rng(5)).astype(float))
+    plain, pressed = made
+    assert np.abs(plain[FRAMES] - pressed[FRAMES]).mean() < 0.6
+    beads = np.zeros((64, 64), bool)
+    beads[8::16, 8::16] = True
+    around = [x[0][beads].mean() - np.median(x[0]) for x in (plain, pressed)]
+    assert around[1] > 1.5 * around[0]

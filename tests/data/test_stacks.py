@@ -23,7 +23,10 @@ from pocketfocus.data.stacks import (
     cache_sources,
     read_photos,
 )
+from pocketfocus.photos.images import to_uint8
+from pocketfocus.photos.registration import moved
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.metrics import psnr
 
 SIZE = (32, 48)
 
@@ -161,6 +164,28 @@ def test_nothing_usable_names_folder_and_layout(tmp_path: Path) -> None:
     (broken / "3.png").write_bytes(b"")
     with pytest.raises(UserError, match="1 skipped"):
         list(StackFolder(tmp_path / "all"))
+
+
+def test_frames_that_move_are_registered(tmp_path: Path) -> None:
+    """A lens that breathes: registered, every frame is nearer to what it shows in place."""
+    still = render_scene(3, (144, 192))
+    step = torch.tensor([0.002, 0.0, 0.006, 0.0, 0.0, 0.006, -0.004])
+    (tmp_path / "mug").mkdir()
+    for n, frame in enumerate(still):
+        pixels = to_uint8(moved(frame, (n - 4) * step)[None])[0]
+        Image.fromarray(pixels).save(tmp_path / "mug" / f"{n}.png")
+    as_it_lies, registered = StackFolder(tmp_path), StackFolder(tmp_path, register=True)
+    assert as_it_lies.key != registered.key == StackFolder(tmp_path, register=True).key
+    (one,), (other,) = as_it_lies, registered
+    assert torch.equal(one.frames[4], other.frames[4])
+    inner = (..., slice(8, -8), slice(8, -8))
+    for n in (0, 2, 6, 8):
+        assert psnr(other.frames[n][inner], still[n][inner]) > 3 + psnr(
+            one.frames[n][inner], still[n][inner]
+        )
+    (smaller,) = StackFolder(tmp_path, (72, 96), register=True)
+    assert smaller.frames.shape == (9, 3, 72, 96)
+    assert smaller.aspect == 4 / 3
 
 
 def test_resize_is_pillow_lanczos(tmp_path: Path) -> None:
