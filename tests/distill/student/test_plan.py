@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pocketfocus.data.stacks import StackFolder
 from pocketfocus.distill.student import plan
 from pocketfocus.distill.student.options import REFERENCE, STACKS, Distillation
 from pocketfocus.distill.train.crops import Crops
@@ -52,6 +53,7 @@ def test_small_stacks_stay_as_they_are_if_they_hold_crops(
     chosen = options(sources=(str(tmp_path),), learn_from=STACKS, crops=(Crops(1.0, 1, 32),))
     ((size, (source,)),) = plan.make_plan(chosen).sources.items()
     assert size == (taken, taken)
+    assert isinstance(source, StackFolder) and source.register  # what moves teaches to blur
     stack = source.load(0)
     assert stack is not None and stack.frames.shape[-2:] == size
     if side == taken:
