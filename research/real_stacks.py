@@ -276,7 +276,7 @@ def convert(folder: Path, out: Path, size: Size, count: int) -> Summary:
     those for training and for evaluation; what summary.json says. UserError when none is usable."""
     rows, copies = [], []
     names: dict[str, list[str]] = {TRAIN: [], TEST: []}
-    source = StackFolder(folder)
+    source = StackFolder(folder, register=True)
     with write_atomic(out) as scratch:
         scratch.mkdir()
         for stack in track(source, "converting stacks", len(source.names)):
