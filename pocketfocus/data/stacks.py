@@ -58,6 +58,7 @@ LAYOUT = (
 CACHE_VERSION = 7  # to be raised when rendering changes: older caches are then rendered anew
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF, and its values that swap the sides
 DEPTH_CELL = 4  # pixels a side of one value of a map of dioptres
+ENOUGH = 2  # times the size of a stack that its frames are registered at
 WORTH_SHARING = 24  # rendered stacks: fewer are made before other processes have started
 
 
@@ -294,12 +295,23 @@ def _read_frames(
             )
     aspect = scene.aspect or images[0].width / images[0].height
     if register:
+        images = [_near(image, size) for image in images]
         frames = registered(from_uint8(np.stack([np.asarray(image) for image in images])), aspect)
         images = [Image.fromarray(pixels) for pixels in to_uint8(frames)]
     if size is not None:
         images = [_cropped(i, size, aspect) if crop else _squeezed(i, size) for i in images]
         aspect = images[0].width / images[0].height if crop else aspect
     return from_uint8(np.stack([np.asarray(image) for image in images])), aspect
+
+
+def _near(image: Image.Image, size: Size | None) -> Image.Image:
+    """Return an image at no more than `ENOUGH` times a size, for large ones take seconds and
+    gigabytes to register."""
+    if size is None:
+        return image
+    height, width = image.height, image.width
+    share = ENOUGH * max(size[0] / height, size[1] / width)
+    return image if share >= 1 else _squeezed(image, (round(height * share), round(width * share)))
 
 
 def _read_frame(scene: _Scene, path: Path) -> Image.Image:

@@ -212,8 +212,8 @@ def test_evaluate_registers_frames_that_move(
     found = []
     for more in ([], ["--register"]):
         out = tmp_path / f"scores{len(more)}.json"
-        words = ["--stacks", str(tmp_path / "stacks"), "--out", str(out), *more]
-        assert main(["evaluate", "copy", *words]) == 0
+        words = ["--stacks", str(tmp_path / "stacks"), "--positions", "0,8", "--out", str(out)]
+        assert main(["evaluate", "copy", *words, *more]) == 0
         notes = [line for line in capsys.readouterr().err.splitlines() if "move against" in line]
         assert len(notes) == 1 - len(more)
         (row,) = (r for r in read_json(out)["rows"] if r["model"] == "copy" and "scenes" in r)

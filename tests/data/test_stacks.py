@@ -183,9 +183,16 @@ def test_frames_that_move_are_registered(tmp_path: Path) -> None:
         assert psnr(other.frames[n][inner], still[n][inner]) > 3 + psnr(
             one.frames[n][inner], still[n][inner]
         )
-    (smaller,) = StackFolder(tmp_path, (72, 96), register=True)
-    assert smaller.frames.shape == (9, 3, 72, 96)
-    assert smaller.aspect == 4 / 3
+    for size in ((72, 96), (36, 48)):  # the second of frames that are halved before
+        (smaller,) = StackFolder(tmp_path, size, register=True)
+        assert smaller.frames.shape == (9, 3, *size) and smaller.aspect == 4 / 3
+        (as_they_lie,) = StackFolder(tmp_path, size)
+        true = torch.nn.functional.interpolate(still, size, mode="bicubic", antialias=True)
+        edge = size[0] // 12
+        inside = (..., slice(edge, -edge), slice(edge, -edge))
+        assert psnr(smaller.frames[0][inside], true[0][inside]) > 2 + psnr(
+            as_they_lie.frames[0][inside], true[0][inside]
+        )
 
 
 def test_resize_is_pillow_lanczos(tmp_path: Path) -> None:
