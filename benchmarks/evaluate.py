@@ -41,7 +41,7 @@ from pocketfocus.benchmarks.truth import (
     source_name,
     true_stacks,
 )
-from pocketfocus.data.datasets import SYNTHETIC, check_source
+from pocketfocus.data.datasets import SYNTHETIC, check_source, is_rendered
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
 from pocketfocus.data.stacks import FocalStack, RenderedScenes
 from pocketfocus.export.open import REFERENCE, open_any, open_model
@@ -420,8 +420,8 @@ def evaluate_scoring(
     source that there is not.
     """
     check_source(scoring.source)
-    is_real = Path(scoring.source).is_dir()
-    if scoring.register and not is_real:
+    rendered = is_rendered(scoring.source)
+    if scoring.register and rendered:
         raise UserError(
             f"{scoring.source} is rendered, and its frames do not move: leave --register out"
         )
@@ -432,7 +432,7 @@ def evaluate_scoring(
     opened = [replace(open_any(spec), name=spec) for spec in specs]
     chosen = (scoring.source, scoring.scenes, scoring.size, scoring.register)
     stacks, known_by = true_stacks(*chosen)
-    note = note_of_motion(stacks) if is_real and not scoring.register else None
+    note = None if rendered or scoring.register else note_of_motion(stacks)
     if note is not None:
         say(note)
     ledger = Ledger()

@@ -14,7 +14,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from scipy.optimize import least_squares
 from torch import Tensor
 
 from pocketfocus.benchmarks.truth import source_name
-from pocketfocus.data.datasets import TEST, Request, is_rgbd, open_source
+from pocketfocus.data.datasets import TEST, Request, is_rendered, is_rgbd, open_source
 from pocketfocus.data.optics import srgb_to_linear
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.photos.focusmap import luma
@@ -151,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{HEADER}\n| --- |{' ---: |' * 5} --- |")
     for spec in options.sources:
         size = (SIDE, SIDE) if is_rgbd(spec) else _sides(4 / 3)
-        own = None if Path(spec).is_dir() else size
+        own = size if is_rendered(spec) else None
         source = open_source(spec, Request(options.scenes, own, TEST, phone_width=SIDE))
         with torch.inference_mode():
             found = [each for stack in source for each in study(as_seen(stack))]

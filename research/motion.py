@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import combinations
+from statistics import fmean
 
 import torch
 
 from pocketfocus.benchmarks.truth import source_name, true_stacks
 from pocketfocus.data.stacks import FocalStack
-from pocketfocus.photos.registration import farthest_px, motion, registered
+from pocketfocus.photos.registration import farthest_px, motion, undone
 from pocketfocus.run.errors import reported
 from pocketfocus.run.metrics import psnr
 
@@ -31,16 +33,13 @@ def row(stack: FocalStack) -> str:
     size = (stack.frames.shape[-2], stack.frames.shape[-1])
     grown = (found[-1] - found[0])[[2, 5, 6]]
     magnified, distorted = 50 * float(grown[0] + grown[1]), 100 * float(grown[2])
-    still = registered(stack.frames, stack.aspect)
-    copied = [_copied(frames) for frames in (stack.frames, still)]
+    still = undone(stack.frames, found, stack.aspect)
+    copied = [
+        fmean(psnr(a, b) for a, b in combinations(frames, 2)) for frames in (stack.frames, still)
+    ]
     far = farthest_px(found, size, stack.aspect)
     figures = f"{far:.2f} | {magnified:+.2f} | {distorted:+.2f} | {copied[0]:.2f} | {copied[1]:.2f}"
     return f"| {stack.name} | {figures} |"
-
-
-def _copied(frames: torch.Tensor) -> float:
-    pairs = [(a, b) for a in range(len(frames)) for b in range(a)]
-    return sum(psnr(frames[a], frames[b]) for a, b in pairs) / len(pairs)
 
 
 @reported("motion")

@@ -76,7 +76,7 @@ class Request:
 def open_source(spec: str, request: Request) -> Source:
     """Return a source by its name; UserError, naming the kinds, when there is none such."""
     check_source(spec)
-    if _is_kind(spec):
+    if is_rendered(spec):
         kind, _, folder = spec.partition(":")
         return KINDS[kind](folder, request)
     only = scene_list(Path(spec), request.split)
@@ -94,10 +94,10 @@ def check_source(spec: str) -> None:
 
 def is_rgbd(spec: str) -> bool:
     """Say whether a name is that of scenes of photos with depth."""
-    return _is_kind(spec) and spec.partition(":")[0] == RGBD_PAIRS
+    return is_rendered(spec) and spec.partition(":")[0] == RGBD_PAIRS
 
 
-def _is_kind(spec: str) -> bool:
+def is_rendered(spec: str) -> bool:
     """Say whether a name is one of `KINDS`, of which a folder of that very name is none: ./NAME."""
     return spec in KINDS or not Path(spec).exists()
 

@@ -286,21 +286,26 @@ def _read_frames(
 ) -> tuple[Tensor, float]:
     """Return [N, 3, H, W] in [-1, 1] and what the lens saw (`FocalStack.aspect`); _SceneError when
     an image is broken or they differ in size."""
-    images = [_read_frame(scene, path) for path in scene.images]
-    for path, image in zip(scene.images, images, strict=True):
-        if image.size != images[0].size and (register or size is None):
-            raise _SceneError(
-                f"{path.name} is {size_text(size_of(image))}, {scene.images[0].name} is "
-                f"{size_text(size_of(images[0]))}"
-            )
-    aspect = scene.aspect or images[0].width / images[0].height
+    images: list[Image.Image] = []
+    sizes: list[Size] = []
+    for path in scene.images:
+        try:
+            image: Image.Image = load_photo(path)
+        except (UserError, *BROKEN) as error:
+            raise _SceneError(f"{path.name} cannot be read ({error})") from error
+        aspect = scene.aspect or image.width / image.height
+        if not register:
+            image = _sized(image, size, crop, aspect)
+        sizes.append(size_of(image))
+        if sizes[-1] != sizes[0]:
+            first, last = size_text(sizes[0]), size_text(sizes[-1])
+            raise _SceneError(f"{path.name} is {last}, {scene.images[0].name} is {first}")
+        images.append(_near(image, size) if register else image)
     if register:
-        images = [_near(image, size) for image in images]
         frames = registered(from_uint8(np.stack([np.asarray(image) for image in images])), aspect)
-        images = [Image.fromarray(pixels) for pixels in to_uint8(frames)]
-    if size is not None:
-        images = [_cropped(i, size, aspect) if crop else _squeezed(i, size) for i in images]
-        aspect = images[0].width / images[0].height if crop else aspect
+        images = [_sized(Image.fromarray(p), size, crop, aspect) for p in to_uint8(frames)]
+    if size is not None and crop:
+        aspect = images[0].width / images[0].height
     return from_uint8(np.stack([np.asarray(image) for image in images])), aspect
 
 
@@ -314,11 +319,10 @@ def _near(image: Image.Image, size: Size | None) -> Image.Image:
     return image if share >= 1 else _squeezed(image, (round(height * share), round(width * share)))
 
 
-def _read_frame(scene: _Scene, path: Path) -> Image.Image:
-    try:
-        return load_photo(path)
-    except (UserError, *BROKEN) as error:
-        raise _SceneError(f"{path.name} cannot be read ({error})") from error
+def _sized(image: Image.Image, size: Size | None, crop: bool, aspect: float) -> Image.Image:
+    if size is None:
+        return image
+    return _cropped(image, size, aspect) if crop else _squeezed(image, size)
 
 
 def _squeezed(image: Image.Image, size: Size) -> Image.Image:

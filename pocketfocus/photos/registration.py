@@ -36,7 +36,11 @@ def registered(frames: Tensor, aspect: float | None = None) -> Tensor:
     `aspect` is the width over the height of what the lens saw; None where it is the frames' own.
     The middle frame stays as it is, and so do frames whose motion cannot be told.
     """
-    found = motion(frames, aspect)
+    return undone(frames, motion(frames, aspect), aspect)
+
+
+def undone(frames: Tensor, found: Tensor, aspect: float | None = None) -> Tensor:
+    """Return `registered` frames by the motion [N, 7] that was found of them."""
     return torch.stack([moved(frame, n, aspect) for frame, n in zip(frames, found, strict=True)])
 
 

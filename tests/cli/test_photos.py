@@ -14,9 +14,8 @@ from PIL.ExifTags import IFD, Base
 from pocketfocus.benchmarks.samples import read_scenes
 from pocketfocus.cli import main
 from pocketfocus.data.scenes import render_scene
-from pocketfocus.photos.images import to_uint8
-from pocketfocus.photos.registration import moved
 from pocketfocus.run.files import read_json
+from tests.breathing import write_breathing
 
 
 @pytest.fixture
@@ -205,10 +204,7 @@ def test_evaluate_registers_frames_that_move(
     """Copying a photo is nearer to frames that lie where it does; unasked, their motion is said."""
     still = render_scene(3, (144, 192))
     step = torch.tensor([0.0, 0.0, 0.006, 0.0, 0.0, 0.006, -0.004])
-    (tmp_path / "stacks" / "mug").mkdir(parents=True)
-    for n, frame in enumerate(still):
-        pixels = to_uint8(moved(frame, (n - 4) * step)[None])[0]
-        Image.fromarray(pixels).save(tmp_path / "stacks" / "mug" / f"{n}.png")
+    write_breathing(tmp_path / "stacks" / "mug", still, step)
     found = []
     for more in ([], ["--register"]):
         out = tmp_path / f"scores{len(more)}.json"
@@ -242,3 +238,18 @@ def test_evaluate_refuses_in_one_line(
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 1
     assert expected in err[0]
+
+
+def test_a_folder_of_a_rendered_sources_name_is_not_that_source(
+    small_student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`synthetic` is rendered whatever lies here; the folder is ./synthetic."""
+    (tmp_path / "synthetic").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", str(small_student), "--register"]) == 2
+    assert "synthetic is rendered" in capsys.readouterr().err
+    assert main(["evaluate", str(small_student), "--stacks", "./synthetic", "--register"]) == 2
+    assert "holds no usable focal stack" in capsys.readouterr().err

@@ -23,10 +23,9 @@ from pocketfocus.data.stacks import (
     cache_sources,
     read_photos,
 )
-from pocketfocus.photos.images import to_uint8
-from pocketfocus.photos.registration import moved
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.metrics import psnr
+from tests.breathing import write_breathing
 
 SIZE = (32, 48)
 
@@ -170,10 +169,7 @@ def test_frames_that_move_are_registered(tmp_path: Path) -> None:
     """A lens that breathes: registered, every frame is nearer to what it shows in place."""
     still = render_scene(3, (144, 192))
     step = torch.tensor([0.002, 0.0, 0.006, 0.0, 0.0, 0.006, -0.004])
-    (tmp_path / "mug").mkdir()
-    for n, frame in enumerate(still):
-        pixels = to_uint8(moved(frame, (n - 4) * step)[None])[0]
-        Image.fromarray(pixels).save(tmp_path / "mug" / f"{n}.png")
+    write_breathing(tmp_path / "mug", still, step)
     as_it_lies, registered = StackFolder(tmp_path), StackFolder(tmp_path, register=True)
     assert as_it_lies.key != registered.key == StackFolder(tmp_path, register=True).key
     (one,), (other,) = as_it_lies, registered

@@ -10,6 +10,7 @@ from torch import Tensor
 from pocketfocus.data.scenes import render_scene
 from pocketfocus.photos.registration import farthest_px, motion, moved, registered
 from pocketfocus.run.metrics import psnr
+from tests.breathing import breathing
 
 H, W = 192, 144
 INNER = (..., slice(12, -12), slice(12, -12))
@@ -25,7 +26,7 @@ def still() -> Tensor:
 @pytest.fixture(scope="module")
 def moving(still: Tensor) -> Tensor:
     """The same, each frame moved by as many steps as it lies from the middle one."""
-    return torch.stack([moved(frame, (n - 4) * STEP) for n, frame in enumerate(still)])
+    return breathing(still, STEP)
 
 
 def test_known_motion_is_found_and_undone(still: Tensor, moving: Tensor) -> None:

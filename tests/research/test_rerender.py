@@ -7,15 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pocketfocus.data.optics import Shoulder, dioptres
-from pocketfocus.photos.images import to_uint8
-from pocketfocus.photos.registration import moved
 from pocketfocus.research import motion, rerender
 from pocketfocus.research.rerender import distances, in_light_of, main, rerendered, study
 from pocketfocus.run.metrics import psnr
+from tests.breathing import write_breathing
 
 H, W = 120, 160
 PRESSED = Shoulder(2, 8)
@@ -60,11 +58,8 @@ def test_both_tables(
 ) -> None:
     """A stack that breathes: its distortion is what it was given."""
     monkeypatch.setattr(rerender, "SHOULDERS", rerender.SHOULDERS[:2])
-    (tmp_path / "scene").mkdir()
     step = torch.tensor([0.0, 0.0, -0.002, 0.0, 0.0, -0.002, 0.002])
-    for n, frame in enumerate(stack):
-        pixels = to_uint8(moved(frame, (n - 4) * step)[None])[0]
-        Image.fromarray(pixels).save(tmp_path / "scene" / f"{n}.png")
+    write_breathing(tmp_path / "scene", stack, step)
     main([str(tmp_path)])
     assert capsys.readouterr().out.count("\n| ") == 4
     motion.main([str(tmp_path)])
