@@ -3,7 +3,8 @@
     python -m pocketfocus.research.positions student --stacks DIR
 
 Every frame of a focal stack is a photo whose position is known. Models are asked for it, and then
-refocus it from its true position, from what they found, and from those beside the true one.
+refocus it from its true position, from what they found, and from those beside the true one. A last
+row says what knowing the background's blur would find.
 """
 
 from __future__ import annotations
@@ -13,17 +14,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from pocketfocus.benchmarks.truth import source_name, true_stacks
 from pocketfocus.data.datasets import SYNTHETIC
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.export.open import open_model
-from pocketfocus.models.analyse import likely_position
+from pocketfocus.models.analyse import averaged, likely_position, median_position
 from pocketfocus.models.model import Model, refocus
+from pocketfocus.photos.focusmap import best_focus
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.metrics import psnr
 
+SIDE = 256  # pixels, of frames in which the far end is looked for
+FEWEST, LEAST_SPREAD = 3, 0.1  # scenes whose far ends are compared, positions
 HEADER = (
     "| model | photos | off by | within one | over copy, position said | found | wrong by one |"
 )
@@ -80,6 +85,34 @@ def row(name: str, found: Sequence[Found]) -> str:
     )
 
 
+def far_end(stack: FocalStack) -> float:
+    """The focal position behind which a tenth of the places of a scene are sharpest."""
+    small = averaged(stack.frames, (SIDE, SIDE))
+    return float(best_focus(small).quantile(0.9))
+
+
+def known_far_end(ends: Sequence[float]) -> list[tuple[int, int]]:
+    """The position of each photo of scenes with such far ends, and the guess of one who knows by
+    how many positions the photo's focus lies in front of it, and nothing else but where the far
+    ends of the other scenes lie: the median of what is as likely as these say."""
+    found, at = [], torch.arange(FRAMES).double()
+    for scene, end in enumerate(ends):
+        others = np.delete(ends, scene)
+        mean, spread = others.mean(), max(others.std(ddof=1), LEAST_SPREAD)
+        for position in range(FRAMES):
+            lies = at + (end - position)
+            chances = (-0.5 * ((lies - mean) / spread) ** 2).softmax(0)
+            found.append((position, int(median_position(chances))))
+    return found
+
+
+def row_of_far_ends(ends: Sequence[float]) -> str:
+    """A row of the table, of three scenes or more."""
+    off = np.array([abs(guess - position) for position, guess in known_far_end(ends)])
+    mean, share = off.mean(), 100 * np.mean(off <= 1)
+    return f"| knowing the far end's blur | {len(off)} | {mean:.2f} | {share:.0f} % | – | – | – |"
+
+
 @reported("positions")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a row of each model."""
@@ -95,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{source_name(options.stacks)}\n\n{HEADER}\n| --- |{' ---: |' * 6}")
     for text, model in zip(options.models, models, strict=True):
         print(row(text, study(model, stacks)), flush=True)
+    if len(stacks) >= FEWEST:
+        print(row_of_far_ends([far_end(stack) for stack in stacks]))
 
 
 if __name__ == "__main__":

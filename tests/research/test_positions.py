@@ -11,7 +11,7 @@ from pocketfocus.models.analyse import Analyser
 from pocketfocus.models.model import Model
 from pocketfocus.models.student import build_student
 from pocketfocus.research import positions
-from pocketfocus.research.positions import row, study
+from pocketfocus.research.positions import far_end, known_far_end, row, row_of_far_ends, study
 from pocketfocus.run.errors import UserError
 
 
@@ -57,3 +57,25 @@ def test_what_a_position_wrong_by_one_costs(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_model_that_finds_none_is_refused() -> None:
     with pytest.raises(UserError, match="does not find positions"):
         study(Model("copy", None, lambda photo, _: photo.repeat(9, 1, 1, 1)), [])
+
+
+def test_scenes_whose_far_ends_are_alike_tell_every_position() -> None:
+    assert all(guess == position for position, guess in known_far_end([6.0] * 4))
+    off = [guess - position for position, guess in known_far_end([6.0, 6.0, 6.0, 4.0])]
+    assert off[:9] != [0] * 9  # the fourth scene makes the others unsure
+    assert off[27:] == [2] * 7 + [1, 0]  # taken for one of them, up to where there is no position
+    assert row_of_far_ends([6.0, 6.1, 6.2]) == (
+        "| knowing the far end's blur | 27 | 0.00 | 100 % | – | – | – |"
+    )
+
+
+def test_the_far_end_is_where_a_tenth_of_a_scene_lies() -> None:
+    """Noise, sharp in frame 2, and in frame 6 in its last eighth."""
+    sharp = torch.rand(3, 256, 256, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    frames = torch.zeros(9, 3, 256, 256)
+    frames[2, :, :224] = sharp[:, :224]
+    frames[6, :, 224:] = sharp[:, 224:]
+    stack = FocalStack("two", frames, tuple(map(float, range(9))))
+    assert far_end(stack) == pytest.approx(6, abs=0.5)
+    frames[2], frames[6] = sharp, 0
+    assert far_end(stack) == pytest.approx(2, abs=0.5)
