@@ -15,7 +15,9 @@ from pocketfocus.distill.train.muon import Muon
 LAST_RATE = 0.01  # of the learning rate, at the end
 BETAS = (0.9, 0.99)
 PUBLISHED_BETAS, PUBLISHED_EPS = (0.9, 0.999), 1e-7  # Learn2Refocus's
-VALUES = {"outputs", "dioptres", "position", "conv_out"}  # layers that end a network, for AdamW
+# Layers that end a network, by their names, for AdamW. A student's `gains` and `pixels` learn a
+# little better with Muon (docs/training.md).
+VALUES = {"dioptres", "position", "conv_out"}
 
 # What may differ between the sittings of one training: how long it is, how often it saves, and
 # the precision, since a checkpoint holds fp32.

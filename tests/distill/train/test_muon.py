@@ -4,8 +4,11 @@ import torch
 from torch import nn
 
 from pocketfocus.distill.train.muon import Muon, orthogonal
-from pocketfocus.distill.train.schedule import OPTIMIZERS, Schedule
+from pocketfocus.distill.train.schedule import OPTIMIZERS, VALUES, Schedule
+from pocketfocus.models.loading import load_reference
 from pocketfocus.models.student import build_student
+
+LAST = r"\.(dioptres|position)\."
 
 
 def test_singular_values_come_near_one() -> None:
@@ -59,6 +62,15 @@ def test_parameters_of_one_shape_are_updated_as_if_alone() -> None:
     torch.testing.assert_close(together[1], alone, atol=1e-3, rtol=0)
 
 
+def test_layers_that_end_a_network_are_named_as_they_are() -> None:
+    """One that is renamed would be left to Muon, unseen."""
+    networks = (build_student("tiny"), load_reference("default").unet)
+    names = {
+        part for network in networks for n, _ in network.named_parameters() for part in n.split(".")
+    }
+    assert names >= VALUES
+
+
 def test_layers_that_end_a_network_and_vectors_are_adamws() -> None:
     """Each parameter moves as its own optimizer alone would move it."""
     torch.manual_seed(0)
@@ -66,7 +78,7 @@ def test_layers_that_end_a_network_and_vectors_are_adamws() -> None:
     named = dict(student.named_parameters())
     alone = {n: nn.Parameter(p.detach().clone()) for n, p in named.items()}
     together = OPTIMIZERS["muon"](named, Schedule(learning_rate=1e-3))
-    own = [p for n, p in alone.items() if p.ndim == 4 and not re.search("outputs|diop|posi", n)]
+    own = [p for n, p in alone.items() if p.ndim == 4 and not re.search(LAST, n)]
     rest = [p for p in alone.values() if all(p is not q for q in own)]
     assert len(own) > 5 < len(rest)
     optimizers = (Muon(own, 1e-3), torch.optim.AdamW(rest, 1e-3, (0.9, 0.99), weight_decay=0.01))
