@@ -24,12 +24,14 @@ from pocketfocus.distill.student.samples import Batch
 from pocketfocus.distill.student.trainer import StudentTrainer
 from pocketfocus.distill.train.distributed import process_state
 from pocketfocus.models.reference import ReferencePipeline
-from pocketfocus.models.student import COLOURS, Encoded, RefocusStudent, save_student
+from pocketfocus.models.student import CELL, COLOURS, Encoded, RefocusStudent, save_student
 from pocketfocus.quantize.calibration import calibration
 from pocketfocus.quantize.recipes import Recipe
 from pocketfocus.run.constants import FRAMES, IMAGES
+from pocketfocus.run.metrics import AROUND, FINE, QUIET, SHARPER, SMALLEST_SHARE
 
 EDGE_WEIGHT = ADJACENT_WEIGHT = 0.1
+SHARPER_WEIGHT = 0.3
 UNKNOWN_SHARE = 0.2  # of samples, whose position is not given
 DECIBELS = 10 / math.log(10)
 
@@ -136,8 +138,9 @@ class Regression(OneStepTrainer):
 
 
 def compared(made: Made, batch: Batch, places: Tensor, pool: int = 1) -> dict[str, Tensor]:
-    """Compute pixel, edge and adjacent-frame terms, each the log of an image's squared error, the
-    error of nearness, and the cross entropy of positions that were not given.
+    """Compute pixel, edge and adjacent-frame terms and that of places that get sharper, each the
+    log of an image's squared error, the error of nearness, and the cross entropy of positions that
+    were not given.
 
     places [B,9] are one-hot, or zeros where they were not. With `pool` images are first averaged
     over squares of that many pixels, so that finer detail is not compared. The frame at the photo's
@@ -155,6 +158,8 @@ def compared(made: Made, batch: Batch, places: Tensor, pool: int = 1) -> dict[st
     missed = torch.where(mapped, made.dioptres - batch.nearness.nan_to_num(), 0.0).abs().mean()
     unknown, surprise = 1 - places.sum(1), -(made.likely * batch.places).sum(1)
     loss = pixel + EDGE_WEIGHT * edge + ADJACENT_WEIGHT * adjacent
+    if pool == 1:
+        loss = loss + SHARPER_WEIGHT * log_error_where_sharper(error, batch, counted)
     loss = loss + missed + (surprise * unknown).mean()
     with torch.no_grad():
         copied = pooled((batch.photos[:, None] - batch.images) * mask, pool)
@@ -181,6 +186,37 @@ def log_error(error: Tensor, counted: Tensor) -> Tensor:
     """Average log(1 + squared error / FLOOR) over the images [B,I,3,H,W] of each sample that count
     [B,I], and over samples."""
     return (((_squared(error) / FLOOR).log1p() * counted).sum(1) / counted.sum(1)).mean()
+
+
+def log_error_where_sharper(error: Tensor, batch: Batch, counted: Tensor) -> Tensor:
+    """Average, as `log_error` does, of the cells of each image [B,I,3,H,W] that get sharper alone.
+
+    A fifth of a real image's places are such, and half of what is left of its error. They are those
+    of `metrics.sharper_places`, of the mean colour and in whole cells; images that have hardly any
+    do not count.
+    """
+    squared = F.avg_pool2d(error.square().mean(2), CELL)
+    with torch.no_grad():
+        wanted, own = (_detail(x) for x in (batch.images.mean(2), batch.photos.mean(1, True)))
+        places = ((wanted >= SHARPER * own) & (wanted >= QUIET)).float()
+        share = places.mean((-1, -2))
+        counted = counted * (share >= SMALLEST_SHARE)
+    errors = (squared * places).mean((-1, -2)) / share.clamp(min=SMALLEST_SHARE)
+    return (((errors / FLOOR).log1p() * counted).sum(1) / counted.sum(1).clamp(min=1)).mean()
+
+
+def _detail(images: Tensor) -> Tensor:
+    """How much detail there is around the cells of images [B,I,H,W], [B,I,H/4,W/4]."""
+    fine = images - _mean(images, FINE)
+    return _mean(F.avg_pool2d(fine.abs(), CELL), AROUND // CELL)
+
+
+def _mean(images: Tensor, side: int) -> Tensor:
+    """Average [B,I,H,W] over `side` x `side` pixels, their part outside the image left out."""
+    for shape in ((side, 1), (1, side)):
+        around = (shape[0] // 2, shape[1] // 2)
+        images = F.avg_pool2d(images, shape, 1, around, count_include_pad=False)
+    return images
 
 
 def _squared(error: Tensor) -> Tensor:

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pocketfocus.distill.student.regression import Made, Regression, compared
+from pocketfocus.distill.student import regression
+from pocketfocus.distill.student.regression import (
+    Made,
+    Regression,
+    compared,
+    log_error_where_sharper,
+)
 from pocketfocus.distill.student.samples import Batch
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.student import build_student
@@ -39,9 +45,12 @@ def test_regression_is_zero_only_for_the_stack_itself(reference: ReferencePipeli
 
 
 @pytest.mark.parametrize("nearness", [np.nan, 0.5])
-def test_the_loss_has_an_edge_and_an_adjacent_frame_term(nearness: float) -> None:
+def test_the_loss_has_an_edge_and_an_adjacent_frame_term(
+    nearness: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Summed image by image in numpy; the frame of the photo's own position is right, and counts
     only beside its neighbours, the sharp picture only where it is known."""
+    monkeypatch.setattr(regression, "SHARPER_WEIGHT", 0)
     generator = np.random.default_rng(0)
     made, images = generator.uniform(-1, 1, (2, 2, 10, 3, 8, 4))
     positions = [2, 8]
@@ -63,6 +72,48 @@ def test_the_loss_has_an_edge_and_an_adjacent_frame_term(nearness: float) -> Non
     batch = batch_of(torch.from_numpy(images), positions, nearness)
     found = compared(made_of(batch, torch.from_numpy(made)), batch, batch.places)
     assert float(found["loss"]) == pytest.approx(float(expected), rel=1e-6)
+
+
+def half_sharp(positions: list[int]) -> Batch:
+    """Photos that are plain, and images of which all others are sharp in their upper half."""
+    images = torch.zeros(len(positions), 10, 3, 64, 64)
+    images[..., :32, ::2] = 1.0
+    for number, position in enumerate(positions):
+        images[number, position] = 0.0
+    return batch_of(images, positions)
+
+
+def test_where_it_gets_sharper_counts_once_more() -> None:
+    """Of errors that are everywhere, half of the image counts again, and the rest does not."""
+    batch = half_sharp([2, 8])
+    error = torch.full_like(batch.images, 0.1).requires_grad_()
+    counted = torch.cat([1 - batch.places, torch.zeros(2, 1)], 1)
+    found = log_error_where_sharper(error, batch, counted)
+    assert float(found.detach()) == pytest.approx(np.log(1 + 0.01 / 4e-4), rel=1e-5)
+    (gradient,) = torch.autograd.grad(found, error)
+    assert bool(gradient[0, 0, :, :24].all()) and not gradient[0, 0, :, 40:].any()
+    assert not gradient[0, 2].any() and not gradient[:, 9].any()
+
+    made = made_of(batch, batch.images + 0.1)
+    whole = compared(made, batch, batch.places)["loss"]
+    own = log_error_where_sharper(error.detach(), batch, counted)
+    none = batch_of(torch.zeros_like(batch.images), [2, 8])
+    plain = compared(made_of(none, none.images + 0.1), none, none.places)["loss"]
+    assert float(whole - plain) == pytest.approx(0.3 * float(own), rel=1e-4)
+
+
+def test_an_image_that_gets_sharper_nowhere_counts_for_nothing() -> None:
+    batch = batch_of(torch.rand(2, 10, 1, 1, 1).expand(2, 10, 3, 64, 64), [2, 8])
+    error, counted = torch.ones_like(batch.images), torch.ones(2, 10)
+    assert log_error_where_sharper(error, batch, counted) == 0
+
+
+def test_finer_detail_than_is_compared_makes_no_place_sharper() -> None:
+    batch = half_sharp([2, 8])
+    made = made_of(batch, batch.images + 0.1)
+    none = batch_of(torch.zeros_like(batch.images), [2, 8])
+    plain = compared(made_of(none, none.images + 0.1), none, none.places, 4)["loss"]
+    assert float(compared(made, batch, batch.places, 4)["loss"]) == pytest.approx(float(plain))
 
 
 def test_distances_count_where_they_are_known() -> None:
