@@ -55,7 +55,7 @@ LAYOUT = (
     f"expected a folder per scene with {FRAMES} images named in order near to far, or 2 or more "
     f"and a {POSITIONS_FILE} with a number 0..{FRAMES - 1} a line, or SCENE/{RIG_PATTERN}/"
 )
-CACHE_VERSION = 7  # to be raised when rendering changes: older caches are then rendered anew
+CACHE_VERSION = 8  # to be raised when rendering changes: older caches are then rendered anew
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF, and its values that swap the sides
 DEPTH_CELL = 4  # pixels a side of one value of a map of dioptres
 ENOUGH = 2  # times the size of a stack that its frames are registered at
