@@ -1,8 +1,9 @@
 """Analyse a photo of any size and shape with a student or its file, for images at its own size.
 
 The photo keeps its proportions: it is scaled to about as many pixels as the student was made for,
-or into the nearest of a file's sizes, and its edges are repeated to what the network takes. It is
-never enlarged. Legend: H, W of the photo, h, w of the photo as it is analysed, edges included.
+or into the nearest of a file's sizes, and its edges are repeated to what the network takes. A
+smaller one is enlarged: a student knows what a focal step does to pictures of the size it learned
+from. Legend: H, W of the photo, h, w of the photo as it is analysed, edges included.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pocketfocus.data.optics import one_hot
-from pocketfocus.models.render import Analysed
+from pocketfocus.models.render import Analysed, Span, taps
 from pocketfocus.models.student import CELL, COLOURS, Analysis
 from pocketfocus.run.constants import FRAMES, IMAGES, Size, check_position
 from pocketfocus.run.errors import UserError
@@ -27,7 +28,7 @@ class Fit:
     """How a photo gets into a network.
 
     Attributes:
-        size: (H, W) that it is scaled to, never more than its own.
+        size: (H, W) that it is scaled to.
         padded: (h, w) that it is brought to by repeating its last row and column.
         transposed: whether rows and columns change places for the network: a portrait photo for a
             file of landscape ones.
@@ -149,7 +150,8 @@ def median_position(chances: Tensor) -> Tensor:
 
 
 def averaged(photo: Tensor, size: Size) -> Tensor:
-    """Scale [B,C,H,W] down to `size`: every pixel is the mean of the area that it covers."""
+    """Scale [B,C,H,W] to `size`: every pixel is the mean of the area that it covers, or where there
+    are more pixels than before, what lies there bilinearly."""
     if tuple(photo.shape[-2:]) == size:
         return photo
     rows, columns = (areas(full, small) for full, small in zip(photo.shape[-2:], size, strict=True))
@@ -157,8 +159,10 @@ def averaged(photo: Tensor, size: Size) -> Tensor:
 
 
 def areas(full: int, small: int) -> Tensor:
-    """How much of each of `full` pixels each of `small` ones covers: [small, full], rows of sum
-    1."""
+    """How much of each of `full` pixels each of `small` ones takes: [small, full], rows of sum 1.
+    It is what they cover, or of two neighbours, where there are more of these."""
+    if small > full:
+        return taps(Span(0, small, 0, full), small, full)
     width = full / small
     start = torch.arange(small, dtype=torch.float64)[:, None] * width
     pixel = torch.arange(full, dtype=torch.float64)
@@ -172,5 +176,5 @@ def _padded(photo: Tensor, size: Size) -> Tensor:
 
 
 def _scaled(photo: Size, scale: float) -> Size:
-    height, width = (max(1, round(side * min(1.0, scale))) for side in photo)
+    height, width = (max(1, round(side * scale)) for side in photo)
     return height, width

@@ -19,7 +19,7 @@ from PIL.ExifTags import IFD, Base
 from torch import Tensor
 
 from pocketfocus.data.optics import dioptres, distance
-from pocketfocus.models.analyse import Analyser, areas, likely_position
+from pocketfocus.models.analyse import Analyser, areas, averaged, likely_position
 from pocketfocus.models.model import Model, refocus
 from pocketfocus.models.render import Analysed, aperture_of, focus_weights, span_of
 from pocketfocus.models.student import CELL, enlarged
@@ -174,10 +174,10 @@ def focus_at(focus: Tensor, x: float, y: float) -> float:
 
 
 def reduced(pixels: Pixels, size: Size) -> Tensor:
-    """Scale [H, W, 3] down to [1, 3, *size] in [-1, 1], as `averaged` does, few rows at a time."""
+    """Scale [H, W, 3] to [1, 3, *size] in [-1, 1], as `averaged` does, few rows at a time."""
     height, width = pixels.shape[:2]
-    if (height, width) == size:
-        return from_pixels(pixels)
+    if height <= size[0]:
+        return averaged(from_pixels(pixels), size)
     rows, parts = areas(height, size[0]), []
     for first, last in _ranges(size[0], max(1, BAND * size[0] // height)):
         start, stop = first * height // size[0], -(-last * height // size[0])

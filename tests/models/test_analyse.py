@@ -1,4 +1,4 @@
-"""Photos of any size and shape get into a network: in proportion, never enlarged, and back."""
+"""Photos of any size and shape get into a network: in proportion, and back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,6 +15,8 @@ from torch import Tensor
 from pocketfocus.models.analyse import Analyser, averaged, likely_position
 from pocketfocus.models.model import Model, refocus
 from pocketfocus.models.student import Analysis, RefocusStudent, build_student
+from pocketfocus.photos.images import from_pixels
+from pocketfocus.photos.refocusing import reduced
 from pocketfocus.run.errors import UserError
 from tests.conftest import change_pictures
 
@@ -39,15 +42,15 @@ def student() -> RefocusStudent:
 
 
 @given(photos)
-def test_it_keeps_proportions_and_is_never_enlarged(photo: tuple[int, int]) -> None:
+def test_it_keeps_proportions_and_is_as_large_as_the_network_knows(photo: tuple[int, int]) -> None:
     for analyser in (ANY, FILE):
         fit = analyser.fit(photo)
-        assert all(small <= full for small, full in zip(fit.size, photo, strict=True))
-        scale = min(1.0, (fit.size[0] * fit.size[1] / (photo[0] * photo[1])) ** 0.5)
+        scale = (fit.size[0] * fit.size[1] / (photo[0] * photo[1])) ** 0.5
         for small, full, padded in zip(fit.size, photo, fit.padded, strict=True):
             assert abs(small - scale * full) <= 1 + 0.02 * small
             assert small <= padded
     fit = ANY.fit(photo)
+    assert fit.size[0] * fit.size[1] == pytest.approx(320 * 448, rel=0.02)
     assert all(0 <= p - s < 16 and p % 16 == 0 for p, s in zip(fit.padded, fit.size, strict=True))
     assert FILE.fit(photo).padded in (LANDSCAPE, LANDSCAPE[::-1])
 
@@ -57,7 +60,7 @@ def test_it_keeps_proportions_and_is_never_enlarged(photo: tuple[int, int]) -> N
     [
         ((640, 896), (320, 448), (320, 448)),
         ((896, 640), (448, 320), (448, 320)),
-        ((64, 64), (64, 64), (64, 64)),
+        ((64, 64), (379, 379), (384, 384)),
         ((3024, 4032), (328, 437), (336, 448)),
         ((1080, 2520), (248, 578), (256, 592)),
     ],
@@ -85,6 +88,15 @@ def test_averages_are_those_of_a_photo_of_repeated_pixels(size: tuple[int, int])
     fine = photo.repeat_interleave(height, -2).repeat_interleave(width, -1)
     expected = fine.reshape(1, 3, height, 100, width, 90).mean((3, 5))
     torch.testing.assert_close(averaged(photo, size), expected)
+
+
+def test_a_smaller_photo_is_enlarged_bilinearly() -> None:
+    photo = torch.rand(1, 3, 20, 30)
+    expected = F.interpolate(photo, (64, 96), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(averaged(photo, (64, 96)), expected)
+    pixels = (photo[0].permute(1, 2, 0) * 255).byte().numpy()
+    whole = averaged(from_pixels(pixels), (64, 96))
+    torch.testing.assert_close(reduced(pixels, (64, 96)), whole)
 
 
 def call(student: RefocusStudent) -> Callable[[Tensor, Tensor], Sequence[Tensor]]:

@@ -1,11 +1,11 @@
 // At which size and which way round a photo is analysed, as pocketfocus/models/analyse.py does:
-// never squashed, cut or enlarged.
+// never squashed or cut; a small one is enlarged.
 import { Fit, Size } from "./protocol";
 
 // Into that of a file's sizes of which it fills most; where a file takes any, as about as many pixels
 // as `usual` has.
 export function fitted([height, width]: Size, sizes: Size[] | null, usual: Size, multiple: number): Fit {
-  const scaled = (scale: number): Size => [side(height * Math.min(1, scale)), side(width * Math.min(1, scale))];
+  const scaled = (scale: number): Size => [side(height * scale), side(width * scale)];
   if (!sizes) {
     const size = scaled(Math.sqrt((usual[0] * usual[1]) / (height * width)));
     const up = (pixels: number) => Math.ceil(pixels / multiple) * multiple;

@@ -30,8 +30,9 @@ export async function decoded(file: Blob, own: Size, [height, width]: Size): Pro
 }
 
 // The photo [3,h,w] in [-1,1], every pixel the mean of the area that it covers; read strip by strip,
-// so that the page answers and no second copy is held.
+// so that the page answers and no second copy is held. A smaller photo is enlarged bilinearly.
 export async function averaged(photo: ImageBitmap, [height, width]: Size): Promise<Float32Array> {
+  if (height > photo.height || width > photo.width) return enlarged(photo, [height, width]);
   const sums = new Float64Array(3 * height * width), across = new Float64Array(3 * width);
   const columns = areas(photo.width, width), rows = areas(photo.height, height);
   const most = Math.max(1, Math.floor(STRIP_PIXELS / photo.width));
@@ -57,6 +58,38 @@ export async function averaged(photo: ImageBitmap, [height, width]: Size): Promi
   }
   return out;
 }
+
+function enlarged(photo: ImageBitmap, [height, width]: Size): Float32Array {
+  const canvas = document.createElement("canvas");
+  canvas.width = photo.width; canvas.height = photo.height;
+  const context = canvas.getContext("2d", { willReadFrequently: true, alpha: false })!;
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, photo.width, photo.height);
+  context.drawImage(photo, 0, 0);
+  const { data } = context.getImageData(0, 0, photo.width, photo.height);
+  const out = new Float32Array(3 * height * width);
+  for (let y = 0; y < height; y++) {
+    const down = between(y, height, photo.height);
+    for (let x = 0; x < width; x++) {
+      const across = between(x, width, photo.width);
+      for (let c = 0; c < 3; c++) {
+        const at = (row: number, column: number) => data[4 * (row * photo.width + column) + c];
+        const above = mixed(at(down.low, across.low), at(down.low, across.high), across.share);
+        const below = mixed(at(down.high, across.low), at(down.high, across.high), across.share);
+        out[c * height * width + y * width + x] = mixed(above, below, down.share) / 127.5 - 1;
+      }
+    }
+  }
+  return out;
+}
+
+// Between which two of `few` pixels the centre of one of `many` lies, and how near to the second.
+function between(place: number, many: number, few: number): { low: number; high: number; share: number } {
+  const centre = Math.min(few - 1, Math.max(0, ((place + 0.5) * few) / many - 0.5)), low = Math.floor(centre);
+  return { low, high: Math.min(few - 1, low + 1), share: centre - low };
+}
+
+function mixed(a: number, b: number, share: number): number { return a + share * (b - a); }
 
 interface Areas { first: Int32Array; part: Float64Array; rest: Float64Array }
 
