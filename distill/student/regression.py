@@ -25,10 +25,11 @@ from pocketfocus.distill.student.trainer import StudentTrainer
 from pocketfocus.distill.train.distributed import process_state
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.student import CELL, COLOURS, Encoded, RefocusStudent, save_student
+from pocketfocus.photos.focusmap import box
 from pocketfocus.quantize.calibration import calibration
 from pocketfocus.quantize.recipes import Recipe
 from pocketfocus.run.constants import FRAMES, IMAGES
-from pocketfocus.run.metrics import AROUND, FINE, QUIET, SHARPER, SMALLEST_SHARE
+from pocketfocus.run.metrics import AROUND, SMALLEST_SHARE, detail, is_sharper
 
 EDGE_WEIGHT = ADJACENT_WEIGHT = 0.1
 SHARPER_WEIGHT = 0.3
@@ -198,7 +199,7 @@ def log_error_where_sharper(error: Tensor, batch: Batch, counted: Tensor) -> Ten
     squared = F.avg_pool2d(error.square().mean(2), CELL)
     with torch.no_grad():
         wanted, own = (_detail(x) for x in (batch.images.mean(2), batch.photos.mean(1, True)))
-        places = ((wanted >= SHARPER * own) & (wanted >= QUIET)).float()
+        places = is_sharper(own, wanted).float()
         share = places.mean((-1, -2))
         counted = counted * (share >= SMALLEST_SHARE)
     errors = (squared * places).mean((-1, -2)) / share.clamp(min=SMALLEST_SHARE)
@@ -207,16 +208,7 @@ def log_error_where_sharper(error: Tensor, batch: Batch, counted: Tensor) -> Ten
 
 def _detail(images: Tensor) -> Tensor:
     """How much detail there is around the cells of images [B,I,H,W], [B,I,H/4,W/4]."""
-    fine = images - _mean(images, FINE)
-    return _mean(F.avg_pool2d(fine.abs(), CELL), AROUND // CELL)
-
-
-def _mean(images: Tensor, side: int) -> Tensor:
-    """Average [B,I,H,W] over `side` x `side` pixels, their part outside the image left out."""
-    for shape in ((side, 1), (1, side)):
-        around = (shape[0] // 2, shape[1] // 2)
-        images = F.avg_pool2d(images, shape, 1, around, count_include_pad=False)
-    return images
+    return box(F.avg_pool2d(detail(images).abs(), CELL), AROUND // CELL // 2)
 
 
 def _squared(error: Tensor) -> Tensor:

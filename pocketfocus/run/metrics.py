@@ -91,6 +91,12 @@ def detail(images: Tensor) -> Tensor:
     return images - box(images, FINE // 2)
 
 
+def is_sharper(own: Tensor, wanted: Tensor) -> Tensor:
+    """Say where a truth has so much more detail than its photo that it is sharper, and not noise:
+    booleans of the shape that both magnitudes broadcast to."""
+    return (wanted >= SHARPER * own) & (wanted >= QUIET)
+
+
 def sharper_places(photo: Tensor, truth: Tensor) -> Tensor | None:
     """Return where a true image is sharper than the photo, [1,1,H,W] of booleans; None for nearly
     nowhere.
@@ -99,7 +105,7 @@ def sharper_places(photo: Tensor, truth: Tensor) -> Tensor | None:
     times the photo's, and above noise. Both images are [1,3,H,W] in [-1, 1].
     """
     own, wanted = (box(detail(x).abs().mean(1, keepdim=True), AROUND // 2) for x in (photo, truth))
-    places = (wanted >= SHARPER * own) & (wanted >= QUIET)
+    places = is_sharper(own, wanted)
     return places if float(places.float().mean()) >= SMALLEST_SHARE else None
 
 
