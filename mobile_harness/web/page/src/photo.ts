@@ -36,15 +36,10 @@ export async function averaged(photo: ImageBitmap, [height, width]: Size): Promi
   const sums = new Float64Array(3 * height * width), across = new Float64Array(3 * width);
   const columns = areas(photo.width, width), rows = areas(photo.height, height);
   const most = Math.max(1, Math.floor(STRIP_PIXELS / photo.width));
-  const strip = document.createElement("canvas");
-  strip.width = photo.width; strip.height = most;
-  const context = strip.getContext("2d", { willReadFrequently: true, alpha: false })!;
+  const read = reader(photo, most);
   for (let top = 0; top < photo.height; top += most) {
     const count = Math.min(most, photo.height - top);
-    context.fillStyle = "#fff";
-    context.fillRect(0, 0, photo.width, count);
-    context.drawImage(photo, 0, -top);
-    const { data } = context.getImageData(0, 0, photo.width, count);
+    const data = read(top, count);
     for (let y = 0; y < count; y++) {
       across.fill(0);
       addAcross(across, data.subarray(4 * y * photo.width), columns);
@@ -59,24 +54,32 @@ export async function averaged(photo: ImageBitmap, [height, width]: Size): Promi
   return out;
 }
 
+// Reads so many rows of a photo from one on, `most` at once, on white where it lets light through.
+function reader(photo: ImageBitmap, most: number): (top: number, count: number) => Uint8ClampedArray {
+  const strip = document.createElement("canvas");
+  strip.width = photo.width; strip.height = most;
+  const context = strip.getContext("2d", { willReadFrequently: true, alpha: false })!;
+  return (top, count) => {
+    context.fillStyle = "#fff";
+    context.fillRect(0, 0, photo.width, count);
+    context.drawImage(photo, 0, -top);
+    return context.getImageData(0, 0, photo.width, count).data;
+  };
+}
+
 function enlarged(photo: ImageBitmap, [height, width]: Size): Float32Array {
-  const canvas = document.createElement("canvas");
-  canvas.width = photo.width; canvas.height = photo.height;
-  const context = canvas.getContext("2d", { willReadFrequently: true, alpha: false })!;
-  context.fillStyle = "#fff";
-  context.fillRect(0, 0, photo.width, photo.height);
-  context.drawImage(photo, 0, 0);
-  const { data } = context.getImageData(0, 0, photo.width, photo.height);
-  const out = new Float32Array(3 * height * width);
+  const data = reader(photo, photo.height)(0, photo.height), out = new Float32Array(3 * height * width);
+  const columns = Array.from({ length: width }, (_, x) => between(x, width, photo.width));
   for (let y = 0; y < height; y++) {
-    const down = between(y, height, photo.height);
+    const { low, high, share } = between(y, height, photo.height);
+    const upper = 4 * low * photo.width, lower = 4 * high * photo.width;
     for (let x = 0; x < width; x++) {
-      const across = between(x, width, photo.width);
+      const column = columns[x];
       for (let c = 0; c < 3; c++) {
-        const at = (row: number, column: number) => data[4 * (row * photo.width + column) + c];
-        const above = mixed(at(down.low, across.low), at(down.low, across.high), across.share);
-        const below = mixed(at(down.high, across.low), at(down.high, across.high), across.share);
-        out[c * height * width + y * width + x] = mixed(above, below, down.share) / 127.5 - 1;
+        const left = 4 * column.low + c, right = 4 * column.high + c;
+        const above = mixed(data[upper + left], data[upper + right], column.share);
+        const below = mixed(data[lower + left], data[lower + right], column.share);
+        out[c * height * width + y * width + x] = mixed(above, below, share) / 127.5 - 1;
       }
     }
   }
