@@ -130,7 +130,7 @@ def _run(training: Training, out: Path) -> None:
     schedule, seed, config = training.schedule(), training.seed, training.config
     check_run(out, config)
     size = training.sides
-    request = Request(training.scenes, size, photos=training.photos, register=True)
+    request = Request(training.scenes, size, photos=training.photos, register=True, seed=seed)
     sources = [open_source(spec, request) for spec in training.stacks]
 
     def stacks() -> Pixels:

@@ -33,14 +33,18 @@ MUON = Schedule(
     ema_decay=0.9995,
     log_every=1,
 )
+# From weights that have learned, for an hour or so: nothing is gained at a constant rate.
+SITTING = replace(MUON, learning_rate=8e-4, decay=1.0, ema_decay=0.998)
 
 
-def with_optimizer(schedule: Schedule, optimizer: str | None) -> Schedule:
+def with_optimizer(
+    schedule: Schedule, optimizer: str | None, from_scratch: bool = False
+) -> Schedule:
     """Return a schedule, or where it steps with another optimizer, that optimizer's own: Muon's at
     full pace, AdamW's gentle one. UserError for an unknown name."""
     if optimizer in (None, schedule.optimizer):
         return schedule
-    others = {each.optimizer: each for each in (WARM, MUON)}
+    others = {each.optimizer: each for each in (WARM, MUON if from_scratch else SITTING)}
     if optimizer not in others:
         raise UserError(f"unknown optimizer {optimizer}: choose one of {', '.join(others)}")
     return others[optimizer]

@@ -66,7 +66,7 @@ class Distillation:
     def schedule(self) -> Schedule:
         """The schedule of the training, after the reference is sampled, finer detail included."""
         usual = self.chosen.scratch if self.from_scratch else self.chosen.warm
-        chosen = with_optimizer(usual, self.optimizer)
+        chosen = with_optimizer(usual, self.optimizer, self.from_scratch)
         left = 1.0 if self.learn_from == STACKS else 1 - SAMPLING_SHARE
         rate, steps = self.learning_rate or chosen.learning_rate, self.steps or chosen.steps
         return replace(chosen, minutes=self.minutes * left, steps=steps, learning_rate=rate)

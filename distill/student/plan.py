@@ -89,12 +89,15 @@ def _sources(
     for spec in () if options.learn_from == REFERENCE else options.sources:
         mapped = is_rgbd(spec)
         size = window if mapped else whole
-        request = Request(options.scenes, size, phone_width=min(whole), register=True)
+        request = Request(
+            options.scenes, size, phone_width=min(whole), register=True, seed=options.seed
+        )
         opened = _open(spec, request, largest)
         found.setdefault(opened.size, []).append(opened.source)
         if mapped and options.chosen.detail and options.qat is None:
             scenes, side = max(1, options.scenes // 4), FACTOR * options.parts[0].size + MARGIN
-            request = Request(scenes, (side, side), phone_width=FACTOR * min(whole))
+            width = FACTOR * min(whole)
+            request = Request(scenes, (side, side), phone_width=width, seed=options.seed)
             source = open_source(spec, request)
             large = Sized(source, request.rendered) if source.names else large
     return found, large

@@ -69,7 +69,7 @@ Optimizer = Annotated[
         "--optimizer",
         metavar="adamw|muon",
         help="adamw is gentle, as is usual for a student that has learned; muon learns at full "
-        "pace, as is usual --from-scratch",
+        "pace, as is usual --from-scratch, and falls to zero",
     ),
 ]
 Qat = Annotated[

@@ -39,6 +39,7 @@ from pocketfocus.run.errors import UserError
 SYNTHETIC, PHOTOS, RGBD_PAIRS = "synthetic", "photos", "rgbd"
 TRAIN, TEST = "train", "test"
 RENDERED: Size = (256, 256)
+SCENES_APART, SETS = 20_000, VALIDATION_SEED // 20_000  # of training, by `Request.seed`
 TEXTURES_KEPT = 128  # about 200 MB of them
 Pixels = NDArray[np.uint8]
 TEXTURE_SIDE = 900  # photos are scaled down to this for textures: scenes are 256 pixels wide
@@ -53,6 +54,7 @@ class Request:
     crop: keep the proportions of a folder's images.
     register: undo how a folder's frames move against each other; rendered ones do not.
     phone_width: of `PhotoScenes`.
+    seed: another one has other rendered scenes of `TRAIN`; those of `TEST` are always the same.
     """
 
     scenes: int
@@ -62,6 +64,7 @@ class Request:
     crop: bool = True
     register: bool = False
     phone_width: int | None = None
+    seed: int = 0
 
     @property
     def rendered(self) -> Size:
@@ -69,7 +72,8 @@ class Request:
 
     @property
     def seeds(self) -> range:
-        first = 0 if self.split == TRAIN else VALIDATION_SEED
+        train = self.split == TRAIN
+        first = self.seed % SETS * SCENES_APART if train else VALIDATION_SEED
         return range(first, first + self.scenes)
 
 

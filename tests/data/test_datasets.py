@@ -10,7 +10,7 @@ from PIL import Image
 
 from pocketfocus.data import datasets
 from pocketfocus.data.datasets import TEST, Request, Textures, is_rgbd, open_source, scene_list
-from pocketfocus.data.scenes import bundled_photos
+from pocketfocus.data.scenes import VALIDATION_SEED, bundled_photos
 from pocketfocus.data.stacks import RenderedScenes, cache_sources
 from pocketfocus.run.errors import UserError
 from tests.data.test_rgbd import save_pair
@@ -65,6 +65,18 @@ def test_scenes_of_rgbd_pairs_differ_and_broken_pairs_are_said_once(
     assert 2 <= len(found) <= 6  # a pair is drawn by chance
     assert float((found[0].frames - found[1].frames).abs().mean()) > 0.01
     assert capsys.readouterr().err.count("b skipped") == 1
+
+
+@pytest.mark.parametrize("spec", ["synthetic", "rgbd"])
+def test_another_seed_has_other_scenes_to_learn_from_and_the_same_to_be_tested_on(
+    spec: str,
+) -> None:
+    first, other = (open_source(spec, Request(30, SIZE, seed=seed)) for seed in (0, 3))
+    assert not set(first.names) & set(other.names) and first.key != other.key
+    tested = [open_source(spec, Request(3, SIZE, TEST, seed=seed)).names for seed in (0, 3)]
+    assert tested[0] == tested[1] and not set(tested[0]) & set(other.names)
+    highest = max(Request(20_000, SIZE, seed=seed).seeds[-1] for seed in range(200))
+    assert highest < VALIDATION_SEED
 
 
 def test_the_bundled_pair() -> None:
