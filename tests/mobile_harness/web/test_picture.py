@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 FILE = "onnx/student-fp32.onnx"
 TAKES = (48, 64)  # of its photos, landscape
 PAINTERS = ("WebGL2", "Canvas2D")
-SHAPES = ("landscape", "portrait", "wide")
+SHAPES = ("landscape", "portrait", "wide", "small")  # one is smaller than the file's
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("built_page")]
 
 
@@ -72,8 +72,9 @@ def served(
 
 def picture(shape: str) -> Image.Image:
     """A photo of a size that no side of what the file takes divides."""
-    size = {"landscape": (960, 733), "portrait": (733, 960), "wide": (961, 307)}[shape]
-    return Image.fromarray(bundled_photos()["coffee"]).resize(size, Image.Resampling.LANCZOS)
+    sizes = {"landscape": (960, 733), "portrait": (733, 960), "wide": (961, 307), "small": (37, 31)}
+    photo = Image.fromarray(bundled_photos()["coffee"])
+    return photo.resize(sizes[shape], Image.Resampling.LANCZOS)
 
 
 def known(serving: Serving, photo: Image.Image, position: int | None) -> Analysed:
@@ -94,7 +95,7 @@ def on_screen(page: Page) -> Image.Image:
     return Image.open(io.BytesIO(shot)).convert("RGB")
 
 
-@pytest.mark.parametrize("shape", ["portrait", "wide"])
+@pytest.mark.parametrize("shape", ["portrait", "wide", "small"])
 def test_a_file_of_free_sizes_analyses_a_photo_in_its_shape(
     browser: Browser, free: Serving, tmp_path: Path, shape: str
 ) -> None:
@@ -131,7 +132,7 @@ def test_the_picture_is_the_renderers(
         assert difference(saved(page), expected) <= 2, (focus, aperture)
 
     page.get_by_role("button", name="Pixels").click()  # the same, in the middle of the screen
-    if shape != "wide":  # of whole pixels of the screen, its view is
+    if shape not in ("wide", "small"):  # of whole pixels of the screen, its view is
         shot = on_screen(page)
         left, top = ((a - b) // 2 for a, b in zip(photo.size, shot.size, strict=True))
         crops = [
