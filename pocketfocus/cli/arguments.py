@@ -103,7 +103,7 @@ Sizes = Annotated[
         "--sizes",
         metavar="own|WxH,WxH",
         help="of the photos that files take beside the student's own, in pixels; else its own on "
-        "its side, and a square",
+        "its side, and a square (own: photos of the other shape lose by it)",
     ),
 ]
 Ios = Annotated[

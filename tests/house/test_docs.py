@@ -15,6 +15,8 @@ import typer
 from PIL import Image
 
 from pocketfocus.cli.app import app
+from pocketfocus.export.student import shapes
+from pocketfocus.models.student import load_student
 from tests.house.source import PACKAGE, ROOT, none, product
 
 PAGES = (
@@ -83,6 +85,17 @@ def test_readmes_figures_are_the_measured_ones() -> None:
     shown = [row for row in rows(ROOT / "README.md") if HEADLINE in row]
     assert len(shown) == 3
     assert shown == measured
+
+
+def test_sizes_that_the_shipped_student_takes_are_said_as_they_are() -> None:
+    student = load_student()
+    sizes = [student.photo_size, *shapes(student.photo_size, student.multiple)]
+    text = (ROOT / "docs/refocus.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"multiples of (\d+)", text)) == {str(student.multiple)}
+    found = re.search(r"unless said otherwise ([\d×, and]+)", text)
+    assert found is not None
+    said = re.findall(r"(\d+)×(\d+)", found[1])
+    assert {(int(h), int(w)) for w, h in said} == set(sizes)
 
 
 def commands(path: Path) -> Iterator[list[str]]:
