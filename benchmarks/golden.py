@@ -58,7 +58,7 @@ from pocketfocus.mobile_harness.devices import takes_sizes
 from pocketfocus.mobile_harness.host import one_process
 from pocketfocus.run.constants import FRAMES, Size, size_text
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import copy, read_json, write_atomic, write_json
+from pocketfocus.run.files import check_replaceable, copy, read_json, write_atomic, write_json
 from pocketfocus.run.manifest import HASHES_VERSION, Artifact, check_artifact, load_manifest
 from pocketfocus.run.paths import below
 from pocketfocus.run.progress import track
@@ -119,6 +119,7 @@ def write_golden(
     `devices` executes comes with the student's stacks alone. UserError when a file is damaged,
     fails, or misses its own gate: what is wrong must not become what is expected.
     """
+    check_replaceable(out, (GOLDEN_FILE,), "--golden")
     manifest = load_manifest(folder)
     student = load_parent(folder, manifest)
     inputs = student_inputs(fitted_photos(photos, manifest.size)[:1])

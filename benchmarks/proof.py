@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pocketfocus.benchmarks.gates import failed
-from pocketfocus.benchmarks.measured import MeasuredRun
+from pocketfocus.benchmarks.measured import MeasuredRun, positions_of
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
 from pocketfocus.run.manifest import check_artifact
@@ -41,11 +41,19 @@ def unproven(run: MeasuredRun) -> Iterator[str]:
         return
     for row in failed(run.gates):
         yield f"{row.artifact} failed its gate “{row.gate}” on {row.device}: {row.why}"
-    passed = {row.artifact for row in run.parities if row.status == "pass"}
-    broken = {row.artifact for row in failed(run.gates)}
+    for row in run.gates:
+        if row.status == "error":
+            yield f"{row.artifact} could not be judged by “{row.gate}” on {row.device}: {row.why}"
+    passed = [row for row in run.parities if row.status == "pass"]
+    whole = {row.artifact for row in passed if not positions_of(row)}
+    parts = {row.artifact: positions_of(row) for row in passed}
+    known = whole | {row.artifact for row in run.gates if row.status in ("fail", "error")}
     for artifact in run.manifest.files:
-        if artifact.name not in passed | broken:
-            yield f"{artifact.name} was executed on no device: its parity is not known"
+        name = artifact.name
+        if name in parts and name not in whole:
+            yield f"{name} was verified at positions {parts[name]} alone"
+        elif name not in known:
+            yield f"{name} was executed on no device: its parity is not known"
 
 
 def unmeasured(run: MeasuredRun) -> Iterator[str]:

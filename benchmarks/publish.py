@@ -18,7 +18,8 @@ from pocketfocus.benchmarks.proof import doubts
 from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.mobile_harness.device import Device
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import copy, write_atomic
+from pocketfocus.run.files import check_replaceable, copy, write_atomic
+from pocketfocus.run.manifest import MANIFEST_FILE
 from pocketfocus.run.paths import below
 from pocketfocus.run.rows import write_rows
 
@@ -54,8 +55,7 @@ def publish(run: MeasuredRun, out: Path, about: Publication, devices: Sequence[D
     The golden bundle is its root: every file is executed once more on `devices` for it. Where the
     run is unproven and no bundle can be made, the card says so.
     """
-    if out.exists() and not (out / CARD_FILE).is_file() and any(out.iterdir()):
-        raise UserError(f"{out} holds something else: name a new folder with --out")
+    check_replaceable(out, (CARD_FILE, PICTURES, MANIFEST_FILE), "--out")
     with write_atomic(out) as scratch:
         about = replace(about, no_bundle=lay_files(run, scratch, about, devices))
         copy(run.folder / STUDENT, scratch / STUDENT)

@@ -18,7 +18,7 @@ from PIL import Image
 from pocketfocus.data.photo_scenes import SHRUNK, kind_of
 from pocketfocus.data.rgbd import rgbd_pairs
 from pocketfocus.run.errors import UserError, reported
-from pocketfocus.run.files import size_bytes, write_atomic
+from pocketfocus.run.files import check_replaceable, size_bytes, write_atomic
 
 QUALITY = 90
 STRIDE = 7919  # a prime: neighbours, often of one scene, do not go together
@@ -40,6 +40,7 @@ def shrink(photo: Path, depth: Path, out: Path, factor: float) -> int:
 
 def subset(folder: Path, out: Path, factor: float, limit: int) -> tuple[int, int]:
     """Write the subset; how many pairs, and bytes. UserError when not even a few fit."""
+    check_replaceable(out, (SHRUNK,), "OUT")
     kinds: dict[str, list[tuple[int, str]]] = defaultdict(list)
     with write_atomic(out) as scratch:
         scratch.mkdir()

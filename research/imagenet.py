@@ -21,8 +21,15 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pocketfocus.models.prior import InvertedResidual, Prior
-from pocketfocus.models.student import PRESETS, build_student, load_student, save_student
+from pocketfocus.models.student import (
+    PRESETS,
+    STUDENT_FILES,
+    build_student,
+    load_student,
+    save_student,
+)
 from pocketfocus.run.errors import UserError, reported
+from pocketfocus.run.files import check_replaceable
 
 EPSILON = 1e-3  # of Lite0's batch norms
 
@@ -75,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rest.add_argument("--student", type=Path, help="whose rest is kept; the shipped one's else")
     rest.add_argument("--preset", choices=PRESETS, help="the rest is random, of this size")
     given = parser.parse_args(arguments)
+    check_replaceable(given.out, STUDENT_FILES, "OUT")
     torch.manual_seed(0)
     student = build_student(given.preset) if given.preset else load_student(given.student)
     if student.network.prior is None:

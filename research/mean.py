@@ -13,8 +13,14 @@ from pathlib import Path
 
 import torch
 
-from pocketfocus.models.student import RefocusStudent, load_student, save_student
+from pocketfocus.models.student import (
+    STUDENT_FILES,
+    RefocusStudent,
+    load_student,
+    save_student,
+)
 from pocketfocus.run.errors import UserError, reported
+from pocketfocus.run.files import check_replaceable
 
 
 def mean(students: Sequence[RefocusStudent]) -> RefocusStudent:
@@ -40,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     parser.add_argument("students", type=Path, nargs="+", metavar="STUDENT", help="their folders")
     options = parser.parse_args(arguments)
+    check_replaceable(options.out, STUDENT_FILES, "OUT")
     save_student(mean([load_student(folder) for folder in options.students]), options.out)
     print(options.out)
 

@@ -32,7 +32,7 @@ from pocketfocus.photos.images import to_uint8
 from pocketfocus.research.focal_steps import Array, FocalSteps, crispness, focal_steps, resized
 from pocketfocus.run.constants import FRAMES, Size, size_text
 from pocketfocus.run.errors import UserError, reported
-from pocketfocus.run.files import write_atomic, write_json
+from pocketfocus.run.files import check_replaceable, write_atomic, write_json
 from pocketfocus.run.metrics import CAP_DB, psnr
 from pocketfocus.run.progress import say, track
 from pocketfocus.run.rows import Row
@@ -274,6 +274,7 @@ def scene_of(name: str) -> str:
 def convert(folder: Path, out: Path, size: Size, count: int) -> Summary:
     """Write the stacks of a folder as a phone's into another, a folder a window, with lists of
     those for training and for evaluation; what summary.json says. UserError when none is usable."""
+    check_replaceable(out, (SUMMARY,), "OUT")
     rows, copies = [], []
     names: dict[str, list[str]] = {TRAIN: [], TEST: []}
     source = StackFolder(folder, register=True)

@@ -8,6 +8,7 @@ Legend: N stacks, B batch, C latent channels, H, W pixels, h, w latent size, s o
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,10 +34,10 @@ from pocketfocus.distill.train.run_log import stack_picture
 from pocketfocus.models.reference import ReferencePipeline, added_time_ids
 from pocketfocus.photos.images import from_uint8
 from pocketfocus.run.constants import FRAMES
-from pocketfocus.run.files import write_atomic
+from pocketfocus.run.files import key_of, write_atomic
 from pocketfocus.run.progress import track
 
-SCALING_STACKS = 64
+SCALING_STACKS, HASHED_STACKS = 64, 8
 # This share of the small reference's samples starts from nothing: one fixed noise level without
 # noise, as E2E-FT (arXiv 2409.11355) trains. They teach the mean of all stacks that fit the photo.
 BLANK_SHARE = 0.8
@@ -100,15 +101,32 @@ def encode_stacks(
 
 
 def encoded_once(
-    path: Path, pipeline: ReferencePipeline, encode: Callable[[], np.ndarray]
+    path: Path,
+    pipeline: ReferencePipeline,
+    stacks: Pixels,
+    encode: Callable[[ReferencePipeline, Pixels], np.ndarray],
 ) -> np.ndarray:
-    """Return what `encode` makes with the autoencoder, in one process, and keep it in `path`."""
+    """Return what `encode` makes of stacks with the autoencoder, in one process, and keep it beside
+    `path`, in a file that is named after both, so that others are never taken for them."""
+    first = pipeline.vae.encoder.conv_in.weight.detach().float().cpu().numpy()
+    vae = hashlib.sha256(first.tobytes()).hexdigest()
+    both = key_of(stacks=fingerprint(stacks), vae=vae)
+    path = path.with_name(f"{path.stem}-{both}.npy")
     with main_process_first():
         if not path.exists():
             pipeline.vae.to(process_state().device)
             with write_atomic(path) as scratch:
-                np.save(scratch, encode())
+                np.save(scratch, encode(pipeline, stacks))
     return np.load(path, mmap_mode="r")
+
+
+def fingerprint(stacks: Pixels) -> str:
+    """Name stacks by their shape and a hash of a few, for the config of a training on them."""
+    chosen = np.unique(np.linspace(0, len(stacks) - 1, HASHED_STACKS).astype(int))
+    digest = hashlib.sha256()
+    for index in chosen:
+        digest.update(np.ascontiguousarray(stacks[index]).tobytes())
+    return f"{'x'.join(map(str, stacks.shape))} {digest.hexdigest()[:12]}"
 
 
 @torch.no_grad()

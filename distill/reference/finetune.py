@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 
-from pocketfocus.distill.reference.phases import Phase, check_run, fingerprint, save_reference
+from pocketfocus.distill.reference.denoiser import fingerprint
+from pocketfocus.distill.reference.phases import Phase, check_run, save_reference
 from pocketfocus.distill.reference.recipes import OWN, Recipe
 from pocketfocus.distill.train.crops import Pixels, check_size
 from pocketfocus.distill.train.loop import Trainer

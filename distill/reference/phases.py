@@ -6,13 +6,11 @@ Under `accelerate launch` all processes call the same functions and the main one
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -30,6 +28,7 @@ from pocketfocus.distill.reference.denoiser import (
     draw_sample,
     encode_stacks,
     encoded_once,
+    fingerprint,
     initialise_denoiser,
     refocused_picture,
 )
@@ -48,7 +47,6 @@ AUTOENCODER_CROPS = (Crops(0.7, 1, 64), Crops(1.0, 1, 96))  # a sample is a grou
 # How blur looks is local: smaller crops first show more scenes a minute; larger ones show layout.
 DENOISER_CROPS = (Crops(0.65, 4, 128), Crops(1.0, 2, 192))
 PHASES = ("autoencoder", "denoiser", "finetune")
-HASHED_STACKS = 8
 
 
 @dataclass(frozen=True)
@@ -65,15 +63,6 @@ def check_run(out: Path, config: Config) -> None:
     """Raise UserError when a checkpoint of any phase in `out` was made with another config."""
     for phase in PHASES:
         check_config(out / phase / FILE, config)
-
-
-def fingerprint(stacks: Pixels) -> str:
-    """Name stacks by their shape and a hash of a few, for the config of a training on them."""
-    chosen = np.unique(np.linspace(0, len(stacks) - 1, HASHED_STACKS).astype(int))
-    digest = hashlib.sha256()
-    for index in chosen:
-        digest.update(np.ascontiguousarray(stacks[index]).tobytes())
-    return f"{'x'.join(map(str, stacks.shape))} {digest.hexdigest()[:12]}"
 
 
 def train_reference(
@@ -105,8 +94,8 @@ def train_reference(
     torch.manual_seed(seed)
     pipeline = build_reference(preset)
     step = _train_autoencoder(pipeline, stacks, out, replace(autoencoder, config=config))
-    path = out / "denoiser" / f"latents-{len(stacks)}-{step}.npy"
-    latents = encoded_once(path, pipeline, partial(encode_stacks, pipeline, stacks))
+    path = out / "denoiser" / f"latents-{step}.npy"
+    latents = encoded_once(path, pipeline, stacks, encode_stacks)
     encoded = EncodedStacks(stacks, latents)
     train_denoiser(pipeline, encoded, out, replace(denoiser, config=config))
     save_reference(pipeline, out, {"preset": asdict(preset), "seed": seed, "scenes": len(stacks)})

@@ -130,8 +130,7 @@ def published_task(
     pipeline: ReferencePipeline, stacks: Pixels, folder: Path, crops: tuple[Crops, ...]
 ) -> Task:
     """Make the task of the published training; posteriors are kept in `folder`."""
-    path = folder / f"posteriors-{len(stacks)}.npy"
-    moments = encoded_once(path, pipeline, partial(encode_posteriors, pipeline, stacks))
+    moments = encoded_once(folder / "posteriors.npy", pipeline, stacks, encode_posteriors)
     posteriors = Posteriors(stacks, moments)
     picture = partial(refocused_picture, pipeline, stacks, crops[-1].size)
     return Task(

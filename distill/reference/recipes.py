@@ -46,8 +46,8 @@ def own_task(
     pipeline: ReferencePipeline, stacks: Pixels, folder: Path, crops: tuple[Crops, ...]
 ) -> Task:
     """Make the task of our way; latents are encoded once, in fp32, and kept in `folder`."""
-    path = folder / f"latents-{len(stacks)}.npy"
-    latents = encoded_once(path, pipeline, partial(encode_stacks, pipeline, stacks, bf16=False))
+    encode = partial(encode_stacks, bf16=False)
+    latents = encoded_once(folder / "latents.npy", pipeline, stacks, encode)
     return denoiser_task(pipeline, EncodedStacks(stacks, latents), crops)
 
 

@@ -94,9 +94,15 @@ def distill_run(out: Path, options: Distillation, begun_with: str = "") -> None:
 
 
 def _forget_others(training: Path, key: str) -> None:
-    """Delete a training unless it was begun with this key, which is noted."""
+    """Delete a training unless it was begun with this key, which is noted; UserError for one that
+    nothing was noted of: `distill` began it, and may have gone on for hours."""
     begun = Kept(training / BEGUN_FILE, key)
     if not begun.fields:
+        if (training / FILE).exists() and not begun.path.exists():
+            raise UserError(
+                f"{training} holds a training of `pocketfocus distill`, which would be lost: name "
+                "another --out, or delete that folder"
+            )
         for entry in training.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         if key:

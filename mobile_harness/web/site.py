@@ -11,8 +11,7 @@ from pathlib import Path
 
 from pocketfocus.mobile_harness.web.files import load_served, page_files
 from pocketfocus.mobile_harness.web.guard import CSP, HEADERS
-from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import copy, write_atomic
+from pocketfocus.run.files import check_replaceable, copy, write_atomic
 from pocketfocus.run.manifest import check_artifact
 from pocketfocus.run.paths import below
 
@@ -28,8 +27,7 @@ def write_site(folder: Path, out: Path) -> Path:
     holds something else.
     """
     served, page = load_served(folder), page_files()
-    if out.exists() and any(out.iterdir()) and not (out / RUN).is_file():
-        raise UserError(f"{out} holds something else: name a new folder with --site")
+    check_replaceable(out, (RUN,), "--site")
     with write_atomic(out) as scratch:
         for name, path in page.items():
             copy(path, scratch / name)

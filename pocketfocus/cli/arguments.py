@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -304,6 +304,13 @@ def writable(path: Path) -> Path:
     except OSError as error:
         raise writing_failed(path, error) from error
     return path
+
+
+def unused(how: str, options: Mapping[str, object]) -> None:
+    """Raise UserError for an option that is given where nothing looks at it."""
+    for name, value in options.items():
+        if value:
+            raise UserError(f"{name} changes nothing {how}: leave it out")
 
 
 def output_folder(path: Path) -> Path:

@@ -197,6 +197,12 @@ def verify(
         raise UserError("--positions is of verify itself: leave it out, or the other task")
     if repeat is not None and (golden or replay or locate):
         raise UserError("--repeat is of verify itself: leave it out, or the other task")
+    if replay is not None:
+        arguments.unused("with --replay, which has inputs of its own", {"--photos": photos})
+    if locate is not None:
+        arguments.unused("with --locate, which works here", {"--device": device != "host"})
+    if photos is None:
+        arguments.unused("without --photos", {"--all-photos": all_photos})
     places = None if positions is None else arguments.positions(positions)
     if (run is None) == (replay is None):
         raise UserError("name the folder of a run, or a golden bundle with --replay, not both")

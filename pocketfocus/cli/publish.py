@@ -52,6 +52,8 @@ def publish(
     folder = arguments.run_folder(run)
     if private and to is None:
         raise UserError("--private is of --to: give both or neither")
+    if site is not None and out is None and to is None:
+        arguments.unused("of --site alone", {"--licence": licence})
     target = out or folder / FOLDER
     for place in (target, site):
         if place is not None:

@@ -181,6 +181,13 @@ def distill(
     length = length_of(distill_minutes, steps)
     start = arguments.start_folder(student, from_scratch, length)
     check_numbers(crop, rate)
+    if learn_from == "reference":
+        arguments.unused("by --learn-from reference", {"--stacks": stacks})
+    if learn_from == "stacks" and qat is None:
+        arguments.unused("by --learn-from stacks", {"--photos": photos})
+    if length <= 0:
+        options_of_learning = {"--qat": qat, "--optimizer": optimizer, "--preset": preset}
+        arguments.unused("in 0 minutes", options_of_learning)
     files = arguments.photo_files(photos)
 
     from pocketfocus.data.datasets import SYNTHETIC

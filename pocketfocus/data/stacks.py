@@ -163,11 +163,12 @@ class StackFolder(Source):
 
     @property
     def key(self) -> str:
-        """Hash of the names and sizes of all images, and of how they are read."""
+        """Hash of the names, sizes, positions and proportions of all images, and of how they are
+        read."""
         files = [
-            [image.relative_to(self.folder).as_posix(), image.stat().st_size]
+            [image.relative_to(self.folder).as_posix(), image.stat().st_size, at, scene.aspect]
             for scene in self._scenes
-            for image in scene.images
+            for image, at in zip(scene.images, scene.positions, strict=True)
         ]
         moved = {"registered": VERSION} if self.register else {}
         return key_of(files=files, size=list(self.size or ()), crop=self.crop, **moved)

@@ -39,7 +39,7 @@ from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import write_atomic
 from pocketfocus.run.rows import part_of
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"
+STUDENT_FILES = CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"
 CLASS_NAME = "_class_name"  # in CONFIG_FILE
 COLOURS = 3
 CELL = 4  # pixels of the analysis, a side, that one place of the network's outputs speaks of

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -49,6 +49,14 @@ def write_atomic(path: Path) -> Iterator[Path]:
             yield scratch
             _sync(scratch)
             put(scratch, path)
+
+
+def check_replaceable(folder: Path, marks: Sequence[str], option: str) -> None:
+    """Raise UserError, before anything is computed, unless `folder` may be replaced whole: it is
+    new, empty, or holds all of the files or folders that were written there before."""
+    holds_some = folder.is_dir() and any(folder.iterdir())
+    if holds_some and not all((folder / mark).exists() for mark in marks):
+        raise UserError(f"{folder} holds something else: name a new folder with {option}")
 
 
 @contextmanager

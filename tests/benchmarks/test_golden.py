@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,21 @@ def bundle(small_student: Path, tmp_path: Path, make_run: object) -> Path:
     written = write_golden(tmp_path / "run", tmp_path / "made", [Runs(small_student)])
     assert written == tmp_path / "made" / "golden.json"
     return Path(shutil.move(tmp_path / "made", tmp_path / "elsewhere"))
+
+
+def test_what_is_no_bundle_is_not_replaced(
+    small_student: Path, tmp_path: Path, make_run: Callable[..., None]
+) -> None:
+    make_run(tmp_path, small_student, [PTE])
+    before = sorted(tmp_path.rglob("*"))
+    for place in (tmp_path, tmp_path / "executorch"):
+        with pytest.raises(
+            UserError, match="holds something else: name a new folder with --golden"
+        ):
+            write_golden(tmp_path, place, [Runs(small_student)])
+    assert sorted(tmp_path.rglob("*")) == before
+    for _ in range(2):  # an earlier one is
+        write_golden(tmp_path, tmp_path / "golden", [Runs(small_student)])
 
 
 def test_a_replay_where_all_is_well(bundle: Path, small_student: Path) -> None:

@@ -129,6 +129,16 @@ def fail_gate(run: Path) -> None:
     write_rows(run / "verify.json", [gate(PTE, "fail", "30.0 dB, 40 dB are needed"), gate(PACKAGE)])
 
 
+def verify_in_part(run: Path) -> None:
+    part = gate(PTE, "pass", "of a photo, at positions 4 only")
+    write_rows(run / "verify.json", [part, gate(PACKAGE)])
+
+
+def die(run: Path) -> None:
+    died = gate(PTE, "error", "its process died").model_copy(update={"gate": "photos of 64x64"})
+    write_rows(run / "verify.json", [gate(PTE), died, gate(PACKAGE)])
+
+
 def execute_nowhere(run: Path) -> None:
     write_rows(run / "verify.json", [gate(PTE), gate(PACKAGE, "not-run", "needs macOS")])
 
@@ -168,6 +178,8 @@ def export_again(run: Path) -> None:
         (forget("bench.json"), "no latency was measured"),
         (measure_others, f"{PTE} was not measured"),
         (crash, f"{PTE} was not measured"),
+        (verify_in_part, f"{PTE} was verified at positions 4 alone"),
+        (die, f"{PTE} could not be judged"),
         (export_again, "no latency was measured"),
     ],
 )
@@ -231,12 +243,20 @@ def test_bad_input_is_one_line(
     assert sorted(run.rglob("*")) == before
 
 
-def test_another_folder_is_not_replaced(run: Path, small_student: Path) -> None:
+@pytest.mark.parametrize("beside", ["notes.txt", "README.md", "manifest.json"])
+def test_another_folder_is_not_replaced(run: Path, small_student: Path, beside: str) -> None:
     (run.parent / "out").mkdir()
-    (run.parent / "out" / "thesis.txt").write_text("years of work")
+    for name in ("thesis.txt", beside):
+        (run.parent / "out" / name).write_text("years of work")
     with pytest.raises(UserError, match="holds something else"):
         made(run, small_student)
     assert (run.parent / "out" / "thesis.txt").exists()
+
+
+def test_an_earlier_one_is_replaced(run: Path, small_student: Path) -> None:
+    made(run, small_student)
+    write_rows(run / "bench.json", [measured(PTE), measured(PACKAGE)])
+    assert (made(run, small_student) / "README.md").exists()
 
 
 def test_licences_are_the_hubs() -> None:

@@ -156,6 +156,12 @@ def test_the_module_is_the_command() -> None:
         ("verify EMPTY", "manifest.json"),
         ("bench EMPTY", "manifest.json"),
         ("report EMPTY", "manifest.json"),
+        ("verify EMPTY --all-photos", "--all-photos changes nothing without --photos: leave it"),
+        ("verify EMPTY --locate A --device arm64", "--device changes nothing with --locate"),
+        ("verify --replay EMPTY --photos EMPTY", "--photos changes nothing with --replay"),
+        ("distill --learn-from reference --stacks EMPTY --out OUT", "--stacks changes nothing by"),
+        ("distill --learn-from stacks --photos EMPTY --out OUT", "--photos changes nothing by"),
+        ("distill --distill-minutes 0 --qat int8 --out OUT", "--qat changes nothing in 0 minutes"),
         ("verify EMPTY --device toaster", "unknown device 'toaster': choose from host"),
     ],
 )

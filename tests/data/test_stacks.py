@@ -71,6 +71,15 @@ def test_ten_comes_after_nine_with_positions(tmp_path: Path) -> None:
     assert bool((only.frames[1:, 0, 0, 0] > only.frames[:-1, 0, 0, 0]).all())
 
 
+def test_other_positions_are_another_source(tmp_path: Path) -> None:
+    scene = write_scene(tmp_path / "a", greys(9))
+    keys = [StackFolder(tmp_path).key]
+    for last in (8, 7.5):
+        (scene / "positions.txt").write_text("\n".join(map(str, [*range(8), last])) + "\n")
+        keys.append(StackFolder(tmp_path).key)
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_learn2refocus_layout(tmp_path: Path) -> None:
     rig = tmp_path / "FSK_1" / "midsize" / "undistorted" / "RigCenter0"
     write_scene(rig, greys(9), "focal_position_000{}_frame_0000.jpg")

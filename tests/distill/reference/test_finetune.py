@@ -142,6 +142,22 @@ def test_it_goes_on_and_refuses_another_start(
         fine_tune(load_start(str(svd)), 255 - stacks, out, phase())
 
 
+def test_what_was_encoded_of_other_stacks_or_by_another_autoencoder_is_not_taken(
+    svd: Path, stacks: np.ndarray, tmp_path: Path
+) -> None:
+    pipeline = load_start(str(svd))
+    encode = denoiser.encode_stacks
+
+    def encoded(of: np.ndarray) -> np.ndarray:
+        return np.array(denoiser.encoded_once(tmp_path / "latents.npy", pipeline, of, encode))
+
+    first, again, others = encoded(stacks), encoded(stacks), encoded(255 - stacks)
+    assert np.array_equal(first, again) and not np.allclose(first, others, atol=1e-2)
+    with torch.no_grad():
+        pipeline.vae.encoder.conv_in.weight.mul_(2)
+    assert not np.allclose(first, encoded(stacks), atol=1e-2)
+
+
 def test_bad_requests_are_one_line(svd: Path, stacks: np.ndarray, tmp_path: Path) -> None:
     start, out = load_start(str(svd)), tmp_path / "out"
     with pytest.raises(UserError, match="multiples of 64"):

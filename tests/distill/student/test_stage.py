@@ -96,6 +96,19 @@ def test_only_what_was_begun_with_the_same_goes_on(
     ]
 
 
+@pytest.mark.parametrize("then", [{"minutes": 0}, {"seed": 1}])
+def test_a_training_that_distill_began_is_not_lost(
+    options: Callable[..., Distillation], tmp_path: Path, then: dict[str, int]
+) -> None:
+    distill_run(tmp_path, options(steps=1))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(UserError, match="training of `pocketfocus distill`, which would be lost"):
+        distill_run(tmp_path, options(steps=1, **then), begun_with="" if "minutes" in then else "a")
+    assert {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path in before
+    } == before
+
+
 def test_zero_minutes_copy_the_start(
     options: Callable[..., Distillation], small_student: Path, tmp_path: Path
 ) -> None:
