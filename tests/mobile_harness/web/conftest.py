@@ -44,6 +44,15 @@ def start(run: Path, *options: str, environment: dict[str, str] | None = None) -
     return started(["serve", str(run), "--port", "0", *options], run, environment)
 
 
+def start_on_network(run: Path, environment: dict[str, str] | None = None, *more: str) -> Serving:
+    try:
+        return start(run, "--lan", *more, environment=environment)
+    except AssertionError as error:
+        if "on no network" in str(error):
+            pytest.skip("this machine is on no network")
+        raise
+
+
 def started(arguments: list[str], run: Path, environment: dict[str, str] | None = None) -> Serving:
     """A pocketfocus process that has said its address."""
     process = subprocess.Popen(

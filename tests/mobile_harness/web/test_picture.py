@@ -24,8 +24,10 @@ from pocketfocus.run.constants import Size
 from tests.conftest import stir
 from tests.mobile_harness.web.conftest import Serving, start
 from tests.mobile_harness.web.touching import (
+    NO_MEMORY,
     SMALL_TEXTURES,
     TAKEN,
+    UNLINKED,
     WITHOUT_WEBGL,
     difference,
     look,
@@ -142,6 +144,37 @@ def test_the_picture_is_the_renderers(
         ]
         inner = (20, 20, shot.width - 20, shot.height - 20)  # its corners are round
         assert min(difference(shot.crop(inner), crop.crop(inner)) for crop in crops) <= 2
+    page.context.close()
+
+
+def test_what_the_graphics_processor_refuses_is_drawn_without_it(
+    browser: Browser, wide: Serving, tmp_path: Path
+) -> None:
+    photo = picture("small")
+    photo.save(tmp_path / "photo.png")
+    page = opened(browser, wide, UNLINKED)
+    refocus(page, tmp_path / "photo.png")
+    assert "drawn by Canvas2D" in page.locator("#took").inner_text()
+    look(page, 3.5, 1)
+    assert difference(saved(page), rendered(known(wide, photo, TAKEN), photo, 3.5, 1)) <= 2
+    page.context.close()
+
+
+def test_a_file_is_blamed_only_where_it_is_no_picture(
+    browser: Browser, wide: Serving, tmp_path: Path
+) -> None:
+    picture("small").save(tmp_path / "photo.png")
+    (tmp_path / "text.png").write_text("text")
+    page = opened(browser, wide, NO_MEMORY)
+    for name, words in {
+        "text.png": "text.png is no picture that this browser reads: pick a JPEG or PNG",
+        "photo.png": "photo.png was not read: The ImageBitmap could not be allocated. "
+        "Close other pages and try again, or pick another photo or a smaller one.",
+    }.items():
+        page.set_input_files("#pick", tmp_path / name)
+        page.wait_for_selector("#trouble:not([hidden])")
+        assert page.locator("#trouble").inner_text() == words
+        assert page.locator("#start").is_visible()
     page.context.close()
 
 

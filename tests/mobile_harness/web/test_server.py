@@ -30,7 +30,7 @@ from pocketfocus.mobile_harness.web.measurement import Sustained
 from pocketfocus.models.student import load_student
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json
-from tests.mobile_harness.web.conftest import Serving, start
+from tests.mobile_harness.web.conftest import Serving, start_on_network
 
 ONNX = "/api/files/onnx/student-int8.onnx"
 
@@ -256,15 +256,6 @@ def test_stops_cleanly(
     assert "Traceback" not in rest
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((host, int(port)), timeout=5).close()
-
-
-def start_on_network(run: Path, environment: dict[str, str] | None = None, *more: str) -> Serving:
-    try:
-        return start(run, "--lan", *more, environment=environment)
-    except AssertionError as error:
-        if "on no network" in str(error):
-            pytest.skip("this machine is on no network")
-        raise
 
 
 def test_on_a_network_each_address_lets_one_device_in(built_page: Path, web_run: Path) -> None:

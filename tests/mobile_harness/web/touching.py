@@ -42,6 +42,17 @@ NEXT = """async () => {
   return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
 }"""
 WITHOUT_WEBGL = "window.without = true;"
+UNLINKED = """
+const give = WebGL2RenderingContext.prototype.shaderSource;
+WebGL2RenderingContext.prototype.shaderSource = function (shader, source) {
+  give.call(this, shader, source + "}");
+};
+"""
+NO_MEMORY = """
+window.createImageBitmap = async () => {
+  throw new DOMException("The ImageBitmap could not be allocated.", "InvalidStateError");
+};
+"""
 SMALL_TEXTURES = """
 const ask = WebGL2RenderingContext.prototype.getParameter;
 WebGL2RenderingContext.prototype.getParameter = function (name) {

@@ -12,7 +12,10 @@ export function trouble(words: string): void {
   show("trouble", words !== "");
 }
 
-export function why(error: unknown): string { return error instanceof Error ? error.message : String(error); }
+// Without its full stop: a sentence goes on after it.
+export function why(error: unknown): string {
+  return (error instanceof Error ? error.message : String(error)).replace(/\.$/, "");
+}
 
 export function progress(bar: HTMLProgressElement, done: number, total: number): void {
   if (total > 0) { bar.max = total; bar.value = done; } else bar.removeAttribute("value");

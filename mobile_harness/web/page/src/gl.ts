@@ -22,13 +22,14 @@ void main() {
   colour = vec4(clamp(seen + change.rgb + seen * change.a, -1.0, 1.0) * 0.5 + 0.5, 1.0);
 }`;
 
-// Undefined where there is no WebGL2, or the processor would only play its part, slower than
-// plain.ts.
+// Undefined where there is no WebGL2 that takes the shaders, or the processor would only play its
+// part, slower than plain.ts.
 export function glPainter(): Painter | undefined {
   const canvas = document.createElement("canvas");
   const gl = canvas.getContext("webgl2", { alpha: false, antialias: false, depth: false, failIfMajorPerformanceCaveat: true });
   if (!gl) return undefined;
   const program = linked(gl);
+  if (!program) return undefined;
   gl.useProgram(program);
   const at = (name: string) => gl.getUniformLocation(program, name);
   const [start, extent, size, which, weights] = ["start", "extent", "size", "which", "weights"].map(at);
@@ -77,7 +78,7 @@ export function glPainter(): Painter | undefined {
   };
 }
 
-function linked(gl: WebGL2RenderingContext): WebGLProgram {
+function linked(gl: WebGL2RenderingContext): WebGLProgram | undefined {
   const program = gl.createProgram();
   for (const [kind, source] of [[gl.VERTEX_SHADER, CORNERS], [gl.FRAGMENT_SHADER, IMAGE]] as const) {
     const shader = gl.createShader(kind)!;
@@ -86,8 +87,5 @@ function linked(gl: WebGL2RenderingContext): WebGLProgram {
     gl.attachShader(program, shader);
   }
   gl.linkProgram(program);
-  if (!gl.getProgramParameter(program, gl.LINK_STATUS) && !gl.isContextLost()) {
-    throw new Error(`the graphics processor refuses to draw: ${gl.getProgramInfoLog(program)}`);
-  }
-  return program;
+  return gl.getProgramParameter(program, gl.LINK_STATUS) ? program : undefined;
 }

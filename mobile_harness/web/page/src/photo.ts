@@ -7,12 +7,15 @@ const STRIP_PIXELS = 2 ** 20;
 const FARTHEST = 1e6;             // metres; EXIF's infinity is 2 ** 32 - 1
 const CLOSE = 2, DISTANT = 3;     // of EXIF's SubjectDistanceRange
 
+export class NoPicture extends Error {}  // a file in which this browser finds none
+
 // Height and width as it is looked at, without decoding it.
 export async function sizeOf(file: Blob): Promise<Size> {
   const image = new Image();
   image.src = URL.createObjectURL(file);
   try {
-    await new Promise((done, failed) => { image.onload = done; image.onerror = failed; });
+    await new Promise((done, failed) => { image.onload = done; image.onerror = failed; })
+      .catch(() => { throw new NoPicture("this browser finds no picture in it"); });
     return [image.naturalHeight, image.naturalWidth];
   } finally { URL.revokeObjectURL(image.src); }
 }

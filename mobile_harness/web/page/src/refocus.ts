@@ -4,7 +4,7 @@ import { Engine } from "./engine";
 import { fitted } from "./fit";
 import { glPainter } from "./gl";
 import { Painter } from "./paint";
-import { averaged, decoded, noted, shownSize, sizeOf } from "./photo";
+import { averaged, decoded, NoPicture, noted, shownSize, sizeOf } from "./photo";
 import { plainPainter } from "./plain";
 import { Choice, distance, Fit, Run, Size } from "./protocol";
 import { chosen } from "./settings";
@@ -76,9 +76,11 @@ export function refocusTab(run: Run): void {
     say("Reading the photo");
     try {
       photo = await read(file, chosen(run));
-    } catch {
+    } catch (error) {
       go("start");
-      trouble(`${file.name} is no picture that this browser reads: pick a JPEG or PNG`);
+      trouble(error instanceof NoPicture
+        ? `${file.name} is no picture that this browser reads: pick a JPEG or PNG`
+        : `${file.name} was not read: ${why(error)}. Close other pages and try again, or pick another photo or a smaller one.`);
       return;
     }
     await analyse(photo.noted?.position ?? null);

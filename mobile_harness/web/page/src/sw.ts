@@ -6,6 +6,8 @@ import { KEPT } from "./protocol";
 declare const ASSETS: string[];
 declare const VERSION: string;
 
+interface Asking { readonly request: Request; waitUntil(work: Promise<unknown>): void }
+
 const worker = self as unknown as {
   addEventListener(kind: string, listen: (event: any) => void): void;
   skipWaiting(): Promise<void>;
@@ -37,15 +39,15 @@ worker.addEventListener("fetch", (event) => {
   const request: Request = event.request, url = new URL(request.url);
   if (request.method !== "GET" || url.origin !== worker.location.origin) return;
   const isNewest = url.pathname.startsWith(`${ROOT.pathname}api/`) || request.mode === "navigate";
-  event.respondWith((isNewest ? newest(request, url) : kept(request)).then(isolated));
+  event.respondWith((isNewest ? newest(event, url) : kept(event)).then(isolated));
 });
 
-async function newest(request: Request, url: URL): Promise<Response> {
-  const cache = await caches.open(KEPT);
+async function newest(event: Asking, url: URL): Promise<Response> {
+  const { request } = event, cache = await caches.open(KEPT);
   const key = request.mode === "navigate" ? ROOT.pathname : url.pathname;
   try {
     const response = await fetch(request);
-    if (response.ok && request.mode !== "navigate") await cache.put(key, response.clone());
+    if (request.mode !== "navigate") keep(event, cache, key, response);
     return response;
   } catch (error) {
     const found = (await cache.match(key)) ?? (await (await caches.open(PAGE)).match(key));
@@ -54,17 +56,23 @@ async function newest(request: Request, url: URL): Promise<Response> {
   }
 }
 
-async function kept(request: Request): Promise<Response> {
-  const cache = await caches.open(PAGE);
+async function kept(event: Asking): Promise<Response> {
+  const { request } = event, cache = await caches.open(PAGE);
   const found = await cache.match(request);
   if (found) return found;
   const response = await fetch(request);
-  if (response.ok) await cache.put(request, response.clone());
+  keep(event, cache, request, response);
   return response;
 }
 
+// The page gets its answer as it comes, and also where there is no room for a copy.
+function keep(event: Asking, cache: Cache, key: RequestInfo, response: Response): void {
+  if (response.ok) event.waitUntil(cache.put(key, response.clone()).catch(() => undefined));
+}
+
+// A redirect is the browser's to follow: nobody else sees its status, so nobody makes it anew.
 function isolated(response: Response): Response {
-  if (response.headers.has("Cross-Origin-Embedder-Policy")) return response;
+  if (response.type === "opaqueredirect" || response.headers.has("Cross-Origin-Embedder-Policy")) return response;
   const headers = new Headers(response.headers);
   for (const [name, value] of Object.entries(ISOLATION)) headers.set(name, value);
   return new Response(response.body, { status: response.status, statusText: response.statusText, headers });
