@@ -193,7 +193,7 @@ def _look(settings: Settings) -> None:
     from pocketfocus.photos.pixels import open_photo
 
     photos = settings.photos
-    pixels = open_photo(photos[0]).pixels if photos else held_out_photos()[0]
+    pixels = open_photo(photos[0]).in_srgb().pixels if photos else held_out_photos()[0]
     path = settings.out / FIRST_LOOK
     save_first_look(open_model(str(_first(settings))), pixels, path)
     say(f"a first look: {path} (focused near, the photo, focused far)")

@@ -147,10 +147,11 @@ def _nine_frames(
 
     A model that says what size of the whole photo fits it gets that, unless `most` is given.
     """
-    from pocketfocus.photos.gallery import save_refocus
+    from pocketfocus.photos.gallery import check_not_replaced, save_refocus
     from pocketfocus.photos.pixels import open_photo
     from pocketfocus.photos.refocusing import refocused
 
+    check_not_replaced(path, out)
     whole = open_photo(path)
     photo = whole.limited(most or FRAMES_SIDE).in_srgb()
     opened, position = _opened(model, photo, at)

@@ -30,6 +30,20 @@ from pocketfocus.run.files import write_set
 COLOURS = "viridis"
 FRAME_MS = 120
 PAGE = "index.html"
+FOCUS_MAP, GIF, MP4, SHARP = "focus_map.png", "stack.gif", "stack.mp4", "all_in_focus.png"
+FRAME_FILES = tuple(f"frame_{index}.png" for index in range(FRAMES))
+FILES = (*FRAME_FILES, SHARP, GIF, MP4, FOCUS_MAP, PAGE)
+
+
+def check_not_replaced(photo: Path, out_dir: Path) -> None:
+    """Raise UserError where one of the files of nine frames in `out_dir` would be the photo."""
+    for name in FILES:
+        file = out_dir / name
+        if file.exists() and photo.exists() and file.samefile(photo):
+            raise UserError(
+                f"{photo} is {name} in {out_dir}, which nine frames would replace: name another "
+                "folder with --out"
+            )
 
 
 def save_refocus(
@@ -46,14 +60,14 @@ def save_refocus(
     check_position(position)
     with write_set(Path(out_dir)) as scratch:
         frames = [
-            _saved(made.picture(float(index)), scratch / f"frame_{index}.png")
-            for index in range(FRAMES)
+            _saved(made.picture(float(index)), scratch / name)
+            for index, name in enumerate(FRAME_FILES)
         ]
-        sharp = _saved(made.picture(float(position), 0.0), scratch / "all_in_focus.png")
+        sharp = _saved(made.picture(float(position), 0.0), scratch / SHARP)
         focus = made.focus_map()
-        (scratch / "stack.gif").write_bytes(_gif(frames))
-        _save_mp4(frames, scratch / "stack.mp4")
-        (scratch / "focus_map.png").write_bytes(_focus_figure(focus.numpy()))
+        (scratch / GIF).write_bytes(_gif(frames))
+        _save_mp4(frames, scratch / MP4)
+        (scratch / FOCUS_MAP).write_bytes(_focus_figure(focus.numpy()))
         names = sorted(path.name for path in scratch.iterdir())
         pictures = {
             "frames": [_embedded(frame) for frame in frames],

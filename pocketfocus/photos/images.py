@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from pocketfocus.photos.colours import add_profile
 from pocketfocus.run.constants import MULTIPLE, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.progress import say
@@ -107,8 +108,8 @@ def load_photo(path: Path, needed: Size | None = None) -> Image.Image:
 @contextmanager
 def opened(path: Path, draft: Size | None = None) -> Iterator[Image.Image]:
     """Yield the image of a file, decoded, as its file has it; EXIF data that cannot be read are
-    gone (saying so). A JPEG file with a `draft` is as small as holds that. UserError as of
-    `load_photo`, also for what goes wrong with it meanwhile."""
+    gone (saying so), an ICC profile is there for colours told otherwise. A JPEG file with a `draft`
+    is as small as holds that. UserError as of `load_photo`, also for what goes wrong meanwhile."""
     path = Path(path)
     try:
         if path.is_dir():
@@ -122,6 +123,7 @@ def opened(path: Path, draft: Size | None = None) -> Iterator[Image.Image]:
             if draft is not None:
                 image.draft(image.mode, draft[::-1])
             _check_memory(path, size_of(image))
+            add_profile(path, image)
             image.load()
             _check_depth(path, image)
             yield _with_sound_exif(image, path.name)

@@ -36,9 +36,13 @@ LAYOUT = {  # tags of how a file's pixels lie, which say nothing of the picture
     *(Base.StripOffsets, Base.RowsPerStrip, Base.StripByteCounts, Base.SubIFDs, Base.SampleFormat),
     *(Base.TileWidth, Base.TileLength, Base.TileOffsets, Base.TileByteCounts, Base.Predictor),
     *(Base.ColorMap, Base.ExtraSamples, Base.JPEGTables, Base.XMLPacket, Base.InterColorProfile),
-    *(Base.FillOrder, Base.NewSubfileType, Base.SubfileType, Base.YCbCrSubSampling, 33723, 34377),
+    *(Base.FillOrder, Base.NewSubfileType, Base.SubfileType, Base.YCbCrSubSampling),
+    *(Base.FreeOffsets, Base.FreeByteCounts, Base.JPEGProc, Base.JpegIFOffset),
+    *(Base.JpegIFByteCount, Base.JpegQTables, Base.JpegDCTables, Base.JpegACTables, 400),
+    *(Base.IPTCNAA, Base.ImageResources, 37724, 50838, 50839),  # an editor's layers, ImageJ's notes
 }
 EIGHT_BITS = 257  # times an 8-bit number is the same grey in 16 bits
+IN_8_BITS = "read in 8 bits, its further ones cannot be"
 SAME = 1.5  # levels of 8 bits between two decoders, on average
 
 
@@ -92,12 +96,12 @@ def open_photo(path: Path, deep: bool = False) -> Photo:
             say(f"{path.name}: {what} not carried over")
         kept = not image.has_transparency_data and _space(image) == "RGB"
         many = _deep_pixels(path, image) if deep and kept else None
-        exif, turn = image.getexif(), image.getexif().get(Base.Orientation, 1)
+        exif = image.getexif()
         ImageOps.exif_transpose(image, in_place=True)
         profile = image.info.get("icc_profile") if kept else None
         pixels = unpacked(image if image.mode == "RGB" and kept else to_srgb(image, path.name))
         if many is not None:
-            pixels = _checked(many if image.format == "HEIF" else turned(many, turn), pixels, path)
+            pixels = _checked(many, pixels, path)
         xmp = None if left else image.info.get("xmp")
         return Photo(path.name, pixels, profile, _of_picture(exif), xmp or None)
 
@@ -127,28 +131,48 @@ def _space(image: Image.Image) -> str | None:
 
 
 def _deep_pixels(path: Path, image: Image.Image) -> NDArray[np.uint16] | None:
-    """The pixels of a file with more than 8 bits as 16, not yet upright; None for one with 8."""
+    """The pixels of a file with more than 8 bits as 16, upright; None for one with 8, and for one
+    whose further bits cannot be read, saying so."""
     if image.mode.startswith("I;16"):
-        return np.repeat(np.asarray(image).astype(np.uint16)[..., None], 3, 2)
-    if image.mode != "RGB":
+        found = np.repeat(np.asarray(image).astype(np.uint16)[..., None], 3, 2)
+        return turned(found, image.getexif().get(Base.Orientation, 1))
+    is_heif = image.format == "HEIF"
+    bits = image.info.get("bit_depth", 8) if is_heif else bits_of(path, image)
+    if image.mode != "RGB" or bits <= 8:
         return None
-    if image.format == "HEIF":
-        if image.info.get("bit_depth", 8) <= 8:
-            return None
-        found = np.asarray(pillow_heif.open_heif(path, convert_hdr_to_8bit=False))
-        return found | found >> image.info["bit_depth"] if found.dtype == np.uint16 else None
-    return _by_ffmpeg(path, size_of(image)) if bits_of(path, image) > 8 else None
+    many = _by_heif(path, bits) if is_heif else _by_ffmpeg(path, image)
+    if many is None:
+        say(f"{path.name}: {IN_8_BITS}")
+    return many
 
 
-def _by_ffmpeg(path: Path, size: Size) -> NDArray[np.uint16] | None:
-    """Decode to 16 bits, which Pillow does not; None where ffmpeg cannot."""
+def _by_heif(path: Path, bits: int) -> NDArray[np.uint16] | None:
+    """Decode a HEIC file to 16 bits; None where only 8 can be had."""
+    found = np.asarray(pillow_heif.open_heif(path, convert_hdr_to_8bit=False))
+    return found | found >> bits if found.dtype == np.uint16 else None
+
+
+def _by_ffmpeg(path: Path, image: Image.Image) -> NDArray[np.uint16] | None:
+    """Decode to 16 bits, which Pillow does not, and turn upright; None where ffmpeg cannot."""
+    turn, size = _stored(path, image)
     program = imageio_ffmpeg.get_ffmpeg_exe()
-    words = [program, "-v", "quiet", "-noautorotate", "-i", str(path), "-frames:v", "1"]
+    name = str(path.absolute())  # before a colon ffmpeg would take another for a protocol's
+    words = [program, "-v", "quiet", "-noautorotate", "-i", name, "-frames:v", "1"]
     words += ["-f", "rawvideo", "-pix_fmt", "rgb48le", "-"]
     found = subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL, check=False).stdout
     if len(found) != 6 * size[0] * size[1]:
         return None
-    return np.frombuffer(found, "<u2").reshape(*size, 3)
+    return turned(np.frombuffer(found, "<u2").reshape(*size, 3), turn)
+
+
+def _stored(path: Path, image: Image.Image) -> tuple[int, Size]:
+    """The orientation that a file tells, and the (H, W) of its pixels as they lie there; of a TIFF
+    file Pillow forgets both, as it turns what it decodes."""
+    if image.format != "TIFF":
+        return image.getexif().get(Base.Orientation, 1), size_of(image)
+    with Image.open(path, formats=["TIFF"]) as stored:
+        tags = stored.tag_v2  # type: ignore[attr-defined]
+        return tags.get(Base.Orientation, 1), (tags[Base.ImageLength], tags[Base.ImageWidth])
 
 
 def _checked(many: NDArray[np.uint16], pixels: NDArray[np.uint8], path: Path) -> Pixels:
@@ -158,7 +182,7 @@ def _checked(many: NDArray[np.uint16], pixels: NDArray[np.uint8], path: Path) ->
         error = np.abs(many[sample].astype(np.float32) / EIGHT_BITS - pixels[sample]).mean()
         if error < SAME:
             return many
-    say(f"{path.name}: read in 8 bits, its further ones cannot be")
+    say(f"{path.name}: {IN_8_BITS}")
     return pixels
 
 
@@ -174,6 +198,7 @@ def turned(pixels: Pixels, orientation: int) -> Pixels:
 def _of_picture(exif: Image.Exif) -> Image.Exif:
     """What EXIF data say of the picture and its camera, without what they say of the file."""
     kept = Image.Exif()
+    kept.endian = exif.endian  # the order of bytes in some texts
     for tag, value in exif.items():
         if tag not in LAYOUT and tag not in (IFD.Exif, IFD.GPSInfo):
             kept[tag] = value

@@ -6,6 +6,7 @@ Legend: H, W pixels.
 
 from __future__ import annotations
 
+import codecs
 import json
 import struct
 import zlib
@@ -16,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
-from PIL.ExifTags import IFD, Base
+from PIL.ExifTags import GPSTAGS, IFD, TAGS, Base
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 import pocketfocus
@@ -29,7 +30,7 @@ QUALITY = 95
 MOST_METADATA = 65_000  # bytes of EXIF data or XMP in a JPEG file
 ROWS = 256  # that are compressed at a time
 LEVEL = 4  # of zlib: higher ones take much longer and gain little on photos
-ASCII = b"ASCII\0\0\0"
+ASCII, JIS, UNICODE = b"ASCII\0\0\0", b"JIS\0\0\0\0\0", b"UNICODE\0"  # before a comment
 DEFLATE, DIFFERENCES, RGB = 8, 2, 2  # TIFF's numbers for how pixels lie
 
 
@@ -54,7 +55,7 @@ def is_deep(path: Path) -> bool:
 def _with_fields(photo: Photo, fields: Mapping[str, object]) -> Image.Exif:
     exif, described = photo.exif, {"pocketfocus": pocketfocus.__version__, **fields}
     camera = exif.get_ifd(IFD.Exif)
-    before = _text(camera.get(Base.UserComment))
+    before = _text(camera.get(Base.UserComment), exif.endian)
     if before:
         described["comment"] = before
     camera[Base.UserComment] = ASCII + json.dumps(described).encode("ascii")
@@ -63,11 +64,16 @@ def _with_fields(photo: Photo, fields: Mapping[str, object]) -> Image.Exif:
     return exif
 
 
-def _text(comment: object) -> str:
-    """A comment as text; of one written here, the photo's own that went with it."""
+def _text(comment: object, endian: str | None) -> str:
+    """A comment in EXIF data of that order of bytes as text; of one written here, the photo's own
+    that went with it."""
     if not isinstance(comment, bytes):
         return ""
-    text = comment[len(ASCII) :].decode("utf-8", "ignore").strip("\0 ")
+    kind, content = comment[: len(ASCII)], comment[len(ASCII) :]
+    code = {JIS: "iso2022_jp", UNICODE: "utf-16-le" if endian == "<" else "utf-16-be"}
+    if kind == UNICODE and content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        code[UNICODE] = "utf-16"
+    text = content.decode(code.get(kind, "utf-8"), "ignore").strip("\0 ")
     try:
         found = json.loads(text)
     except ValueError:
@@ -77,13 +83,35 @@ def _text(comment: object) -> str:
 
 
 def _jpeg(file: BinaryIO, photo: Photo, exif: Image.Exif) -> None:
-    if len(exif.tobytes()) > MOST_METADATA:
-        say(f"{photo.name}: its maker's notes leave no room in a JPEG file and are left out")
-        exif.get_ifd(IFD.Exif).pop(Base.MakerNote, None)
+    _shorten(exif, photo.name)
     more: dict[str, object] = {"exif": exif, "icc_profile": photo.profile}
     if photo.xmp and len(photo.xmp) <= MOST_METADATA:
         more["xmp"] = photo.xmp
     Image.fromarray(photo.pixels).save(file, "JPEG", quality=QUALITY, **more)
+
+
+def _shorten(exif: Image.Exif, name: str) -> None:
+    """Take from EXIF data what is longest until a JPEG file has room for the rest, saying so."""
+    camera, place = exif.get_ifd(IFD.Exif), exif.get_ifd(IFD.GPSInfo)
+    parts = ((exif, TAGS), (camera, TAGS), (place, GPSTAGS))
+    while len(exif.tobytes()) > MOST_METADATA:
+        lengths = {
+            (n, tag): _length(value)
+            for n, (part, _) in enumerate(parts)
+            for tag, value in part.items()
+        }
+        n, tag = max(lengths, key=lengths.__getitem__)
+        part, names = parts[n]
+        del part[tag]
+        what = names.get(tag, f"tag {tag}")
+        say(f"{name}: its {what} leaves no room in a JPEG file and is left out")
+
+
+def _length(value: object) -> int:
+    """About how many bytes a value of EXIF data takes."""
+    if isinstance(value, bytes | str):
+        return len(value)
+    return 8 * len(value) if isinstance(value, tuple) else 8
 
 
 def _png(file: BinaryIO, photo: Photo, exif: Image.Exif) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,10 +14,13 @@ from pocketfocus.benchmarks import latency
 from pocketfocus.cli import build, main
 from pocketfocus.mobile_harness.device import JobError
 from pocketfocus.mobile_harness.host import Host
+from pocketfocus.photos.firstlook import GAP
+from pocketfocus.photos.images import load_photo
 from pocketfocus.quantize.recipes import RECIPES
 from pocketfocus.run.files import read_json, write_json
 from pocketfocus.run.manifest import load_manifest
 from tests.conftest import one_worker
+from tests.photos.test_images import P3_TO_XYZ, rgb_profile
 
 ARTIFACT, RENDER = "onnx/student-fp32.onnx", "onnx/render-fp32.onnx"
 PAIR = "onnx/nine-frames-fp32"
@@ -96,6 +100,20 @@ def test_a_gate_that_fails_is_named_and_exits_with_1(
     assert "250 dB are needed" in err
     for name, content in kept.items():
         (run / name).write_bytes(content)
+
+
+def test_the_first_look_is_in_the_photos_colours(small_student: Path, tmp_path: Path) -> None:
+    """It is sRGB, and the photo need not be."""
+    photo, out = tmp_path / "photo.png", tmp_path / "run"
+    out.mkdir()
+    profile = rgb_profile(P3_TO_XYZ, 2.2)
+    Image.new("RGB", (90, 60), (190, 110, 90)).save(photo, icc_profile=profile)
+    how = (0.0, False, ("onnx",), ("fp32",), 0)
+    build._look(build.Settings(out, "default", small_student, [photo], *how))
+    look = np.asarray(Image.open(out / "first.jpg")).astype(float)
+    shown = look[:, 90 + GAP : 180 + GAP].mean((0, 1))
+    assert np.abs(shown - np.asarray(load_photo(photo)).mean((0, 1))).max() < 3
+    assert np.abs(shown - (190, 110, 90)).max() > 8
 
 
 @pytest.mark.parametrize("stage", ["verify", "bench"])

@@ -14,6 +14,7 @@ from PIL.ExifTags import IFD, Base
 from pocketfocus.benchmarks.samples import read_scenes
 from pocketfocus.cli import main
 from pocketfocus.data.scenes import render_scene
+from pocketfocus.photos.gallery import FILES
 from pocketfocus.run.files import read_json
 from tests.breathing import write_breathing
 
@@ -34,9 +35,10 @@ def test_refocus_writes_everything_and_says_what_to_open(
     words = ["--position", "4", "--model", str(small_student), "--out", str(out)]
     assert main(["refocus", str(photo), *words]) == 0
     assert str(out / "index.html") in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == set(FILES)
     expected = {f"frame_{i}.png" for i in range(9)}
     expected |= {"stack.gif", "stack.mp4", "all_in_focus.png", "focus_map.png", "index.html"}
-    assert {path.name for path in out.iterdir()} == expected
+    assert set(FILES) == expected
 
 
 BAD = ("MISSING", "TEXT", "TRUNCATED", "POINT")
@@ -116,6 +118,25 @@ def test_refocus_refuses_where_it_cannot_write(
     assert expected in err[0]
     assert photo.read_bytes() == before
     assert list(photo.parent.iterdir()) == [photo]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nine_frames_do_not_replace_their_photo(
+    name: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of whatever kind: the content of a file decides that it is a photo."""
+    out = tmp_path / "out"
+    out.mkdir()
+    kept = photo.rename(out / name)
+    before = kept.read_bytes()
+    words = ["--model", str(tmp_path / "none"), "--out", str(out / ".." / "out")]
+    assert main(["refocus", str(kept), *words]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1, err
+    for part in (str(kept), f"is {name} in {out / '..' / 'out'}", "name another folder with --out"):
+        assert part in err[0]
+    assert list(out.iterdir()) == [kept]
+    assert kept.read_bytes() == before
 
 
 @pytest.mark.parametrize(

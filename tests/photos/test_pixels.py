@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zlib
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pillow_heif
 import pytest
@@ -18,7 +20,7 @@ from PIL.ExifTags import IFD, Base
 from pocketfocus.cli.arguments import PICTURES
 from pocketfocus.data.scenes import bundled_photos
 from pocketfocus.photos.images import load_photo
-from pocketfocus.photos.pixels import Photo, open_photo
+from pocketfocus.photos.pixels import Photo, open_photo, turned
 from pocketfocus.photos.saving import WRITERS, is_deep, save_picture
 from tests.photos.test_images import P3_TO_XYZ, png_16, rgb_profile
 
@@ -115,6 +117,44 @@ def test_deep_pixels_are_turned_upright(deep: NDArray[np.uint16], tmp_path: Path
         assert np.array_equal(many // 257, open_photo(tmp_path / "few.png").pixels)
 
 
+@pytest.mark.parametrize("kind", ["contrast", "grey", "pale"])
+def test_deep_tiffs_are_turned_upright(
+    kind: str, deep: NDArray[np.uint16], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Pillow has turned them, and says nothing of it; pale ones look alike however they lie."""
+    values = deep if kind != "pale" else 30_000 + deep // 500
+    values = values[..., 0] if kind == "grey" else values
+    for orientation in range(1, 9):
+        path = tmp_path / f"{orientation}.tif"
+        photometric = "minisblack" if kind == "grey" else "rgb"
+        tags = [(int(Base.Orientation), "H", 1, orientation, True)]
+        tifffile.imwrite(path, values, photometric=photometric, extratags=tags)
+        many = open_photo(path, deep=True).pixels
+        expected = values if values.ndim == 3 else values[..., None].repeat(3, 2)
+        assert np.array_equal(many, turned(expected, orientation)), orientation
+    assert capfd.readouterr().err == ""
+
+
+def test_a_name_with_a_colon_is_a_files(
+    deep: NDArray[np.uint16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tifffile.imwrite("12:30.tif", deep, photometric="rgb")
+    assert np.array_equal(open_photo(Path("12:30.tif"), deep=True).pixels, deep)
+
+
+def test_bits_that_cannot_be_read_are_said(
+    deep: NDArray[np.uint16],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    tifffile.imwrite(tmp_path / "photo.tif", deep, photometric="rgb")
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: "false")
+    assert open_photo(tmp_path / "photo.tif", deep=True).pixels.dtype == np.uint8
+    assert capfd.readouterr().err == "photo.tif: read in 8 bits, its further ones cannot be\n"
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -190,14 +230,67 @@ def test_profiles_are_kept_whole(pixels: NDArray[np.uint8], tmp_path: Path) -> N
     assert ImageCms.getProfileDescription(found).strip() == "sRGB built-in"
 
 
-def test_makers_notes_that_leave_no_room_are_left_out(
-    pixels: NDArray[np.uint8], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("part", "tag", "said"),
+    [
+        (IFD.Exif, Base.MakerNote, "MakerNote"),
+        (None, 65_001, "tag 65001"),
+        (IFD.GPSInfo, 27, "GPSProcessingMethod"),
+    ],
+)
+def test_what_leaves_no_room_is_left_out(
+    part: IFD | None,
+    tag: int,
+    said: str,
+    pixels: NDArray[np.uint8],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     exif = camera_exif()
-    exif.get_ifd(IFD.Exif)[Base.MakerNote] = bytes(65_400)
+    (exif if part is None else exif.get_ifd(part))[tag] = bytes(65_400)
     save_picture(Photo("photo.heic", pixels, None, exif, None), tmp_path / "a.jpg", {})
-    assert "photo.heic: its maker's notes leave no room" in capfd.readouterr().err
-    assert Image.open(tmp_path / "a.jpg").getexif()[Base.Make] == "Maker"
+    line = f"photo.heic: its {said} leaves no room in a JPEG file and is left out\n"
+    assert capfd.readouterr().err == line
+    written = Image.open(tmp_path / "a.jpg").getexif()
+    assert written[Base.Make] == "Maker"
+    assert written.get_ifd(IFD.GPSInfo)[1] == "N"
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+def test_layers_of_an_editor_are_not_carried_over(
+    suffix: str, pixels: NDArray[np.uint8], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    layers = b"Adobe Photoshop Document Data Block\0" + bytes(200_000)
+    tags = [(37724, "B", len(layers), layers, True), (int(Base.Make), "s", 0, "Maker", True)]
+    tifffile.imwrite(tmp_path / "photo.tif", pixels, photometric="rgb", extratags=tags)
+    path = tmp_path / f"made{suffix}"
+    save_picture(open_photo(tmp_path / "photo.tif"), path, {})
+    assert b"Document Data Block" not in path.read_bytes()
+    assert Image.open(path).getexif()[Base.Make] == "Maker"
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("endian", "comment"),
+    [
+        ("<", b"UNICODE\0" + "am Meer 海辺".encode("utf-16-le")),
+        (">", b"UNICODE\0" + "am Meer 海辺".encode("utf-16-be")),
+        ("<", b"UNICODE\0\xfe\xff" + "am Meer 海辺".encode("utf-16-be")),
+        (">", b"JIS\0\0\0\0\0" + "am Meer 海辺".encode("iso2022_jp")),
+        ("<", b"ASCII\0\0\0" + "am Meer 海辺".encode()),
+        ("<", bytes(8) + "am Meer 海辺".encode()),
+    ],
+)
+def test_a_comment_is_read_in_its_own_code(
+    endian: str, comment: bytes, pixels: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif.endian = endian
+    exif.get_ifd(IFD.Exif)[Base.UserComment] = comment
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif)
+    save_picture(open_photo(tmp_path / "photo.jpg"), tmp_path / "made.jpg", {})
+    written = Image.open(tmp_path / "made.jpg").getexif().get_ifd(IFD.Exif)[Base.UserComment]
+    assert json.loads(written.removeprefix(b"ASCII\0\0\0"))["comment"] == "am Meer 海辺"
 
 
 def test_suffixes_that_are_written_are_those_that_are_taken() -> None:
