@@ -32,7 +32,7 @@ from pocketfocus.run.constants import FRAMES, IMAGES
 from pocketfocus.run.metrics import AROUND, SMALLEST_SHARE, detail, is_sharper
 
 EDGE_WEIGHT = ADJACENT_WEIGHT = 0.1
-SHARPER_WEIGHT = 0.3
+SHARPER_WEIGHT = 0.5
 UNKNOWN_SHARE = 0.2  # of samples, whose position is not given
 DECIBELS = 10 / math.log(10)
 
