@@ -130,7 +130,7 @@ def commands(place: Place, student: str, reference: str) -> dict[str, Commands]:
         "run": {
             "distill": ["distill", *taught, "--distill-minutes", "0", "--out", run],
             "export": ["export", "--targets", "onnx", "--precisions", "fp32", "--out", run],
-            "verify": ["verify", run, "--positions", "4", "--photos", str(photos)],
+            "verify": ["verify", run, "--photos", str(photos)],
             "bench": ["bench", run, "--runs", "2", "--reference", reference],
             "evaluate": [
                 *("evaluate", f"{run}/student", "--scenes", "1", "--size", "64x64"),

@@ -99,7 +99,7 @@ def test_where_it_gets_sharper_counts_once_more() -> None:
     own = log_error_where_sharper(error.detach(), batch, counted)
     none = batch_of(torch.zeros_like(batch.images), [2, 8])
     plain = compared(made_of(none, none.images + 0.1), none, none.places)["loss"]
-    assert float(whole - plain) == pytest.approx(0.3 * float(own), rel=1e-4)
+    assert float(whole - plain) == pytest.approx(regression.SHARPER_WEIGHT * float(own), rel=1e-4)
 
 
 def test_an_image_that_gets_sharper_nowhere_counts_for_nothing() -> None:
