@@ -108,9 +108,7 @@ def encoded_once(
 ) -> np.ndarray:
     """Return what `encode` makes of stacks with the autoencoder, in one process, and keep it beside
     `path`, in a file that is named after both, so that others are never taken for them."""
-    first = pipeline.vae.encoder.conv_in.weight.detach().float().cpu().numpy()
-    vae = hashlib.sha256(first.tobytes()).hexdigest()
-    both = key_of(stacks=fingerprint(stacks), vae=vae)
+    both = key_of(stacks=fingerprint(stacks), vae=identity(pipeline.vae.encoder.conv_in.weight))
     path = path.with_name(f"{path.stem}-{both}.npy")
     with main_process_first():
         if not path.exists():
@@ -127,6 +125,15 @@ def fingerprint(stacks: Pixels) -> str:
     for index in chosen:
         digest.update(np.ascontiguousarray(stacks[index]).tobytes())
     return f"{'x'.join(map(str, stacks.shape))} {digest.hexdigest()[:12]}"
+
+
+def identity(*weights: Tensor) -> str:
+    """Hash weights of a model's first layers, which tell it from others of its form: a checkpoint
+    holds what is trained, no more."""
+    digest = hashlib.sha256()
+    for weight in weights:
+        digest.update(weight.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ fp16, of the EMA where a recipe has one.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 
-from pocketfocus.distill.reference.denoiser import fingerprint
+from pocketfocus.distill.reference.denoiser import fingerprint, identity
 from pocketfocus.distill.reference.phases import Phase, check_run, save_reference
 from pocketfocus.distill.reference.recipes import OWN, Recipe
 from pocketfocus.distill.train.crops import Pixels, check_size
@@ -90,7 +89,7 @@ def fine_tune(
         **phase.config,
         "train": train,
         "recipe": recipe.name,
-        "weights": _identity(pipeline),
+        "weights": identity(pipeline.unet.conv_in.weight, pipeline.vae.encoder.conv_in.weight),
         "crops": [asdict(crops) for crops in phase.crops],
         "pixels": fingerprint(stacks),
     }
@@ -119,11 +118,3 @@ def _averaged(trainer: Trainer, config: Mapping[str, object]) -> UNetSpatioTempo
     unet.load_state_dict(trainer.weights(), assign=True)
     unet.register_to_config(num_frames=FRAMES)
     return unet.eval().requires_grad_(False)
-
-
-def _identity(pipeline: ReferencePipeline) -> str:
-    """Hash the first layers of UNet and VAE: a checkpoint holds what is trained, no more."""
-    digest = hashlib.sha256()
-    for layer in (pipeline.unet.conv_in, pipeline.vae.encoder.conv_in):
-        digest.update(layer.weight.detach().numpy().tobytes())
-    return digest.hexdigest()[:12]
