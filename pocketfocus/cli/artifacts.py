@@ -193,10 +193,9 @@ def verify(
     """Execute every file of a run on real photos and gate it against its parent."""
     if sum(value is not None for value in (golden, replay, locate)) > 1:
         raise UserError("--golden, --replay and --locate are three tasks: give one of them")
-    if positions is not None and (golden or replay or locate):
-        raise UserError("--positions is of verify itself: leave it out, or the other task")
-    if repeat is not None and (golden or replay or locate):
-        raise UserError("--repeat is of verify itself: leave it out, or the other task")
+    if golden or replay or locate:
+        given = {"--positions": positions, "--repeat": repeat}
+        arguments.unused("beside --golden, --replay or --locate", given)
     if replay is not None:
         arguments.unused("with --replay, which has inputs of its own", {"--photos": photos})
     if locate is not None:

@@ -118,4 +118,4 @@ def test_a_page_that_repeats_nothing_is_no_pass() -> None:
 
 def test_it_is_of_verify_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "run", "--repeat", "3", "--locate", "a"]) == 2
-    assert "--repeat is of verify itself" in capsys.readouterr().err
+    assert "--repeat changes nothing beside --golden" in capsys.readouterr().err

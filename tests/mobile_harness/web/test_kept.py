@@ -73,6 +73,20 @@ def test_what_was_used_once_is_kept(page: Page, path: str) -> None:
     page.context.set_offline(False)
 
 
+def test_a_first_copy_that_fails_is_no_older_one(browser: Browser, serving: Serving) -> None:
+    """A full store: the first time nothing is kept, afterwards what was kept stays."""
+    page = browser.new_page()
+    page.add_init_script(f"Cache.prototype.put = {PUTS['fail']}")
+    page.goto(serving.url)
+    page.get_by_text("No copy was kept on this phone: no room").wait_for()
+    page.close()
+    page = visited(browser, serving.url)
+    page.add_init_script(f"Cache.prototype.put = {PUTS['fail']}")
+    page.reload()
+    page.get_by_text("The copy kept on this phone was not renewed: no room").wait_for()
+    page.context.close()
+
+
 def test_a_phone_that_kept_the_page_comes_in_again(browser: Browser, web_run: Path) -> None:
     """With a token beside its cookie, and with the next token where its cookie is gone."""
     server = start_on_network(web_run)

@@ -43,8 +43,11 @@ async function keep(run: Run): Promise<void> {
     }
     words.textContent = `Kept on this phone: works without network with ${file.precision}, and with other files once used.`;
   } catch (error) {
-    words.textContent = navigator.serviceWorker?.controller
+    const isKept = await globalThis.caches?.match("api/run").catch(() => undefined);
+    words.textContent = isKept
       ? `The copy kept on this phone was not renewed: ${why(error)}.`
+      : navigator.serviceWorker?.controller
+      ? `No copy was kept on this phone: ${why(error)}. The page works until it is closed.`
       : "Works without network until it is closed. To be kept, the page has to come over USB or with a certificate this phone trusts.";
   }
 }
