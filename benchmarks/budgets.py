@@ -13,6 +13,7 @@ from typing import Literal
 
 from pocketfocus.benchmarks.compare import LATENCY, QUALITY, SIZE, Change, Comparison
 from pocketfocus.benchmarks.gates import STUDENT
+from pocketfocus.benchmarks.measured import MeasuredRun
 from pocketfocus.run.errors import UserError
 
 Unit = Literal["%", "dB"]
@@ -70,11 +71,21 @@ def judge(comparison: Comparison, budgets: Sequence[Budget]) -> Judgement:
     for budget in budgets:
         for change in judged_by(comparison, budget):
             head = f"{budget.option} {limit(budget, change)}: {subject(change)}"
-            if change.verdict == "only in A":
-                lines[True].append(f"{head}: {comparison.b.folder} has no figure")
+            if without := lacking(comparison, change):
+                lines[True].append(f"{head}: {without.folder} has no figure")
             elif change.is_loss and abs(change.change or 0.0) > budget.most:
                 lines[change.verdict != "within noise"].append(f"{head}: {said(change)}")
     return Judgement(lines[True], lines[False])
+
+
+def lacking(comparison: Comparison, change: Change) -> MeasuredRun | None:
+    """Return the run without a figure that the other has: the second, or the first where it has
+    the model and never scored it."""
+    if change.verdict == "only in A":
+        return comparison.b
+    before = comparison.a
+    unscored = change.metric == QUALITY and change.artifact in before.manifest.hashes
+    return before if change.verdict == "only in B" and unscored else None
 
 
 def judged_by(comparison: Comparison, budget: Budget) -> list[Change]:

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from pocketfocus.benchmarks.evaluate import Cell
+from pocketfocus.benchmarks.evaluation import Cell
 from pocketfocus.export.targets import TARGETS, get_target
 from pocketfocus.mobile_harness.device import HOST, PYTORCH
 from pocketfocus.run.constants import FRAMES

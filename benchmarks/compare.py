@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from pocketfocus.benchmarks.baselines import COPY
-from pocketfocus.benchmarks.evaluate import Cell, Means
+from pocketfocus.benchmarks.evaluation import Cell, Means
 from pocketfocus.benchmarks.measured import MeasuredRun, Timing, positions_of
 from pocketfocus.benchmarks.noise import (
     FEWEST_CALLS,

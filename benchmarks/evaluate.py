@@ -19,12 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
 from statistics import fmean, stdev
-from typing import Annotated
 
 import torch
-from pydantic import Field
 
 from pocketfocus.benchmarks.baselines import COPY, TABLE_FILE, baselines
+from pocketfocus.benchmarks.evaluation import EVALUATE_FILE, Cell, Evaluation, Means
 from pocketfocus.benchmarks.focus_accuracy import focus_accuracy
 from pocketfocus.benchmarks.frechet import Seen
 from pocketfocus.benchmarks.metric_networks import open_networks
@@ -56,89 +55,11 @@ from pocketfocus.run.files import key_of, sha256
 from pocketfocus.run.manifest import load_manifest
 from pocketfocus.run.paths import below
 from pocketfocus.run.progress import track
-from pocketfocus.run.rows import Row, contents, part_of, write_rows
+from pocketfocus.run.rows import write_rows
 
-EVALUATE_FILE = "evaluate.json"
 REGISTERED = ", registered"  # what is said of such stacks
 ROUNDING_DB = 10 * math.log10(12 * 255**2)  # 58.9 dB: uniform error of half a step of 8 bits
 MORE = ("vif", "lpips", "dists")
-
-Position = Annotated[int, Field(ge=0, lt=FRAMES)]
-
-
-class Cell(Row):
-    """Mean scores of a model from one input position to one output position.
-
-    Attributes:
-        sharper_gain_db: over the images with places that the truth has sharper (`scores.Score`), as
-            is `restored`; None where there is none.
-        pooled_psnr_db: of the mean squared error of all images; None in files of older versions.
-        vif: over the images that have one; None where none has.
-        lpips, dists: None where VGG16's weights were not given.
-    """
-
-    model: str
-    stacks: str
-    input_position: Position
-    output_position: Position
-    psnr_db: float
-    ssim: float
-    sharper_gain_db: float | None = None
-    restored: float | None = None
-    pooled_psnr_db: float | None = None
-    vif: float | None = None
-    lpips: float | None = None
-    dists: float | None = None
-
-    @property
-    def distance(self) -> int:
-        """Positions between input and output."""
-        return abs(self.input_position - self.output_position)
-
-
-class Means(Row):
-    """Means over one model's cells; a mean over no cell is None.
-
-    Attributes:
-        psnr_db_by_distance: by the positions between input and output, written as text.
-        scenes: how many were scored.
-        gain_db: over `copy`, off the diagonal; None where copy was not scored.
-        gain_error_db: its standard error over the scenes; None for one scene.
-        sharper_gain_db: over repeating the photo where the truth is sharper, off the diagonal.
-        restored: the share of the missing detail that was restored there.
-        pooled_psnr_db_off_diagonal: the mean of the cells' `pooled_psnr_db`.
-        focus_accuracy: the share of patches whose sharpest frame is the true one.
-        focus_error: by how many positions the sharpest frame is off, on average.
-        no_worse_than_copy: the share of images off the diagonal whose PSNR is at least that of
-            `copy`; None where copy was not scored, and for itself.
-        no_worse_than_reference: the same of the first reference among the models.
-        fid: how far the images off the diagonal are from the true ones as a set; None where
-            Inception's weights were not given.
-        fid_images: how many images that is of.
-    """
-
-    model: str
-    stacks: str
-    mean_psnr_db: float | None
-    mean_ssim: float | None
-    mean_psnr_db_off_diagonal: float | None
-    mean_ssim_off_diagonal: float | None
-    psnr_db_by_distance: dict[str, float | None]
-    scenes: int
-    gain_db: float | None = None
-    gain_error_db: float | None = None
-    sharper_gain_db: float | None = None
-    restored: float | None = None
-    pooled_psnr_db_off_diagonal: float | None = None
-    focus_accuracy: float | None = None
-    focus_error: float | None = None
-    mean_vif_off_diagonal: float | None = None
-    mean_lpips_off_diagonal: float | None = None
-    mean_dists_off_diagonal: float | None = None
-    no_worse_than_copy: float | None = None
-    no_worse_than_reference: float | None = None
-    fid: float | None = None
-    fid_images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -159,31 +80,6 @@ class Comparison:
     size: Size | None = None
     perceptual: Perceptual | None = None
     seen: Seen | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of models on one set of stacks, in the order of the models."""
-
-    cells: Sequence[Cell]
-    means: Sequence[Means]
-
-    def rows(self) -> list[Row]:
-        """Return the rows of evaluate.json: the cells, then the means."""
-        return [*self.cells, *self.means]
-
-
-def read_evaluation(path: Path) -> Evaluation:
-    """Return what `Evaluation.rows` wrote; UserError for a file that holds no evaluation."""
-    cells: list[Cell] = []
-    means: list[Means] = []
-    for number, row in enumerate(contents(path), 1):
-        place = f"{path}, row {number}"
-        if isinstance(row, dict) and "input_position" in row:
-            cells.append(part_of(place, Cell, row))
-        else:
-            means.append(part_of(place, Means, row))
-    return Evaluation(cells, means)
 
 
 def evaluate_models(
@@ -429,6 +325,7 @@ def evaluate_scoring(
     how = replace(scoring.how, **open_networks(scoring.metric_weights, kept)._asdict())
     always = baselines()
     specs = [spec for spec in scoring.models if spec not in {model.name for model in always}]
+    hashes = {spec: hash_of(spec) for spec in specs}
     opened = [replace(open_any(spec), name=spec) for spec in specs]
     chosen = (scoring.source, scoring.scenes, scoring.size, scoring.register)
     stacks, known_by = true_stacks(*chosen)
@@ -443,7 +340,7 @@ def evaluate_scoring(
         else:
             rmtree(kept, ignore_errors=True)
     name = source_name(scoring.source) + REGISTERED * scoring.register
-    found = evaluate_models([*opened, *always], stacks, name, how, ledger)
+    found = evaluate_models([*opened, *always], stacks, name, how, ledger).of_files(hashes)
     if out is not None and kept is not None:
         write_rows(out, found.rows())
         keep_scenes(out, ledger)
@@ -454,11 +351,14 @@ def evaluate_scoring(
 
 def content_of(spec: str) -> str:
     """Return a hash of what a model's name stands for on this disk."""
-    path = shipped_student(spec) or Path(spec)
-    if path.exists():
-        return sha256(path)
     kind, named = _kind(spec)
-    return find_places(named).key if named else kind
+    return hash_of(spec) or (find_places(named).key if named else kind)
+
+
+def hash_of(spec: str) -> str | None:
+    """Return the hash of the file or folder that a model's name stands for; None for no such."""
+    path = shipped_student(spec) or Path(spec)
+    return sha256(path) if path.exists() else None
 
 
 def _kind(spec: str) -> tuple[str, str]:
@@ -476,12 +376,14 @@ def evaluate_run(
     for artifact in load_manifest(folder).artifacts:
         if get_target(artifact.target).cannot_run() is None:
             specs[artifact.name] = str(below(folder, artifact.name))
+    hashes = {name: hash_of(spec) for name, spec in specs.items()}
     models = [replace(open_model(spec), name=name) for name, spec in specs.items()]
     seeds = range(VALIDATION_SEED, VALIDATION_SEED + scenes)
     stacks = list(RenderedScenes(seeds, size, held_out_photos()))
     ledger = Ledger()
     how = Comparison(positions)
     found = evaluate_models([*models, *baselines()], stacks, SYNTHETIC, how, ledger)
+    found = found.of_files(hashes)
     write_rows(folder / EVALUATE_FILE, found.rows())
     keep_scenes(folder / EVALUATE_FILE, ledger)
     return found

@@ -12,10 +12,10 @@ from zlib import error
 import numpy as np
 
 from pocketfocus.benchmarks.checks import STACKS_FILE, Pixels
-from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, Evaluation, read_evaluation
-from pocketfocus.benchmarks.gates import STUDENT, parity_rows
+from pocketfocus.benchmarks.evaluation import Evaluation, evaluation_of
+from pocketfocus.benchmarks.gates import parity_rows
 from pocketfocus.benchmarks.latency import BENCH_FILE
-from pocketfocus.benchmarks.samples import Scenes, Times, are_of, read_scenes, read_times
+from pocketfocus.benchmarks.samples import Scenes, Times, are_of, read_times
 from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Manifest, load_manifest
@@ -62,32 +62,13 @@ class MeasuredRun:
 
 def read_run(folder: Path) -> MeasuredRun:
     """Return a run with what was measured of it; UserError for a file that cannot be read."""
-    manifest, evaluation = load_manifest(folder), folder / EVALUATE_FILE
+    manifest = load_manifest(folder)
     files = manifest.hashes_in(folder)
     bench = rows_of(folder / BENCH_FILE, BenchRow, files)
     gates = rows_of(folder / VERIFY_FILE, VerifyRow, files)
     run = (folder, manifest, bench, timings(bench, read_times(folder)), gates)
-    stacks = stacks_of(folder / STACKS_FILE)
-    if not evaluation.exists():
-        return MeasuredRun(*run, stacks=stacks)
-    scores = read_evaluation(evaluation)
-    kept = read_scenes(evaluation)
-    named = (*(row.model for row in scores.means), *(row.model for row in scores.cells), *kept)
-    names = names_in(manifest, list(dict.fromkeys(named)))
-    cells = [each.model_copy(update={"model": names[each.model]}) for each in scores.cells]
-    means = [each.model_copy(update={"model": names[each.model]}) for each in scores.means]
-    scenes = {names[name]: found for name, found in kept.items()}
-    return MeasuredRun(*run, Evaluation(cells, means), scenes, stacks)
-
-
-def names_in(manifest: Manifest, models: Sequence[str]) -> dict[str, str]:
-    """Return models' names in their run: `evaluate` knows those of a run by their paths.
-
-    Where two end alike, such as the students of two runs, all keep the names they have.
-    """
-    own = [STUDENT, *(artifact.name for artifact in manifest.artifacts)]
-    short = {m: next((name for name in own if m.endswith(f"/{name}")), m) for m in models}
-    return short if len({*short.values()}) == len(short) else {m: m for m in models}
+    evaluation = evaluation_of(folder, manifest, files)
+    return MeasuredRun(*run, *evaluation, stacks_of(folder / STACKS_FILE))
 
 
 def rows_of(path: Path, kind: type[F], files: Mapping[str, str]) -> list[F]:

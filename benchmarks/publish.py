@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pocketfocus.benchmarks.checks import is_of_networks
-from pocketfocus.benchmarks.evaluate import EVALUATE_FILE
+from pocketfocus.benchmarks.evaluation import EVALUATE_FILE
 from pocketfocus.benchmarks.gates import STUDENT
 from pocketfocus.benchmarks.golden import write_golden
 from pocketfocus.benchmarks.latency import BENCH_FILE

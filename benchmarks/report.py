@@ -18,7 +18,7 @@ from PIL import Image
 import pocketfocus
 from pocketfocus.benchmarks.charts import grids_chart, latency_chart, size_chart, sustained_chart
 from pocketfocus.benchmarks.checks import SHOWN, STACKS_FILE
-from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, Evaluation, read_evaluation
+from pocketfocus.benchmarks.evaluation import evaluation_of
 from pocketfocus.benchmarks.gates import parity_rows
 from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, Ratio, ratios
 from pocketfocus.benchmarks.measured import stacks_of
@@ -70,8 +70,7 @@ def render(folder: Path) -> str:
     files = manifest.hashes_in(folder)
     verify = read_current(folder / VERIFY_FILE, VerifyRow, files)
     bench = read_current(folder / BENCH_FILE, BenchRow, files)
-    path = folder / EVALUATE_FILE
-    scores = read_evaluation(path) if path.exists() else Evaluation((), ())
+    scores, _ = evaluation_of(folder, manifest, files)
     sustained = sustained_chart(bench)
     return page("report.html").render(
         version=pocketfocus.__version__,

@@ -10,14 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 from pocketfocus.benchmarks.baselines import COPY
-from pocketfocus.benchmarks.evaluate import EVALUATE_FILE, ROUNDING_DB, Means, read_evaluation
+from pocketfocus.benchmarks.evaluate import ROUNDING_DB
+from pocketfocus.benchmarks.evaluation import EVALUATE_FILE, Means, evaluation_of, read_evaluation
 from pocketfocus.benchmarks.gates import parity_rows
 from pocketfocus.benchmarks.latency import BENCH_FILE, ratios
 from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.mobile_harness.device import HOST
 from pocketfocus.mobile_harness.devices import fallback_of
 from pocketfocus.run.errors import UserError, reported
-from pocketfocus.run.manifest import load_manifest
+from pocketfocus.run.manifest import MANIFEST_FILE, load_manifest
 from pocketfocus.run.results import BenchRow, VerifyRow
 from pocketfocus.run.rows import read_current
 
@@ -174,12 +175,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{folder} holds neither {BENCH_FILE} nor {EVALUATE_FILE}: run `pocketfocus verify` "
             "and `bench`, or `evaluate`, first"
         )
+    if not any((folder / name).exists() for name in (BENCH_FILE, MANIFEST_FILE)):
+        print(distance_table(read_evaluation(folder / EVALUATE_FILE).means))
+        return
+    manifest = load_manifest(folder)
+    files = manifest.hashes_in(folder)
     if (folder / BENCH_FILE).exists():
-        files = load_manifest(folder).hashes_in(folder)
         bench = read_current(folder / BENCH_FILE, BenchRow, files)
         print(files_table(bench, read_current(folder / VERIFY_FILE, VerifyRow, files)))
     if (folder / EVALUATE_FILE).exists():
-        print("\n" + distance_table(read_evaluation(folder / EVALUATE_FILE).means))
+        print("\n" + distance_table(evaluation_of(folder, manifest, files)[0].means))
 
 
 if __name__ == "__main__":

@@ -23,10 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from pocketfocus.benchmarks.charts import grids_chart
-from pocketfocus.benchmarks.evaluate import (
-    Evaluation,
-    read_evaluation,
-)
+from pocketfocus.benchmarks.evaluation import Evaluation, read_evaluation
 from pocketfocus.benchmarks.tables import distance_table
 from pocketfocus.benchmarks.truth import RENDERED, validation_stacks
 from pocketfocus.data.stacks import FocalStack

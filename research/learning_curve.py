@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from pocketfocus.benchmarks.evaluate import read_evaluation
+from pocketfocus.benchmarks.evaluation import read_evaluation
 from pocketfocus.benchmarks.tables import figure, markdown
 from pocketfocus.distill.train.plot import save
 from pocketfocus.run.errors import UserError, reported

@@ -82,7 +82,7 @@ def make(
 
 def save_scores(folder: Path, own: Any, difficulty: Any) -> None:
     """An evaluation of one pair of positions, and its scenes."""
-    models = {FILE: own, "copy": 25 + difficulty}
+    models, files = {FILE: own, "copy": 25 + difficulty}, load_manifest(folder).hashes
     calls = [
         Call(scene=n, model=name, position=0, scores={4: Score(float(value), 0.9)})
         for name, values in models.items()
@@ -95,7 +95,9 @@ def save_scores(folder: Path, own: Any, difficulty: Any) -> None:
         cells.append({"model": name, "stacks": "synthetic", **pair})
         mean = {"mean_psnr_db": score, "mean_ssim": 0.9, "psnr_db_by_distance": {"4": score}}
         off = {"mean_psnr_db_off_diagonal": score, "mean_ssim_off_diagonal": 0.9}
-        means.append({"model": name, "stacks": "synthetic", **mean, **off, "scenes": len(values)})
+        of = {"sha256": files[name]} if name in files else {}
+        about = {"model": name, "stacks": "synthetic", "scenes": len(values), **of}
+        means.append(about | mean | off)
     write_rows(folder / "evaluate.json", [*cells, *means])
     keep_scenes(folder / "evaluate.json", calls)
 

@@ -16,12 +16,8 @@ from torch import Tensor
 from pocketfocus.benchmarks import evaluate, scores
 from pocketfocus.benchmarks.baselines import COPIES
 from pocketfocus.benchmarks.charts import grids_chart
-from pocketfocus.benchmarks.evaluate import (
-    ROUNDING_DB,
-    Comparison,
-    evaluate_models,
-    read_evaluation,
-)
+from pocketfocus.benchmarks.evaluate import ROUNDING_DB, Comparison, evaluate_models
+from pocketfocus.benchmarks.evaluation import read_evaluation
 from pocketfocus.benchmarks.scores import Call, Ledger, Score
 from pocketfocus.benchmarks.tables import print_table
 from pocketfocus.benchmarks.truth import frames_by_position

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pocketfocus.benchmarks import charts
 from pocketfocus.benchmarks.checks import save_stacks
-from pocketfocus.benchmarks.evaluate import Cell
+from pocketfocus.benchmarks.evaluation import Cell
 from pocketfocus.benchmarks.report import headline, render, unproven, write_report
 from pocketfocus.benchmarks.tables import files_table
 from pocketfocus.data.optics import distance

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from pocketfocus.benchmarks.baselines import COPIES, Filter
-from pocketfocus.benchmarks.evaluate import Comparison, Means, evaluate_models
+from pocketfocus.benchmarks.evaluate import Comparison, evaluate_models
+from pocketfocus.benchmarks.evaluation import Means
 from pocketfocus.benchmarks.tables import distance_table
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.models.model import Model

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pocketfocus.benchmarks.evaluate import Means
+from pocketfocus.benchmarks.evaluation import Means
 from pocketfocus.research.learning_curve import main
 from pocketfocus.run.rows import write_rows
 
