@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Literal, TypeVar
 
-import numpy as np
-
 from pocketfocus.benchmarks.baselines import COPY
 from pocketfocus.benchmarks.evaluation import Cell, Means
 from pocketfocus.benchmarks.measured import MeasuredRun, Timing, positions_of
@@ -26,6 +24,7 @@ from pocketfocus.benchmarks.noise import (
 )
 from pocketfocus.run.constants import size_text
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.manifest import renders
 from pocketfocus.run.results import VerifyRow
 
 Verdict = Literal[
@@ -118,20 +117,20 @@ def check_photos(a: MeasuredRun, b: MeasuredRun) -> None:
         raise refused(
             a, b, "take photos of", size_text(a.manifest.size), size_text(b.manifest.size)
         )
-    first, second = (run.stacks.get("photo") for run in (a, b))
-    if first is not None and second is not None and not np.array_equal(first, second):
-        raise UserError(
-            f"{a.folder} and {b.folder} were verified on other photos: run verify on both with the "
-            "same --photos"
-        )
     for one, other in pairs(by_gate(a), by_gate(b)):
+        if one and other and both_know(one, other) and one.photos_sha256 != other.photos_sha256:
+            raise UserError(
+                f"{one.artifact} on {one.device} was verified on other photos in {a.folder} than "
+                f"in {b.folder}: run verify on both with the same --photos"
+            )
         sides = [positions_of(each) or "all positions" for each in (one, other) if each]
         if one and other and sides[0] != sides[1]:
             raise refused(a, b, f"were verified ({one.artifact}) from", *sides)
 
 
 def check_devices(a: MeasuredRun, b: MeasuredRun) -> None:
-    """Refuse latencies of other devices, or with another number of threads."""
+    """Refuse latencies of other devices, with another number of threads, or a photo of another
+    size."""
     known = [{each.row.device: each.machine for each in run.timings} for run in (a, b)]
     if all(known) and not known[0].keys() & known[1].keys():
         raise refused(a, b, "were timed on", *(", ".join(sorted(side)) for side in known))
@@ -139,9 +138,15 @@ def check_devices(a: MeasuredRun, b: MeasuredRun) -> None:
         if one and other and one != other:
             raise refused(a, b, "were timed on", one, other)
     for first, second in pairs(by_place(a), by_place(b)):
-        if first and second and first.row.threads != second.row.threads:
-            sides = (f"{each.row.threads} threads" for each in (first, second))
-            raise refused(a, b, f"were timed ({first.row.artifact}) with", *sides)
+        if not first or not second:
+            continue
+        rows = first.row, second.row
+        if rows[0].threads != rows[1].threads:
+            sides = (f"{row.threads} threads" for row in rows)
+            raise refused(a, b, f"were timed ({rows[0].artifact}) with", *sides)
+        if rows[0].photo != rows[1].photo:
+            sides = (size_text(row.photo) if row.photo else "no size" for row in rows)
+            raise refused(a, b, f"were timed ({rows[0].artifact}) with a photo of", *sides)
 
 
 def check_scenes(a: MeasuredRun, b: MeasuredRun) -> None:
@@ -263,16 +268,21 @@ def few_calls(one: Timing | None, other: Timing | None) -> str:
     return "single calls are not kept: run bench again"
 
 
+def both_know(one: VerifyRow, other: VerifyRow) -> bool:
+    """Return whether both rows tell on which photos."""
+    return one.photos_sha256 is not None and other.photos_sha256 is not None
+
+
 def parity_changes(a: MeasuredRun, b: MeasuredRun) -> Iterator[Change]:
     """Compare what every gate measured; it repeats exactly where the photos are the same."""
-    known = all("photo" in run.stacks for run in (a, b))
-    lacking = "" if known else "no stacks.npz tells on which photos: run verify again"
     for one, other in pairs(by_gate(a), by_gate(b)):
         some = named(one, other)
         figures = both(one, other, lambda each: each.psnr_db)
         if figures == NEITHER:
             continue
         about = some.artifact, some.device, f"parity, {some.gate}"
+        known = renders(some.artifact) or (one and other and both_know(one, other))
+        lacking = "" if known else "rows of verify do not tell on which photos"
         made = judged(Change(*about, DB, *figures), None, lacking)
         if one and other and one.status != other.status:
             verdict: Verdict = "better" if other.status == "pass" else "worse"

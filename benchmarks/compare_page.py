@@ -12,6 +12,7 @@ import torch
 from pocketfocus.benchmarks.budgets import Judgement, amount, figure, interval
 from pocketfocus.benchmarks.checks import Pixels
 from pocketfocus.benchmarks.compare import Change, Comparison
+from pocketfocus.benchmarks.measured import same_photo
 from pocketfocus.benchmarks.report import page, picture_uri
 from pocketfocus.run.files import write_atomic
 from pocketfocus.run.metrics import psnr
@@ -58,6 +59,8 @@ def pairs(comparison: Comparison) -> list[Pair]:
 
 def _pairs(comparison: Comparison) -> Iterator[Pair]:
     stacks = comparison.a.stacks, comparison.b.stacks
+    if not same_photo(*stacks):
+        return
     for name in stacks[0].keys() & stacks[1].keys() - {"photo"}:
         a, b = (side[name] for side in stacks)
         if a.shape != b.shape or a.ndim != 4 or np.array_equal(a, b):

@@ -23,6 +23,7 @@ import numpy as np
 
 from pocketfocus.benchmarks.checks import (
     SHOWN,
+    Pixels,
     fitted_photos,
     load_parent,
     save_stacks,
@@ -188,7 +189,8 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
         for entry in [*baselines, *entries]
     ]
     if eager:
-        keep_reference_stack(folder, baselines[0] if baselines else None, measured)
+        photo = to_bytes(given["stack", None][0][0][0, 0])
+        keep_reference_stack(folder, baselines[0] if baselines else None, measured, photo)
     merge_rows(folder / BENCH_FILE, BenchRow, rows, [device.name], manifest.hashes)
     keep_times(folder, device.name, manifest, measured)
     return rows
@@ -286,15 +288,19 @@ def why_not(device: Device, entry: Entry, runs: int) -> str | None:
 
 
 def keep_reference_stack(
-    folder: Path, baseline: Entry | None, measured: Mapping[Entry, Sequence[Result]]
+    folder: Path,
+    baseline: Entry | None,
+    measured: Mapping[Entry, Sequence[Result]],
+    photo: Pixels,
 ) -> None:
-    """Write the reference's stack, uint8 `reference` [9,S,S,3], for the report; it was made of the
-    photo and position that verify keeps too. Without a reference an older one goes."""
+    """Write the reference's stack, uint8 `reference` [9,S,S,3], and the `photo` [S,S,3] that it was
+    made of, for the report: it shows the stack where verify keeps that photo too. Without a
+    reference an older one goes."""
     (folder / REFERENCE_STACK_FILE).unlink(missing_ok=True)
     results = measured.get(baseline, []) if baseline else []
     if results and results[0].outputs is not None:
         stack = to_bytes(results[0].outputs[0][0])
-        save_stacks(folder / REFERENCE_STACK_FILE, {"reference": stack})
+        save_stacks(folder / REFERENCE_STACK_FILE, {"photo": photo, "reference": stack})
 
 
 def list_entries(folder: Path, manifest: Manifest) -> list[Entry]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from pocketfocus.benchmarks.checks import STACKS_FILE, Pixels
 from pocketfocus.benchmarks.evaluation import Evaluation, evaluation_of
-from pocketfocus.benchmarks.gates import parity_rows
+from pocketfocus.benchmarks.gates import STUDENT, parity_rows
 from pocketfocus.benchmarks.latency import BENCH_FILE
 from pocketfocus.benchmarks.samples import Scenes, Times, are_of, read_times
 from pocketfocus.benchmarks.verify import VERIFY_FILE
@@ -68,7 +68,7 @@ def read_run(folder: Path) -> MeasuredRun:
     gates = rows_of(folder / VERIFY_FILE, VerifyRow, files)
     run = (folder, manifest, bench, timings(bench, read_times(folder)), gates)
     evaluation = evaluation_of(folder, manifest, files)
-    return MeasuredRun(*run, *evaluation, stacks_of(folder / STACKS_FILE))
+    return MeasuredRun(*run, *evaluation, shown_stacks(folder, gates))
 
 
 def rows_of(path: Path, kind: type[F], files: Mapping[str, str]) -> list[F]:
@@ -91,6 +91,20 @@ def positions_of(row: VerifyRow) -> str:
     """Return from which positions alone a gate's figure is, "" for all."""
     partial = PARTIAL.search(row.why)
     return partial[1] if partial else ""
+
+
+def shown_stacks(folder: Path, gates: Sequence[VerifyRow]) -> dict[str, Pixels]:
+    """Return the pictures that verify kept, without those of files that current gates do not tell
+    of: those are of an older student."""
+    verified = {row.artifact for row in gates}
+    known = verified | {STUDENT, "photo"} if verified else set()
+    return {name: stack for name, stack in stacks_of(folder / STACKS_FILE).items() if name in known}
+
+
+def same_photo(one: Mapping[str, Pixels], other: Mapping[str, Pixels]) -> bool:
+    """Return whether stacks are known to be made of one photo."""
+    first, second = one.get("photo"), other.get("photo")
+    return first is not None and second is not None and np.array_equal(first, second)
 
 
 def stacks_of(path: Path) -> dict[str, Pixels]:

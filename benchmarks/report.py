@@ -5,23 +5,21 @@ Everything on it is read from the run's own files; nothing is measured here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import jinja2
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 import pocketfocus
 from pocketfocus.benchmarks.charts import grids_chart, latency_chart, size_chart, sustained_chart
-from pocketfocus.benchmarks.checks import SHOWN, STACKS_FILE
+from pocketfocus.benchmarks.checks import SHOWN, STACKS_FILE, Pixels
 from pocketfocus.benchmarks.evaluation import evaluation_of
 from pocketfocus.benchmarks.gates import parity_rows
 from pocketfocus.benchmarks.latency import BENCH_FILE, REFERENCE_STACK_FILE, Ratio, ratios
-from pocketfocus.benchmarks.measured import stacks_of
+from pocketfocus.benchmarks.measured import same_photo, shown_stacks, stacks_of
 from pocketfocus.benchmarks.notes import notes_rows, throttles
 from pocketfocus.benchmarks.phones import fits, kinds, phones
 from pocketfocus.benchmarks.tables import percent
@@ -32,13 +30,13 @@ from pocketfocus.photos.images import data_uri, encoded
 from pocketfocus.run.constants import FIRST_LOOK, FRAMES, size_text
 from pocketfocus.run.files import read_json, write_atomic
 from pocketfocus.run.manifest import Artifact, check_artifact, load_manifest, makes_stacks
+from pocketfocus.run.progress import say
 from pocketfocus.run.results import BenchRow, GateStatus, VerifyRow
 from pocketfocus.run.rows import read_current
 
 REPORT_FILE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
 JPEG_QUALITY = 90
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,7 @@ def render(folder: Path) -> str:
     verify = read_current(folder / VERIFY_FILE, VerifyRow, files)
     bench = read_current(folder / BENCH_FILE, BenchRow, files)
     scores, _ = evaluation_of(folder, manifest, files)
+    shown = shown_stacks(folder, verify)
     sustained = sustained_chart(bench)
     return page("report.html").render(
         version=pocketfocus.__version__,
@@ -89,8 +88,8 @@ def render(folder: Path) -> str:
         fits=fits(bench, manifest),
         fp32_bytes={a.target: a.bytes for a in manifest.artifacts if a.precision == "fp32"},
         means=scores.means,
-        strips=strips(folder),
-        photo=photo_uri(folder),
+        strips=strips(folder, shown),
+        photo=photo_uri(shown),
         shown_position=SHOWN[1],
         positions=[f"{p} · {distance(p)}" for p in range(FRAMES)],
         latency_chart=data_uri(latency_chart(bench)),
@@ -185,21 +184,27 @@ def latency_rows(bench: Sequence[BenchRow]) -> list[tuple[BenchRow, Ratio]]:
     ]
 
 
-def strips(folder: Path) -> list[Strip]:
-    """Return the stacks kept by verify and bench: reference, student, every executed file."""
-    made: list[Strip] = []
-    for file in (REFERENCE_STACK_FILE, STACKS_FILE):
-        made += [
-            Strip(name, tuple(picture_uri(frame) for frame in stack))
-            for name, stack in stacks_of(folder / file).items()
-            if stack.ndim == 4
-        ]
-    return made
+def strips(folder: Path, shown: Mapping[str, Pixels]) -> list[Strip]:
+    """Return the reference's stack that bench kept, where it is of the same photo, and those of the
+    student and of every executed file."""
+    reference = stacks_of(folder / REFERENCE_STACK_FILE)
+    if reference and shown and not same_photo(reference, shown):
+        say(
+            f"{folder / REFERENCE_STACK_FILE} is left out, not known to be of the photo of "
+            f"{STACKS_FILE}: run verify and bench with the same --photos"
+        )
+        reference = {}
+    return [
+        Strip(name, tuple(picture_uri(frame) for frame in stack))
+        for stacks in (reference, shown)
+        for name, stack in stacks.items()
+        if stack.ndim == 4
+    ]
 
 
-def photo_uri(folder: Path) -> str | None:
+def photo_uri(shown: Mapping[str, Pixels]) -> str | None:
     """Return the photo that the shown stacks were made of."""
-    photo = stacks_of(folder / STACKS_FILE).get("photo")
+    photo = shown.get("photo")
     return None if photo is None or photo.ndim != 3 else picture_uri(photo)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -23,6 +24,7 @@ from pocketfocus.benchmarks.checks import (
     saved_check,
     shown,
     student_check,
+    to_bytes,
 )
 from pocketfocus.benchmarks.gates import (
     CAPTURE_GATE,
@@ -113,8 +115,10 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
     else:
         parent = load_parent(folder, manifest)
         host = next((each for each in devices if each.name == HOST), None)
+        seen = hashlib.sha256()
         for number, photos in enumerate(groups(how.photos)):
             checks = Checks(student_check(parent, manifest, photos, how.positions))
+            seen.update(to_bytes(checks.student.inputs[0]).tobytes())
             rows.append(row_on(capture_row(checks.student, manifest.student_sha256), host))
             if number == 0 and any(map(takes_sizes, devices)):
                 checks = replace(checks, beside=checks_beside(parent, manifest, photos))
@@ -124,9 +128,7 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
             rows += found
             if number == 0:
                 save_shown(folder, checks.student, kept)
-        rows = worst_rows(rows)
-        if how.positions is not None and len(how.positions) < FRAMES:
-            rows = [partial_row(row, how.positions) for row in rows]
+        rows = [telling(row, seen.hexdigest(), how.positions) for row in worst_rows(rows)]
     used = [device.name, *(able_device(devices, a.target).name for a in manifest.files)]
     merge_rows(folder / VERIFY_FILE, VerifyRow, rows, used, manifest.hashes)
     return rows
@@ -334,11 +336,15 @@ def figures_of(result: Result) -> CallFigures:
     )
 
 
-def partial_row(row: VerifyRow, positions: Sequence[int]) -> VerifyRow:
-    """Return a row that says which positions its figure is of, if it has one and is of all
-    otherwise: other sizes, drawn pictures and what renders have positions of their own."""
+def telling(row: VerifyRow, photos: str, positions: Sequence[int] | None) -> VerifyRow:
+    """Return a row that says of which photos, by their hash, and of which positions alone its
+    figure is, if it has one and is of those: other sizes, drawn pictures and what renders have
+    calls of their own."""
     usual = parity_rows([row]) and not renders(row.artifact)
     if not usual or row.psnr_db is None:
+        return row
+    row = row.model_copy(update={"photos_sha256": photos})
+    if positions is None or len(positions) == FRAMES:
         return row
     only = f"at positions {', '.join(map(str, positions))} only"
     return row.model_copy(update={"why": f"{row.why}; {only}" if row.why else only})

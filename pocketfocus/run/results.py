@@ -54,7 +54,13 @@ class CallFigures(Row):
 
 
 class VerifyRow(Origin, CallFigures, GateRow):
-    """A row of verify.json; its figures are there for a reference's own networks that ran."""
+    """A row of verify.json; its figures are there for a reference's own networks that ran.
+
+    `photos_sha256` is of the pixels of all photos that a student's file was called with, where its
+    figure is of those.
+    """
+
+    photos_sha256: str | None = None
 
 
 class Figures(Row):

@@ -15,6 +15,7 @@ import pytest
 from pocketfocus.benchmarks.budgets import parsed
 from pocketfocus.benchmarks.checks import save_stacks
 from pocketfocus.benchmarks.compare import Change, compare
+from pocketfocus.benchmarks.compare_page import pairs
 from pocketfocus.benchmarks.evaluate import Comparison, evaluate_models
 from pocketfocus.benchmarks.measured import read_run
 from pocketfocus.benchmarks.noise import mean_change, median_change
@@ -71,7 +72,7 @@ def make(
     write_rows(folder / "bench.json", [{**about, **figures, **more, **ended}])
     write_typed(folder / "bench.samples.json", [kept(rounds)])
     gate = {"gate": PARITY, "psnr_db": db + 15, "threshold_db": 40.0, "status": "pass", "why": ""}
-    write_rows(folder / "verify.json", [{**about, **gate}])
+    write_rows(folder / "verify.json", [{**about, **gate, "photos_sha256": "5" * 64}])
     frames = np.full((9, 32, 32, 3), 100, np.uint8)
     frames[5] += np.uint8(bright)
     save_stacks(folder / "stacks.npz", {"photo": frames[4], FILE: frames})
@@ -182,10 +183,11 @@ def test_what_has_no_samples_is_too_little_to_judge(a: Path, tmp_path: Path) -> 
     b = make(tmp_path / "b", ms=12.0, db=29.0, seed=1, scenes=12)
     (b / "bench.samples.json").unlink()
     (b / "evaluate.samples.json").unlink()
-    (b / "stacks.npz").unlink()
+    rows = contents(b / "verify.json")
+    write_rows(b / "verify.json", [{k: v for k, v in rows[0].items() if k != "photos_sha256"}])
     found = changes(a, b)
     for metric, said in (("latency p50", "run bench again"), ("quality", "run evaluate again"),
-                         (f"parity, {PARITY}", "no stacks.npz")):  # fmt: skip
+                         (f"parity, {PARITY}", "rows of verify do not tell")):  # fmt: skip
         assert found[metric].verdict == "too little to judge"
         assert said in found[metric].why
     few = changes(make(tmp_path / "c", scenes=1), make(tmp_path / "d", scenes=1, db=29))
@@ -285,7 +287,12 @@ def other_device(b: Path) -> None:
 
 
 def other_photo(b: Path) -> None:
-    save_stacks(b / "stacks.npz", {"photo": np.zeros((32, 32, 3), np.uint8)})
+    change_rows(b / "verify.json", photos_sha256="6" * 64)
+
+
+def other_frames(b: Path) -> None:
+    for folder, photo in ((b.with_name("a"), (640, 640)), (b, (960, 1280))):
+        change_rows(folder / "bench.json", photo=photo)
 
 
 def other_positions(b: Path) -> None:
@@ -304,7 +311,8 @@ def other_scenes(b: Path) -> None:
     ("spoil", "said"),
     [
         (other_device, "timed on host, those of .* timed on arm64"),
-        (other_photo, "verified on other photos"),
+        (other_photo, "on host was verified on other photos"),
+        (other_frames, r"with a photo of 640x640, those of .* of 1280x960"),
         (other_positions, "from all positions, those of .* from 0, 4"),
         (other_size, "take photos of 32x32, those of .* take photos of 48x64"),
         (other_scenes, "evaluated on other photos"),
@@ -421,6 +429,16 @@ def test_the_page_shows_the_worst_frame_and_fetches_nothing(a: Path, tmp_path: P
     assert page.count("<img") == 3
     assert "1 budget broken" in page
     assert not re.search(r"(?:src=|<link[^>]*href=|url\()[\"']?(\w+:)?//", page)
+
+
+def test_pictures_of_another_photo_are_not_compared(a: Path, tmp_path: Path) -> None:
+    """Verified on another device with another photo since, which its rows alone tell."""
+    b = make(tmp_path / "b", bright=20)
+    with np.load(b / "stacks.npz") as kept:
+        save_stacks(b / "stacks.npz", {**kept, "photo": kept["photo"] + np.uint8(1)})
+    comparison = compare(read_run(a), read_run(b))
+    assert not pairs(comparison)
+    assert changes(a, b)[f"parity, {PARITY}"].verdict == "same"
 
 
 # what the figures are made of

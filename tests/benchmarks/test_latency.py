@@ -151,7 +151,9 @@ def test_keeps_the_stack_of_the_reference_that_was_timed(run_folder: Path) -> No
     device = Scripted()
     latency.bench_run(run_folder, device, Bench(runs=2))
     with np.load(run_folder / "reference.npz") as kept:
-        assert kept.files == ["reference"]
+        assert kept.files == ["photo", "reference"]
+        photo = checks.to_bytes(checks.fitted_photos(None, (64, 64))[0])
+        np.testing.assert_array_equal(kept["photo"], photo)
         assert (kept["reference"] == np.full((9, 64, 64, 3), 255, np.uint8)).all()
     wanted = [job for job in device.jobs if job.want_outputs]
     assert [label(job) for job in wanted] == ["reference"]

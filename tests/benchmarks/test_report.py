@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pocketfocus.benchmarks import charts
-from pocketfocus.benchmarks.checks import save_stacks
+from pocketfocus.benchmarks.checks import Pixels, save_stacks
 from pocketfocus.benchmarks.evaluation import Cell
+from pocketfocus.benchmarks.measured import stacks_of
 from pocketfocus.benchmarks.report import headline, render, unproven, write_report
 from pocketfocus.benchmarks.tables import files_table
 from pocketfocus.data.optics import distance
@@ -91,7 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_rows(path / name, [of(row, own) for row in rows])
     frames = np.full((9, 32, 32, 3), 25 * np.arange(9).reshape(9, 1, 1, 1), np.uint8)
     save_stacks(path / "stacks.npz", {"photo": frames[4], "student": frames, PTE: frames})
-    save_stacks(path / "reference.npz", {"reference": frames})
+    save_stacks(path / "reference.npz", {"photo": frames[4], "reference": frames})
     Image.fromarray(frames[4]).save(path / FIRST_LOOK)
     write_report(path)
     return path
@@ -211,6 +212,29 @@ def test_rows_of_other_files_are_left_out_and_said_to_be(
     assert "1 gates passed" not in page and "12.5" not in page
     said = capsys.readouterr().err.replace("\n", "")
     assert "verify.json: 1 of 2 rows left out" in said and "bench.json: 1 of 4 rows" in said
+
+
+@pytest.mark.parametrize("photo", [{}, {"photo": np.zeros((32, 32, 3), np.uint8)}])
+def test_the_reference_is_shown_beside_stacks_of_its_own_photo_alone(
+    photo: dict[str, Pixels], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    assert 'data-name="reference"' in render(tmp_path / "run")
+    stack = stacks_of(folder / "reference.npz")["reference"]
+    save_stacks(tmp_path / "run" / "reference.npz", {**photo, "reference": stack})
+    assert 'data-name="reference"' not in render(tmp_path / "run")
+    assert "reference.npz is left out" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_stacks_of_files_that_were_made_anew_are_not_shown(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    files = load_manifest(folder).hashes | {PTE: "0" * 64}
+    rows = [of(row, files) for row in VERIFY]
+    write_rows(tmp_path / "run" / "verify.json", rows)
+    assert f'data-name="{PTE}"' in render(folder)
+    assert f'data-name="{PTE}"' not in render(tmp_path / "run")
+    write_rows(tmp_path / "run" / "verify.json", rows[:1])
+    assert "data-name=" not in render(tmp_path / "run").replace('data-name="reference"', "")
 
 
 def test_readme_table_has_a_line_an_artifact() -> None:
