@@ -16,7 +16,7 @@ from pocketfocus.benchmarks.baselines import COPY
 from pocketfocus.benchmarks.evaluation import Cell, Means
 from pocketfocus.benchmarks.measured import MeasuredRun, Timing, positions_of
 from pocketfocus.benchmarks.noise import (
-    FEWEST_CALLS,
+    FEWEST_ROUNDS,
     FEWEST_SCENES,
     Interval,
     mean_change,
@@ -215,7 +215,7 @@ def judged(change: Change, interval: Interval | None = None, lacking: str = "") 
         return replace(change, verdict="same")
     if interval is None and lacking:
         return replace(change, verdict="too little to judge", why=lacking)
-    if interval is not None and interval[0] <= 0 <= interval[1]:
+    if interval is not None and min(difference * end for end in interval) <= 0:
         return replace(change, verdict="within noise")
     return replace(change, verdict="worse" if change.is_loss else "better")
 
@@ -253,19 +253,19 @@ def timing_changes(a: MeasuredRun, b: MeasuredRun) -> Iterator[Change]:
         about = row.artifact, row.device
         interval = median_change(one.times, other.times) if one and other else None
         p50 = both(one, other, lambda each: each.p50_ms)
-        yield judged(Change(*about, LATENCY, MS, *p50), interval, few_calls(one, other))
+        yield judged(Change(*about, LATENCY, MS, *p50), interval, few_rounds(one, other))
         for name, unit, figure in SINGLE:
             values = both(one, other, figure)
             if values != NEITHER:
                 yield judged(Change(*about, name, unit, *values), None, "one figure a run")
 
 
-def few_calls(one: Timing | None, other: Timing | None) -> str:
+def few_rounds(one: Timing | None, other: Timing | None) -> str:
     """Return why there is no interval of a latency."""
-    runs = min(each.row.runs or 0 for each in (one, other) if each)
-    if runs < FEWEST_CALLS:
-        return f"{runs} call{'s' * (runs != 1)}, {FEWEST_CALLS} tell something"
-    return "single calls are not kept: run bench again"
+    rounds = min(len(each.times) for each in (one, other) if each)
+    if not rounds:
+        return "single calls are not kept: run bench again"
+    return f"{rounds} round{'s' * (rounds != 1)} of calls, {FEWEST_ROUNDS} tell something"
 
 
 def both_know(one: VerifyRow, other: VerifyRow) -> bool:

@@ -2,8 +2,9 @@
 
 Noise of a shared machine should hit all alike, so every artifact is measured in several short
 rounds, each in a fresh process, over all artifacts; every other round goes backwards, so that a
-steady drift cancels. Few calls are one round. The reference, much slower, is measured once between
-the rounds, in its own way of sampling and as published (25 steps with guidance). What renders is
+steady drift cancels. Few calls are one round, and more calls are more rounds. The reference, much
+slower, is measured once between the rounds, in its own way of sampling and as published (25 steps
+with guidance). What renders is
 visited once, with one tile of a photo, after the rounds: it is too quick for a drift to matter. So
 are both files of a pair, with a whole photo, of which they make nine frames: what a user waits for;
 and every file once with a photo of each size that is clearly larger than its usual one, for the
@@ -59,12 +60,13 @@ from pocketfocus.run.rows import merge_rows
 
 BENCH_FILE = "bench.json"
 REFERENCE_STACK_FILE = "reference.npz"
-ROUNDS, ROUND_RUNS = 2, 20  # of so many timed calls of a file at least, if there are two
+ROUND_RUNS = 12  # timed calls of a file at least, if there are several rounds
 REFERENCE_RUNS = 2
 AS_PUBLISHED = f"{PUBLISHED.steps}/{PUBLISHED.guidance:g}/{PUBLISHED.temperature:g}"
 REFERENCE, SAMPLED_AS_PUBLISHED = "reference", f"reference@{PUBLISHED.steps}"
 POSITION = SHOWN[1]  # the network does the same work at any position
 BUDGET_S = 15.0  # of timed calls a visit: a slow machine makes fewer runs, never fewer than one
+ROUND_BUDGET_S = BUDGET_S / 2  # in each of the rounds
 USUAL = "int8"  # of the precisions, of which nine frames are measured
 LARGER = 1.1  # times the usual pixels: for fewer, an estimate of memory will do
 TIMEOUT_S = 3600.0  # the published reference takes many minutes a stack on a CPU
@@ -112,6 +114,7 @@ class Visit:
     entry: Entry
     runs: int
     warmup: int
+    budget_s: float = BUDGET_S
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class Bench:
 
     reference: str | None = "default"
     runs: int = RUNS
-    warmup: int = 5
+    warmup: int = 3
     threads: int | None = None
     photos: Sequence[Path] | None = None
 
@@ -160,8 +163,9 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
     """Measure every artifact of a run, the eager student and the reference; write bench.json.
 
     Rows of other devices stay in the file. What the device cannot execute keeps its `bytes` and has
-    null for the rest. After 15 s of timed calls a visit ends, and `runs` tells how many there were;
-    every call's time is kept in bench.samples.json. Raises UserError for a missing or damaged file.
+    null for the rest. After 15 s of timed calls a visit ends, a round after half of that, and
+    `runs` tells how many there were; every call's time is kept in bench.samples.json. Raises
+    UserError for a missing or damaged file.
     """
     how.check()
     shown = None if how.photos is None else [how.photos[SHOWN[0]]]
@@ -352,11 +356,11 @@ def reference_entries(spec: str) -> list[Entry]:
 def schedule(entries: Sequence[Entry], runs: int, warmup: int) -> list[Visit]:
     """Plan rounds over all entries, every other one backwards; they share `runs` among them."""
     plan = []
-    rounds = max(1, min(ROUNDS, runs // ROUND_RUNS))
+    rounds = max(1, runs // ROUND_RUNS)
     for number in range(rounds):
         share = runs // rounds + (number < runs % rounds)
         order = entries if number % 2 == 0 else entries[::-1]
-        plan += [Visit(entry, share, warmup) for entry in order if share]
+        plan += [Visit(entry, share, warmup, ROUND_BUDGET_S) for entry in order if share]
     return plan
 
 
@@ -475,7 +479,7 @@ def _job(visit: Visit, given: Given, threads: int | None) -> Job:
         calls=[call],
         warmup=visit.warmup,
         runs=visit.runs,
-        budget_s=BUDGET_S,
+        budget_s=visit.budget_s,
         threads=threads,
         want_outputs=visit.entry.artifact == REFERENCE,
         timeout_s=TIMEOUT_S,

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from pocketfocus.benchmarks import checks, latency
 from pocketfocus.benchmarks.latency import Bench
+from pocketfocus.benchmarks.noise import FEWEST_ROUNDS
 from pocketfocus.benchmarks.samples import are_of, read_times
 from pocketfocus.mobile_harness.device import PYTORCH, Job, JobError, Result
+from pocketfocus.run.constants import RUNS
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import load_manifest
 from pocketfocus.run.results import MEASURED, BenchRow
@@ -131,19 +133,22 @@ def test_rounds_go_forth_and_back_around_the_reference(run_folder: Path) -> None
     device = Scripted()
     latency.bench_run(run_folder, device, Bench(reference="some/where", runs=40, warmup=2))
     order = [label(job) for job in device.jobs]
-    assert order == ["student", *ONNX, "reference", *reversed(ONNX), "student"]
-    reference = device.jobs[3]
+    forth, back = ["student", *ONNX], [*reversed(ONNX), "student"]
+    assert order == [*forth, *back[:2], "reference", *back[2:], *forth]
+    reference = device.jobs[5]
     assert (reference.artifact, reference.runs) == ("reference:some/where", 2)
     others = [job for job in device.jobs if job is not reference]
-    assert all((job.runs, job.warmup, job.threads) == (20, 2, None) for job in others)
+    assert [job.runs for job in others] == [14] * 3 + [13] * 6
+    assert all((job.warmup, job.threads) == (2, None) for job in others)
+    assert {job.budget_s for job in others} == {latency.ROUND_BUDGET_S}
     assert all(job.inputs[0].shape == (1, 1, 3, 64, 64) for job in device.jobs)
 
 
 def test_few_calls_are_one_round(run_folder: Path) -> None:
     device = Scripted()
-    latency.bench_run(run_folder, device, Bench(reference=None, runs=39))
+    latency.bench_run(run_folder, device, Bench(reference=None, runs=23))
     assert [(label(job), job.runs) for job in device.jobs] == [
-        (name, 39) for name in ("student", *ONNX)
+        (name, 23) for name in ("student", *ONNX)
     ]
 
 
@@ -216,6 +221,13 @@ def test_the_rounds_share_out_all_runs(entries: list[latency.Entry], runs: int) 
         assert sum(shares) == runs
         assert max(shares) - min(shares) <= 1
         assert min(shares) > 0
+        assert len(shares) == max(1, runs // latency.ROUND_RUNS)
+
+
+def test_the_usual_calls_are_enough_to_judge() -> None:
+    plan = latency.schedule([latency.Entry("a", "a", "onnx", "fp32", 1)], RUNS, warmup=1)
+    assert FEWEST_ROUNDS < len(plan) <= 4  # each starts a process, which takes seconds
+    assert sum(visit.budget_s for visit in plan) <= 2 * latency.BUDGET_S
 
 
 def test_ratios_are_speed_ups_on_the_same_device() -> None:

@@ -17,6 +17,7 @@ from pocketfocus.mobile_harness.host import Host
 from pocketfocus.photos.firstlook import GAP
 from pocketfocus.photos.images import load_photo
 from pocketfocus.quantize.recipes import RECIPES
+from pocketfocus.run.constants import RUNS
 from pocketfocus.run.files import read_json, write_json
 from pocketfocus.run.manifest import load_manifest
 from tests.conftest import one_worker
@@ -51,7 +52,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(build, "SCENES", 1)
     patch.setattr(build, "INPUTS", (4,))
     patch.setattr(build, "SIZE", (64, 64))
-    patch.setattr(latency, "ROUNDS", 1)
+    patch.setattr(latency, "ROUND_RUNS", RUNS)
 
 
 def test_every_stage_wrote_its_file(run: Path) -> None:

@@ -24,6 +24,7 @@ from pocketfocus.mobile_harness.android import runner as android
 from pocketfocus.mobile_harness.device import Device, Job, JobError
 from pocketfocus.mobile_harness.devices import get_device, get_devices, on_each
 from pocketfocus.mobile_harness.options import Absent, Options
+from pocketfocus.run.constants import RUNS
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.results import BenchRow
 from pocketfocus.run.rows import read_rows
@@ -131,7 +132,7 @@ def test_phones_are_measured_at_once_each_with_its_rows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, exported: Exported
 ) -> None:
     plug_in(monkeypatch, tmp_path, phones={"ONE": "device", "TWO": "device", "OFF": "offline"})
-    monkeypatch.setattr(latency, "ROUNDS", 1)
+    monkeypatch.setattr(latency, "ROUND_RUNS", RUNS)
     run = exported(["executorch/student-fp32.pte"])
     runner = scripted_adb.elf(tmp_path / "executor_runner")
     both = threading.Barrier(2, timeout=60)  # neither phone begins before the other is there
