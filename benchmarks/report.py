@@ -26,6 +26,7 @@ from pocketfocus.benchmarks.tables import percent
 from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.data.optics import distance
 from pocketfocus.export.targets import get_target
+from pocketfocus.photos.firstlook import student_of
 from pocketfocus.photos.images import data_uri, encoded
 from pocketfocus.run.constants import FIRST_LOOK, FRAMES, size_text
 from pocketfocus.run.files import read_json, write_atomic
@@ -96,6 +97,7 @@ def render(folder: Path) -> str:
         size_chart=data_uri(size_chart(manifest)),
         grids=data_uri(grids_chart(scores.cells)) if scores.cells else None,
         first=file_uri(folder / FIRST_LOOK),
+        first_student=student_of(folder / FIRST_LOOK),
         loss=file_uri(folder / "loss.png"),
         distillation=distillation(folder),
     )

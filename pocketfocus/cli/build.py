@@ -14,7 +14,7 @@ from pocketfocus.models.places import STUDENT, STUDENTS, WEIGHTS, find_places
 from pocketfocus.quantize.recipes import is_recipe_file
 from pocketfocus.run.cache import source_hash
 from pocketfocus.run.constants import FIRST_LOOK, RUNS, Size
-from pocketfocus.run.files import key_of
+from pocketfocus.run.files import key_of, sha256
 from pocketfocus.run.progress import say
 from pocketfocus.run.stages import Stage, hashes, run_stages, tools
 
@@ -195,7 +195,8 @@ def _look(settings: Settings) -> None:
     photos = settings.photos
     pixels = open_photo(photos[0]).in_srgb().pixels if photos else held_out_photos()[0]
     path = settings.out / FIRST_LOOK
-    save_first_look(open_model(str(_first(settings))), pixels, path)
+    first = _first(settings)
+    save_first_look(open_model(str(first)), pixels, path, sha256(first))
     say(f"a first look: {path} (focused near, the photo, focused far)")
 
 

@@ -20,9 +20,10 @@ GAP = 8
 WHITE = 255
 
 
-def save_first_look(model: Model, pixels: Pixels, path: Path) -> None:
+def save_first_look(model: Model, pixels: Pixels, path: Path, student: str = "") -> None:
     """Write a JPEG of three pictures side by side: a photo [H, W, 3] uint8 focused at 0, the photo
-    itself, and focused at 8, the farthest; its position is found by its picture.
+    itself, and focused at 8, the farthest; its position is found by its picture. Its comment is the
+    hash of the `student` that the model is.
 
     UserError for a model that finds none.
     """
@@ -34,6 +35,17 @@ def save_first_look(model: Model, pixels: Pixels, path: Path) -> None:
     made = refocused(model, photo, find_position(model.analyser, photo, Image.Exif(), "the photo"))
     gap = np.full((photo.shape[0], GAP, 3), WHITE, np.uint8)
     pictures = [made.picture(0.0), gap, photo, gap, made.picture(float(FRAMES - 1))]
-    look = encoded(Image.fromarray(np.concatenate(pictures, 1)), "jpeg", quality=92)
+    look = Image.fromarray(np.concatenate(pictures, 1))
+    content = encoded(look, "jpeg", quality=92, comment=student.encode())
     with write_atomic(path) as partial:
-        partial.write_bytes(look)
+        partial.write_bytes(content)
+
+
+def student_of(look: Path) -> str:
+    """Return the hash of the student that made a first look; "" where it does not tell."""
+    try:
+        with Image.open(look) as image:
+            comment = image.info.get("comment", b"")
+    except OSError:  # no picture
+        return ""
+    return bytes(comment).decode("ascii", "replace")

@@ -214,6 +214,26 @@ def test_rows_of_other_files_are_left_out_and_said_to_be(
     assert "verify.json: 1 of 2 rows left out" in said and "bench.json: 1 of 4 rows" in said
 
 
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        ("2" * 64, "focused far</figcaption>"),
+        ("3" * 64, "(made by student 333333333333, which was there before this one)"),
+        ("", "(made by a student that is not recorded)"),
+    ],
+)
+def test_the_first_picture_says_where_another_student_made_it(
+    student: str, said: str, folder: Path, tmp_path: Path
+) -> None:
+    """`build` makes it before it distills."""
+    shutil.copytree(folder, tmp_path / "run")
+    picture = Image.new("RGB", (96, 32))
+    picture.save(tmp_path / "run" / FIRST_LOOK, comment=student.encode())
+    page = render(tmp_path / "run")
+    assert said in page
+    assert ("made by" in page) == (student != "2" * 64)
+
+
 @pytest.mark.parametrize("photo", [{}, {"photo": np.zeros((32, 32, 3), np.uint8)}])
 def test_the_reference_is_shown_beside_stacks_of_its_own_photo_alone(
     photo: dict[str, Pixels], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

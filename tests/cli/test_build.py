@@ -14,11 +14,11 @@ from pocketfocus.benchmarks import latency
 from pocketfocus.cli import build, main
 from pocketfocus.mobile_harness.device import JobError
 from pocketfocus.mobile_harness.host import Host
-from pocketfocus.photos.firstlook import GAP
+from pocketfocus.photos.firstlook import GAP, student_of
 from pocketfocus.photos.images import load_photo
 from pocketfocus.quantize.recipes import RECIPES
 from pocketfocus.run.constants import RUNS
-from pocketfocus.run.files import read_json, write_json
+from pocketfocus.run.files import read_json, sha256, write_json
 from pocketfocus.run.manifest import load_manifest
 from tests.conftest import one_worker
 from tests.photos.test_images import P3_TO_XYZ, rgb_profile
@@ -70,6 +70,8 @@ def test_every_stage_wrote_its_file(run: Path) -> None:
     assert Image.open(run / "first.jpg").size == (1369, 300)
     page = (run / "report.html").read_text(encoding="utf-8")
     assert ARTIFACT in page and RENDER in page
+    assert student_of(run / "first.jpg") == load_manifest(run).student_sha256
+    assert "focused far</figcaption>" in page
 
 
 def test_a_second_build_skips_every_stage(
@@ -112,6 +114,7 @@ def test_the_first_look_is_in_the_photos_colours(small_student: Path, tmp_path: 
     how = (0.0, False, ("onnx",), ("fp32",), 0)
     build._look(build.Settings(out, "default", small_student, [photo], *how))
     look = np.asarray(Image.open(out / "first.jpg")).astype(float)
+    assert student_of(out / "first.jpg") == sha256(small_student)
     shown = look[:, 90 + GAP : 180 + GAP].mean((0, 1))
     assert np.abs(shown - np.asarray(load_photo(photo)).mean((0, 1))).max() < 3
     assert np.abs(shown - (190, 110, 90)).max() > 8

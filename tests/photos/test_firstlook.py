@@ -13,7 +13,7 @@ from pocketfocus.data.scenes import held_out_photos
 from pocketfocus.export.open import open_model
 from pocketfocus.models.model import Model
 from pocketfocus.models.student import SHIPPED_WEIGHTS
-from pocketfocus.photos.firstlook import GAP, SIDE, save_first_look
+from pocketfocus.photos.firstlook import GAP, SIDE, save_first_look, student_of
 from pocketfocus.run.errors import UserError
 
 
@@ -34,7 +34,8 @@ def test_a_photo_between_near_and_far(tmp_path: Path) -> None:
 
 def test_a_large_photo_is_scaled_down(tmp_path: Path) -> None:
     photo = np.full((600, 2 * SIDE, 3), 128, np.uint8)
-    save_first_look(open_model(str(SHIPPED_WEIGHTS)), photo, tmp_path / "first.jpg")
+    save_first_look(open_model(str(SHIPPED_WEIGHTS)), photo, tmp_path / "first.jpg", "1" * 64)
+    assert student_of(tmp_path / "first.jpg") == "1" * 64
     assert Image.open(tmp_path / "first.jpg").size == (3 * SIDE + 2 * GAP, 300)
 
 
