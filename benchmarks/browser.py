@@ -21,7 +21,7 @@ from pocketfocus.benchmarks.golden import POSITIONS
 from pocketfocus.benchmarks.latency import BENCH_FILE, Entry, row_of
 from pocketfocus.benchmarks.repeat import NOT_FINITE, REPEAT_FILE, judged
 from pocketfocus.benchmarks.repeat import row_of as repeat_row
-from pocketfocus.benchmarks.verify import VERIFY_FILE
+from pocketfocus.benchmarks.verify import VERIFY_FILE, partial_row
 from pocketfocus.mobile_harness.device import Arrays, Result
 from pocketfocus.mobile_harness.devices import kind_of
 from pocketfocus.mobile_harness.options import Options
@@ -98,6 +98,7 @@ class BrowserJudge:
             verdict = judge((stacks,), (parent,), gate.threshold_db)
             found = gate_row(artifact, measured.device, gate, verdict)
             row = VerifyRow(**found.given(), **origin_of(measured).given())
+            row = partial_row(row, self.positions)
             self.keep(VERIFY_FILE, VerifyRow, row)
         return row
 
