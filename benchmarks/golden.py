@@ -59,7 +59,7 @@ from pocketfocus.mobile_harness.host import one_process
 from pocketfocus.run.constants import FRAMES, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import check_replaceable, copy, read_json, write_atomic, write_json
-from pocketfocus.run.manifest import HASHES_VERSION, Artifact, check_artifact, load_manifest
+from pocketfocus.run.manifest import HASHES_VERSION, Artifact, check_artifact, load_exported
 from pocketfocus.run.paths import below
 from pocketfocus.run.progress import track
 from pocketfocus.run.results import GateRow
@@ -120,7 +120,7 @@ def write_golden(
     fails, or misses its own gate: what is wrong must not become what is expected.
     """
     check_replaceable(out, (GOLDEN_FILE,), "--golden")
-    manifest = load_manifest(folder)
+    manifest = load_exported(folder)
     student = load_parent(folder, manifest)
     inputs = student_inputs(fitted_photos(photos, manifest.size)[:1])
     calls = [(0, position) for position in POSITIONS]

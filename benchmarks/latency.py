@@ -48,7 +48,7 @@ from pocketfocus.run.manifest import (
     Manifest,
     Pair,
     check_artifact,
-    load_manifest,
+    load_exported,
     makes_stacks,
     renders,
 )
@@ -160,11 +160,12 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
 
     Rows of other devices stay in the file. What the device cannot execute keeps its `bytes` and has
     null for the rest. After 15 s of timed calls a visit ends, and `runs` tells how many there were;
-    every call's time is kept in bench.samples.json. Raises UserError for a missing or damaged file.
+    every call's time is kept in bench.samples.json. Raises UserError for a missing or damaged file, and for
+    a run of none.
     """
     how.check()
     shown = None if how.photos is None else [how.photos[SHOWN[0]]]
-    manifest = load_manifest(folder)
+    manifest = load_exported(folder)
     given = given_to(folder, manifest, shown)
     eager = device.why_not(PYTORCH) is None
     baselines = reference_entries(how.reference) if eager and how.reference is not None else []

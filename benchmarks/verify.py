@@ -43,7 +43,7 @@ from pocketfocus.mobile_harness.devices import is_timed, origin, takes_sizes
 from pocketfocus.mobile_harness.host import Host, one_process
 from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.manifest import Artifact, Manifest, check_artifact, load_manifest, renders
+from pocketfocus.run.manifest import Artifact, Manifest, check_artifact, load_exported, renders
 from pocketfocus.run.metrics import PEAK
 from pocketfocus.run.paths import below
 from pocketfocus.run.processes import cores, stop_all, workers
@@ -101,9 +101,9 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
 
     Rows of other devices stay in the file, those of fallbacks too that had nothing to execute here.
     For a student, stacks.npz keeps what the report shows
-    (see `save_shown`). Raises UserError for a missing or damaged file.
+    (see `save_shown`). Raises UserError for a missing or damaged file, and for a run of none.
     """
-    manifest = load_manifest(folder)
+    manifest = load_exported(folder)
     for artifact in manifest.files:
         check_artifact(folder, artifact)
     devices = list({each.name: each for each in (device, *how.fallbacks)}.values())
