@@ -22,7 +22,7 @@ from pocketfocus.mobile_harness.devices import gate_word
 from pocketfocus.quantize.recipes import RECIPES, Recipe, get_recipe, recipe_from
 from pocketfocus.run.manifest import Artifact
 from pocketfocus.run.metrics import PEAK, psnr
-from pocketfocus.run.results import GateRow, GateStatus
+from pocketfocus.run.results import GateRow, GateStatus, idle
 
 OTHER_SIZE = "photos of"  # how the gate of a file at another size than its usual one begins
 DRAWN = "drawn pictures"  # and of one on pictures that no camera takes
@@ -164,11 +164,12 @@ def failed(rows: Sequence[G]) -> list[G]:
     return [row for row in rows if row.status == "fail"]
 
 
-def unjudged(rows: Sequence[G]) -> list[str]:
+def unjudged(rows: Sequence[G], each_device: bool = False) -> list[str]:
     """Say of which files nothing could be judged: their process died, or gave nothing back; any
-    makes the exit code 2, and so does a device that executed no file at all."""
+    makes the exit code 2, and so it does when no file at all was executed, on `each_device` where
+    no other is there to execute files in its place."""
     died = [f"{row.artifact}, {row.gate}: {row.why}" for row in rows if row.status == "error"]
     files = [row for row in parity_rows(rows) if row.target != PYTORCH]
-    if files and all(row.status == "not-run" for row in files):
-        died.append(f"no file was executed on {files[0].device}: {files[0].why}")
+    if each_device or all(row.status == "not-run" for row in files):
+        died += idle(files)
     return died

@@ -54,7 +54,7 @@ from pocketfocus.benchmarks.golden_sizes import (
 from pocketfocus.benchmarks.saved import AGAIN, GOLDEN_FILE, Decibels, Saved, check_hash, load, save
 from pocketfocus.benchmarks.verify import able_device, execute
 from pocketfocus.mobile_harness.device import Device
-from pocketfocus.mobile_harness.devices import takes_sizes
+from pocketfocus.mobile_harness.devices import on_each, takes_sizes
 from pocketfocus.mobile_harness.host import one_process
 from pocketfocus.run.constants import FRAMES, Size, size_text
 from pocketfocus.run.errors import UserError
@@ -186,8 +186,11 @@ def described(artifact: Artifact) -> File:
     )
 
 
-def replay(bundle: Path, devices: Sequence[Device]) -> list[GateRow]:
-    """Execute a bundle's files here and hold them against what it expects; writes replay.json.
+def replay(
+    bundle: Path, devices: Sequence[Device], fallbacks: Sequence[Device] = ()
+) -> list[GateRow]:
+    """Execute a bundle's files on each of `devices`, or on `fallbacks` what one cannot, and hold
+    them against what it expects; writes replay.json.
 
     Three rows a file and size: against the student's stacks, against the same file's own on the
     machine that wrote the bundle, and the canary's. UserError for a missing or damaged bundle.
@@ -197,9 +200,13 @@ def replay(bundle: Path, devices: Sequence[Device]) -> list[GateRow]:
     calls = [(0, int(load(bundle, pair.position).argmax())) for pair in golden.inputs]
     check = Check(inputs, calls, {STUDENT: (load(bundle, golden.student),)})
     check_canary(bundle, golden.canary, inputs[0][0], calls[0][1])
-    rows = [
-        row for file in golden.artifacts for row in replayed(bundle, file, golden, check, devices)
-    ]
+
+    def on_one(device: Device) -> list[GateRow]:
+        able = (device, *fallbacks)
+        files = golden.artifacts
+        return [row for file in files for row in replayed(bundle, file, golden, check, able)]
+
+    rows = on_each(tuple(devices), on_one)
     write_rows(bundle / REPLAY_FILE, rows)
     return rows
 

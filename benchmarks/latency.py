@@ -53,7 +53,7 @@ from pocketfocus.run.manifest import (
     renders,
 )
 from pocketfocus.run.progress import say, track
-from pocketfocus.run.results import AtSize, BenchRow, Figures, Measured
+from pocketfocus.run.results import AtSize, BenchRow, Figures, Measured, idle
 from pocketfocus.run.rows import merge_rows
 
 BENCH_FILE = "bench.json"
@@ -160,8 +160,8 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
 
     Rows of other devices stay in the file. What the device cannot execute keeps its `bytes` and has
     null for the rest. After 15 s of timed calls a visit ends, and `runs` tells how many there were;
-    every call's time is kept in bench.samples.json. Raises UserError for a missing or damaged file, and for
-    a run of none.
+    every call's time is kept in bench.samples.json. Raises UserError for a missing or damaged file,
+    and for a run of none.
     """
     how.check()
     shown = None if how.photos is None else [how.photos[SHOWN[0]]]
@@ -421,12 +421,10 @@ def pooled(results: Sequence[Result]) -> Figures:
 
 
 def unmeasured(rows: Sequence[BenchRow]) -> list[str]:
-    """Say what could not be measured: a process died; any makes the exit code 2, and so does a
+    """Say what could not be measured: a process died; any makes the exit code 2, and so does each
     device that measured nothing at all."""
     died = [f"{row.artifact}: {row.why}" for row in rows if row.status == "failed"]
-    if rows and all(row.status == "not-run" for row in rows):
-        died.append(f"nothing was measured on {rows[0].device}: {rows[0].why}")
-    return died
+    return [*died, *idle(rows)]
 
 
 def ratios(rows: Sequence[BenchRow]) -> list[Ratio]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,9 @@ TOGETHER = 4  # photos whose stacks are in memory at a time
 SEVERITY = ("error", "fail", "not-run", "pass")
 UNKNOWN = CallFigures()
 POLL_S = 0.05
+TRACING = (
+    threading.Lock()
+)  # torch captures one graph of a process at a time; phones are verified at once
 T = TypeVar("T")
 
 
@@ -114,12 +118,13 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
         parent = load_parent(folder, manifest)
         host = next((each for each in devices if each.name == HOST), None)
         for number, photos in enumerate(groups(how.photos)):
-            checks = Checks(student_check(parent, manifest, photos, how.positions))
-            rows.append(row_on(capture_row(checks.student, manifest.student_sha256), host))
-            if number == 0 and any(map(takes_sizes, devices)):
-                checks = replace(checks, beside=checks_beside(parent, manifest, photos))
-            if number == 0 and manifest.render and manifest.render.files:
-                checks = replace(checks, render=render_check(parent))
+            with TRACING:
+                checks = Checks(student_check(parent, manifest, photos, how.positions))
+                rows.append(row_on(capture_row(checks.student, manifest.student_sha256), host))
+                if number == 0 and any(map(takes_sizes, devices)):
+                    checks = replace(checks, beside=checks_beside(parent, manifest, photos))
+                if number == 0 and manifest.render and manifest.render.files:
+                    checks = replace(checks, render=render_check(parent))
             found, kept = rows_of(folder, manifest, devices, how, checks)
             rows += found
             if number == 0:

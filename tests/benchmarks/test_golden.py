@@ -12,9 +12,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from pocketfocus.benchmarks import lint
+from pocketfocus.benchmarks.gates import unjudged
 from pocketfocus.benchmarks.golden import replay, write_golden
+from pocketfocus.cli import main
 from pocketfocus.data.optics import one_hot
+from pocketfocus.mobile_harness import devices
 from pocketfocus.mobile_harness.device import Job, Result
+from pocketfocus.mobile_harness.options import Absent
 from pocketfocus.models.student import load_student
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.results import GateRow
@@ -84,6 +89,48 @@ def test_a_replay_where_all_is_well(bundle: Path, small_student: Path) -> None:
         (PACKAGE, "canary", 35.0, "not-run"),
     ]
     assert 65 < (rows[1].psnr_db or 0) < 200  # float16 keeps this much
+
+
+def test_every_phone_replays(bundle: Path, small_student: Path) -> None:
+    right, wrong = Runs(small_student), Runs(small_student, off=0.1)
+    wrong.name = "android:TWO"
+    rows = replay(bundle, [right, wrong, Absent("android:THREE", "unplugged")])
+    for name, statuses in (
+        ("runs", {"pass", "not-run"}),
+        ("android:TWO", {"fail", "not-run"}),
+        ("android:THREE", {"not-run"}),
+    ):
+        own = [row for row in rows if row.device == name]
+        assert len(own) == 5 and {row.status for row in own} == statuses
+    assert unjudged(rows, each_device=True) == [f"{PTE} and 1 more on android:THREE: unplugged"]
+
+
+@pytest.mark.parametrize("words", [("RUN",), ("--replay", "BUNDLE")])
+def test_a_phone_that_is_not_there_is_no_success(
+    words: tuple[str, ...],
+    bundle: Path,
+    small_student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    there = (Runs(small_student), Absent("android:TWO", "it is unplugged"))
+    monkeypatch.setattr(devices, "get_devices", lambda *_: there)
+    named = {"RUN": tmp_path / "run", "BUNDLE": bundle}
+    given = [str(named.get(word, word)) for word in words]
+    monkeypatch.setattr(lint, "lint_of_student", lambda _: "")  # its files are none
+    assert main(["verify", *given, "--device", "android:ONE,TWO"]) == 2
+    assert "on android:TWO: it is unplugged; run it again" in capsys.readouterr().err
+
+
+def test_a_bundle_is_made_on_one_phone(
+    bundle: Path, small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = (Runs(small_student), Absent("android:TWO", "it is unplugged"))
+    monkeypatch.setattr(devices, "get_devices", lambda *_: there)
+    words = [str(tmp_path / "run"), "--golden", str(tmp_path / "new")]
+    assert main(["verify", *words, "--device", "android:all"]) == 2
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(("db", "statuses"), [(44.0, ["pass", "fail"]), (39.0, ["fail", "fail"])])

@@ -10,6 +10,7 @@ from pocketfocus.benchmarks import checks, latency
 from pocketfocus.benchmarks.latency import Bench
 from pocketfocus.benchmarks.samples import are_of, read_times
 from pocketfocus.mobile_harness.device import PYTORCH, Job, JobError, Result
+from pocketfocus.mobile_harness.options import Absent
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import load_manifest
 from pocketfocus.run.results import MEASURED, BenchRow
@@ -125,6 +126,9 @@ def test_few_runs_leave_the_published_sampling_out(run_folder: Path) -> None:
     assert found["reference@25"].why.endswith("bench --runs 40")
     assert "reference@25" not in map(label, device.jobs) and found["reference"].runs == 2
     assert not latency.unmeasured(rows)
+    absent = latency.bench_run(run_folder, Absent("android:TWO", "unplugged"), Bench(None))
+    (said,) = latency.unmeasured([*rows, *absent])
+    assert said == "student and 3 more on android:TWO: unplugged"
 
 
 def test_rounds_go_forth_and_back_around_the_reference(run_folder: Path) -> None:
