@@ -51,7 +51,16 @@ from pocketfocus.benchmarks.golden_sizes import (
     shapes_at,
     write_sizes,
 )
-from pocketfocus.benchmarks.saved import AGAIN, GOLDEN_FILE, Decibels, Saved, check_hash, load, save
+from pocketfocus.benchmarks.saved import (
+    AGAIN,
+    GOLDEN_FILE,
+    Decibels,
+    Saved,
+    check_hash,
+    load,
+    named_in,
+    save,
+)
 from pocketfocus.benchmarks.verify import able_device, execute
 from pocketfocus.mobile_harness.device import Device
 from pocketfocus.mobile_harness.devices import on_each, takes_sizes
@@ -117,9 +126,11 @@ def write_golden(
 
     The photo is the first of `photos`, or of the bundled held-out ones. A file that none of
     `devices` executes comes with the student's stacks alone. UserError when a file is damaged,
-    fails, or misses its own gate: what is wrong must not become what is expected.
+    fails, or misses its own gate: what is wrong must not become what is expected; and where `out`
+    holds a file that is of no bundle.
     """
-    check_replaceable(out, (GOLDEN_FILE,), "--golden")
+    own = {GOLDEN_FILE, REPLAY_FILE, *named_in(out)}
+    check_replaceable(out, (GOLDEN_FILE,), "--golden", own)
     manifest = load_exported(folder)
     student = load_parent(folder, manifest)
     inputs = student_inputs(fitted_photos(photos, manifest.size)[:1])

@@ -73,8 +73,20 @@ def test_what_is_no_bundle_is_not_replaced(
         ):
             write_golden(tmp_path, place, [Runs(small_student)])
     assert sorted(tmp_path.rglob("*")) == before
+    golden = tmp_path / "golden"
     for _ in range(2):  # an earlier one is
-        write_golden(tmp_path, tmp_path / "golden", [Runs(small_student)])
+        write_golden(tmp_path, golden, [Runs(small_student)])
+        replay(golden, [Runs(small_student)])
+    for name in ("README.md", "executorch/notes.txt", "student/config.json"):  # an app's, say
+        (golden / name).parent.mkdir(exist_ok=True)
+        (golden / name).write_text("years of work")
+        with pytest.raises(UserError, match=rf"{name} was not written by.*--golden, or move"):
+            write_golden(tmp_path, golden, [Runs(small_student)])
+        assert (golden / name).read_text() == "years of work"
+        (golden / name).unlink()
+    (golden / "golden.json").write_text("{}")  # it no longer says what is its own
+    with pytest.raises(UserError, match="was not written by"):
+        write_golden(tmp_path, golden, [Runs(small_student)])
 
 
 def test_a_replay_where_all_is_well(bundle: Path, small_student: Path) -> None:
