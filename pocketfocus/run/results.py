@@ -115,11 +115,13 @@ class Measured(Figures, FileRow):
 
 
 class AtSize(Row):
-    """What a file took with photos of another size, (H, W), in a process of its own."""
+    """What a file took with photos of another size, (H, W), in a process of its own; `why` it
+    made nothing of them, where it did not."""
 
     size: Size
-    p50_ms: float
+    p50_ms: float | None
     peak_rss_mib: float | None
+    why: str = ""
 
 
 class BenchRow(Origin, Measured):
