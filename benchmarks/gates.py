@@ -102,17 +102,19 @@ def judge(
     outputs: Arrays, parent: Arrays, threshold_db: float, peak: float | None = PEAK
 ) -> Verdict:
     """Hold a file's first outputs, each [N, *shape], against those of its parent; the worst
-    decides. Of a student's three, each counts as what it is in a picture (`IN_THE_PICTURE`).
+    decides. Of a student's three, each counts as what it is in a picture (`IN_THE_PICTURE`). Those
+    that the parent lacks have to be finite.
 
     `peak` is that of PSNR; None for the range of what the parent gives.
     """
+    finite = all(np.isfinite(table).all() for table in outputs)
     outputs = outputs[: len(parent)]
     if [a.shape for a in outputs] != [b.shape for b in parent]:
         found, expected = (
             " and ".join(str(list(a.shape)) for a in side) for side in (outputs, parent)
         )
         return Verdict(None, "fail", f"makes outputs {found}, its parent {expected}")
-    if not all(np.isfinite(table).all() for table in outputs):
+    if not finite:
         return Verdict(None, "fail", "makes values that are not finite (NaN or infinity)")
     scales = IN_THE_PICTURE if len(parent) == len(IN_THE_PICTURE) else (1.0,) * len(parent)
     figures = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,46 @@ def test_a_replay_where_all_is_well(bundle: Path, small_student: Path) -> None:
         (PACKAGE, "canary", 35.0, "not-run"),
     ]
     assert 65 < (rows[1].psnr_db or 0) < 200  # float16 keeps this much
+
+
+class Spoils(Runs):
+    """One that makes something else of one output."""
+
+    def __init__(self, student: Path, number: int, value: float) -> None:
+        super().__init__(student)
+        self.number, self.value = number, value
+
+    def run(self, job: Job) -> Result:
+        result = super().run(job)
+        outputs = list(result.outputs or ())
+        outputs[self.number] = np.full_like(outputs[self.number], self.value)
+        return replace(result, outputs=tuple(outputs))
+
+
+@pytest.mark.parametrize(
+    ("number", "value", "statuses"),
+    [
+        (1, 0.5, ["fail", "pass", "pass"]),
+        (2, 5.0, ["fail", "pass", "pass"]),
+        *((number, np.nan, ["fail"] * 3) for number in range(5)),
+    ],
+    ids=["sharp", "detail", *(f"NaN in output {n}" for n in range(5))],
+)
+def test_all_that_pictures_are_made_of_is_replayed(
+    number: int, value: float, statuses: list[str], bundle: Path, small_student: Path
+) -> None:
+    rows = replay(bundle, [Spoils(small_student, number, value)])
+    assert [row.status for row in rows if row.artifact == PTE] == statuses
+
+
+def test_an_older_bundle_has_the_stack_alone(bundle: Path, small_student: Path) -> None:
+    content = json.loads((bundle / "golden.json").read_text())
+    for name in ("sharp", "detail"):
+        (bundle / content.pop(name)["file"]).unlink()
+    (bundle / "golden.json").write_text(json.dumps(content))
+    for device in (Runs(small_student), Spoils(small_student, 1, 0.5)):
+        found = [row.status for row in replay(bundle, [device]) if row.artifact == PTE]
+        assert found == ["pass"] * 3
 
 
 def test_every_phone_replays(bundle: Path, small_student: Path) -> None:
