@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from pocketfocus.benchmarks import checks, gates, verify
 from pocketfocus.benchmarks.gates import failed, unjudged
 from pocketfocus.benchmarks.verify import Verification
-from pocketfocus.cli import main
 from pocketfocus.data.optics import one_hot
 from pocketfocus.mobile_harness.device import Job, JobError, Result
 from pocketfocus.mobile_harness.devices import get_device
@@ -239,32 +238,6 @@ def test_files_of_another_student_are_refused(
     save_student(build_student("micro"), tmp_path / "student", half=False)
     with pytest.raises(UserError, match="but the files were made from"):
         verify.verify_run(tmp_path, InProcess({}))
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("verify", "RUN"),
-        ("verify", "RUN", "--repeat", "2"),
-        ("verify", "RUN", "--golden", "RUN/golden"),
-        ("bench", "RUN"),
-        ("lint", "RUN"),
-        ("publish", "RUN", "--unproven"),
-    ],
-)
-def test_a_run_of_no_files_is_no_success(
-    words: tuple[str, ...],
-    small_student: Path,
-    tmp_path: Path,
-    make_run: MakeRun,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """As an export leaves it that found another student there, and was killed."""
-    make_run(tmp_path, small_student, [])
-    before = sorted(tmp_path.rglob("*"))
-    assert main([word.replace("RUN", str(tmp_path)) for word in words]) == 2
-    assert re.search(r"holds no file(: run export again| of a student)", capsys.readouterr().err)
-    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_keeps_stacks_of_what_ran(
