@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -21,19 +21,21 @@ from pocketfocus.benchmarks.golden import POSITIONS
 from pocketfocus.benchmarks.latency import BENCH_FILE, Entry, row_of
 from pocketfocus.benchmarks.repeat import NOT_FINITE, REPEAT_FILE, judged
 from pocketfocus.benchmarks.repeat import row_of as repeat_row
-from pocketfocus.benchmarks.verify import VERIFY_FILE
+from pocketfocus.benchmarks.verify import VERIFY_FILE, partial_row, row_on
 from pocketfocus.mobile_harness.device import Arrays, Result
-from pocketfocus.mobile_harness.devices import kind_of
-from pocketfocus.mobile_harness.options import Options
-from pocketfocus.mobile_harness.web.files import Served
+from pocketfocus.mobile_harness.devices import kind_of, origin
+from pocketfocus.mobile_harness.options import Absent, Options
+from pocketfocus.mobile_harness.web.files import Served, load_served
 from pocketfocus.mobile_harness.web.measurement import Measurement, Repeated, Sustained
 from pocketfocus.mobile_harness.web.server import await_visit
+from pocketfocus.mobile_harness.web.visit import KIND
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import Artifact, load_manifest
 from pocketfocus.run.results import BenchRow, Origin, Trend, VerifyRow
 from pocketfocus.run.rows import F, merge_rows
 
 STRETCHES = 60
+LEFT = "no browser sent it before the visit was over: measure all files on the page"
 TREND_SHARE = 5  # a sustained run is slower at its end than in its first fifth, or not
 
 
@@ -98,6 +100,7 @@ class BrowserJudge:
             verdict = judge((stacks,), (parent,), gate.threshold_db)
             found = gate_row(artifact, measured.device, gate, verdict)
             row = VerifyRow(**found.given(), **origin_of(measured).given())
+            row = partial_row(row, self.positions)
             self.keep(VERIFY_FILE, VerifyRow, row)
         return row
 
@@ -161,7 +164,8 @@ def trend(sustained: Sustained) -> Trend:
 
 
 class Sent(NamedTuple):
-    """Rows that a browser sent of every file: of bench.json; of verify.json and repeat.json."""
+    """Rows of what browsers sent, and of what none did: of bench.json; of verify.json and
+    repeat.json."""
 
     bench: list[BenchRow]
     verify: list[VerifyRow]
@@ -170,8 +174,8 @@ class Sent(NamedTuple):
 def visited(
     device: str, folder: Path, options: Options, say: Callable[[str], None], repeat: int = 0
 ) -> Sent:
-    """Return what a device that comes by itself sent, which called each file `repeat` times more;
-    nothing for others."""
+    """Return what a device that comes by itself sent, which called each file `repeat` times more,
+    and that others are left; nothing where none came, and for other devices."""
     if not kind_of(device).visits_itself:
         return Sent([], [])
     again: list[BrowserJudge] = []
@@ -181,5 +185,27 @@ def visited(
         return again[-1]
 
     rows = await_visit(folder, device.partition(":")[2], options, say, make_judge)
+    if not rows:
+        return Sent([], [])
     repeated = [row for judge in again for row in judge.repeated.values()]
-    return Sent([bench for bench, _ in rows], [*(verify for _, verify in rows), *repeated])
+    bench, verify = [bench for bench, _ in rows], [verify for _, verify in rows]
+    left = keep_left(folder, {row.artifact for row in verify})
+    return Sent([*bench, *left.bench], [*verify, *left.verify, *repeated])
+
+
+def keep_left(folder: Path, sent: Collection[str]) -> Sent:
+    """Return the rows of files that no browser `sent`, and keep them in place of earlier ones."""
+    served, nowhere = load_served(folder), Absent(KIND, LEFT)
+    left = Sent([], [])
+    for file in served.artifacts.values():
+        if file.name not in sent:
+            entry = Entry(file.name, "", file.target, file.precision, file.bytes, file.sha256)
+            timed, about = row_of(entry, KIND, [], LEFT), origin(nowhere, file.target).given()
+            left.bench.append(BenchRow(**timed.given(), **about))
+            verdict = Verdict(None, "not-run", LEFT)
+            gate = gate_of(file.precision, KIND, file.recipe)
+            left.verify.append(row_on(gate_row(file, KIND, gate, verdict), nowhere))
+    hashes = served.manifest.hashes
+    merge_rows(folder / BENCH_FILE, BenchRow, left.bench, [KIND], hashes)
+    merge_rows(folder / VERIFY_FILE, VerifyRow, left.verify, [KIND], hashes)
+    return left

@@ -143,6 +143,6 @@ def canary_verdict(
     bundle: Path, canary: Canary, gate: Gate, outputs: Arrays, sized: Sized | None = None
 ) -> Verdict:
     """Judge what a file made of the first input, or of the photo of another size, as an app
-    does."""
+    does, and that all else which it made is finite."""
     stack, expected = sampled(outputs[0][:1], canary.step), (sized or canary).expected
-    return judge((stack,), (load(bundle, expected)[None],), gate.threshold_db)
+    return judge((stack, *outputs[1:]), (load(bundle, expected)[None],), gate.threshold_db)

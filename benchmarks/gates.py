@@ -22,7 +22,7 @@ from pocketfocus.mobile_harness.devices import gate_word
 from pocketfocus.quantize.recipes import RECIPES, Recipe, get_recipe, recipe_from
 from pocketfocus.run.manifest import Artifact
 from pocketfocus.run.metrics import PEAK, psnr
-from pocketfocus.run.results import GateRow, GateStatus
+from pocketfocus.run.results import GateRow, GateStatus, idle
 
 OTHER_SIZE = "photos of"  # how the gate of a file at another size than its usual one begins
 DRAWN = "drawn pictures"  # and of one on pictures that no camera takes
@@ -102,17 +102,19 @@ def judge(
     outputs: Arrays, parent: Arrays, threshold_db: float, peak: float | None = PEAK
 ) -> Verdict:
     """Hold a file's first outputs, each [N, *shape], against those of its parent; the worst
-    decides. Of a student's three, each counts as what it is in a picture (`IN_THE_PICTURE`).
+    decides. Of a student's three, each counts as what it is in a picture (`IN_THE_PICTURE`). Those
+    that the parent lacks have to be finite.
 
     `peak` is that of PSNR; None for the range of what the parent gives.
     """
+    finite = all(np.isfinite(table).all() for table in outputs)
     outputs = outputs[: len(parent)]
     if [a.shape for a in outputs] != [b.shape for b in parent]:
         found, expected = (
             " and ".join(str(list(a.shape)) for a in side) for side in (outputs, parent)
         )
         return Verdict(None, "fail", f"makes outputs {found}, its parent {expected}")
-    if not all(np.isfinite(table).all() for table in outputs):
+    if not finite:
         return Verdict(None, "fail", "makes values that are not finite (NaN or infinity)")
     scales = IN_THE_PICTURE if len(parent) == len(IN_THE_PICTURE) else (1.0,) * len(parent)
     figures = [
@@ -164,11 +166,12 @@ def failed(rows: Sequence[G]) -> list[G]:
     return [row for row in rows if row.status == "fail"]
 
 
-def unjudged(rows: Sequence[G]) -> list[str]:
+def unjudged(rows: Sequence[G], each_device: bool = False) -> list[str]:
     """Say of which files nothing could be judged: their process died, or gave nothing back; any
-    makes the exit code 2, and so does a device that executed no file at all."""
+    makes the exit code 2, and so it does when no file at all was executed, on `each_device` where
+    no other is there to execute files in its place."""
     died = [f"{row.artifact}, {row.gate}: {row.why}" for row in rows if row.status == "error"]
     files = [row for row in parity_rows(rows) if row.target != PYTORCH]
-    if files and all(row.status == "not-run" for row in files):
-        died.append(f"no file was executed on {files[0].device}: {files[0].why}")
+    if each_device or all(row.status == "not-run" for row in files):
+        died += idle(files)
     return died

@@ -51,15 +51,24 @@ from pocketfocus.benchmarks.golden_sizes import (
     shapes_at,
     write_sizes,
 )
-from pocketfocus.benchmarks.saved import AGAIN, GOLDEN_FILE, Decibels, Saved, check_hash, load, save
+from pocketfocus.benchmarks.saved import (
+    AGAIN,
+    GOLDEN_FILE,
+    Decibels,
+    Saved,
+    check_hash,
+    load,
+    named_in,
+    save,
+)
 from pocketfocus.benchmarks.verify import able_device, execute
-from pocketfocus.mobile_harness.device import Device
-from pocketfocus.mobile_harness.devices import takes_sizes
+from pocketfocus.mobile_harness.device import Arrays, Device
+from pocketfocus.mobile_harness.devices import on_each, takes_sizes
 from pocketfocus.mobile_harness.host import one_process
-from pocketfocus.run.constants import FRAMES, Size, size_text
+from pocketfocus.run.constants import FRAMES, IMAGES, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import check_replaceable, copy, read_json, write_atomic, write_json
-from pocketfocus.run.manifest import HASHES_VERSION, Artifact, check_artifact, load_manifest
+from pocketfocus.run.manifest import HASHES_VERSION, Artifact, check_artifact, load_exported
 from pocketfocus.run.paths import below
 from pocketfocus.run.progress import track
 from pocketfocus.run.results import GateRow
@@ -100,7 +109,8 @@ class File(Row):
 
 class Golden(Row):
     """golden.json; `student` are the stacks of the student itself, the canary is of the first of
-    its inputs, and so are the `others`, at the other sizes of photos."""
+    its inputs, and so are the `others`, at the other sizes of photos, and what else pictures are
+    made of, `sharp` [1,1,3,H,W] and `detail` [1,1,10,H,W], which older bundles lack."""
 
     size: Size
     inputs: tuple[Input, ...] = Field(min_length=1)
@@ -108,6 +118,8 @@ class Golden(Row):
     artifacts: tuple[File, ...]
     canary: Canary
     others: tuple[OtherSize, ...] = ()
+    sharp: Saved | None = None
+    detail: Saved | None = None
 
 
 def write_golden(
@@ -117,10 +129,12 @@ def write_golden(
 
     The photo is the first of `photos`, or of the bundled held-out ones. A file that none of
     `devices` executes comes with the student's stacks alone. UserError when a file is damaged,
-    fails, or misses its own gate: what is wrong must not become what is expected.
+    fails, or misses its own gate: what is wrong must not become what is expected; and where `out`
+    holds a file that is of no bundle.
     """
-    check_replaceable(out, (GOLDEN_FILE,), "--golden")
-    manifest = load_manifest(folder)
+    own = {GOLDEN_FILE, REPLAY_FILE, *named_in(out)}
+    check_replaceable(out, (GOLDEN_FILE,), "--golden", own)
+    manifest = load_exported(folder)
     student = load_parent(folder, manifest)
     inputs = student_inputs(fitted_photos(photos, manifest.size)[:1])
     calls = [(0, position) for position in POSITIONS]
@@ -130,7 +144,15 @@ def write_golden(
         scratch.mkdir()
         photo = save(scratch, "photo.f32", inputs[0][0], "float32")
         positions = [save(scratch, f"position-{p}.f32", inputs[1][p], "float32") for _, p in calls]
-        stacks = save(scratch, "student.f16", check.parents[STUDENT][0], "float16")
+        stacks, sharp, detail = (
+            save(scratch, f"{name}.f16", table[:count], "float16")
+            for name, table, count in zip(
+                ("student", "sharp", "detail"),
+                check.parents[STUDENT],
+                (len(calls), 1, 1),
+                strict=True,
+            )
+        )
         written = write_sizes(scratch, student, manifest, photos, POSITIONS[0])
         tries = tries_of(
             [(a, described(a).student_db) for a in manifest.artifacts],
@@ -147,6 +169,8 @@ def write_golden(
             ),
             canary=make_canary(scratch, inputs[0][0], calls[0][1], first, tries, sized),
             others=tuple(each.other for each in written),
+            sharp=sharp,
+            detail=detail,
         )
         write_json(scratch / GOLDEN_FILE, golden.as_json(), HASHES_VERSION)
     return out / GOLDEN_FILE
@@ -186,10 +210,13 @@ def described(artifact: Artifact) -> File:
     )
 
 
-def replay(bundle: Path, devices: Sequence[Device]) -> list[GateRow]:
-    """Execute a bundle's files here and hold them against what it expects; writes replay.json.
+def replay(
+    bundle: Path, devices: Sequence[Device], fallbacks: Sequence[Device] = ()
+) -> list[GateRow]:
+    """Execute a bundle's files on each of `devices`, or on `fallbacks` what one cannot, and hold
+    them against what it expects; writes replay.json.
 
-    Three rows a file and size: against the student's stacks, against the same file's own on the
+    Three rows a file and size: against what the student makes, against the same file's own on the
     machine that wrote the bundle, and the canary's. UserError for a missing or damaged bundle.
     """
     golden = read_golden(bundle / GOLDEN_FILE)
@@ -197,9 +224,13 @@ def replay(bundle: Path, devices: Sequence[Device]) -> list[GateRow]:
     calls = [(0, int(load(bundle, pair.position).argmax())) for pair in golden.inputs]
     check = Check(inputs, calls, {STUDENT: (load(bundle, golden.student),)})
     check_canary(bundle, golden.canary, inputs[0][0], calls[0][1])
-    rows = [
-        row for file in golden.artifacts for row in replayed(bundle, file, golden, check, devices)
-    ]
+
+    def on_one(device: Device) -> list[GateRow]:
+        able = (device, *fallbacks)
+        files = golden.artifacts
+        return [row for file in files for row in replayed(bundle, file, golden, check, able)]
+
+    rows = on_each(tuple(devices), on_one)
     write_rows(bundle / REPLAY_FILE, rows)
     return rows
 
@@ -217,6 +248,9 @@ def read_golden(path: Path) -> Golden:
     stacks = (len(golden.inputs), FRAMES, CHANNELS, height, width)
     own = (file.expected for file in golden.artifacts if file.expected is not None)
     shapes += [(saved, stacks) for saved in (golden.student, *own)]
+    for images, count in ((golden.sharp, CHANNELS), (golden.detail, IMAGES)):
+        if images is not None:
+            shapes.append((images, (1, 1, count, height, width)))
     canary = golden.canary
     shapes += [
         (canary.photo, (1, CHANNELS, height, width)),
@@ -242,7 +276,9 @@ def replayed(
     why = device.why_not(entry.target)
     alone = why or (None if takes_sizes(device) else f"{device.name} calls no other sizes")
     with one_process():
-        rows = held(bundle, entry, canary, Expectation(check, entry.expected), device, why)
+        images = tuple(load(bundle, each) for each in (golden.sharp, golden.detail) if each)
+        usual = Expectation(check, entry.expected, images=images)
+        rows = held(bundle, entry, canary, usual, device, why)
         for each in entry.others:
             other, sized = at_size(golden.others, each.size), at_size(canary.sizes, each.size)
             inputs = student_inputs(load(bundle, other.photo))
@@ -264,11 +300,18 @@ def at_size(found: Sequence[S], size: Size) -> S:
 @dataclass(frozen=True)
 class Expectation:
     """What a file is called with, and what of it is expected: the student's stacks, the file's own,
-    and what the canary has of another size; None for the usual one."""
+    what the canary has of another size, None for the usual one, and the student's `images` of the
+    first call beside its stack."""
 
     check: Check
     own: Saved | None
     sized: Sized | None = None
+    images: Arrays = ()
+
+
+def severity(verdict: Verdict) -> tuple[bool, float]:
+    """Return what sorts verdicts, from the worst."""
+    return verdict.status == "pass", verdict.psnr_db or 0.0
 
 
 def held(
@@ -282,19 +325,25 @@ def held(
     result, verdict = None, Verdict(None, "not-run", why or "")
     if why is None:
         job = wanted.check.job(below(bundle, entry.name), entry.target)
-        result, verdict = execute(device, job, wanted.check.parents[STUDENT], gate)
+        parent = wanted.check.parents[STUDENT]
+        result, verdict = execute(device, job, parent, gate)
+        if result and result.outputs and verdict.status == "pass" and wanted.images:
+            first = tuple(table[:1] for table in (*parent, *wanted.images))
+            made = tuple(table[:1] for table in result.outputs)
+            verdict = min(verdict, judge(made, first, gate.threshold_db), key=severity)
     rows = [gate_row(artifact, device.name, gate, verdict)]
     outputs = None if result is None else result.outputs
     if wanted.own is not None:
         same = Gate(f"{text}{SAME_FILE}", f"on {entry.made_by}", entry.same_file_db)
         kept, found = load(bundle, wanted.own), verdict
         if outputs:
-            made = sampled(outputs[0], canary.step if wanted.sized else 1)
-            found = judge((made,), (kept,), same.threshold_db)
+            seen = sampled(outputs[0], canary.step if wanted.sized else 1)
+            found = judge((seen, *outputs[1:]), (kept,), same.threshold_db)
         rows.append(gate_row(artifact, device.name, same, found))
     tried = canary.gate_of(entry.name)
     if tried is not None:
         tried = replace(tried, name=f"{text}{tried.name}")
-        seen = canary_verdict(bundle, canary, tried, outputs, wanted.sized) if outputs else verdict
-        rows.append(gate_row(artifact, device.name, tried, seen))
+        if outputs:
+            verdict = canary_verdict(bundle, canary, tried, outputs, wanted.sized)
+        rows.append(gate_row(artifact, device.name, tried, verdict))
     return rows

@@ -43,19 +43,19 @@ from pocketfocus.mobile_harness.devices import origin, takes_sizes
 from pocketfocus.mobile_harness.host import Host
 from pocketfocus.models.places import find_places
 from pocketfocus.models.sampling import PUBLISHED
-from pocketfocus.run.constants import RUNS, RUNS_WITH_PUBLISHED, Size
+from pocketfocus.run.constants import RUNS, RUNS_WITH_PUBLISHED, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import size_bytes
 from pocketfocus.run.manifest import (
     Manifest,
     Pair,
     check_artifact,
-    load_manifest,
+    load_exported,
     makes_stacks,
     renders,
 )
 from pocketfocus.run.progress import say, track
-from pocketfocus.run.results import AtSize, BenchRow, Figures, Measured
+from pocketfocus.run.results import AtSize, BenchRow, Figures, Measured, idle
 from pocketfocus.run.rows import merge_rows
 
 BENCH_FILE = "bench.json"
@@ -165,11 +165,11 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
     Rows of other devices stay in the file. What the device cannot execute keeps its `bytes` and has
     null for the rest. After 15 s of timed calls a visit ends, a round after half of that, and
     `runs` tells how many there were; every call's time is kept in bench.samples.json. Raises
-    UserError for a missing or damaged file.
+    UserError for a missing or damaged file, and for a run of none.
     """
     how.check()
     shown = None if how.photos is None else [how.photos[SHOWN[0]]]
-    manifest = load_manifest(folder)
+    manifest = load_exported(folder)
     given = given_to(folder, manifest, shown)
     eager = device.why_not(PYTORCH) is None
     baselines = reference_entries(how.reference) if eager and how.reference is not None else []
@@ -189,7 +189,7 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
     plan += [Visit(e, 1, 0) for e in runnable if e.size]
     measured, crashed = measure(device, plan, given, how.threads)
     rows = [
-        complete_row(device, entry, crashed.get(entry), reasons.get(entry), given, measured)
+        complete_row(device, entry, crashed, reasons.get(entry), given, measured)
         for entry in [*baselines, *entries]
     ]
     if eager:
@@ -203,30 +203,35 @@ def bench_run(folder: Path, device: Device, how: Bench = DEFAULT) -> list[BenchR
 def complete_row(
     device: Device,
     entry: Entry,
-    crash: str | None,
+    crashed: Mapping[Entry, str],
     reason: str | None,
     given: Given,
     measured: Mapping[Entry, Sequence[Result]],
 ) -> BenchRow:
     """Return an entry's row, with where it is from, and of which photo or sizes else; `reason` is
     why it was not to be measured, if it was not."""
+    crash = crashed.get(entry)
     found = row_of(entry, device.name, measured.get(entry, []), crash or reason, crash is not None)
     row = BenchRow(**found.given(), **origin(device, entry.target).given())
     more: dict[str, object] = {}
     if entry.makes == "frames":
         more["photo"] = given[entry.given][0][0].shape[-2:]
-    sizes = sizes_of(entry, measured)
+    sizes = sizes_of(entry, measured, crashed)
     return row.model_copy(update=more | ({"sizes": sizes} if sizes else {}))
 
 
-def sizes_of(entry: Entry, measured: Mapping[Entry, Sequence[Result]]) -> tuple[AtSize, ...]:
-    """Return what a file takes with photos of larger sizes, as far as that was measured."""
-    return tuple(
-        AtSize(size=other.size, p50_ms=found.p50_ms or 0.0, peak_rss_mib=found.peak_rss_mib)
-        for other, results in measured.items()
-        if other.size and other.artifact == entry.artifact
-        for found in [pooled(results)]
-    )
+def sizes_of(
+    entry: Entry, measured: Mapping[Entry, Sequence[Result]], crashed: Mapping[Entry, str]
+) -> tuple[AtSize, ...]:
+    """Return what a file takes with photos of larger sizes, or why it died of them, as far as that
+    was tried."""
+    found = []
+    for other in (*measured, *crashed):
+        if other.size and other.artifact == entry.artifact:
+            made, died = pooled(measured.get(other, [])), crashed.get(other)
+            row = AtSize(size=other.size, p50_ms=made.p50_ms, peak_rss_mib=made.peak_rss_mib)
+            found.append(row if died is None else row.model_copy(update={"why": died}))
+    return tuple(found)
 
 
 def keep_times(
@@ -430,12 +435,16 @@ def pooled(results: Sequence[Result]) -> Figures:
 
 
 def unmeasured(rows: Sequence[BenchRow]) -> list[str]:
-    """Say what could not be measured: a process died; any makes the exit code 2, and so does a
-    device that measured nothing at all."""
+    """Say what could not be measured: a process died, maybe at a larger size alone; any makes the
+    exit code 2, and so does each device that measured nothing at all."""
     died = [f"{row.artifact}: {row.why}" for row in rows if row.status == "failed"]
-    if rows and all(row.status == "not-run" for row in rows):
-        died.append(f"nothing was measured on {rows[0].device}: {rows[0].why}")
-    return died
+    died += [
+        f"{row.artifact} at {size_text(each.size)}: {each.why}"
+        for row in rows
+        for each in row.sizes
+        if each.why
+    ]
+    return [*died, *idle(rows)]
 
 
 def ratios(rows: Sequence[BenchRow]) -> list[Ratio]:

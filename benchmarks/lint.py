@@ -22,7 +22,7 @@ from pocketfocus.export.targets import Advice, Severity, Target, get_target, get
 from pocketfocus.quantize.calibration import fitted
 from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.manifest import MANIFEST_FILE, check_artifact, load_manifest
+from pocketfocus.run.manifest import MANIFEST_FILE, check_artifact, load_exported, load_manifest
 from pocketfocus.run.paths import below
 
 FLOAT16_MOST = 65_504.0
@@ -57,8 +57,8 @@ def lint(path: Path, measure: bool = True) -> list[Found]:
 
 
 def lint_run(folder: Path, measure: bool) -> list[Found]:
-    """Return what the rules find in all files of a run."""
-    manifest, found = load_manifest(folder), list[Found]()
+    """Return what the rules find in all files of a run; UserError for a run of none."""
+    manifest, found = load_exported(folder), list[Found]()
     for artifact in manifest.files:
         target, file = get_target(artifact.target), check_artifact(folder, artifact)
         advice = advice_on(target, file)

@@ -76,7 +76,8 @@ def verdict(phone: Phone, least_bytes: int, peak_mib: float | None) -> str:
     return "tight" if need > TIGHT * phone.limit_mib else "fits"
 
 
-How = Literal["measured", "estimated", "at least"]
+How = Literal["measured", "estimated", "at least", "died there"]
+UNKNOWN = ("at least", "died there")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Need:
 
     What was not measured at a size is estimated from what was at the usual one: all that it took
     beside the file, activations above all, grows with the pixels. Where nothing was measured, file,
-    inputs and outputs are the least.
+    inputs and outputs are the least; where it was tried and died, what the usual size takes is too.
     """
 
     size: Size
@@ -110,7 +111,7 @@ class Fit:
 
 def fits(bench: Sequence[BenchRow], manifest: Manifest) -> list[Fit]:
     """Judge every file, and every pair that makes nine frames; of several devices the one with the
-    largest measured peak counts."""
+    largest measured peak counts, and before it one where the file died of a larger size."""
     needs: dict[str, tuple[BenchRow, Need]] = {}
     students = {pair.name: pair.student.name for pair in manifest.pairs}
     known = {artifact.name: artifact for artifact in manifest.files}
@@ -118,15 +119,20 @@ def fits(bench: Sequence[BenchRow], manifest: Manifest) -> list[Fit]:
         name = row.artifact
         if row.target == PYTORCH or row.bytes is None:
             continue
-        if name in needs and (row.peak_rss_mib or 0) <= (needs[name][0].peak_rss_mib or 0):
+        if name in needs and weight(row) <= weight(needs[name][0]):
             continue
         if name in students:
             needs[name] = row, with_frames(row, needs.get(students[name]))
         elif name in known:
             every = needs_of(row, known[name], manifest)
-            needs[name] = row, max(every, key=lambda need: need.mib)
+            needs[name] = row, max(every, key=lambda need: (need.how == "died there", need.mib))
     table = phones()
     return [judged(row, need, table) for row, need in needs.values()]
+
+
+def weight(row: BenchRow) -> tuple[bool, float]:
+    """Return what sorts the rows of a file on several devices, what decides last."""
+    return any(each.why for each in row.sizes), row.peak_rss_mib or 0.0
 
 
 def needs_of(row: BenchRow, artifact: Artifact, manifest: Manifest) -> list[Need]:
@@ -134,6 +140,7 @@ def needs_of(row: BenchRow, artifact: Artifact, manifest: Manifest) -> list[Need
     file, peak = (row.bytes or 0) / MIB, row.peak_rss_mib
     usual = math.prod(manifest.size)
     found = {each.size: each.peak_rss_mib for each in row.sizes}
+    died = {each.size for each in row.sizes if each.why}
     specs = (*artifact.inputs, *artifact.outputs)
     tensors = 4 * sum(math.prod(spec.shape) for spec in specs) / MIB
     needs = []
@@ -143,7 +150,9 @@ def needs_of(row: BenchRow, artifact: Artifact, manifest: Manifest) -> list[Need
     for size in (manifest.size, *filter(artifact.takes, manifest.sizes[1:])):
         more = math.prod(size) / usual
         measured = peak if size == manifest.size else found.get(size)
-        if measured is not None:
+        if size in died:
+            needs.append(Need(size, max(peak or 0.0, file + tensors * more), "died there"))
+        elif measured is not None:
             needs.append(Need(size, measured, "measured"))
         elif peak is not None:
             needs.append(Need(size, file + max(0.0, peak - file) * more, "estimated"))
@@ -160,13 +169,15 @@ def with_frames(row: BenchRow, student: tuple[BenchRow, Need] | None) -> Need:
         return Need(photo, (row.bytes or 0) / MIB, "at least")
     if student is None or student[0].peak_rss_mib is None:
         return Need(photo, peak, "measured")
+    if student[1].how == "died there":
+        return Need(student[1].size, peak, "died there")
     more = student[1].mib - student[0].peak_rss_mib
     return Need(photo, peak + more, "estimated") if more > 0 else Need(photo, peak, "measured")
 
 
 def judged(row: BenchRow, need: Need, table: Sequence[Phone]) -> Fit:
     """Return a row's verdicts on phones, by what it needs most."""
-    known = None if need.how == "at least" else need.mib
+    known = None if need.how in UNKNOWN else need.mib
     least = max(row.bytes or 0, math.ceil(need.mib * MIB))
     found = {phone.name: verdict(phone, least, known) for phone in table}
     return Fit(row.artifact, row.precision, row.peak_rss_mib, row.device, need, found)

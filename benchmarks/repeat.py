@@ -18,7 +18,7 @@ from pocketfocus.mobile_harness.device import Arrays, Device, Job
 from pocketfocus.mobile_harness.devices import origin
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.manifest import Artifact, Manifest, check_artifact, load_manifest
+from pocketfocus.run.manifest import Artifact, Manifest, check_artifact, load_exported
 from pocketfocus.run.progress import track
 from pocketfocus.run.results import Origin, VerifyRow
 from pocketfocus.run.rows import merge_rows
@@ -52,8 +52,9 @@ def repeat_run(folder: Path, device: Device, times: int) -> list[VerifyRow]:
 
 
 def check_students(folder: Path) -> Manifest:
-    """Return the manifest of a run; UserError for one of a reference's networks."""
-    manifest = load_manifest(folder)
+    """Return the manifest of a run; UserError for one of a reference's networks, or of
+    no files."""
+    manifest = load_exported(folder)
     if is_of_networks(manifest):
         raise UserError(f"{folder} holds a reference's networks: --repeat is for students' files")
     return manifest

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,6 +41,23 @@ class Saved(Row):
     shape: tuple[Annotated[int, Field(gt=0, le=1 << 20)], ...]
     dtype: Kind
     sha256: str
+
+
+def named_in(bundle: Path) -> set[str]:
+    """Return the files that a bundle's golden.json names, of whatever version it is; none where
+    it cannot be read."""
+
+    def named(part: object) -> Iterator[str]:
+        if isinstance(part, dict) and "sha256" in part:
+            yield str(part.get("file") or part.get("name"))
+        inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        for each in inner:
+            yield from named(each)
+
+    try:
+        return set(named(json.loads((bundle / GOLDEN_FILE).read_bytes())))
+    except (OSError, ValueError, RecursionError):
+        return set()
 
 
 def check_hash(path: Path, expected: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +46,7 @@ from pocketfocus.mobile_harness.devices import is_timed, origin, takes_sizes
 from pocketfocus.mobile_harness.host import Host, one_process
 from pocketfocus.run.constants import FRAMES, Size
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.manifest import Artifact, Manifest, check_artifact, load_manifest, renders
+from pocketfocus.run.manifest import Artifact, Manifest, check_artifact, load_exported, renders
 from pocketfocus.run.metrics import PEAK
 from pocketfocus.run.paths import below
 from pocketfocus.run.processes import cores, stop_all, workers
@@ -58,6 +59,9 @@ TOGETHER = 4  # photos whose stacks are in memory at a time
 SEVERITY = ("error", "fail", "not-run", "pass")
 UNKNOWN = CallFigures()
 POLL_S = 0.05
+TRACING = (
+    threading.Lock()
+)  # torch captures one graph of a process at a time; phones are verified at once
 T = TypeVar("T")
 
 
@@ -103,9 +107,9 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
 
     Rows of other devices stay in the file, those of fallbacks too that had nothing to execute here.
     For a student, stacks.npz keeps what the report shows
-    (see `save_shown`). Raises UserError for a missing or damaged file.
+    (see `save_shown`). Raises UserError for a missing or damaged file, and for a run of none.
     """
-    manifest = load_manifest(folder)
+    manifest = load_exported(folder)
     for artifact in manifest.files:
         check_artifact(folder, artifact)
     devices = list({each.name: each for each in (device, *how.fallbacks)}.values())
@@ -117,13 +121,14 @@ def verify_run(folder: Path, device: Device, how: Verification = DEFAULT) -> lis
         host = next((each for each in devices if each.name == HOST), None)
         seen = hashlib.sha256()
         for number, photos in enumerate(groups(how.photos)):
-            checks = Checks(student_check(parent, manifest, photos, how.positions))
-            seen.update(to_bytes(checks.student.inputs[0]).tobytes())
-            rows.append(row_on(capture_row(checks.student, manifest.student_sha256), host))
-            if number == 0 and any(map(takes_sizes, devices)):
-                checks = replace(checks, beside=checks_beside(parent, manifest, photos))
-            if number == 0 and manifest.render and manifest.render.files:
-                checks = replace(checks, render=render_check(parent))
+            with TRACING:
+                checks = Checks(student_check(parent, manifest, photos, how.positions))
+                seen.update(to_bytes(checks.student.inputs[0]).tobytes())
+                rows.append(row_on(capture_row(checks.student, manifest.student_sha256), host))
+                if number == 0 and any(map(takes_sizes, devices)):
+                    checks = replace(checks, beside=checks_beside(parent, manifest, photos))
+                if number == 0 and manifest.render and manifest.render.files:
+                    checks = replace(checks, render=render_check(parent))
             found, kept = rows_of(folder, manifest, devices, how, checks)
             rows += found
             if number == 0:

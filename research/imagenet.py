@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rest.add_argument("--student", type=Path, help="whose rest is kept; the shipped one's else")
     rest.add_argument("--preset", choices=PRESETS, help="the rest is random, of this size")
     given = parser.parse_args(arguments)
-    check_replaceable(given.out, STUDENT_FILES, "OUT")
+    check_replaceable(given.out, STUDENT_FILES, "OUT", STUDENT_FILES)
     torch.manual_seed(0)
     student = build_student(given.preset) if given.preset else load_student(given.student)
     if student.network.prior is None:

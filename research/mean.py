@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     parser.add_argument("students", type=Path, nargs="+", metavar="STUDENT", help="their folders")
     options = parser.parse_args(arguments)
-    check_replaceable(options.out, STUDENT_FILES, "OUT")
+    check_replaceable(options.out, STUDENT_FILES, "OUT", STUDENT_FILES)
     save_student(mean([load_student(folder) for folder in options.students]), options.out)
     print(options.out)
 

@@ -422,14 +422,14 @@ def model(spec: str | None) -> None:
         reference(named)
 
 
-def exit_by_gates(rows: Sequence[GateRow]) -> None:
+def exit_by_gates(rows: Sequence[GateRow], each_device: bool = False) -> None:
     """Leave with exit code 1 when a gate failed, after one line for each; UserError when there was
-    nothing to judge."""
+    nothing to judge, at all or of `each_device`: see `unjudged`."""
     from pocketfocus.benchmarks.gates import failed, unjudged
 
     for row in failed(rows):
         say(f"gate failed: {row.artifact}, {row.gate}: {row.why}")
-    complain("not verified", unjudged(rows))
+    complain("not verified", unjudged(rows, each_device))
     if failed(rows):
         raise typer.Exit(1)
 

@@ -211,19 +211,21 @@ def verify(
     if golden is not None:
         arguments.output_folder(golden)
 
-    from pocketfocus.mobile_harness.devices import fallbacks, get_devices
+    from pocketfocus.mobile_harness.devices import fallbacks, get_device, get_devices, kind_of
     from pocketfocus.mobile_harness.options import Options
 
     options = Options(runner=runner, team=team, visit_s=wait)
-    devices = (*get_devices(device, options), *fallbacks(device))
+    others, kind = fallbacks(device), kind_of(device)
     if folder is None:
         from pocketfocus.benchmarks.golden import replay as replay_bundle
 
-        rows: Sequence[GateRow] = replay_bundle(replay or Path(), devices)
+        there = get_devices(device, options)
+        rows: Sequence[GateRow] = replay_bundle(replay or Path(), there, others)
     elif golden is not None:
         from pocketfocus.benchmarks.golden import write_golden
 
-        typer.echo(f"golden bundle: {write_golden(folder, golden, devices, files)}")
+        able = (get_device(device, options), *others)
+        typer.echo(f"golden bundle: {write_golden(folder, golden, able, files)}")
         return
     elif locate is not None:
         from pocketfocus.benchmarks.locate import locate_fault
@@ -233,6 +235,8 @@ def verify(
         typer.echo(found.summary)
         return
     else:
+        if kind.visits_itself:
+            arguments.unused(of_page(device), {"--photos": photos, "--positions": positions})
         rows = verified(folder, device, options, files, places, repeat)
     print_rows(rows, ROW_COLUMNS)
     if folder is not None:
@@ -240,7 +244,12 @@ def verify(
 
         seen = lint_of_student(folder)
         say(f"lint: {seen}: see pocketfocus lint {folder}" if seen else "lint: nothing found")
-    arguments.exit_by_gates(rows)
+    arguments.exit_by_gates(rows, each_device=not kind.falls_back)
+
+
+def of_page(device: str) -> str:
+    """Say of a device that comes by itself why an option changes nothing there."""
+    return f"with --device {device}, whose page has photo, positions and calls of its own"
 
 
 def verified(
@@ -293,10 +302,18 @@ def bench(
 
     from pocketfocus.benchmarks.browser import visited
     from pocketfocus.benchmarks.latency import Bench, bench_run, unmeasured
-    from pocketfocus.mobile_harness.devices import on_each, timed_devices
+    from pocketfocus.mobile_harness.devices import kind_of, on_each, timed_devices
     from pocketfocus.mobile_harness.options import Options
     from pocketfocus.run.results import MEASURED
 
+    if kind_of(device).visits_itself:
+        own = {
+            "--photos": photos,
+            "--reference": reference != "default",
+            "--runs": runs != RUNS,
+            "--threads": threads,
+        }
+        arguments.unused(of_page(device), own)
     options = Options(runner=runner, cool_c=cool_below, team=team, visit_s=wait)
     how = Bench(spec, runs, threads=threads, photos=files)
     sent = visited(device, folder, options, say).bench

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -51,12 +51,24 @@ def write_atomic(path: Path) -> Iterator[Path]:
             put(scratch, path)
 
 
-def check_replaceable(folder: Path, marks: Sequence[str], option: str) -> None:
+def check_replaceable(
+    folder: Path, marks: Sequence[str], option: str, own: Collection[str] | None = None
+) -> None:
     """Raise UserError, before anything is computed, unless `folder` may be replaced whole: it is
-    new, empty, or holds all of the files or folders that were written there before."""
+    new, empty, or holds all of the files or folders that were written there before and, where all
+    its `own` ones are known, nothing beside them."""
     holds_some = folder.is_dir() and any(folder.iterdir())
     if holds_some and not all((folder / mark).exists() for mark in marks):
         raise UserError(f"{folder} holds something else: name a new folder with {option}")
+    if not holds_some or own is None:
+        return
+    for path in sorted(folder.rglob("*")):
+        is_one = path.is_symlink() or not path.is_dir()
+        if is_one and not any(path.is_relative_to(folder / each) for each in own):
+            raise UserError(
+                f"{path} was not written by what is to replace {folder}: name a new folder with "
+                f"{option}, or move it away"
+            )
 
 
 @contextmanager

@@ -277,6 +277,15 @@ def load_manifest(folder: Path) -> Manifest:
     return _read(Path(folder) / MANIFEST_FILE)
 
 
+def load_exported(folder: Path) -> Manifest:
+    """Return the manifest of a run that holds files; UserError for one of none, of which nothing
+    could be said, and as of `load_manifest`."""
+    manifest = load_manifest(folder)
+    if not manifest.artifacts:
+        raise UserError(f"{folder} holds no file: run export again")
+    return manifest
+
+
 @once_a_file
 def _read(path: Path) -> Manifest:
     from pydantic import TypeAdapter, ValidationError  # what executes a file needs none of it

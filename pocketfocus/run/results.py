@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pocketfocus.run.constants import Size
@@ -120,11 +121,13 @@ class Measured(Figures, FileRow):
 
 
 class AtSize(Row):
-    """What a file took with photos of another size, (H, W), in a process of its own."""
+    """What a file took with photos of another size, (H, W), in a process of its own; `why` it
+    made nothing of them, where it did not."""
 
     size: Size
-    p50_ms: float
+    p50_ms: float | None
     peak_rss_mib: float | None
+    why: str = ""
 
 
 class BenchRow(Origin, Measured):
@@ -146,3 +149,17 @@ class BenchRow(Origin, Measured):
     def is_of_browser(self) -> bool:
         """Return whether a browser sent it, with a sustained run or without."""
         return "sustained" in self.model_fields_set
+
+
+def idle(rows: Sequence[GateRow | Measured]) -> list[str]:
+    """Say of every device that executed none of what it has rows of, which files and why."""
+    found: dict[str, list[GateRow | Measured]] = {}
+    for row in rows:
+        found.setdefault(row.device, []).append(row)
+    said = []
+    for device, own in found.items():
+        if all(row.status == "not-run" for row in own):
+            first, *others = dict.fromkeys(row.artifact for row in own)
+            more = f" and {len(others)} more" if others else ""
+            said.append(f"{first}{more} on {device}: {own[0].why}")
+    return said

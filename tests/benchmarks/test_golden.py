@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from pocketfocus.benchmarks import lint
+from pocketfocus.benchmarks.gates import unjudged
 from pocketfocus.benchmarks.golden import replay, write_golden
+from pocketfocus.cli import main
 from pocketfocus.data.optics import one_hot
+from pocketfocus.mobile_harness import devices
 from pocketfocus.mobile_harness.device import Job, Result
+from pocketfocus.mobile_harness.options import Absent
 from pocketfocus.models.student import load_student
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.results import GateRow
@@ -68,8 +74,20 @@ def test_what_is_no_bundle_is_not_replaced(
         ):
             write_golden(tmp_path, place, [Runs(small_student)])
     assert sorted(tmp_path.rglob("*")) == before
+    golden = tmp_path / "golden"
     for _ in range(2):  # an earlier one is
-        write_golden(tmp_path, tmp_path / "golden", [Runs(small_student)])
+        write_golden(tmp_path, golden, [Runs(small_student)])
+        replay(golden, [Runs(small_student)])
+    for name in ("README.md", "executorch/notes.txt", "student/config.json"):  # an app's, say
+        (golden / name).parent.mkdir(exist_ok=True)
+        (golden / name).write_text("years of work")
+        with pytest.raises(UserError, match=rf"{name} was not written by.*--golden, or move"):
+            write_golden(tmp_path, golden, [Runs(small_student)])
+        assert (golden / name).read_text() == "years of work"
+        (golden / name).unlink()
+    (golden / "golden.json").write_text("{}")  # it no longer says what is its own
+    with pytest.raises(UserError, match="was not written by"):
+        write_golden(tmp_path, golden, [Runs(small_student)])
 
 
 def test_a_replay_where_all_is_well(bundle: Path, small_student: Path) -> None:
@@ -84,6 +102,88 @@ def test_a_replay_where_all_is_well(bundle: Path, small_student: Path) -> None:
         (PACKAGE, "canary", 35.0, "not-run"),
     ]
     assert 65 < (rows[1].psnr_db or 0) < 200  # float16 keeps this much
+
+
+class Spoils(Runs):
+    """One that makes something else of one output."""
+
+    def __init__(self, student: Path, number: int, value: float) -> None:
+        super().__init__(student)
+        self.number, self.value = number, value
+
+    def run(self, job: Job) -> Result:
+        result = super().run(job)
+        outputs = list(result.outputs or ())
+        outputs[self.number] = np.full_like(outputs[self.number], self.value)
+        return replace(result, outputs=tuple(outputs))
+
+
+@pytest.mark.parametrize(
+    ("number", "value", "statuses"),
+    [
+        (1, 0.5, ["fail", "pass", "pass"]),
+        (2, 5.0, ["fail", "pass", "pass"]),
+        *((number, np.nan, ["fail"] * 3) for number in range(5)),
+    ],
+    ids=["sharp", "detail", *(f"NaN in output {n}" for n in range(5))],
+)
+def test_all_that_pictures_are_made_of_is_replayed(
+    number: int, value: float, statuses: list[str], bundle: Path, small_student: Path
+) -> None:
+    rows = replay(bundle, [Spoils(small_student, number, value)])
+    assert [row.status for row in rows if row.artifact == PTE] == statuses
+
+
+def test_an_older_bundle_has_the_stack_alone(bundle: Path, small_student: Path) -> None:
+    content = json.loads((bundle / "golden.json").read_text())
+    for name in ("sharp", "detail"):
+        (bundle / content.pop(name)["file"]).unlink()
+    (bundle / "golden.json").write_text(json.dumps(content))
+    for device in (Runs(small_student), Spoils(small_student, 1, 0.5)):
+        found = [row.status for row in replay(bundle, [device]) if row.artifact == PTE]
+        assert found == ["pass"] * 3
+
+
+def test_every_phone_replays(bundle: Path, small_student: Path) -> None:
+    right, wrong = Runs(small_student), Runs(small_student, off=0.1)
+    wrong.name = "android:TWO"
+    rows = replay(bundle, [right, wrong, Absent("android:THREE", "unplugged")])
+    for name, statuses in (
+        ("runs", {"pass", "not-run"}),
+        ("android:TWO", {"fail", "not-run"}),
+        ("android:THREE", {"not-run"}),
+    ):
+        own = [row for row in rows if row.device == name]
+        assert len(own) == 5 and {row.status for row in own} == statuses
+    assert unjudged(rows, each_device=True) == [f"{PTE} and 1 more on android:THREE: unplugged"]
+
+
+@pytest.mark.parametrize("words", [("RUN",), ("--replay", "BUNDLE")])
+def test_a_phone_that_is_not_there_is_no_success(
+    words: tuple[str, ...],
+    bundle: Path,
+    small_student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    there = (Runs(small_student), Absent("android:TWO", "it is unplugged"))
+    monkeypatch.setattr(devices, "get_devices", lambda *_: there)
+    named = {"RUN": tmp_path / "run", "BUNDLE": bundle}
+    given = [str(named.get(word, word)) for word in words]
+    monkeypatch.setattr(lint, "lint_of_student", lambda _: "")  # its files are none
+    assert main(["verify", *given, "--device", "android:ONE,TWO"]) == 2
+    assert "on android:TWO: it is unplugged; run it again" in capsys.readouterr().err
+
+
+def test_a_bundle_is_made_on_one_phone(
+    bundle: Path, small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = (Runs(small_student), Absent("android:TWO", "it is unplugged"))
+    monkeypatch.setattr(devices, "get_devices", lambda *_: there)
+    words = [str(tmp_path / "run"), "--golden", str(tmp_path / "new")]
+    assert main(["verify", *words, "--device", "android:all"]) == 2
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(("db", "statuses"), [(44.0, ["pass", "fail"]), (39.0, ["fail", "fail"])])

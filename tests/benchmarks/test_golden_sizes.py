@@ -91,7 +91,7 @@ def test_photos_and_stacks_of_other_sizes_are_raw_and_small(
 
 def test_a_replay_is_of_every_size(bundle: Path, tmp_path: Path) -> None:
     here = [Host(), get_device("mil-check")]
-    rows = replay(copied(bundle, tmp_path), here)
+    rows = replay(copied(bundle, tmp_path), here[:1], here[1:])
     sizes = ("", "photos of 80x48, ", "photos of 48x80, ")
     for name in (PTE, ONNX):
         wanted = {f"{size}{gate}": "pass" for size in sizes for gate in GATES}

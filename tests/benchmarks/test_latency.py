@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from pocketfocus.benchmarks.latency import Bench
 from pocketfocus.benchmarks.noise import FEWEST_ROUNDS
 from pocketfocus.benchmarks.samples import are_of, read_times
 from pocketfocus.mobile_harness.device import PYTORCH, Job, JobError, Result
+from pocketfocus.mobile_harness.options import Absent
 from pocketfocus.run.constants import RUNS
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import load_manifest
@@ -127,6 +129,9 @@ def test_few_runs_leave_the_published_sampling_out(run_folder: Path) -> None:
     assert found["reference@25"].why.endswith("bench --runs 40")
     assert "reference@25" not in map(label, device.jobs) and found["reference"].runs == 2
     assert not latency.unmeasured(rows)
+    absent = latency.bench_run(run_folder, Absent("android:TWO", "unplugged"), Bench(None))
+    (said,) = latency.unmeasured([*rows, *absent])
+    assert said == "student and 3 more on android:TWO: unplugged"
 
 
 def test_rounds_go_forth_and_back_around_the_reference(run_folder: Path) -> None:
@@ -187,6 +192,29 @@ def test_a_crash_costs_one_row_and_is_said(
     assert (found[ONNX[0]].status, found[ONNX[0]].why) == ("failed", "died of SIGKILL")
     assert latency.unmeasured(rows) == ["reference: too slow", f"{ONNX[0]}: died of SIGKILL"]
     assert "died of SIGKILL" in capsys.readouterr().err
+
+
+def test_a_file_that_dies_of_a_larger_size_is_no_success(run_folder: Path) -> None:
+    class Small(Scripted):
+        name = "android:ONE"
+
+        def run(self, job: Job) -> Result:
+            if job.inputs[0].shape[-2:] != (64, 64) and label(job) == ONNX[0]:
+                raise JobError("out of memory")
+            return super().run(job)
+
+    manifest = load_manifest(run_folder)
+    any_size = [replace(a, multiple=8) for a in manifest.artifacts]
+    sizes = ((64, 64), (64, 128))
+    replace(manifest, artifacts=any_size, sizes=sizes).save(run_folder)
+    rows = latency.bench_run(run_folder, Small(), Bench(runs=2))
+    assert read_rows(run_folder / "bench.json", BenchRow) == rows
+    found = {row.artifact: row for row in rows}
+    (died,), (fine,) = found[ONNX[0]].sizes, found[ONNX[1]].sizes
+    assert (died.size, died.p50_ms, died.why) == ((64, 128), None, "out of memory")
+    assert (fine.size, fine.why) == ((64, 128), "") and (fine.p50_ms or 0) > 0
+    assert found[ONNX[0]].status == "measured"
+    assert latency.unmeasured(rows) == [f"{ONNX[0]} at 128x64: out of memory"]
 
 
 def test_a_reference_that_is_not_there_is_the_users_to_mend(run_folder: Path) -> None:

@@ -146,6 +146,19 @@ def test_what_was_measured_at_a_size_is_not_estimated() -> None:
     assert fits([own], manifest(size))[0].largest == Need(size, 310.0, "measured")
 
 
+def test_what_died_at_a_size_is_said_and_never_fits() -> None:
+    size: Size = (448, 640)
+    there = AtSize(size=size, p50_ms=None, peak_rss_mib=None, why="killed: out of memory")
+    died = peak(PTE, 300.0, sizes=(there,))
+    fine = died.model_copy(update={"device": "other", "sizes": (), "peak_rss_mib": 310.0})
+    pair = peak(PAIR, 500.0, photo=(960, 1280))
+    for rows in ([died, fine, pair], [fine, died, pair]):
+        file, both = fits(rows, manifest(size))
+        assert file.largest == Need(size, 300.0, "died there")
+        assert both.largest == Need(size, 500.0, "died there")
+        assert {*file.verdicts.values(), *both.verdicts.values()} == {"not known"}
+
+
 def test_nine_frames_need_what_a_larger_size_takes_more() -> None:
     size: Size = (448, 640)
     row = peak(PAIR, 500.0, photo=(960, 1280))
@@ -171,7 +184,7 @@ def test_the_largest_size_that_export_allows_is_measured_and_judged(
     name = "onnx/student-fp32.onnx"
     row = next(row for row in rows if row.artifact == name)
     assert [each.size for each in row.sizes] == [bound]
-    assert (row.sizes[0].peak_rss_mib or 0) > 50 and row.sizes[0].p50_ms > 0
+    assert (row.sizes[0].peak_rss_mib or 0) > 50 and (row.sizes[0].p50_ms or 0) > 0
     assert read_rows(tmp_path / "bench.json", BenchRow) == rows
     assert read_times(tmp_path)[name, "host"][0] and row.runs == 2
     found = {fit.artifact: fit for fit in fits(rows, load_manifest(tmp_path))}

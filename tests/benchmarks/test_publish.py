@@ -134,6 +134,12 @@ def verify_in_part(run: Path) -> None:
     write_rows(run / "verify.json", [part, gate(PACKAGE)])
 
 
+def verify_in_a_browser(run: Path) -> None:
+    here = gate(PTE, "pass", "at positions 4 only")
+    there = gate(PTE, "pass", "at positions 0, 4, 8 only").model_copy(update={"device": "A, B"})
+    write_rows(run / "verify.json", [here, there, gate(PACKAGE)])
+
+
 def die(run: Path) -> None:
     died = gate(PTE, "error", "its process died").model_copy(update={"gate": "photos of 64x64"})
     write_rows(run / "verify.json", [gate(PTE), died, gate(PACKAGE)])
@@ -179,6 +185,7 @@ def export_again(run: Path) -> None:
         (measure_others, f"{PTE} was not measured"),
         (crash, f"{PTE} was not measured"),
         (verify_in_part, f"{PTE} was verified at positions 4 alone"),
+        (verify_in_a_browser, f"{PTE} was verified at positions 0, 4, 8 alone"),
         (die, f"{PTE} could not be judged"),
         (export_again, "no latency was measured"),
     ],

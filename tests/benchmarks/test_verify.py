@@ -235,9 +235,9 @@ def test_a_damaged_file_is_reported_and_never_used(
 def test_files_of_another_student_are_refused(
     small_student: Path, tmp_path: Path, make_run: MakeRun
 ) -> None:
-    make_run(tmp_path, small_student, [])
+    make_run(tmp_path, small_student, ["onnx/student-fp32.onnx"])
     save_student(build_student("micro"), tmp_path / "student", half=False)
-    with pytest.raises(UserError, match="student"):
+    with pytest.raises(UserError, match="but the files were made from"):
         verify.verify_run(tmp_path, InProcess({}))
 
 
