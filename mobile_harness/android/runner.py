@@ -33,6 +33,7 @@ from pocketfocus.run.scratch import temporary_folder
 
 KIND = "android"
 REMOTE = "/data/local/tmp"
+OUTPUTS = "out"  # the beginning of their files' names
 SPARE_BYTES = 64 * 2**20  # outputs, ETDump and logs
 POLL_S = 5.0  # between looks at the battery while it cools
 MACHINES = {62: "x86_64", 183: "arm64-v8a", 40: "armeabi-v7a", 3: "x86"}  # ELF's e_machine
@@ -190,9 +191,8 @@ class Android:
     def _run(self, job: Job, remote: str, scratch: Path) -> Result:
         phone = Session(self, job, remote, scratch)
         phone.push_inputs()
-        outputs = phone.outputs() if job.want_outputs else None
-        if job.runs == 0 and outputs is not None:
-            return Result(outputs, 0.0, 0.0, (), phone.peak_mib, job.threads)
+        if job.runs == 0 and job.want_outputs:
+            return Result(phone.outputs(), 0.0, 0.0, (), phone.peak_mib, job.threads)
         before = self.cool_down()
         trial = phone.profile(2)
         fitting = job.runs
@@ -201,7 +201,7 @@ class Android:
         measured = phone.profile(1 + job.warmup + max(1, fitting))
         after = self.battery()
         return Result(
-            outputs=outputs,
+            outputs=phone.outputs() if job.want_outputs else None,
             load_ms=measured.load_ms,
             first_ms=measured.times_ms[0],
             times_ms=measured.times_ms[1 + job.warmup :],
@@ -244,20 +244,23 @@ class Session:
             self.phone.adb.push(self.scratch / name, f"{self.remote}/{name}")
 
     def outputs(self) -> Arrays:
-        """Make every call once and return each output of the file, [N, *shape]."""
+        """Make every call once and return each output of the file, [N, *shape]; of the first call
+        the one that was made last where the job was measured, see `profile`."""
         shapes = output_shapes(Path(self.job.artifact), self.method)
         made = [np.empty((len(self.job.calls), *shape), np.float32) for shape in shapes]
         for number, call in enumerate(self.job.calls):
-            self.execute(call, 1, output_file="out")
+            if number > 0 or self.job.runs == 0:
+                self.execute(call, 1, output_file=OUTPUTS)
             for k, table in enumerate(made):
                 local = self.scratch / "output.bin"
-                self.phone.adb.pull(f"{self.remote}/out-{k}.bin", local)
+                self.phone.adb.pull(f"{self.remote}/{OUTPUTS}-{k}.bin", local)
                 table[number] = read_output(local, table.shape[1:])
         return tuple(made)
 
     def profile(self, executions: int) -> Profile:
-        """Profile so many executions of the first call."""
-        self.execute(self.job.calls[0], executions, etdump_path="profile.etdump")
+        """Profile so many executions of the first call, the last of which leaves its outputs."""
+        files = {"output_file": OUTPUTS} if self.job.want_outputs else {}
+        self.execute(self.job.calls[0], executions, etdump_path="profile.etdump", **files)
         self.phone.adb.pull(f"{self.remote}/profile.etdump", self.scratch / "profile.etdump")
         return read_profile(self.scratch / "profile.etdump")
 
