@@ -24,7 +24,7 @@ from pocketfocus.export.executorch.write import METHOD, load, methods_of
 from pocketfocus.mobile_harness.android import adb
 from pocketfocus.mobile_harness.android.adb import Adb
 from pocketfocus.mobile_harness.android.etdump import Profile, read_profile
-from pocketfocus.mobile_harness.device import Arrays, Call, Device, Job, JobError, Result
+from pocketfocus.mobile_harness.device import STOPPED, Arrays, Call, Device, Job, JobError, Result
 from pocketfocus.mobile_harness.options import Absent, Options
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
@@ -33,6 +33,7 @@ from pocketfocus.run.scratch import temporary_folder
 
 KIND = "android"
 REMOTE = "/data/local/tmp"
+PID = "runner.pid"  # while it runs
 OUTPUTS = "out"  # the beginning of their files' names
 SPARE_BYTES = 64 * 2**20  # outputs, ETDump and logs
 POLL_S = 5.0  # between looks at the battery while it cools
@@ -163,12 +164,13 @@ class Android:
                     f"{self.name} is at {now.celsius:g} °C after {self.options.cool_wait_s:g} s, "
                     f"a measurement begins below {self.options.cool_c:g} °C: let it cool"
                 )
-            time.sleep(min(POLL_S, self.options.cool_wait_s))
+            STOPPED.wait(min(POLL_S, self.options.cool_wait_s))
         return now
 
     @contextmanager
     def _folder(self, job: Job) -> Iterator[str]:
-        """Make a folder on the phone; it is deleted in the end, if the phone is still there."""
+        """Make a folder on the phone; in the end, if the phone is still there, what runs in it is
+        killed and it is deleted."""
         runner = Path(self.options.runner or "")
         needed = Path(job.artifact).stat().st_size + runner.stat().st_size + SPARE_BYTES
         free = free_bytes(self.adb.shell(f"df -k {REMOTE}"))
@@ -186,7 +188,8 @@ class Android:
             yield remote
         finally:
             with suppress(JobError):
-                self.adb.shell(f"rm -rf {remote}")
+                stop = f"kill -9 $(cat {remote}/{PID} 2>/dev/null) 2>/dev/null"
+                Adb(self.serial, tidies=True).shell(f"{stop}; rm -rf {remote}")
 
     def _run(self, job: Job, remote: str, scratch: Path) -> Result:
         phone = Session(self, job, remote, scratch)
@@ -275,13 +278,7 @@ class Session:
             **files,
         }
         line = " ".join(f"--{key}={value}" for key, value in flags.items() if value is not None)
-        # A process that has ended has no VmHWM line any more, which ends the loop.
-        said = self.phone.adb.shell(
-            f"cd {self.remote} && {{ ./executor_runner {line} >said.txt 2>&1 & p=$!; "
-            "while grep VmHWM /proc/$p/status 2>/dev/null; do sleep 0.05; done; "
-            "wait $p; echo code=$?; tail -n 3 said.txt; }",
-            timeout_s=self.job.timeout_s,
-        )
+        said = self.phone.adb.shell(shell_line(self.remote, line), timeout_s=self.job.timeout_s)
         code = re.search(r"^code=(\d+)\n?(.*)", said, re.M | re.S)
         if code is None or code[1] != "0":
             words = code[2].strip().splitlines() if code else []
@@ -294,6 +291,21 @@ class Session:
             raise JobError(f"{name}: executor_runner ended with {number}: {why}")
         kib = [int(number) for number in re.findall(r"^VmHWM:\s*(\d+) kB", said, re.M)]
         self.peak_mib = max(self.peak_mib, max(kib, default=0) / 1024)
+
+
+def shell_line(remote: str, flags: str) -> str:
+    """Return what a phone's shell does to run the runner to its end and tell its memory.
+
+    The runner ends with the shell, which is hung up when adb goes; where that one is not told, and
+    waits for the runner, the runner's id is in a file.
+    """
+    # A process that has ended has no VmHWM line any more, which ends the loop.
+    return (
+        f"cd {remote} && {{ ./executor_runner {flags} >said.txt 2>&1 & p=$!; echo $p >{PID}; "
+        "trap 'kill -9 $p' EXIT HUP TERM; "
+        "while grep VmHWM /proc/$p/status 2>/dev/null; do sleep 0.05; done; "
+        f"wait $p; echo code=$?; trap - EXIT HUP TERM; rm {PID}; tail -n 3 said.txt; }}"
+    )
 
 
 def input_file(k: int, row: int) -> str:
