@@ -70,22 +70,26 @@ def row_of(
 
 def repeated(device: Device, job: Job, times: int) -> Verdict:
     """Judge `times` calls of a job's one call: their hashes, whether values are finite, and by how
-    much a process that makes them all is larger than one that makes a single one."""
-    call = job.calls[0]
+    much a process that makes them all is larger than one that makes a single one.
+
+    What those two give counts too: a phone calls a file in a new process each time, but there.
+    """
+    starts = range(0, times, BATCH)
+    jobs = [replace(job, calls=[job.calls[0]] * min(BATCH, times - start)) for start in starts]
+    jobs += [replace(job, runs=count) for count in (1, times)]
+    found, peaks = Counter[str](), list[float | None]()
     try:
-        found = Counter[str]()
-        for start in range(0, times, BATCH):
-            calls = [call] * min(BATCH, times - start)
-            result = device.run(replace(job, calls=calls, want_outputs=True))
+        for each in jobs:
+            result = device.run(replace(each, want_outputs=True))
             if result.outputs is None:
                 return Verdict(None, "error", f"{device.name} brought no outputs back")
             found.update(hashes(result.outputs))
             if not all(np.isfinite(table).all() for table in result.outputs):
                 return NOT_FINITE
-        peaks = [device.run(replace(job, runs=count)).peak_rss_mib for count in (1, times)]
+            peaks.append(result.peak_rss_mib)
     except UserError as error:
         return Verdict(None, "error", str(error))
-    once, often = peaks
+    once, often = peaks[-2:]
     return judged(found, times, None if once is None or often is None else often - once)
 
 

@@ -11,7 +11,7 @@ import gc
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -41,7 +41,13 @@ from pocketfocus.run.child import Say
 from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import alone_in, key_of, sha256, size_bytes, write_atomic
-from pocketfocus.run.manifest import MANIFEST_FILE, Artifact, Manifest, load_manifest
+from pocketfocus.run.manifest import (
+    MANIFEST_FILE,
+    Artifact,
+    CalibrationInputs,
+    Manifest,
+    load_manifest,
+)
 from pocketfocus.run.paths import below
 from pocketfocus.run.processes import Work, WorkFailed, cores, workers
 from pocketfocus.run.scratch import temporary_files_in
@@ -185,16 +191,20 @@ def full_targets() -> tuple[str, ...]:
 
 def write_files(run: Run) -> Manifest:
     """Write every network × target × precision; the manifest, saved after every file."""
-    known = previous(run)
+    old = previous(run)
+    known = {artifact.name: artifact for artifact in old.files}
     requested = [
         Requested(network, *file)
         for network in run.source.networks
         for file in (run.request.once() if network.once else run.files)
     ]
-    for artifact in written(run, [one for one in requested if not is_there(run, one, known)]):
+    missing = [one for one in requested if not is_there(run, one, known)]
+    current = {one.name for one in requested} - {one.name for one in missing}
+    for artifact in written(run, missing):
         known[artifact.name] = artifact
-        assemble(run, known).save(run.out)
-    manifest = assemble(run, known)
+        current.add(artifact.name)
+        assemble(run, known, old, current).save(run.out)
+    manifest = assemble(run, known, old, current)
     manifest.save(run.out)
     return manifest
 
@@ -284,33 +294,35 @@ def source_again(out: Path, again: str) -> Source:
     return student_source(None, out, photos, sizes, lambda line: None)
 
 
-def previous(run: Run) -> dict[str, Artifact]:
-    """By name, what the folder's manifest lists; files of another student or reference are deleted.
+def previous(run: Run) -> Manifest:
+    """What the folder's manifest says; files of another student or reference are deleted, and it
+    then says nothing.
 
     So are those of a reference at another size. UserError for the networks of a reference in the
     folder of a student, and the other way round.
     """
+    nothing = Manifest(run.source.manifest.size, [])
     if not (run.out / MANIFEST_FILE).exists():
-        return {}
+        return nothing
     try:
         manifest = load_manifest(run.out)
     except UserError as error:
         run.log(f"starting a new manifest: {error}")
-        return {}
+        return nothing
     theirs, ours = manifest, run.source.manifest
     if manifest.artifacts and bool(theirs.student_sha256) != bool(ours.student_sha256):
         whose = "a student" if theirs.student_sha256 else "a reference"
         raise UserError(f"{run.out} is the run of {whose}: choose another folder with --out")
     same_reference = (theirs.reference, theirs.size) == (ours.reference, ours.size)
     if theirs.student_sha256 == ours.student_sha256 and (ours.student_sha256 or same_reference):
-        return {artifact.name: artifact for artifact in manifest.files}
+        return manifest
     for artifact in manifest.files:
         path = below(run.out, artifact.name)
         if network_of(run, artifact) and path.exists():
             run.log(f"{artifact.name}: of another student or reference, deleted")
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assemble(run, {}).save(run.out)
-    return {}
+    assemble(run, {}, nothing, set()).save(run.out)
+    return nothing
 
 
 def make(run: Run, requested: Requested) -> Artifact:
@@ -374,8 +386,12 @@ def write(run: Run, requested: Requested) -> Written:
     return replace(written, applied=written.applied | stated)
 
 
-def assemble(run: Run, known: dict[str, Artifact]) -> Manifest:
-    """The manifest of these artifacts, by network, target and precision, shipped ones first."""
+def assemble(run: Run, known: Mapping[str, Artifact], old: Manifest, current: Set[str]) -> Manifest:
+    """The manifest of these artifacts, by network, target and precision, shipped ones first.
+
+    What is not among those `current`, by name, is as an earlier call wrote it: of that one are
+    sizes, calibration and tools then too, as `old` tells them.
+    """
     networks, targets, shipped = list(run.source.names), list(TARGETS), list(RECIPES)
 
     def place(artifact: Artifact) -> tuple[int, int, int, str]:
@@ -389,9 +405,40 @@ def assemble(run: Run, known: dict[str, Artifact]) -> Manifest:
     found: dict[bool, list[Artifact]] = {True: [], False: []}
     for artifact in sorted(ours, key=place):
         found[network_of(run, artifact) in once].append(artifact)
-    manifest = run.source.manifest
-    render = manifest.render and replace(manifest.render, files=found[True])
-    return replace(manifest, artifacts=found[False], render=render, tools=tools())
+    manifest, artifacts = run.source.manifest, found[False]
+    calibration, *others = calibrations(artifacts, manifest, old) or [CalibrationInputs()]
+    sizes = [function.size for artifact in artifacts for function in artifact.functions]
+    return replace(
+        manifest,
+        artifacts=artifacts,
+        calibration=calibration,
+        other_calibrations=tuple(others),
+        sizes=tuple(dict.fromkeys((*manifest.sizes, *sizes))),
+        render=manifest.render and replace(manifest.render, files=found[True]),
+        tools=tools() if {each.name for each in ours} <= current else both(old.tools, tools()),
+    )
+
+
+def calibrations(
+    artifacts: Sequence[Artifact], ours: Manifest, old: Manifest
+) -> list[CalibrationInputs]:
+    """What artifacts were calibrated with, each once, that of this call first; a reference's files
+    name none by its hash, and neither does its manifest."""
+    used = {str(artifact.applied.get("calibration_sha256", "")) for artifact in artifacts}
+    found: dict[str, CalibrationInputs] = {}
+    for each in (ours.calibration, old.calibration, *old.other_calibrations):
+        if each and each.get("sha256", "") in used:
+            found.setdefault(each.get("sha256", ""), each)
+    return list(found.values())
+
+
+def both(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
+    """Versions of packages where files were made with either."""
+    versions = {
+        name: dict.fromkeys([*old.get(name, version).split(", "), version])
+        for name, version in new.items()
+    }
+    return {**old, **{name: ", ".join(every) for name, every in versions.items()}}
 
 
 def path_of(target: Target, precision: str, network: str = STUDENT) -> str:

@@ -6,6 +6,7 @@ its own order, R_k the rows of the k-th table of inputs, N the calls of a job.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -28,6 +29,11 @@ Arrays = tuple[NDArray[np.float32], ...]
 """One array for every input, or for every output, in the order in which the file has them."""
 Call = tuple[int, ...]
 """One call of a file: for each of its inputs, which row of that input's table it takes."""
+
+
+STOPPED = threading.Event()
+"""Set while several devices are left, see `on_each`: their threads begin nothing more, and raise
+KeyboardInterrupt."""
 
 
 class JobError(UserError):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TypeVar, cast
 
 from pocketfocus.export.targets import TARGETS, get_target
-from pocketfocus.mobile_harness.device import HOST, MIL_CHECK, PYTORCH, Device
+from pocketfocus.mobile_harness.device import HOST, MIL_CHECK, PYTORCH, STOPPED, Device
 from pocketfocus.mobile_harness.options import Options
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.results import Origin
@@ -164,11 +164,25 @@ def install(name: str, say: Callable[[str], None]) -> None:
 
 
 def on_each(devices: tuple[Device, ...], work: Callable[[Device], list[T]]) -> list[T]:
-    """Return the rows of `work` on every device, all at once: phones do not share a processor."""
+    """Return the rows of `work` on every device, all at once: phones do not share a processor.
+
+    Ctrl-C comes here, not into their threads: they are told, and waited for until they have tidied
+    up.
+    """
     if len(devices) == 1:
         return work(devices[0])
-    with ThreadPoolExecutor(len(devices)) as pool:
-        return [row for rows in pool.map(work, devices) for row in rows]
+    futures: list[Future[list[T]]] = []
+    try:
+        with ThreadPoolExecutor(len(devices)) as pool:
+            futures += [pool.submit(work, device) for device in devices]
+            try:
+                return [row for future in futures for row in future.result()]
+            except KeyboardInterrupt:
+                STOPPED.set()
+                raise
+    finally:
+        if all(future.done() for future in futures):  # no second Ctrl-C ended the wait for them
+            STOPPED.clear()
 
 
 def origin(device: Device | None, target: str) -> Origin:

@@ -24,7 +24,7 @@ from pocketfocus.export.executorch.write import METHOD, load, methods_of
 from pocketfocus.mobile_harness.android import adb
 from pocketfocus.mobile_harness.android.adb import Adb
 from pocketfocus.mobile_harness.android.etdump import Profile, read_profile
-from pocketfocus.mobile_harness.device import Arrays, Call, Device, Job, JobError, Result
+from pocketfocus.mobile_harness.device import STOPPED, Arrays, Call, Device, Job, JobError, Result
 from pocketfocus.mobile_harness.options import Absent, Options
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
@@ -33,6 +33,8 @@ from pocketfocus.run.scratch import temporary_folder
 
 KIND = "android"
 REMOTE = "/data/local/tmp"
+PID = "runner.pid"  # while it runs
+OUTPUTS = "out"  # the beginning of their files' names
 SPARE_BYTES = 64 * 2**20  # outputs, ETDump and logs
 POLL_S = 5.0  # between looks at the battery while it cools
 MACHINES = {62: "x86_64", 183: "arm64-v8a", 40: "armeabi-v7a", 3: "x86"}  # ELF's e_machine
@@ -162,12 +164,13 @@ class Android:
                     f"{self.name} is at {now.celsius:g} °C after {self.options.cool_wait_s:g} s, "
                     f"a measurement begins below {self.options.cool_c:g} °C: let it cool"
                 )
-            time.sleep(min(POLL_S, self.options.cool_wait_s))
+            STOPPED.wait(min(POLL_S, self.options.cool_wait_s))
         return now
 
     @contextmanager
     def _folder(self, job: Job) -> Iterator[str]:
-        """Make a folder on the phone; it is deleted in the end, if the phone is still there."""
+        """Make a folder on the phone; in the end, if the phone is still there, what runs in it is
+        killed and it is deleted."""
         runner = Path(self.options.runner or "")
         needed = Path(job.artifact).stat().st_size + runner.stat().st_size + SPARE_BYTES
         free = free_bytes(self.adb.shell(f"df -k {REMOTE}"))
@@ -185,14 +188,14 @@ class Android:
             yield remote
         finally:
             with suppress(JobError):
-                self.adb.shell(f"rm -rf {remote}")
+                stop = f"kill -9 $(cat {remote}/{PID} 2>/dev/null) 2>/dev/null"
+                Adb(self.serial, tidies=True).shell(f"{stop}; rm -rf {remote}")
 
     def _run(self, job: Job, remote: str, scratch: Path) -> Result:
         phone = Session(self, job, remote, scratch)
         phone.push_inputs()
-        outputs = phone.outputs() if job.want_outputs else None
-        if job.runs == 0 and outputs is not None:
-            return Result(outputs, 0.0, 0.0, (), phone.peak_mib, job.threads)
+        if job.runs == 0 and job.want_outputs:
+            return Result(phone.outputs(), 0.0, 0.0, (), phone.peak_mib, job.threads)
         before = self.cool_down()
         trial = phone.profile(2)
         fitting = job.runs
@@ -201,7 +204,7 @@ class Android:
         measured = phone.profile(1 + job.warmup + max(1, fitting))
         after = self.battery()
         return Result(
-            outputs=outputs,
+            outputs=phone.outputs() if job.want_outputs else None,
             load_ms=measured.load_ms,
             first_ms=measured.times_ms[0],
             times_ms=measured.times_ms[1 + job.warmup :],
@@ -244,20 +247,23 @@ class Session:
             self.phone.adb.push(self.scratch / name, f"{self.remote}/{name}")
 
     def outputs(self) -> Arrays:
-        """Make every call once and return each output of the file, [N, *shape]."""
+        """Make every call once and return each output of the file, [N, *shape]; of the first call
+        the one that was made last where the job was measured, see `profile`."""
         shapes = output_shapes(Path(self.job.artifact), self.method)
         made = [np.empty((len(self.job.calls), *shape), np.float32) for shape in shapes]
         for number, call in enumerate(self.job.calls):
-            self.execute(call, 1, output_file="out")
+            if number > 0 or self.job.runs == 0:
+                self.execute(call, 1, output_file=OUTPUTS)
             for k, table in enumerate(made):
                 local = self.scratch / "output.bin"
-                self.phone.adb.pull(f"{self.remote}/out-{k}.bin", local)
+                self.phone.adb.pull(f"{self.remote}/{OUTPUTS}-{k}.bin", local)
                 table[number] = read_output(local, table.shape[1:])
         return tuple(made)
 
     def profile(self, executions: int) -> Profile:
-        """Profile so many executions of the first call."""
-        self.execute(self.job.calls[0], executions, etdump_path="profile.etdump")
+        """Profile so many executions of the first call, the last of which leaves its outputs."""
+        files = {"output_file": OUTPUTS} if self.job.want_outputs else {}
+        self.execute(self.job.calls[0], executions, etdump_path="profile.etdump", **files)
         self.phone.adb.pull(f"{self.remote}/profile.etdump", self.scratch / "profile.etdump")
         return read_profile(self.scratch / "profile.etdump")
 
@@ -272,13 +278,7 @@ class Session:
             **files,
         }
         line = " ".join(f"--{key}={value}" for key, value in flags.items() if value is not None)
-        # A process that has ended has no VmHWM line any more, which ends the loop.
-        said = self.phone.adb.shell(
-            f"cd {self.remote} && {{ ./executor_runner {line} >said.txt 2>&1 & p=$!; "
-            "while grep VmHWM /proc/$p/status 2>/dev/null; do sleep 0.05; done; "
-            "wait $p; echo code=$?; tail -n 3 said.txt; }",
-            timeout_s=self.job.timeout_s,
-        )
+        said = self.phone.adb.shell(shell_line(self.remote, line), timeout_s=self.job.timeout_s)
         code = re.search(r"^code=(\d+)\n?(.*)", said, re.M | re.S)
         if code is None or code[1] != "0":
             words = code[2].strip().splitlines() if code else []
@@ -291,6 +291,21 @@ class Session:
             raise JobError(f"{name}: executor_runner ended with {number}: {why}")
         kib = [int(number) for number in re.findall(r"^VmHWM:\s*(\d+) kB", said, re.M)]
         self.peak_mib = max(self.peak_mib, max(kib, default=0) / 1024)
+
+
+def shell_line(remote: str, flags: str) -> str:
+    """Return what a phone's shell does to run the runner to its end and tell its memory.
+
+    The runner ends with the shell, which is hung up when adb goes; where that one is not told, and
+    waits for the runner, the runner's id is in a file.
+    """
+    # A process that has ended has no VmHWM line any more, which ends the loop.
+    return (
+        f"cd {remote} && {{ ./executor_runner {flags} >said.txt 2>&1 & p=$!; echo $p >{PID}; "
+        "trap 'kill -9 $p' EXIT HUP TERM; "
+        "while grep VmHWM /proc/$p/status 2>/dev/null; do sleep 0.05; done; "
+        f"wait $p; echo code=$?; trap - EXIT HUP TERM; rm {PID}; tail -n 3 said.txt; }}"
+    )
 
 
 def input_file(k: int, row: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from weakref import finalize
 
 from pocketfocus.export.executorch import TARGET as EXECUTORCH
 from pocketfocus.export.onnx import TARGET as ONNX
@@ -51,7 +52,9 @@ class Arm64:
 
     def run(self, job: Job) -> Result:
         """Execute a job; JobError when the emulated process crashes or does not end in time."""
-        self.worker = self.worker or start()
+        if self.worker is None:
+            self.worker = start()
+            finalize(self, self.worker.close)
         run = partial(
             self.worker.run,
             on_progress=lambda seconds: console.print(estimate(job, float(seconds))),
@@ -62,9 +65,6 @@ class Arm64:
     def close(self) -> None:
         if self.worker is not None:
             self.worker.close()
-
-    def __del__(self) -> None:
-        self.close()
 
 
 def start() -> Worker:

@@ -6,7 +6,6 @@ seconds the first one took.
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -77,7 +76,7 @@ def measure(
         "load_ms": load_ms,
         "first_ms": times[0],
         "times_ms": times[1:],
-        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_rss_mib": None,  # of one process that does all jobs: no file's own
         "threads": threads,
     }
     return fields, {str(k): np.stack(made) for k, made in enumerate(zip(*kept, strict=True))}

@@ -7,21 +7,31 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import finalize
 
 import numpy as np
 
 from pocketfocus.export.coreml import TARGET as CORE_ML
 from pocketfocus.export.coreml.write import MAIN, functions, tensors
 from pocketfocus.mobile_harness.device import Arrays, Call, Device, Job, JobError, Result
+from pocketfocus.mobile_harness.host import done, work_of
 from pocketfocus.mobile_harness.ios.mac import units
 from pocketfocus.mobile_harness.options import Absent, Options
-from pocketfocus.run.errors import first_line
+from pocketfocus.run.errors import UserError, first_line
+from pocketfocus.run.processes import Worker
 from pocketfocus.run.results import Notes
 
+if TYPE_CHECKING:
+    from pocketfocus.mobile_harness.worker import Measured, Tables
+    from pocketfocus.run.child import Say
+
 KIND = "iphone"
+CALL = f"{__name__}:work"
+PREPARED: dict[str, Any] = {}  # by UDID, in the process that calls them
 
 
 def connect(address: str, options: Options) -> tuple[Device, ...]:
@@ -29,11 +39,8 @@ def connect(address: str, options: Options) -> tuple[Device, ...]:
     reason = CORE_ML.cannot_run()
     if reason is not None:
         return (Absent(KIND, f"an iPhone is reached from a Mac with Xcode: {reason}"),)
-    from coremltools.models.ml_program.experimental.remote_device import Device as Remote
-    from coremltools.models.ml_program.experimental.remote_device import DeviceType
-
     try:
-        found = Remote.get_connected_devices(DeviceType.IPHONE)
+        found = connected()
     except Exception as error:  # devicectl's errors share no public base
         return (Absent(KIND, f"Xcode's devicectl does not answer: {first_line(error)}"),)
     chosen = [each for each in found if not address or address in (each.name, each.udid)]
@@ -45,14 +52,27 @@ def connect(address: str, options: Options) -> tuple[Device, ...]:
     return (IPhone(chosen[0], options),)
 
 
+def connected() -> list[Any]:
+    """Return the iPhones that Xcode sees, as coremltools' remote devices."""
+    from coremltools.models.ml_program.experimental.remote_device import Device as Remote
+    from coremltools.models.ml_program.experimental.remote_device import DeviceType
+
+    return list(Remote.get_connected_devices(DeviceType.IPHONE))
+
+
 @dataclass
 class IPhone:
-    """One connected iPhone."""
+    """One connected iPhone, and the process that calls it: coremltools waits without an end for
+    what it starts, which only ends with its process."""
 
     remote: Any
     options: Options = field(default_factory=Options)
     name: str = KIND
-    _ready: Any = None
+    call: str = CALL
+    worker: Worker = field(default_factory=Worker, repr=False)
+
+    def __post_init__(self) -> None:
+        finalize(self, self.worker.close)
 
     def describe(self) -> dict[str, str]:
         """Return name and iOS version; coremltools does not tell the chip."""
@@ -72,35 +92,60 @@ class IPhone:
         return f"an iPhone runs Core ML packages here, not {target}"
 
     def run(self, job: Job) -> Result:
-        """Predict on the phone; JobError when its app does not build, start or answer."""
+        """Predict on the phone; JobError when its app does not build, start or answer in time."""
+        order = work_of(job, self.call)
+        phone = {"udid": self.remote.udid, "team": self.options.team or ""}
+        order = replace(order, arguments={"phone": phone, "job": order.arguments})
         try:
-            return asyncio.run(asyncio.wait_for(self._run(job), job.timeout_s))
-        except JobError:
-            raise
-        except Exception as error:  # of coremltools, Xcode or the phone
-            raise JobError(f"{self.name}: {first_line(error)}") from error
+            result = done(self.worker.run, job, order)
+        except UserError as error:
+            raise JobError(f"{self.name}: {error}") from error
+        text: Any = result.notes  # JSON
+        return replace(result, notes=None if text is None else Notes.model_validate_json(text))
 
-    async def _run(self, job: Job) -> Result:
-        from coremltools import ComputeUnit
-        from coremltools.models.ml_program.experimental import async_wrapper, remote_device
 
-        if self._ready is None:
-            credentials = remote_device.AppSigningCredentials(
-                development_team=self.options.team or ""
-            )
-            self._ready = await self.remote.prepare_for_model_debugging(credentials=credentials)
-        model = async_wrapper.MLModelAsyncWrapper.from_spec_or_path(
-            spec_or_path=job.artifact,
-            weights_dir="",
-            function_name=function_of(job),
-            compute_units=ComputeUnit.ALL,
-            device=self._ready,
-        )
-        await model.load()
-        try:
-            return await measure(model, job, tensors(Path(job.artifact)))
-        finally:
-            await model.unload()
+def work(arguments: Mapping[str, Any], tables: Tables, say: Say) -> Measured:
+    """Do a job on an iPhone, in the process that calls it."""
+    from pocketfocus.mobile_harness.worker import read_job  # PyTorch, which only this process needs
+
+    job = read_job(arguments["job"], tables)
+    result = asyncio.run(executed(job, **arguments["phone"]))
+    notes = None if result.notes is None else result.notes.model_dump_json()
+    fields = {**vars(result), "notes": notes}
+    outputs = fields.pop("outputs") or ()
+    return fields, {str(k): table for k, table in enumerate(outputs)}
+
+
+async def executed(job: Job, udid: str, team: str) -> Result:
+    """Load a file on an iPhone, whose app is built and started once a process, and measure it."""
+    from coremltools import ComputeUnit
+    from coremltools.models.ml_program.experimental import async_wrapper
+
+    if udid not in PREPARED:
+        PREPARED[udid] = await prepared(udid, team)
+    model = async_wrapper.MLModelAsyncWrapper.from_spec_or_path(
+        spec_or_path=job.artifact,
+        weights_dir="",
+        function_name=function_of(job),
+        compute_units=ComputeUnit.ALL,
+        device=PREPARED[udid],
+    )
+    await model.load()
+    try:
+        return await measure(model, job, tensors(Path(job.artifact)))
+    finally:
+        await model.unload()
+
+
+async def prepared(udid: str, team: str) -> Any:
+    """Return an iPhone with coremltools' app; JobError where Xcode no longer sees it."""
+    from coremltools.models.ml_program.experimental.remote_device import AppSigningCredentials
+
+    remote = next((each for each in connected() if each.udid == udid), None)
+    if remote is None:
+        raise JobError("it was unplugged: plug it in")
+    credentials = AppSigningCredentials(development_team=team)
+    return await remote.prepare_for_model_debugging(credentials=credentials)
 
 
 def function_of(job: Job) -> str | None:

@@ -207,9 +207,11 @@ class Manifest:
             which takes no noise.
         reference: the model the student was distilled from; "" when not known.
         calibration: what integer files were calibrated with.
-        tools: version of every package that shaped the files.
-        sizes: (H, W) of all the photos that the files take, `size` first. Of Core ML files for iOS
-            17 and Core AI files it is the only one.
+        other_calibrations: what some of them were instead, in an earlier call with other photos;
+            which one says the `calibration_sha256` of what a file's backend took.
+        tools: version of every package that shaped the files; both where files differ in it.
+        sizes: (H, W) of all the photos that files take, `size` first; which of them one does says
+            `Artifact.takes`. Of Core ML files for iOS 17 and Core AI files it is the only one.
         render: how images of a photo's own size are made; None for networks of a reference.
     """
 
@@ -222,6 +224,7 @@ class Manifest:
     sigma_steps: tuple[float, ...] = ()
     reference: str = ""
     calibration: CalibrationInputs = field(default_factory=CalibrationInputs)
+    other_calibrations: tuple[CalibrationInputs, ...] = ()
     tools: dict[str, str] = field(default_factory=dict)
     sizes: tuple[Sides, ...] = ()
     render: Rendering | None = None

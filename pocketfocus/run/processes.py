@@ -94,7 +94,7 @@ def stop_all() -> None:
     for worker in list(LIVE):
         process = worker.process
         if process is not None:
-            process.kill()
+            kill(process)
 
 
 class Worker:
@@ -150,7 +150,7 @@ class Worker:
         """Kill the process, if there is one."""
         process, self.process = self.process, None
         if process is not None:
-            process.kill()
+            kill(process)
             process.wait()
             for stream in (process.stdin, process.stdout, self._stderr):
                 with suppress(OSError):  # an order that the process never read
@@ -175,7 +175,7 @@ class Worker:
         process = self.process = self.process or self._start()
         assert process.stdin is not None and process.stdout is not None
         limit_s, began = threading.TIMEOUT_MAX if timeout_s is None else timeout_s, time.monotonic()
-        late = threading.Timer(limit_s, process.kill)
+        late = threading.Timer(limit_s, kill, [process])
         late.start()
         try:
             with suppress(BrokenPipeError):  # the process has died, and below is told how
@@ -198,6 +198,19 @@ class Worker:
         size = self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, size - LAST_BYTES))
         return self._stderr.read().decode(errors="replace")
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill a process, if it is still there, and all that it started."""
+    if process.poll() is not None:
+        return
+    started: list[psutil.Process] = []
+    with suppress(psutil.Error):
+        started = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for each in started:
+        with suppress(psutil.Error):
+            each.kill()
 
 
 def cores() -> int:

@@ -55,7 +55,7 @@ class Fake:
             lambda n: float(n == TIMES - 1),
             lambda runs: 100.0,
             "fail",
-            f"usual one {TIMES - 1} times",
+            f"usual one {TIMES + 1} times",
         ),
         (lambda n: np.nan, lambda runs: 100.0, "fail", "not finite"),
         (lambda n: 1.0, lambda runs: 100 + runs * GROWTH_MIB / 5, "fail", "from 1 to 11 calls"),

@@ -29,6 +29,7 @@ from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256, write_json
 from pocketfocus.run.manifest import Artifact, Manifest, load_manifest
 from pocketfocus.run.processes import CHILD, Work
+from tests.conftest import SIZES
 
 
 class Lines(list[str]):
@@ -94,9 +95,15 @@ def test_a_damaged_file_is_made_again(copied: Path, damage: str) -> None:
     assert "unchanged" in log.of("onnx/student-fp16.onnx")
 
 
-def test_other_photos_make_calibrated_files_again(copied: Path, tmp_path: Path) -> None:
-    photo = tmp_path / "mine.png"
-    Image.effect_mandelbrot((80, 70), (-2, -1, 1, 1), 50).convert("RGB").save(photo)
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A photo that is not among the bundled ones."""
+    path = tmp_path / "mine.png"
+    Image.effect_mandelbrot((80, 70), (-2, -1, 1, 1), 50).convert("RGB").save(path)
+    return path
+
+
+def test_other_photos_make_calibrated_files_again(copied: Path, photo: Path) -> None:
     log = Lines()
     manifest = export_run(None, Export(copied, ["onnx"], ["fp32", "int8"]), [photo], log)
     assert "unchanged" in log.of("onnx/student-fp32.onnx")
@@ -106,6 +113,41 @@ def test_other_photos_make_calibrated_files_again(copied: Path, tmp_path: Path) 
     assert all(name.endswith("(drawn)") for name in photos[18:])
     assert positions[:18] == [*range(9), *range(9)]
     assert len(manifest.artifacts) == len(RECIPES) * len(get_targets())
+
+
+def test_files_that_stay_keep_their_sizes_and_calibration(
+    sized: Path, photo: Path, tmp_path: Path
+) -> None:
+    """The manifest once told those of the last call alone, as of all files."""
+    out = shutil.copytree(sized, tmp_path / "run")
+    kept = {a.name: a for a in load_manifest(out).artifacts}
+    request = Export(out, ["onnx"], ["int8", "fp32"])
+    manifest = export_run(None, request, [photo], Lines())
+    found = {a.name: a for a in manifest.artifacts}
+    assert manifest.sizes == ((64, 64), *SIZES)
+    name = "executorch/student-int8.pte"
+    assert found[name] == kept[name] and found[name].functions
+    used = {a.applied.get("calibration_sha256") for a in manifest.artifacts} - {None}
+    ours, theirs = manifest.calibration, manifest.other_calibrations
+    assert used == {each["sha256"] for each in (ours, *theirs)} and len(used) == 2
+    assert ours["sha256"] == found["onnx/student-int8.onnx"].applied["calibration_sha256"]
+    assert "mine.png" in ours["photos"] and "mine.png" not in theirs[0]["photos"]
+    assert load_manifest(out) == manifest
+    everything = Export(out, ["executorch", "coreml", "onnx"], ["int8"])
+    again = export_run(None, everything, [photo], Lines())
+    assert not again.other_calibrations and again.sizes == ((64, 64),)
+
+
+def test_versions_are_those_of_the_files_that_stay_too(sized: Path, tmp_path: Path) -> None:
+    """Until every file was written by one version."""
+    out = shutil.copytree(sized, tmp_path / "run")
+    ours = load_manifest(out).tools
+    replace(load_manifest(out), tools={**ours, "torch": "1.0", "gone": "2.0"}).save(out)
+    for _ in range(2):
+        mixed = export_run(None, Export(out, ["onnx"], ["int8"], sizes=SIZES), log=Lines())
+        assert mixed.tools == ours | {"torch": f"1.0, {ours['torch']}", "gone": "2.0"}
+    everything = Export(out, ["executorch", "coreml", "onnx"], ["int8"], sizes=SIZES)
+    assert export_run(None, everything, log=Lines()).tools == ours
 
 
 def test_files_of_another_student_go(copied: Path, tmp_path: Path) -> None:
@@ -411,7 +453,8 @@ def kept_of(
     artifact = Artifact("executorch/unet-int4.pte", "executorch", "int4", "0", 7)
     Manifest((64, 64), [artifact], reference="a").save(out)
     source = Source([], ["unet"], "", Manifest(size, [], student, reference=reference))
-    return set(previous(Run(Export(out, [], []), [], source, lambda _: None)))
+    found = previous(Run(Export(out, [], []), [], source, lambda _: None))
+    return {artifact.name for artifact in found.files}
 
 
 def test_files_of_another_reference_or_size_are_not_kept(tmp_path: Path) -> None:

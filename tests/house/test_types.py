@@ -25,6 +25,7 @@ ALLOWED = {
     "mobile_harness/arm64/worker.py": MESSAGES,
     "mobile_harness/coreai.py": MESSAGES,
     "mobile_harness/frames.py": MESSAGES,
+    "mobile_harness/ios/iphone.py": MESSAGES,
     "mobile_harness/mil.py": MESSAGES,
     "mobile_harness/worker.py": MESSAGES,
     "pocketfocus/models/checkpoints.py": FOREIGN,

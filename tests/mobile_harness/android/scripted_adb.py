@@ -18,6 +18,7 @@ from pathlib import Path
 REMOTE = "/data/local/tmp"
 RUNNER = """#!{python}
 import sys, time, types
+time.sleep({sleeps})
 import executorch
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ for _ in range(int(flags["num_executions"])):
     runs.append(etd.RunData("Execute", -1, [], events))
 if "output_file" in flags:
     for i, output in enumerate(outputs):
-        output.numpy().tofile(f"{{flags['output_file']}}-{{i}}.bin")
+        (output + {drift} * (len(runs) - 2)).numpy().tofile(f"{{flags['output_file']}}-{{i}}.bin")
 if "etdump_path" in flags:
     made = serialize_to_etdump_flatcc(etd.ETDumpFlatCC(0, runs))
     open(flags["etdump_path"], "wb").write(len(made).to_bytes(4, "little") + made)
@@ -71,7 +72,9 @@ GETPROP = {
 
 def install(folder: Path, phones: dict[str, str] | None = None, **script: object) -> Path:
     """Put `adb` into folder/bin; `script` holds free_kib, temperatures, unplug_after, full (a push
-    finds no space), tracer and methods (false: the runner is built without it, or is older)."""
+    finds no space), tracer and methods (false: the runner is built without it, or is older), sleeps
+    (seconds before the runner does anything) and drift (by which each output of a process is larger
+    than the one before)."""
     (folder / "bin").mkdir(parents=True)
     (folder / "tmp").mkdir()
     settings = {"phones": {"PHONE1": "device"} if phones is None else phones, **script}
@@ -117,6 +120,8 @@ def main(folder: Path, arguments: list[str]) -> None:
                     python=sys.executable,
                     tracer=script.get("tracer", True),
                     methods=script.get("methods", True),
+                    sleeps=script.get("sleeps", 0),
+                    drift=script.get("drift", 0),
                 )
             )
         else:

@@ -6,10 +6,15 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -21,7 +26,7 @@ from pocketfocus.data.optics import one_hot
 from pocketfocus.export.executorch.write import open_file
 from pocketfocus.mobile_harness.android import adb
 from pocketfocus.mobile_harness.android import runner as android
-from pocketfocus.mobile_harness.device import Device, Job, JobError
+from pocketfocus.mobile_harness.device import STOPPED, Device, Job, JobError
 from pocketfocus.mobile_harness.devices import get_device, get_devices, on_each
 from pocketfocus.mobile_harness.options import Absent, Options
 from pocketfocus.run.constants import RUNS
@@ -101,6 +106,94 @@ def test_a_phone_calls_a_file_again_and_again(
     verdict = repeated(device, job(pte), 3)
     assert verdict.status == "pass"
     assert re.fullmatch(r"one result, [0-9a-f]{12}; memory [+-]\d+\.\d MiB", verdict.why)
+
+
+def test_a_phone_whose_process_gives_other_values_when_it_calls_again_is_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pte: Path
+) -> None:
+    """Each first call of a process alone is right."""
+    plug_in(monkeypatch, tmp_path, drift=0.01)
+    runner = scripted_adb.elf(tmp_path / "executor_runner")
+    verdict = repeated(get_device("android", Options(runner=runner)), job(pte), 2)
+    assert verdict.status == "fail"
+    assert verdict.why.startswith("3 different results, the usual one 2 times")
+
+
+def programs_of(phone: Path) -> list[psutil.Process]:
+    """What runs on a scripted phone, or is about to end there."""
+    found = psutil.process_iter(["cmdline"])
+    return [each for each in found if f"{phone / 'tmp'}/" in " ".join(each.info["cmdline"] or [])]
+
+
+def test_a_runner_that_does_not_end_in_time_is_not_left_on_the_phone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pte: Path
+) -> None:
+    """It once ran on beside the next file."""
+    phone = plug_in(monkeypatch, tmp_path, sleeps=600)
+    device = get_device("android", Options(runner=scripted_adb.elf(tmp_path / "executor_runner")))
+    seen: list[psutil.Process] = []
+    real = adb.Adb.shell
+
+    def shell(self: adb.Adb, command: str, timeout_s: float | None = 60.0) -> str:
+        if "rm -rf" in command:
+            seen.extend(programs_of(phone))
+        return real(self, command, timeout_s)
+
+    monkeypatch.setattr(adb.Adb, "shell", shell)
+    with pytest.raises(JobError, match="did not end within 5 s"):
+        device.run(job(pte, want_outputs=True, timeout_s=5.0))
+    assert seen
+    assert not psutil.wait_procs(seen, timeout=30)[1]
+    assert not list((phone / "tmp").iterdir())
+
+
+def test_a_runner_ends_with_the_shell_that_is_hung_up(tmp_path: Path) -> None:
+    program = tmp_path / "executor_runner"
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.chmod(0o755)
+    line = android.shell_line(str(tmp_path), "--num_executions=1")
+    with subprocess.Popen(["sh", "-c", line], stdout=subprocess.PIPE) as shell:
+        deadline = time.monotonic() + 60
+        while not (pid := read_if_there(tmp_path / android.PID)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        sleeping = psutil.Process(int(pid))
+        shell.send_signal(signal.SIGHUP)
+        assert not psutil.wait_procs([sleeping], timeout=30)[1]
+
+
+def read_if_there(path: Path) -> str:
+    return path.read_text().strip() if path.exists() else ""
+
+
+def test_phones_are_left_at_once_where_all_are_interrupted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pte: Path
+) -> None:
+    """Not when each has gone through what was left, and nothing runs on there."""
+    phone = plug_in(monkeypatch, tmp_path, phones={"ONE": "device", "TWO": "device"}, sleeps=600)
+    options = Options(runner=scripted_adb.elf(tmp_path / "executor_runner"))
+    begun, running = list[str](), list[psutil.Process]()
+
+    def work(device: Device) -> list[str]:
+        for _ in range(3):  # files, each of which may fail
+            begun.append(device.name)
+            with suppress(JobError):
+                device.run(job(pte, want_outputs=True))
+        return []
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 60
+        while len(running) < 2 and time.monotonic() < deadline:
+            time.sleep(0.2)
+            running[:] = [p for p in programs_of(phone) if "--model_path" in p.cmdline()[-1]]
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        on_each(get_devices("android:all", options), work)
+    assert sorted(begun) == ["android:ONE", "android:TWO"]
+    assert running and not psutil.wait_procs(running, timeout=30)[1]
+    assert not list((phone / "tmp").iterdir())
+    assert not STOPPED.is_set()
 
 
 @pytest.mark.parametrize(

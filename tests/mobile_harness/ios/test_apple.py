@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from pocketfocus.mobile_harness.device import Job, JobError
@@ -64,6 +68,37 @@ class Model:
         return Plan()
 
 
+REMOTE = SimpleNamespace(name="Mine", udid="1", os_version="18.1", os_build_number="22B")
+SCRIPT = """
+import asyncio, os, subprocess
+from dataclasses import replace
+from pocketfocus.mobile_harness.ios import iphone
+work = iphone.work
+
+async def executed(job, udid, team):
+    assert (udid, team) == ("1", "T")
+"""
+MEASURES = """
+    from tests.mobile_harness.ios.test_apple import Model, NAMES
+    return replace(await iphone.measure(Model(), job, NAMES), peak_rss_mib=os.getpid())
+iphone.executed = executed
+"""
+FAILS = """
+    raise ValueError("signing failed\\nlong log")
+iphone.executed = executed
+"""
+HANGS = """
+    if not job.runs:
+        return iphone.Result(None, 0.0, 0.0, (), None, None)
+    def call():
+        program = subprocess.Popen(["sleep", "600"])
+        open("{started}", "w").write(str(program.pid))
+        program.wait()
+    await asyncio.get_event_loop().run_in_executor(None, call)
+iphone.executed = executed
+"""
+
+
 def job(**fields: Any) -> Job:
     return Job("a.mlpackage", "coreml", TABLES, [(0, 2), (0, 7)], **fields)
 
@@ -115,14 +150,53 @@ def test_an_iphone_without_durations_or_app_is_one_line() -> None:
     with pytest.raises(JobError, match="told no duration"):
         asyncio.run(iphone.measure(model, job(runs=1), NAMES))
 
-    async def broken(**_: Any) -> None:
-        raise ValueError("signing failed\nlong log")
-
-    remote = SimpleNamespace(
-        name="Mine", os_version="18.1", os_build_number="22B", prepare_for_model_debugging=broken
-    )
-    device = iphone.IPhone(remote, Options(team="T"))
+    device = iphone.IPhone(REMOTE, Options(team="T"))
     assert device.describe()["os"] == "iOS 18.1 (22B)"
     assert "not onnx" in (device.why_not("onnx") or "")
-    with pytest.raises(JobError, match=r"^iphone: signing failed$"):
-        device.run(job(runs=1))
+
+
+def in_a_process(folder: Path, body: str) -> iphone.IPhone:
+    """An iPhone whose process executes this in place of coremltools' calls."""
+    path = folder / "phone.py"
+    path.write_text(f"{SCRIPT}{body}")
+    return iphone.IPhone(REMOTE, Options(team="T"), call=f"{path}:work")
+
+
+def test_a_job_on_an_iphone_is_done_by_a_process_that_stays(tmp_path: Path) -> None:
+    device = in_a_process(tmp_path, MEASURES)
+    results = [device.run(job(runs=2, want_outputs=True)) for _ in range(2)]
+    for result in results:
+        assert (result.load_ms, len(result.times_ms)) == (5.0, 2)
+        assert result.outputs is not None
+        assert [stack[0, 0, 0, 0] for stack in result.outputs[0]] == [2, 7]
+        assert result.notes == Notes(compute_plan={"Neural Engine": 2, "CPU": 1})
+    pids = [result.peak_rss_mib for result in results]
+    assert pids[0] == pids[1] != os.getpid()
+
+
+def test_an_iphone_without_its_app_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"^iphone: a.mlpackage: ValueError: signing failed$"):
+        in_a_process(tmp_path, FAILS).run(job(runs=1))
+
+
+def test_an_iphone_that_was_unplugged_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iphone, "connected", list)
+    arguments = {"job": job(runs=1).arguments(), "phone": {"udid": "1", "team": "T"}}
+    tables = {str(k): table for k, table in enumerate(TABLES)}
+    with pytest.raises(JobError, match="unplugged: plug it in"):
+        iphone.work(arguments, tables, lambda line: None)
+
+
+def test_what_an_iphone_waits_for_ends_with_the_limit_of_a_job(tmp_path: Path) -> None:
+    """As coremltools waits: in an executor's thread, for a program, without a limit."""
+    started = tmp_path / "started"
+    device = in_a_process(tmp_path, HANGS.format(started=started))
+    device.run(job())  # which starts the process
+    began = time.monotonic()
+    with pytest.raises(JobError, match="did not finish within 4 s and was stopped"):
+        device.run(job(runs=1, timeout_s=4.0))
+    assert time.monotonic() - began < 60
+    (pid,) = started.read_text().split()
+    with pytest.raises(psutil.NoSuchProcess):
+        psutil.Process(int(pid)).wait(30)
+        psutil.Process(int(pid))
