@@ -39,6 +39,7 @@ from pocketfocus.distill.train.distributed import process_state, wants_sharding
 from pocketfocus.distill.train.loop import Task, Trainer
 from pocketfocus.distill.train.schedule import Schedule
 from pocketfocus.models.reference import ReferencePipeline
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import write_json, write_set
 
@@ -169,6 +170,7 @@ def save_reference(pipeline: ReferencePipeline, out: Path, facts: Mapping[str, o
 
     Of several processes the main one writes, the others wait.
     """
+    pipeline.unet.register_to_config(num_frames=FRAMES)  # a tuned one's may be the video model's
     state = process_state()
     if not state.is_main_process:
         state.wait_for_everyone()
