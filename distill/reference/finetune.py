@@ -94,7 +94,7 @@ def fine_tune(
     }
     check_run(out, config)
     folder, frozen = out / "finetune", (pipeline.vae, pipeline.image_encoder)
-    task = recipe.task(pipeline, stacks, folder, phase.crops)
+    task = recipe.task(pipeline, stacks, folder, phase)
     pipeline.unet.enable_gradient_checkpointing()
     trainer = Trainer(pipeline.unet.train(), phase.schedule, folder, phase.seed, config)
     trainer.resume("fine-tuning")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pocketfocus.data.datasets import SYNTHETIC, Request, open_source
 from pocketfocus.data.stacks import cache_sources
+from pocketfocus.distill.reference.denoiser import CONTENT
 from pocketfocus.distill.reference.finetune import check_request, fine_tune, load_start
 from pocketfocus.distill.reference.phases import (
     AUTOENCODER_CROPS,
@@ -150,10 +151,11 @@ def run_training(training: Training, out: Path) -> None:
 
 def _run(training: Training, out: Path) -> None:
     schedule, seed, config = training.schedule(), training.seed, training.config
-    check_run(out, config)
     size = training.sides
     request = Request(training.scenes, size, photos=training.photos, register=True, seed=seed)
     sources = [open_source(spec, request) for spec in training.stacks]
+    config = {**config, CONTENT: key_of(sources=[source.key for source in sources])}
+    check_run(out, config)
 
     def stacks() -> Pixels:
         with main_process_first():

@@ -43,6 +43,11 @@ def test_trains_on_a_folder_and_rendered_scenes(
     assert (out / "unet" / "config.json").exists()
     assert main(words) == 2
     assert "stacks" in capsys.readouterr().err
+    Image.new("RGB", (SIDE, SIDE)).save(stacks / "desk" / "0.png")
+    before = (out / "stacks" / "stacks.json").read_bytes()
+    assert main([*words, "--stacks", "synthetic"]) == 2
+    assert "content of stacks was " in capsys.readouterr().err
+    assert (out / "stacks" / "stacks.json").read_bytes() == before, "nothing is gathered anew"
 
 
 @pytest.mark.parametrize("size", [100, 250, 300, 500, 64, 88])
