@@ -111,7 +111,7 @@ def encoded_once(
 ) -> np.ndarray:
     """Return what `encode` makes of each stack with the autoencoder, in one process, and keep it
     beside `path`, in a file that is named after both and after `content`, what the stacks are of,
-    so that others are never done for them: what was kept of others is deleted.
+    so that others are never taken for them: what was kept of others is deleted.
     """
     known = key_of(
         stacks=fingerprint(stacks),
