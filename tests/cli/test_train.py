@@ -63,6 +63,20 @@ def test_a_size_that_the_small_reference_does_not_take_is_refused_before_anythin
     assert not list(out.rglob("*"))
 
 
+@pytest.mark.parametrize("sources", [["rgbd"], ["STACKS"], ["rgbd", "STACKS"]])
+def test_photos_that_would_be_no_textures_are_refused(
+    sources: list[str], stacks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["train-reference", "--photos", str(stacks / "desk"), "--out", str(out)]
+    for source in sources:
+        words += ["--stacks", source.replace("STACKS", str(stacks))]
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--photos changes nothing without procedural scenes among --stacks" in line
+    assert not list(out.rglob("*"))
+
+
 @pytest.mark.parametrize("side", range(96, 264, 8))
 def test_crops_fit_the_networks_and_the_stacks(side: int) -> None:
     for crops in denoiser_crops((side, side)):
