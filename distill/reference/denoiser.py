@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,11 +34,14 @@ from pocketfocus.distill.train.edm import Denoiser
 from pocketfocus.distill.train.run_log import stack_picture
 from pocketfocus.models.reference import ReferencePipeline, added_time_ids
 from pocketfocus.photos.images import from_uint8
+from pocketfocus.run.cache import Kept
 from pocketfocus.run.constants import FRAMES
-from pocketfocus.run.files import key_of, write_atomic
+from pocketfocus.run.files import key_of, reserve, write_atomic
 from pocketfocus.run.progress import track
 
 SCALING_STACKS, HASHED_STACKS = 64, 8
+SAVED_STACKS = 32  # encoded ones, after which an interrupted encoding goes on
+CONTENT = "content of stacks"  # in the config of a training: a key of what they were gathered from
 # This share of the small reference's samples starts from nothing: one fixed noise level without
 # noise, as E2E-FT (arXiv 2409.11355) trains. They teach the mean of all stacks that fit the photo.
 BLANK_SHARE = 0.8
@@ -86,18 +90,16 @@ class EncodedStacks:
 
 
 @torch.no_grad()
-def encode_stacks(
-    pipeline: ReferencePipeline, stacks: Pixels, bf16: bool | None = None
+def encode_stack(
+    pipeline: ReferencePipeline, stack: Pixels, bf16: bool | None = None
 ) -> np.ndarray:
-    """Encode every frame, uint8 [N,9,3,H,W] -> unscaled latents, float16 [N,9,C,h,w]."""
-    encoded, device = [], pipeline.vae.device
+    """Encode every frame, uint8 [9,3,H,W] -> unscaled latents, float16 [9,C,h,w]."""
+    device = pipeline.vae.device
     bf16 = computes_in_bf16(device) if bf16 is None else bf16
-    for stack in track(stacks, "encoding stacks", len(stacks)):
-        frames = from_uint8(stack, planar=True).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            latents = pipeline.encode(frames)
-        encoded.append(latents.half().cpu().numpy())
-    return np.stack(encoded)
+    frames = from_uint8(stack, planar=True).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        latents = pipeline.encode(frames)
+    return latents.half().cpu().numpy()
 
 
 def encoded_once(
@@ -105,17 +107,47 @@ def encoded_once(
     pipeline: ReferencePipeline,
     stacks: Pixels,
     encode: Callable[[ReferencePipeline, Pixels], np.ndarray],
+    content: object = None,
 ) -> np.ndarray:
-    """Return what `encode` makes of stacks with the autoencoder, in one process, and keep it beside
-    `path`, in a file that is named after both, so that others are never taken for them."""
-    both = key_of(stacks=fingerprint(stacks), vae=identity(pipeline.vae.encoder.conv_in.weight))
-    path = path.with_name(f"{path.stem}-{both}.npy")
+    """Return what `encode` makes of each stack with the autoencoder, in one process, and keep it
+    beside `path`, in a file that is named after both and after `content`, what the stacks are of,
+    so that others are never taken for them: what was kept of others is deleted.
+    """
+    known = key_of(
+        stacks=fingerprint(stacks),
+        content=content,
+        vae=identity(pipeline.vae.encoder.conv_in.weight),
+    )
+    kept = path.with_name(f"{path.stem}-{known}.npy")
     with main_process_first():
-        if not path.exists():
+        if not kept.exists():
+            for other in path.parent.glob(f"{path.stem}-*"):
+                if known not in other.name:
+                    other.unlink()
             pipeline.vae.to(process_state().device)
-            with write_atomic(path) as scratch:
-                np.save(scratch, encode(pipeline, stacks))
-    return np.load(path, mmap_mode="r")
+            _encode(kept, stacks, partial(encode, pipeline))
+    return np.load(kept, mmap_mode="r")
+
+
+def _encode(path: Path, stacks: Pixels, encode: Callable[[Pixels], np.ndarray]) -> None:
+    """Encode stack by stack into a file; an interrupted encoding goes on."""
+    part, begun = path.with_suffix(".part"), Kept(path.with_suffix(".json"), path.name)
+    done = begun.fields.get("done", 0) if part.exists() else 0
+    if done == 0:
+        first = encode(stacks[0])
+        with write_atomic(part) as scratch:
+            shape = (len(stacks), *first.shape)
+            np.lib.format.open_memmap(scratch, "w+", first.dtype, shape).flush()
+            reserve(scratch)
+    made = np.lib.format.open_memmap(part, "r+")
+    for n in track(range(done, len(stacks)), "encoding stacks", len(stacks) - done):
+        made[n] = encode(stacks[n])
+        if (n + 1) % SAVED_STACKS == 0:
+            made.flush()
+            begun.save(done=n + 1)
+    made.flush()
+    part.replace(path)
+    begun.path.unlink(missing_ok=True)
 
 
 def fingerprint(stacks: Pixels) -> str:

@@ -23,7 +23,6 @@ from pocketfocus.distill.train.loop import Trainer
 from pocketfocus.models.loading import assemble, load_component
 from pocketfocus.models.places import find_start
 from pocketfocus.models.reference import ReferencePipeline
-from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 
 TRAINED = {"temporal": "temporal_transformer_block", "all": ""}  # what a parameter's name holds
@@ -95,7 +94,7 @@ def fine_tune(
     }
     check_run(out, config)
     folder, frozen = out / "finetune", (pipeline.vae, pipeline.image_encoder)
-    task = recipe.task(pipeline, stacks, folder, phase.crops)
+    task = recipe.task(pipeline, stacks, folder, phase)
     pipeline.unet.enable_gradient_checkpointing()
     trainer = Trainer(pipeline.unet.train(), phase.schedule, folder, phase.seed, config)
     trainer.resume("fine-tuning")
@@ -116,5 +115,4 @@ def _averaged(trainer: Trainer, config: Mapping[str, object]) -> UNetSpatioTempo
     with torch.device("meta"):
         unet = UNetSpatioTemporalConditionModel.from_config(config)
     unet.load_state_dict(trainer.weights(), assign=True)
-    unet.register_to_config(num_frames=FRAMES)
     return unet.eval().requires_grad_(False)

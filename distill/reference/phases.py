@@ -22,11 +22,12 @@ from pocketfocus.distill.reference.autoencoder import (
     scaling_factor,
 )
 from pocketfocus.distill.reference.denoiser import (
+    CONTENT,
     DenoiserBatch,
     EncodedStacks,
     denoiser_losses,
     draw_sample,
-    encode_stacks,
+    encode_stack,
     encoded_once,
     fingerprint,
     initialise_denoiser,
@@ -39,6 +40,7 @@ from pocketfocus.distill.train.distributed import process_state, wants_sharding
 from pocketfocus.distill.train.loop import Task, Trainer
 from pocketfocus.distill.train.schedule import Schedule
 from pocketfocus.models.reference import ReferencePipeline
+from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import write_json, write_set
 
@@ -74,7 +76,8 @@ def train_reference(
 ) -> ReferencePipeline:
     """Train on true focal stacks, uint8 [N,9,3,H,W], and write the reference to `out`.
 
-    Interrupted phases continue from `out`/autoencoder and `out`/denoiser; seed and config are
+    Interrupted phases continue from `out`/autoencoder and `out`/denoiser; more steps or minutes
+    train the denoiser further, and the autoencoder where that has not begun. Seed and config are
     those of the autoencoder's. Raises UserError for stacks smaller than a crop, and for checkpoints
     in `out` that were made with other settings, stacks or configs.
     """
@@ -93,21 +96,25 @@ def train_reference(
     check_run(out, config)
     torch.manual_seed(seed)
     pipeline = build_reference(preset)
-    step = _train_autoencoder(pipeline, stacks, out, replace(autoencoder, config=config))
-    path = out / "denoiser" / f"latents-{step}.npy"
-    latents = encoded_once(path, pipeline, stacks, encode_stacks)
+    _train_autoencoder(pipeline, stacks, out, replace(autoencoder, config=config))
+    path, content = out / "denoiser" / "latents.npy", config.get(CONTENT)
+    latents = encoded_once(path, pipeline, stacks, encode_stack, content)
     encoded = EncodedStacks(stacks, latents)
     train_denoiser(pipeline, encoded, out, replace(denoiser, config=config))
     save_reference(pipeline, out, {"preset": asdict(preset), "seed": seed, "scenes": len(stacks)})
     return pipeline
 
 
-def _train_autoencoder(pipeline: ReferencePipeline, stacks: Pixels, out: Path, phase: Phase) -> int:
+def _train_autoencoder(
+    pipeline: ReferencePipeline, stacks: Pixels, out: Path, phase: Phase
+) -> None:
+    """Train the autoencoder, or go on; once a denoiser has begun to learn its latents, it stays as
+    it is, however much longer the budget has become."""
     vae, crops, seed = pipeline.vae, phase.crops, phase.seed
     generator = torch.Generator().manual_seed(seed)
     initialise(vae, random_crops(stacks, INITIAL_CROPS, crops[0].size, generator).flatten(0, 1))
     trainer = Trainer(vae, phase.schedule, out / "autoencoder", seed, phase.config)
-    trainer.resume("autoencoder")
+    settled = trainer.resume("autoencoder") and (out / "denoiser" / FILE).exists()
     vae.train()
 
     task = Task(
@@ -116,12 +123,12 @@ def _train_autoencoder(pipeline: ReferencePipeline, stacks: Pixels, out: Path, p
         crops,
         lambda: {"truth, reconstruction": reconstruction_picture(vae, stacks, crops[-1].size)},
     )
-    trainer.run(task, "autoencoder")
+    if not settled:
+        trainer.run(task, "autoencoder")
     trainer.ema.load()
     vae.cpu().eval().requires_grad_(False)
     sample = random_crops(stacks, 8, crops[-1].size, torch.Generator().manual_seed(seed))
     vae.register_to_config(scaling_factor=scaling_factor(vae, sample.flatten(0, 1)))
-    return trainer.step
 
 
 def denoiser_task(
@@ -169,6 +176,7 @@ def save_reference(pipeline: ReferencePipeline, out: Path, facts: Mapping[str, o
 
     Of several processes the main one writes, the others wait.
     """
+    pipeline.unet.register_to_config(num_frames=FRAMES)  # a tuned one's may be the video model's
     state = process_state()
     if not state.is_main_process:
         state.wait_for_everyone()

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocketfocus.distill.reference.denoiser import encoded_once, refocused_picture
+from pocketfocus.distill.reference.denoiser import CONTENT, encoded_once, refocused_picture
+from pocketfocus.distill.reference.phases import Phase
 from pocketfocus.distill.train import edm
-from pocketfocus.distill.train.crops import Crops, Pixels
+from pocketfocus.distill.train.crops import Pixels
 from pocketfocus.distill.train.edm import Denoiser
 from pocketfocus.distill.train.loop import Task
 from pocketfocus.models.clip import training_pixels
 from pocketfocus.models.reference import MOTION_BUCKET, ReferencePipeline
 from pocketfocus.photos.images import from_uint8
 from pocketfocus.run.constants import FRAMES
-from pocketfocus.run.progress import track
 
 FPS = 7.0  # of its training; its inference, as diffusers', says one less
 
@@ -115,27 +115,23 @@ def training_time_ids(level: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode_posteriors(pipeline: ReferencePipeline, stacks: Pixels) -> np.ndarray:
-    """Encode every frame, uint8 [N,T,3,H,W] -> mean and deviation, float16 [N,2,T,C,h,w]."""
-    encoded = []
-    for stack in track(stacks, "encoding stacks", len(stacks)):
-        frames = from_uint8(stack, planar=True).to(pipeline.vae.device)
-        found = [pipeline.vae.encode(frame[None]).latent_dist for frame in frames]
-        moments = torch.stack([torch.cat([each.mean, each.std]) for each in found], dim=1)
-        encoded.append(moments.half().cpu().numpy())
-    return np.stack(encoded)
+def encode_posterior(pipeline: ReferencePipeline, stack: Pixels) -> np.ndarray:
+    """Encode every frame, uint8 [T,3,H,W] -> mean and deviation, float16 [2,T,C,h,w]."""
+    frames = from_uint8(stack, planar=True).to(pipeline.vae.device)
+    found = [pipeline.vae.encode(frame[None]).latent_dist for frame in frames]
+    moments = torch.stack([torch.cat([each.mean, each.std]) for each in found], dim=1)
+    return moments.half().cpu().numpy()
 
 
-def published_task(
-    pipeline: ReferencePipeline, stacks: Pixels, folder: Path, crops: tuple[Crops, ...]
-) -> Task:
+def published_task(pipeline: ReferencePipeline, stacks: Pixels, folder: Path, phase: Phase) -> Task:
     """Make the task of the published training; posteriors are kept in `folder`."""
-    moments = encoded_once(folder / "posteriors.npy", pipeline, stacks, encode_posteriors)
+    content = phase.config.get(CONTENT)
+    moments = encoded_once(folder / "posteriors.npy", pipeline, stacks, encode_posterior, content)
     posteriors = Posteriors(stacks, moments)
-    picture = partial(refocused_picture, pipeline, stacks, crops[-1].size)
+    picture = partial(refocused_picture, pipeline, stacks, phase.crops[-1].size)
     return Task(
         partial(published_sample, pipeline, posteriors),
         lambda *batch: published_losses(pipeline, PublishedBatch(*batch)),
-        crops,
+        phase.crops,
         lambda: {"input, truth, estimate": picture()},
     )

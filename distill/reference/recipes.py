@@ -8,10 +8,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from pocketfocus.distill.reference.denoiser import EncodedStacks, encode_stacks, encoded_once
-from pocketfocus.distill.reference.phases import denoiser_task
+from pocketfocus.distill.reference.denoiser import (
+    CONTENT,
+    EncodedStacks,
+    encode_stack,
+    encoded_once,
+)
+from pocketfocus.distill.reference.phases import Phase, denoiser_task
 from pocketfocus.distill.reference.published import published_task
-from pocketfocus.distill.train.crops import Crops, Pixels
+from pocketfocus.distill.train.crops import Pixels
 from pocketfocus.distill.train.loop import Task
 from pocketfocus.distill.train.schedule import Schedule
 from pocketfocus.models.reference import ReferencePipeline
@@ -27,7 +32,7 @@ class Recipe:
 
     Attributes:
         name: on the command line.
-        task: of a pipeline, stacks, a folder to keep encoded stacks in, and crops.
+        task: of a pipeline, stacks, a folder to keep encoded stacks in, and the phase.
         size: of the stacks, unless said otherwise.
         whole: whether it takes whole frames of any shape; else square crops.
         scaled: whether the learning rate is per sample of a step.
@@ -35,20 +40,18 @@ class Recipe:
     """
 
     name: str
-    task: Callable[[ReferencePipeline, Pixels, Path, tuple[Crops, ...]], Task]
+    task: Callable[[ReferencePipeline, Pixels, Path, Phase], Task]
     size: Size
     whole: bool = False
     scaled: bool = False
     schedule: Schedule = field(default_factory=Schedule)
 
 
-def own_task(
-    pipeline: ReferencePipeline, stacks: Pixels, folder: Path, crops: tuple[Crops, ...]
-) -> Task:
+def own_task(pipeline: ReferencePipeline, stacks: Pixels, folder: Path, phase: Phase) -> Task:
     """Make the task of our way; latents are encoded once, in fp32, and kept in `folder`."""
-    encode = partial(encode_stacks, bf16=False)
-    latents = encoded_once(folder / "latents.npy", pipeline, stacks, encode)
-    return denoiser_task(pipeline, EncodedStacks(stacks, latents), crops)
+    encode, content = partial(encode_stack, bf16=False), phase.config.get(CONTENT)
+    latents = encoded_once(folder / "latents.npy", pipeline, stacks, encode, content)
+    return denoiser_task(pipeline, EncodedStacks(stacks, latents), phase.crops)
 
 
 # Square crops, modes of latents, inference's own time ids and embedding; warm-up, cosine, clipped

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pocketfocus.data.datasets import SYNTHETIC, Request, open_source
 from pocketfocus.data.stacks import cache_sources
+from pocketfocus.distill.reference.denoiser import CONTENT
 from pocketfocus.distill.reference.finetune import check_request, fine_tune, load_start
 from pocketfocus.distill.reference.phases import (
     AUTOENCODER_CROPS,
@@ -32,6 +33,7 @@ DEFAULT_MINUTES = 120.0
 # The autoencoder starts at principal components and has little left to learn.
 AUTOENCODER_SHARE = 0.03
 AUTOENCODER_RATE, DENOISER_RATE = 1e-3, 1.5e-3
+PATCH, UNET_PATCH = 8, 16  # pixels a side: the small reference's sides and crops are multiples
 DENOISER = Schedule(optimizer="muon", clip_norm=4.0, decay=0.5, ema_decay=0.998)
 
 
@@ -116,6 +118,27 @@ class Training:
         return replace(budget, steps=max(1, round(self.steps * share)))
 
 
+def denoiser_crops(size: Size, batch: int | None = None) -> tuple[Crops, ...]:
+    """Return the crops that a small reference's denoiser takes of stacks of a size.
+
+    UserError for a size that holds no crops, or that is no whole number of patches.
+    """
+    for side in size:
+        if side % PATCH:
+            below = side // PATCH * PATCH
+            raise UserError(
+                f"a small reference takes sides in multiples of {PATCH}, not {side}: take --size "
+                f"{below} or {below + PATCH}"
+            )
+    held = min(size) // UNET_PATCH * UNET_PATCH
+    crops = tuple(
+        replace(part, batch=batch or part.batch, size=min(part.size, held))
+        for part in DENOISER_CROPS
+    )
+    check_size(size, (*AUTOENCODER_CROPS, *crops))
+    return crops
+
+
 def run_training(training: Training, out: Path) -> None:
     """Train, or go on, and write the reference to `out`, in which nobody else may train.
 
@@ -128,10 +151,11 @@ def run_training(training: Training, out: Path) -> None:
 
 def _run(training: Training, out: Path) -> None:
     schedule, seed, config = training.schedule(), training.seed, training.config
-    check_run(out, config)
     size = training.sides
     request = Request(training.scenes, size, photos=training.photos, register=True, seed=seed)
     sources = [open_source(spec, request) for spec in training.stacks]
+    config = {**config, CONTENT: key_of(sources=[source.key for source in sources])}
+    check_run(out, config)
 
     def stacks() -> Pixels:
         with main_process_first():
@@ -144,11 +168,7 @@ def _run(training: Training, out: Path) -> None:
         phase = Phase(schedule, whole, seed, config)
         fine_tune(start, stacks(), out, phase, training.train, training.way)
         return
-    crops = tuple(
-        replace(part, batch=training.batch or part.batch, size=min(part.size, *size))
-        for part in DENOISER_CROPS
-    )
-    check_size(size, (*AUTOENCODER_CROPS, *crops))
+    crops = denoiser_crops(size, training.batch)
     first = training.schedule(AUTOENCODER_SHARE, AUTOENCODER_RATE)
     autoencoder = Phase(first, AUTOENCODER_CROPS, seed, config)
     second = training.schedule(1 - AUTOENCODER_SHARE, small=DENOISER)

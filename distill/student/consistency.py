@@ -27,7 +27,7 @@ from pocketfocus.distill.student.trainer import StudentTrainer
 from pocketfocus.distill.train.distributed import process_state, wants_sharding
 from pocketfocus.distill.train.edm import append_dims
 from pocketfocus.models.autoencoder import latent_factor
-from pocketfocus.models.loading import SAMPLING_FILE
+from pocketfocus.models.places import SAMPLING_FILE
 from pocketfocus.models.reference import ReferencePipeline, karras_sigmas
 from pocketfocus.models.sampling import PUBLISHED, Sampling
 from pocketfocus.run.constants import FRAMES

@@ -88,7 +88,8 @@ class OneStepTrainer(StudentTrainer):
     def refocus(self, photo: Tensor, position: int, seed: int) -> Tensor:
         """Make it in one step, without noise; where it is rounded, through a file by the seed."""
         turn = () if self.rounded is None else (torch.tensor([seed % len(self.rounded.files)]),)
-        return self.call(photo, one_hot(position), *turn)[0]
+        given = (tensor.to(photo.device) for tensor in (one_hot(position), *turn))
+        return self.call(photo, *given)[0]
 
     def save(self, folder: Path) -> None:
         """Write a student folder, fp16."""

@@ -28,9 +28,9 @@ from pocketfocus.distill.student.samples import (
 )
 from pocketfocus.distill.student.teacher_stacks import (
     Pool,
+    SampleFiles,
     TeacherStacks,
     load_photos,
-    load_sample,
     sample_teacher_stacks,
 )
 from pocketfocus.distill.student.trainer import StudentTrainer
@@ -39,6 +39,7 @@ from pocketfocus.distill.train.distributed import (
     alone_together,
     can_compile,
     main_process_first,
+    process_state,
 )
 from pocketfocus.distill.train.loop import Task, Trainer
 from pocketfocus.distill.train.plot import loss_figure, save
@@ -60,6 +61,7 @@ RECORDED = ("method", "reference", "qat", "learn_from", "from_scratch")  # optio
 TRAINING = "training"  # the folder of the checkpoint, train.jsonl and TensorBoard's files
 STACKS_FOLDER = "targets"  # of teacher stacks by their key, and true ones by their size
 DETAIL_SHARE = 0.1  # of the minutes, or as many steps more, train the gain of finer detail
+SCORED = 8  # held-out stacks, where a result is kept whatever its score
 COMPILED_MINUTES = 5.0  # below which compiling takes longer than it saves
 BEGUN_FILE = "begun.json"  # in TRAINING: with what it was begun
 COUNT_FILE = "targets.json"  # in TRAINING: how many teacher stacks the training began with
@@ -137,7 +139,8 @@ def _train(out: Path, options: Distillation) -> None:
     material = _material(plan, reference, student, pixels, out)
     student.eval()
     pool = TEACHER_POOL if options.learn_from == BOTH else 1
-    before, schedule = score(student, material.held_out, pool), options.schedule
+    scored = material.held_out if options.chosen.student else material.held_out[:SCORED]
+    before, schedule = score(student, scored, pool), options.schedule
     if plan.large is not None:
         schedule = replace(schedule, minutes=schedule.minutes * (1 - DETAIL_SHARE))
     trainer = Trainer(student.train(), schedule, folder, options.seed, plan.config)
@@ -147,7 +150,8 @@ def _train(out: Path, options: Distillation) -> None:
     student.average = trainer.ema.average
     trainer.run(_task(student, material, options), "distilling")
     trainer.ema.load()
-    after = score(student.cpu().eval(), material.held_out, pool)
+    after = score(student.eval(), scored, pool)
+    student.cpu()
     compares = options.chosen.student and options.chosen.by_psnr and not options.from_scratch
     kept = "start" if compares and after < before else "trained"
     if kept == "trained":
@@ -180,7 +184,7 @@ def _finish(out: Path, options: Distillation, material: Material, facts: dict[st
         **facts,
     }
     taught = options.learn_from != STACKS
-    against = f"{options.reference} on held-out photos" if taught else "held-out stacks"
+    against = f"{options.reference} on held-out crops" if taught else "held-out stacks"
     with main_process_first() as is_main:
         if is_main:
             if facts["kept"] == "start":
@@ -211,8 +215,11 @@ def _material(
         return split([], true, plan.student.multiple if options.chosen.student else MULTIPLE)
     count, minutes = options.max_teacher_stacks, options.minutes * SAMPLING_SHARE
     counted = out / TRAINING / COUNT_FILE
-    if (out / TRAINING / FILE).exists() and counted.exists():  # it goes on with what it began with
-        count, minutes = read_json(counted)["count"], math.inf
+    begun = read_json(counted) if (out / TRAINING / FILE).exists() and counted.exists() else {}
+    requested = begun.get("requested", count)
+    if begun:  # it goes on with what it began with
+        _say_unused(count, requested, begun["count"])
+        count, minutes = begun["count"], math.inf
     wanted = TeacherStacks(
         out / STACKS_FOLDER / plan.key,
         count,
@@ -224,8 +231,17 @@ def _material(
     files = sample_teacher_stacks(reference, photos or train_photos(), wanted)
     with main_process_first() as is_main:
         if is_main:
-            write_json(counted, {"count": len(files)})
-    return split([load_sample(path) for path in files], true)
+            write_json(counted, {"count": len(files), "requested": requested})
+    return split(SampleFiles(files), true)
+
+
+def _say_unused(wanted: int, requested: int, count: int) -> None:
+    """Say that a training that goes on keeps the number of teacher stacks that it began with."""
+    if wanted != requested and process_state().is_main_process:
+        console.print(
+            f"it goes on with the {count} teacher stacks that it began with, of --teacher-stacks "
+            f"{requested}: {wanted} would be another training, in another --out"
+        )
 
 
 def _task(student: StudentTrainer, material: Material, options: Distillation) -> Task:
@@ -260,10 +276,13 @@ def _task(student: StudentTrainer, material: Material, options: Distillation) ->
 
 @torch.no_grad()
 def score(student: StudentTrainer, samples: Sequence[Sample], pool: int) -> float:
-    """Measure the mean PSNR (dB) against the samples' stacks, at the size they are compared."""
-    values = []
+    """Measure the mean PSNR (dB) against the samples' stacks, at the size they are compared; the
+    student is moved to where it trains, and stays there."""
+    values, device = [], process_state().device
+    student.to(device)
     for sample in samples:
-        made, stack = student.refocus(sample.photo, sample.position, sample.seed), sample.stack
+        made = student.refocus(sample.photo.to(device), sample.position, sample.seed).cpu()
+        stack = sample.stack
         values.append(psnr(pooled(made[None], pool), pooled(stack[None], pool)))
     return float(np.mean(values))
 

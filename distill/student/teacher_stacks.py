@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -147,3 +148,23 @@ def load_sample(path: Path) -> Sample:
     tensors = load_file(path)
     photo, stack = (from_uint8(tensors[name]) for name in ("photo", "stack"))
     return Sample(photo, int(tensors["position"]), stack, int(tensors["seed"]))
+
+
+class SampleFiles(Sequence[Sample]):
+    """Samples in files of `save_sample`, read as they are asked for: as numbers, ten thousand of
+    them would fill 18 GB of memory in every process."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> SampleFiles: ...
+    def __getitem__(self, index: int | slice) -> Sample | SampleFiles:
+        """Return one sample, or fewer files for a slice."""
+        found = self.files[index]
+        return load_sample(found) if isinstance(found, Path) else SampleFiles(found)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from pocketfocus.run.errors import UserError
+from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.files import write_atomic
 
 TITLES = {"loss": "loss", "psnr_db": "PSNR (dB)", "gain_db": "gain over copy (dB)"}
@@ -76,6 +76,7 @@ def save(figure: Figure, picture: Path) -> None:
         figure.savefig(scratch, dpi=110, format=picture.suffix[1:])
 
 
+@reported("plot")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Plot the logs of a folder; see the module's docstring."""
     parser = argparse.ArgumentParser(description="plot every training log of a folder")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -258,6 +260,14 @@ def check_start(init: str | None, train: str | None, recipe: str | None) -> None
         raise UserError(f"--recipe {PAPER} trains temporal blocks, not {train}: leave out --train")
 
 
+def check_textures(photos: Path | None, sources: Sequence[str]) -> None:
+    """Raise UserError for photos that are to be textures, of sources that have no such scenes."""
+    from pocketfocus.data.datasets import is_rendered, is_rgbd
+
+    if not any(is_rendered(spec) and not is_rgbd(spec) for spec in sources):
+        arguments.unused("without procedural scenes among --stacks", {"--photos": photos})
+
+
 @commands.command(
     "train-reference",
     epilog="Example: pocketfocus train-reference --minutes 120 --out build/reference\n\n"
@@ -305,13 +315,15 @@ def train_reference(
     from pocketfocus.data.datasets import SYNTHETIC
     from pocketfocus.distill.reference.training import Training, run_training
 
+    sources = tuple(stacks or [SYNTHETIC])
+    check_textures(photos, sources)
     training = Training(
         minutes=None if minutes is None else arguments.minutes(minutes),
         steps=steps,
         init=init,
         train=train or "temporal",
         recipe=recipe or OWN,
-        stacks=tuple(stacks or [SYNTHETIC]),
+        stacks=sources,
         scenes=scenes,
         size=sides,
         photos=tuple(files or ()),

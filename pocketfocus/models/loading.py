@@ -27,14 +27,13 @@ from pocketfocus.models.checkpoints import (
     by_preference,
     find_weights,
 )
-from pocketfocus.models.places import Places, find_places, hub_place
+from pocketfocus.models.places import SAMPLING_FILE, Places, find_places, hub_place
 from pocketfocus.models.reference import PLANES, ReferencePipeline
 from pocketfocus.models.sampling import Sampling, own_sampling
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json
 
-SAMPLING_FILE = "sampling.json"  # of a consistency model: steps, guidance, temperature
 Loader = Callable[[Any, str, str, str | None], Any]
 """`load(class, root, folder, preferred variant)` makes a component."""
 CONFIGS = "*config.json"  # what diffusers and transformers read themselves

@@ -21,6 +21,9 @@ SVD = "svd"  # its name as the start of a fine-tuning
 FP16 = ":fp16"
 REVISION = "#"  # between a Hub id and a branch, tag or commit of it
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(#[\w-][\w.-]*(/[\w-][\w.-]*)*)?")
+COMPONENTS = ("vae", "image_encoder", "scheduler")  # folders of a base
+SAMPLING_FILE = "sampling.json"  # of a consistency model: steps, guidance, temperature
+RECORDS = (SAMPLING_FILE, "training.json")  # beside a UNet: how to draw, and how it was trained
 CHECKPOINT = "checkpoint-"  # of a fine-tuning, with the number of its step
 
 
@@ -66,10 +69,21 @@ class Places:
 
     @property
     def key(self) -> str:
-        """What tells this reference from another: hashes of what is in its local folders, wherever
-        they lie, the names of what is on the Hub, and the variant."""
-        found = "+".join(sha256(Path(root)) if _is_local(root) else root for root in self.roots)
+        """What tells this reference from another: hashes of what is loaded of its local folders,
+        wherever they lie, the names of what is on the Hub, and the variant.
+
+        What else is there does not count, such as stacks and checkpoints of its training.
+        """
+        found = "+".join(
+            sha256(Path(root), self._loaded_from(root)) if _is_local(root) else root
+            for root in self.roots
+        )
         return found if self.variant is None else f"{found}:{self.variant}"
+
+    def _loaded_from(self, root: str) -> tuple[str, ...]:
+        """Return the folders and files of a root that say what the reference is."""
+        own = (self.unet[1], *RECORDS) if root == self.unet[0] else ()
+        return (*own, *COMPONENTS) if root == self.base else own
 
 
 def find_places(spec: str) -> Places:

@@ -211,8 +211,9 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, or of a list of all the files in a folder.
+def sha256(path: Path, parts: Collection[str] = ("",)) -> str:
+    """Return the SHA-256 of a file, or of a list of all the files in a folder, or in these parts of
+    it: files, and folders with all that is in them.
 
     The list is what `sha256sum` prints: a line a file, hash and path below the folder, in the order
     of the paths' bytes; docs/using.md has the command that gives the same.
@@ -220,7 +221,8 @@ def sha256(path: Path) -> str:
     path = Path(path)
     if path.is_file():
         return _digest(path)
-    entries = {os.fsencode(p.relative_to(path)): p for p in path.rglob("*") if p.is_file()}
+    found = [p for part in parts for p in (path / part, *(path / part).rglob("*"))]
+    entries = {os.fsencode(p.relative_to(path)): p for p in found if p.is_file()}
     digest = hashlib.sha256()
     for name, entry in sorted(entries.items()):
         escaped = name

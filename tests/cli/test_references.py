@@ -25,7 +25,14 @@ from pocketfocus.mobile import folders as mobile_folders
 from pocketfocus.models import loading
 from pocketfocus.models.loading import load_reference
 from pocketfocus.models.model import Model, refocus
-from pocketfocus.models.places import BASE, LEARN2REFOCUS, LEARN2REFOCUS_UNET, find_places
+from pocketfocus.models.places import (
+    BASE,
+    COMPONENTS,
+    DEFAULT_WEIGHTS,
+    LEARN2REFOCUS,
+    LEARN2REFOCUS_UNET,
+    find_places,
+)
 from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.photos import gallery, refocusing
 from pocketfocus.photos.images import Pixels, prepare
@@ -302,21 +309,37 @@ def test_what_names_none_is_refused_alike(
     assert "no reference" in line and ": name " in line
 
 
-def test_the_key_of_a_reference_is_what_is_in_all_its_folders(
+def test_the_key_of_a_reference_is_what_is_loaded_of_all_its_folders(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     """Wherever they lie, and whatever they are called; on the Hub it is the name."""
     whole, tuned = str(folders["WHOLE"]), str(folders["TUNED"])
     copied = shutil.copytree(whole, tmp_path / "copied")
-    assert find_places(whole).key == find_places(str(copied)).key == sha256(copied)
+    key = find_places(whole).key
+    assert find_places(str(copied)).key == key
     both = find_places(f"{tuned}+{copied}").key
-    assert both == f"{sha256(Path(tuned))}+{sha256(copied)}"
-    (copied / "unet" / "config.json").write_text("{}")
-    assert find_places(whole).key != find_places(str(copied)).key
-    assert find_places(f"{tuned}+{copied}").key != both
+    assert both.startswith(f"{sha256(Path(tuned))}+")
+    for scratch in ("stacks/stacks.npy", "denoiser/checkpoint.safetensors", "README.md"):
+        (copied / scratch).parent.mkdir(exist_ok=True)
+        (copied / scratch).write_text("of its training")
+    assert find_places(str(copied)).key == key
+    loaded = [p for p in copied.rglob("*.*") if p.parent.name in ("unet", *COMPONENTS)]
+    assert len(loaded) > 6
+    for path in (*loaded, copied / "sampling.json"):
+        before = path.read_bytes() if path.exists() else None
+        path.write_bytes(b"{}")
+        assert find_places(str(copied)).key != key, path
+        used_by_both = path.parent.name in COMPONENTS
+        assert (find_places(f"{tuned}+{copied}").key != both) is used_by_both, path
+        path.unlink() if before is None else path.write_bytes(before)
     assert find_places("owner/model").key == "owner/model"
     assert find_places("learn2refocus").key == find_places(LEARN2REFOCUS).key
     assert find_places("owner/model#v1").key == "owner/model#v1"
+
+
+def test_the_shipped_reference_is_known_by_all_its_files() -> None:
+    """Which are what is loaded, and its record."""
+    assert find_places("default").key == sha256(DEFAULT_WEIGHTS)
 
 
 @pytest.mark.parametrize("spec", ["owner/model#", "owner/model#../x", "owner/model#a b", "a#b/c"])

@@ -21,7 +21,7 @@ from pocketfocus.distill.reference.denoiser import (
     EncodedStacks,
     denoiser_losses,
     draw_sample,
-    encode_stacks,
+    encode_stack,
     initialise_denoiser,
     log_error,
     pixel_energy,
@@ -156,9 +156,9 @@ def test_latents_are_kept_unscaled() -> None:
     pipeline = untrained(relative=True)
     pipeline.vae.register_to_config(scaling_factor=7.0)
     stacks = np.random.default_rng(0).integers(0, 256, (1, FRAMES, 3, 64, 64), dtype=np.uint8)
-    latents = encode_stacks(pipeline, stacks)
+    latents = encode_stack(pipeline, stacks[0])
     frames = torch.from_numpy(stacks[0]).float() / 127.5 - 1
-    assert np.allclose(latents[0], pipeline.encode(frames).numpy(), atol=0.1)
+    assert np.allclose(latents, pipeline.encode(frames).numpy(), atol=0.1)
 
 
 def test_the_choice_is_kept_with_the_weights(tmp_path: Path) -> None:

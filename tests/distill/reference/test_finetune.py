@@ -20,6 +20,7 @@ from pocketfocus.distill.train.crops import Crops
 from pocketfocus.distill.train.schedule import Schedule
 from pocketfocus.models import places as published
 from pocketfocus.models.loading import load_reference
+from pocketfocus.models.reference import ReferencePipeline
 from pocketfocus.models.sampling import Sampling
 from pocketfocus.run.errors import UserError
 from tests.published import save_svd
@@ -145,17 +146,50 @@ def test_it_goes_on_and_refuses_another_start(
 def test_what_was_encoded_of_other_stacks_or_by_another_autoencoder_is_not_taken(
     svd: Path, stacks: np.ndarray, tmp_path: Path
 ) -> None:
-    pipeline = load_start(str(svd))
-    encode = denoiser.encode_stacks
+    pipeline, path = load_start(str(svd)), tmp_path / "latents.npy"
+    encode = denoiser.encode_stack
 
-    def encoded(of: np.ndarray) -> np.ndarray:
-        return np.array(denoiser.encoded_once(tmp_path / "latents.npy", pipeline, of, encode))
+    def encoded(of: np.ndarray, content: str = "") -> np.ndarray:
+        return np.array(denoiser.encoded_once(path, pipeline, of, encode, content))
 
     first, again, others = encoded(stacks), encoded(stacks), encoded(255 - stacks)
     assert np.array_equal(first, again) and not np.allclose(first, others, atol=1e-2)
+    many = np.repeat(stacks, 20, axis=0)
+    changed = many.copy()
+    changed[1] = 255 - changed[1]  # none of those that are hashed
+    assert denoiser.fingerprint(many) == denoiser.fingerprint(changed)
+    before, after = encoded(many, "before")[:3], encoded(changed, "after")[:3]
+    assert [np.array_equal(*pair) for pair in zip(before, after, strict=True)] == [
+        True,
+        False,
+        True,
+    ]
     with torch.no_grad():
         pipeline.vae.encoder.conv_in.weight.mul_(2)
     assert not np.allclose(first, encoded(stacks), atol=1e-2)
+    assert len(list(tmp_path.iterdir())) == 1, "others are deleted"
+
+
+def test_an_interrupted_encoding_goes_on(
+    svd: Path, stacks: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, path = load_start(str(svd)), tmp_path / "latents.npy"
+    monkeypatch.setattr(denoiser, "SAVED_STACKS", 2)
+    many, seen = np.concatenate([stacks, 255 - stacks, stacks // 2]), 0
+
+    def encode(pipeline: ReferencePipeline, stack: np.ndarray) -> np.ndarray:
+        nonlocal seen
+        seen += 1
+        if seen == 5:
+            raise KeyboardInterrupt
+        return denoiser.encode_stack(pipeline, stack)
+
+    with pytest.raises(KeyboardInterrupt):
+        denoiser.encoded_once(path, pipeline, many, encode)
+    made = denoiser.encoded_once(path, pipeline, many, encode)
+    assert seen == 5 + len(many) - 2
+    whole = [denoiser.encode_stack(pipeline, stack) for stack in many]
+    assert np.array_equal(made, np.stack(whole)) and len(list(tmp_path.iterdir())) == 1
 
 
 def test_bad_requests_are_one_line(svd: Path, stacks: np.ndarray, tmp_path: Path) -> None:

@@ -44,11 +44,23 @@ def test_trains_saves_and_loads(ramps: np.ndarray, tmp_path: Path) -> None:
         assert [json.loads(r)["step"] for r in rows] == [1, 2, 3]
 
 
-def test_a_second_run_resumes_both_phases(ramps: np.ndarray, tmp_path: Path) -> None:
+def test_a_second_run_resumes_the_denoiser(ramps: np.ndarray, tmp_path: Path) -> None:
     for steps in (2, 4):
         trained(ramps, tmp_path, steps)
     rows = (tmp_path / "denoiser" / "train.jsonl").read_text().splitlines()
     assert [json.loads(r)["step"] for r in rows] == [1, 2, 3, 4]
+
+
+def test_the_autoencoder_stays_once_a_denoiser_has_begun(ramps: np.ndarray, tmp_path: Path) -> None:
+    """More steps would move the latents that the denoiser has learned."""
+    first, longer = (trained(ramps, tmp_path, steps).vae for steps in (2, 4))
+    kept = longer.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in first.state_dict().items())
+    assert len((tmp_path / "autoencoder" / "train.jsonl").read_text().splitlines()) == 2
+    assert len(list((tmp_path / "denoiser").glob("latents*"))) == 1
+    (tmp_path / "denoiser" / "checkpoint.safetensors").unlink()
+    trained(ramps, tmp_path, 6)
+    assert len((tmp_path / "autoencoder" / "train.jsonl").read_text().splitlines()) == 6
 
 
 def test_small_stacks_are_refused(ramps: np.ndarray, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pocketfocus.distill.reference.phases import Phase
 from pocketfocus.distill.reference.published import (
     Posteriors,
     PublishedBatch,
-    encode_posteriors,
+    encode_posterior,
     published_losses,
     published_sample,
 )
@@ -59,7 +59,7 @@ def ours(svd: StableVideoDiffusionPipeline) -> ReferencePipeline:
 
 @pytest.fixture(scope="module")
 def posteriors(ours: ReferencePipeline, stacks: np.ndarray) -> Posteriors:
-    return Posteriors(stacks, encode_posteriors(ours, stacks))
+    return Posteriors(stacks, np.stack([encode_posterior(ours, stack) for stack in stacks]))
 
 
 def drawn(ours: ReferencePipeline, posteriors: Posteriors, seed: int) -> PublishedBatch:

@@ -20,6 +20,7 @@ from pocketfocus.models.sampling import PUBLISHED, Sampling
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json
 from tests.distill.conftest import cached
+from tests.published import VIDEO_FRAMES, save_svd, save_tuned
 
 
 def test_the_levels_of_few_steps_are_levels_of_training(
@@ -102,3 +103,18 @@ def test_consistency_makes_a_reference_that_draws_in_few_steps(
     (tmp_path / "reference" / "sampling.json").write_text('{"schema_version": 1, "steps": 0}')
     with pytest.raises(UserError, match="holds no sampling"):
         load_reference(str(tmp_path / "reference"))
+
+
+@pytest.mark.usefixtures("short_trajectories")
+def test_what_comes_of_a_tuned_reference_of_a_video_models_config_is_loaded_again(
+    options: Callable[..., Distillation], tmp_path: Path
+) -> None:
+    """Learn2Refocus's UNet makes nine frames, its config still says 14."""
+    save_svd(tmp_path / "svd")
+    save_tuned(tmp_path / "tuned")
+    tuned = f"{tmp_path / 'tuned'}+{tmp_path / 'svd'}"
+    assert load_reference(tuned).unet.config.num_frames == VIDEO_FRAMES
+    out = tmp_path / "out"
+    distill_run(out, options(method="consistency", reference=tuned, steps=1, max_teacher_stacks=1))
+    made = load_reference(str(out / "reference"))
+    assert made(torch.zeros(1, 3, 64, 64), 4, Sampling(1, 1.0)).shape == (9, 3, 64, 64)

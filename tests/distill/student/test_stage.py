@@ -8,9 +8,10 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from safetensors.torch import load_file
 
 from pocketfocus.distill.student import regression, stage
 from pocketfocus.distill.student.options import STACKS, Distillation
-from pocketfocus.distill.student.samples import true_batch
+from pocketfocus.distill.student.samples import Sample, true_batch
 from pocketfocus.distill.student.stage import distill_run
 from pocketfocus.distill.train.checkpoint import read_counters
 from pocketfocus.distill.train.crops import Crops
+from pocketfocus.models.loading import load_reference
 from pocketfocus.models.student import PRESETS, build_student, load_student, save_student
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import read_json, sha256
@@ -114,6 +116,57 @@ def test_zero_minutes_copy_the_start(
 ) -> None:
     distill_run(tmp_path, options(minutes=0))
     assert sha256(tmp_path / "student") == sha256(small_student)
+
+
+@pytest.mark.usefixtures("short_trajectories")
+@pytest.mark.parametrize("method", ["consistency", "regression"])
+def test_a_few_are_scored_where_nothing_is_chosen_by_it(
+    method: str,
+    options: Callable[..., Distillation],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At full size a stack takes a minute of many cores."""
+    monkeypatch.setattr(stage, "SCORED", 1)
+    scored: list[int] = []
+
+    def score(_: object, samples: Sequence[Sample], pool: int) -> float:
+        scored.append(len(samples))
+        return 1.0
+
+    monkeypatch.setattr(stage, "score", score)
+    distill_run(tmp_path, options(method=method, steps=1, max_teacher_stacks=10))
+    assert scored == ([1, 1] if method == "consistency" else [2, 2])
+    assert read_json(tmp_path / "distill.json")["held_out"] == 2
+
+
+def test_it_is_scored_where_it_trains(
+    small_reference: Path, small_student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = torch.device("meta")
+    monkeypatch.setattr(stage, "process_state", lambda: SimpleNamespace(device=elsewhere))
+    reference, student = load_reference(str(small_reference)), load_student(small_student)
+    trained, found = regression.Regression(reference, student), []
+    refocus = trained.refocus
+
+    def kept(*asked: Any) -> torch.Tensor:
+        found.append(refocus(*asked))
+        return torch.zeros(found[-1].shape)
+
+    monkeypatch.setattr(trained, "refocus", kept)
+    photo = torch.zeros(1, 3, 64, 64)
+    stage.score(trained, [Sample(photo, 4, torch.ones(9, 3, 64, 64))], 1)
+    assert [made.device for made in found] == [elsewhere]
+
+
+def test_another_number_of_teacher_stacks_is_said_to_change_nothing(
+    options: Callable[..., Distillation], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = "it goes on with the 2 teacher stacks that it began with, of --teacher-stacks 2: 5 would"
+    for steps, count, expected in ((1, 2, False), (2, 2, False), (3, 5, True), (4, 5, True)):
+        distill_run(tmp_path, options(steps=steps, max_teacher_stacks=count))
+        assert (said in " ".join(capfd.readouterr().err.split())) is expected
+    assert len(list((tmp_path / "targets").glob("*/*.safetensors"))) == 2
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from pocketfocus.distill.student.options import Distillation
 from pocketfocus.distill.student.samples import Sample
 from pocketfocus.distill.student.stage import distill_run
 from pocketfocus.distill.student.teacher_stacks import (
+    SampleFiles,
     TeacherStacks,
     load_photos,
     load_sample,
@@ -79,6 +80,27 @@ def test_a_saved_one_comes_back(tmp_path: Path) -> None:
     assert (back.position, back.seed) == (5, 7)
     torch.testing.assert_close(back.photo, photo, atol=1 / 255, rtol=0)
     torch.testing.assert_close(back.stack, stack, atol=1 / 255, rtol=0)
+
+
+def test_samples_in_files_are_read_as_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As numbers, 10,000 of them would fill 18 GB of memory in every process."""
+    read: list[Path] = []
+
+    def load(path: Path) -> Sample:
+        read.append(path)
+        return load_sample(path)
+
+    monkeypatch.setattr(teacher_stacks, "load_sample", load)
+    for n in range(5):
+        grey = torch.full((1, 3, 8, 8), n / 4)
+        save_sample(tmp_path / f"{n}", Sample(grey, n, grey.expand(9, -1, -1, -1), n))
+    samples = SampleFiles([tmp_path / f"{n}" for n in range(5)])
+    held_out, rest = samples[:2], samples[2:]
+    assert (len(samples), len(held_out), len(rest)) == (5, 2, 3) and not read
+    assert rest[0].seed == 2 and read == [tmp_path / "2"]
+    assert [sample.position for sample in held_out] == [0, 1] and len(read) == 3
 
 
 def test_photos_are_decoded_as_they_are_drawn(

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from pocketfocus.distill.train.plot import folder_figure, loss_figure, main, save
-from pocketfocus.run.errors import UserError
 
 STEPS = np.arange(1, 61)
 
@@ -90,9 +89,13 @@ def test_the_command_writes_a_picture_with_a_curve_in_it(tmp_path: Path) -> None
         assert (blue > 60).sum() > 100, "the colour of the curves"
 
 
-def test_a_folder_without_rows_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_rows_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for _ in range(2):
-        with pytest.raises(UserError, match=r"holds no \.jsonl"):
+        with pytest.raises(SystemExit) as stop:
             main([str(tmp_path), str(tmp_path / "curves.png")])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 2 and "holds no .jsonl" in line
         assert not (tmp_path / "curves.png").exists()
         (tmp_path / "empty.jsonl").touch()
