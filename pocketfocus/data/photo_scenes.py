@@ -113,8 +113,7 @@ class PhotoScenes(Source):
         validation: bool = False,
     ) -> None:
         self.size, self.phone_width, self.validation = size, phone_width or min(size), validation
-        note = None if folder is None else Path(folder) / SHRUNK
-        self.shrunk = float(note.read_text(encoding="utf-8")) if note and note.is_file() else 1.0
+        self.shrunk = 1.0 if folder is None else shrunk_by(Path(folder) / SHRUNK)
         self.pairs: dict[str, list[Pair | None]] = {}
         every: list[Pair | None] = [None] if folder is None else [*rgbd_pairs(folder)]
         side = [pair for pair in every if pair and is_held_out(pair[0].stem) == validation]
@@ -170,6 +169,19 @@ class PhotoScenes(Source):
                 say_skipped(pair[0].stem, str(error))
             self._broken.add(pair[0].stem)
             return None
+
+
+def shrunk_by(note: Path) -> float:
+    """Return by how much photos were scaled down, as a note says, 1 where there is none."""
+    if not note.is_file():
+        return 1.0
+    try:
+        factor = float(note.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{note} holds no number ({error}): make the folder anew") from error
+    if not 0 < factor <= 1:
+        raise UserError(f"{note} says {factor:g}, not more than 0 up to 1: make the folder anew")
+    return factor
 
 
 def kind_of(name: str) -> str:

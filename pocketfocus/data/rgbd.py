@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from pocketfocus.data.scenes import bundled_file, bundled_photos
 from pocketfocus.data.stacks import IMAGE_SUFFIXES, natural_key
 from pocketfocus.photos.images import load_photo
 from pocketfocus.run.constants import size_text
-from pocketfocus.run.errors import UserError
+from pocketfocus.run.errors import UserError, first_line
 
 Array = NDArray[np.float32]
 
@@ -99,23 +100,33 @@ def read_rgbd(photo: Path, depth: Path) -> RGBD:
 
 def _read_depth(path: Path) -> NDArray[np.float64]:
     """Return a depth map in metres."""
+    try:
+        arrays = _stored(path)
+    except Exception as error:  # on damaged files NumPy, zipfile and Pillow raise nearly anything
+        raise ValueError(
+            f"{path.name} is damaged, cut short, or no array of numbers ({first_line(error)}); "
+            "pickled objects are refused"
+        ) from error
+    if len(arrays) != 1:
+        raise ValueError(f"{path.name} holds {', '.join(arrays)}: one array is needed")
+    (values,) = arrays.values()
+    if path.suffix != ".png":
+        return values
+    if values.dtype.itemsize == 1:
+        raise ValueError(f"{path.name} has 8 bits, depth in millimetres needs 16")
+    return values * MILLIMETRE
+
+
+def _stored(path: Path) -> dict[str, NDArray[Any]]:
+    """Return what is in a file of depth, by name; of a PNG file as it is there."""
     if path.suffix == ".png":
         with Image.open(path, formats=("PNG",)) as image:
-            if not image.mode.startswith("I"):
-                raise ValueError(f"{path.name} has 8 bits, depth in millimetres needs 16")
-            return np.asarray(image, np.float64) * MILLIMETRE
-    try:
-        loaded = np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(
-            f"{path.name} is no array of numbers; pickled objects are refused"
-        ) from error
+            return {path.name: np.asarray(image)}
+    loaded = np.load(path, allow_pickle=False)
     if isinstance(loaded, np.ndarray):
-        return loaded.astype(np.float64)
+        return {path.name: loaded.astype(np.float64)}
     with loaded as file:
-        if len(file.files) != 1:
-            raise ValueError(f"{path.name} holds {', '.join(file.files)}: one array is needed")
-        return np.asarray(file[file.files[0]], np.float64)
+        return {name: np.asarray(file[name], np.float64) for name in file.files}
 
 
 def _complete(values: Array) -> Array:

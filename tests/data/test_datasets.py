@@ -59,12 +59,13 @@ def test_scenes_of_rgbd_pairs_differ_and_broken_pairs_are_said_once(
     metres = np.linspace(0.5, 2, 40)[:, None].repeat(40, 1)
     save_pair(tmp_path, "a", metres, ".npy")
     Image.fromarray(bundled_photos()["coffee"][:40, :40]).save(tmp_path / "a.png")
-    save_pair(tmp_path, "b", metres, ".npy").write_bytes(b"nothing")
+    save_pair(tmp_path, "b", metres, ".npy").write_bytes(b"")
     source = open_source(f"rgbd:{tmp_path}", Request(8, SIZE))
     found = list(source)
     assert 2 <= len(found) <= 6  # a pair is drawn by chance
     assert float((found[0].frames - found[1].frames).abs().mean()) > 0.01
-    assert capsys.readouterr().err.count("b skipped") == 1
+    said = capsys.readouterr().err
+    assert said.count("b skipped") == 1 and "b.depth.npy is damaged" in " ".join(said.split())
 
 
 @pytest.mark.parametrize("spec", ["synthetic", "rgbd"])

@@ -16,6 +16,7 @@ from pocketfocus.data.photo_scenes import (
     placed,
 )
 from pocketfocus.run.constants import FRAMES
+from pocketfocus.run.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,10 @@ def test_a_folder_that_shrank_is_taken_at_larger_scales(folder: Path, tmp_path: 
     (tmp_path / "shrunk.txt").write_text("0.75\n", encoding="utf-8")
     assert PhotoScenes(folder, (48, 64), ()).shrunk == 1
     assert PhotoScenes(tmp_path, (48, 64), ()).shrunk == 0.75
+    for text in ("", "half", "0", "nan"):
+        (tmp_path / "shrunk.txt").write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=r"shrunk\.txt"):
+            PhotoScenes(tmp_path, (48, 64), ())
 
 
 def test_lights_near_white_blur_to_more_than_a_picture_shows() -> None:

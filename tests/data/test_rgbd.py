@@ -74,6 +74,29 @@ def test_broken_depth(tmp_path: Path, how: str, expected: str) -> None:
         read_rgbd(*rgbd_pairs(tmp_path)[0])
 
 
+@pytest.mark.parametrize("suffix", [".png", ".npy", ".npz"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
+def test_depth_that_is_cut_short_is_broken_as_any_other(
+    tmp_path: Path, suffix: str, share: float
+) -> None:
+    """NumPy raises EOFError for an empty file and zipfile its own, which ended a training."""
+    metres = np.random.default_rng(0).uniform(0.1, 9, (64, 96))
+    depth = save_pair(tmp_path, "desk", metres, suffix)
+    whole = depth.read_bytes()
+    depth.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=rf"desk\.depth\{suffix} is damaged"):
+        read_rgbd(*rgbd_pairs(tmp_path)[0])
+
+
+def test_an_archive_whose_content_is_damaged_is_broken_too(tmp_path: Path) -> None:
+    depth = save_pair(tmp_path, "desk", np.ones((64, 96)), ".npz")
+    content = bytearray(depth.read_bytes())
+    content[300:310] = b"0123456789"
+    depth.write_bytes(content)
+    with pytest.raises(ValueError, match=r"desk\.depth\.npz is damaged"):
+        read_rgbd(*rgbd_pairs(tmp_path)[0])
+
+
 def test_eight_bits_and_two_arrays_are_refused(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20)).save(tmp_path / "desk.jpg")
     Image.new("L", (30, 20)).save(tmp_path / "desk.depth.png")
