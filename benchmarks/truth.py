@@ -90,6 +90,8 @@ def validation_stacks(scenes: int = SCENES, size: Size = RENDERED) -> StackCache
     try:
         return cache_sources(folder, [RenderedScenes(seeds, size, held_out_photos())], size)
     except UserError as error:
+        if error.__cause__ is None:  # the folder is sound: another process renders there
+            raise
         megabytes = scenes * FRAMES * 3 * size[0] * size[1] / 1e6
         raise UserError(
             f"{folder} cannot keep the rendered validation scenes ({error.__cause__ or error}): "

@@ -11,6 +11,8 @@ import torch
 from pocketfocus.benchmarks.truth import validation_stacks
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos, render_scene
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import alone_in
+from pocketfocus.run.telemetry import cache_home
 
 
 def test_validation_scenes_are_rendered_once(
@@ -38,3 +40,16 @@ def test_a_cache_that_cannot_be_written_names_the_way_out(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"set XDG_CACHE_HOME.*0 MB free"):
         validation_stacks(1, (16, 16))
+
+
+def test_another_evaluation_that_renders_the_same_scenes_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("pocketfocus.data.stacks.GATHERING_S", 0.1)
+    with (
+        alone_in(cache_home() / "validation-16-1", "render"),
+        pytest.raises(UserError, match="is being written to by another process: gather stacks"),
+    ):
+        validation_stacks(1, (16, 16))
+    assert len(validation_stacks(1, (16, 16))) == 1
