@@ -39,7 +39,14 @@ from pocketfocus.data.optics import (
 )
 from pocketfocus.data.rgbd import RGBD, Array, motorcycle, read_rgbd, rgbd_pairs
 from pocketfocus.data.scenes import through_jpeg
-from pocketfocus.data.stacks import CACHE_VERSION, DEPTH_CELL, FocalStack, Source, say_skipped
+from pocketfocus.data.stacks import (
+    CACHE_VERSION,
+    DEPTH_CELL,
+    FocalStack,
+    Source,
+    content_of,
+    say_skipped,
+)
 from pocketfocus.photos.focusmap import box
 from pocketfocus.photos.images import BROKEN, from_uint8, light_to_uint8
 from pocketfocus.run.constants import FRAMES, IMAGES, POSITIONS, Size
@@ -127,9 +134,9 @@ class PhotoScenes(Source):
 
     @property
     def key(self) -> str:
-        """A hash of the renderer's version, seeds, sizes, and the files' names and sizes."""
+        """A hash of the renderer's version, seeds, sizes, and the files' names and content."""
         pairs = [pair for kind in self.pairs.values() for pair in kind if pair]
-        files = [[path.name, path.stat().st_size] for pair in pairs for path in pair]
+        files = [[path.name, content_of(path)] for pair in pairs for path in pair]
         sizes = [*self.size, self.phone_width, self.shrunk]
         return key_of(version=CACHE_VERSION, seeds=self.seeds, sizes=sizes, files=files)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ from pocketfocus.run.cache import Kept
 from pocketfocus.run.child import end_with_parent
 from pocketfocus.run.constants import FRAMES, IMAGES, POSITIONS, Size, size_text
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import alone_in, key_of, one_line, reserve, write_atomic
+from pocketfocus.run.files import alone_in, key_of, one_line, reserve, sha256, write_atomic
 from pocketfocus.run.processes import cores
 from pocketfocus.run.progress import say, track
 
@@ -48,7 +48,7 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".bmp"),
     *(".jp2", ".gif"),
 )
-NAMED = 5  # broken photos, before they are only counted
+NAMED = 5  # broken photos or missing scenes, before they are only counted
 POSITIONS_FILE = "positions.txt"
 RIG_PATTERN = "midsize/undistorted/RigCenter*"
 RIG_ASPECT = 3 / 4  # of a phone's photos, which that data set squeezes to 5:7 (docs/realism.md)
@@ -103,6 +103,15 @@ class Source(ABC):
     def __iter__(self) -> Iterator[FocalStack]:
         stacks = (self.load(index) for index in range(len(self.names)))
         yield from (stack for stack in stacks if stack is not None)
+
+
+def at_all_positions(stacks: Iterable[FocalStack]) -> Iterator[FocalStack]:
+    """Yield the stacks whose frames are at the whole positions, and say that others are skipped."""
+    for stack in stacks:
+        if stack.positions == POSITIONS:
+            yield stack
+        else:
+            say_skipped(stack.name, f"frames at 0 to {FRAMES - 1} are needed")
 
 
 @dataclass(frozen=True)
@@ -164,10 +173,10 @@ class StackFolder(Source):
 
     @property
     def key(self) -> str:
-        """Hash of the names, sizes, positions and proportions of all images, and of how they are
+        """Hash of the names, content, positions and proportions of all images, and of how they are
         read."""
         files = [
-            [image.relative_to(self.folder).as_posix(), image.stat().st_size, at, scene.aspect]
+            [image.relative_to(self.folder).as_posix(), content_of(image), at, scene.aspect]
             for scene in self._scenes
             for image, at in zip(scene.images, scene.positions, strict=True)
         ]
@@ -239,6 +248,15 @@ def read_photos(folder: Path) -> list[Path]:
     if not photos:
         raise UserError(f"{folder} holds no photo that can be read: put JPEG or PNG files into it")
     return photos
+
+
+def content_of(path: Path) -> str:
+    """Return a hash of a file's content, "" of one that cannot be read: its size and times would
+    not tell one depth map from another, or a copy of a folder from another folder."""
+    try:
+        return sha256(path)
+    except OSError:
+        return ""
 
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,22 @@ def test_a_seed_is_one_scene(folder: Path) -> None:
     assert scene.dioptres is not None and scene.dioptres.shape == (12, 16)
     assert torch.equal(scene.frames, again.frames)
     assert not torch.equal(scene.frames, other.frames)
+
+
+def test_a_key_is_of_what_files_hold_and_not_of_their_sizes_or_times(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Depth that was rewritten keeps its size; a copy on another machine has other times."""
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    np.save(tmp_path / "mine.depth.npy", np.full((96, 128), 2.0))
+    (tmp_path / "mine.jpg").write_bytes((folder / "bsds-1.jpg").read_bytes())
+    before = PhotoScenes(tmp_path, (48, 64), (3,)).key
+    for path in tmp_path.iterdir():
+        os.utime(path, (1, 1))
+    assert PhotoScenes(tmp_path, (48, 64), (3,)).key == before
+    np.save(tmp_path / "mine.depth.npy", np.full((96, 128), 3.0))
+    assert PhotoScenes(tmp_path, (48, 64), (3,)).key != before
 
 
 def test_held_out_photos_are_never_trained_on(folder: Path) -> None:

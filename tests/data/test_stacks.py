@@ -81,6 +81,14 @@ def test_other_positions_are_another_source(tmp_path: Path) -> None:
     assert keys[0] == keys[1] != keys[2]
 
 
+def test_images_that_were_rewritten_at_the_same_size_are_another_source(tmp_path: Path) -> None:
+    """Uncompressed files are as large whatever they show."""
+    image = write_scene(tmp_path / "a", greys(9), "{}.bmp") / "4.bmp"
+    before, size = StackFolder(tmp_path).key, image.stat().st_size
+    Image.new("RGB", (16, 16), (9, 9, 9)).save(image)
+    assert image.stat().st_size == size and StackFolder(tmp_path).key != before
+
+
 def test_learn2refocus_layout(tmp_path: Path) -> None:
     rig = tmp_path / "FSK_1" / "midsize" / "undistorted" / "RigCenter0"
     write_scene(rig, greys(9), "focal_position_000{}_frame_0000.jpg")
