@@ -62,6 +62,15 @@ LAYERS = 6
 EDGE = 2  # pixels
 SEAM = 1.0  # pixels over which the edge of a layer is softened
 HELD_OUT = 20  # one scene in so many is for validation
+ROOMS, ROOM = "nyuv2", 20  # a video through rooms, and pictures that are taken for one room's
+ONE_PLACE = (
+    *("iphone-lidar-desk", "misc-bin", "misc-person", "uoc-tabletop", "replica-render"),
+    "circuit-board",
+)
+PREFIXES = (  # of photos and of stacks whose names go on with that of their scene
+    *("lfsd-dff-", "lfsd-lytro-", "cave-dff-", "cave-focal-sweep-"),
+    *("hci-lightfield-", "hci-refocused-", "lytro-illum-", "lytro-"),
+)
 SHRUNK = "shrunk.txt"
 
 
@@ -198,9 +207,23 @@ def kind_of(name: str) -> str:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether a photo is for validation: by its name, pairs of one scene on one side."""
-    scene = name.replace("lfsd-dff-", "").replace("cave-dff-", "")
-    return zlib.crc32(scene.encode()) % HELD_OUT == 0
+    """Return whether a photo with depth, or a real stack, is for validation: by its scene, so that
+    pictures of one scene are on one side."""
+    return zlib.crc32(scene_of(name).encode()) % HELD_OUT == 0
+
+
+def scene_of(name: str) -> str:
+    """Return what the scene of a photo with depth or of a real stack is called, as far as names
+    tell: neighbours in a video of a room are of one."""
+    for place in ONE_PLACE:
+        if name.startswith(place):
+            return place
+    rooms, _, number = name.partition("-")
+    if rooms == ROOMS and number.isdecimal():
+        return f"{rooms}-{int(number) // ROOM}"
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
 
 
 def cut(

@@ -15,6 +15,7 @@ from pocketfocus.data.photo_scenes import (
     lit,
     photographed,
     placed,
+    scene_of,
 )
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
@@ -103,8 +104,35 @@ def test_what_is_hidden_behind_an_edge_goes_on() -> None:
     assert torch.allclose(hidden, wall.rgb[:, 0, :1].expand_as(hidden), atol=0.01)
 
 
-def test_pairs_of_one_scene_are_on_one_side() -> None:
-    assert is_held_out("lfsd-dff-7") == is_held_out("cave-dff-7")
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("lfsd-dff-007", "lfsd-lytro-007"),
+        ("cave-dff-joe10", "cave-focal-sweep-joe10"),
+        ("nyuv2-0061", "nyuv2-0069", "nyuv2-0070"),
+        ("iphone-lidar-desk-81", "iphone-lidar-desk-82", "iphone-lidar-desk-door-304"),
+        ("hci-lightfield-lytro-dinosaur", "lytro-illum-dinosaur"),
+        ("hci-lightfield-cotton", "hci-refocused-cotton"),
+        ("misc-person-0", "misc-person-75"),
+    ],
+    ids=lambda names: names[0],
+)
+def test_pictures_of_one_scene_are_on_one_side(names: tuple[str, ...]) -> None:
+    """Neighbours of held-out photos were trained on."""
+    assert len({scene_of(name) for name in names}) == 1
+    assert len({is_held_out(name) for name in names}) == 1
+
+
+def test_about_one_scene_in_twenty_is_held_out() -> None:
+    photos = [f"{kind}-{n:04d}" for kind in ("nyuv2", "bsds", "mine") for n in range(4000)]
+    scenes = {scene_of(name) for name in photos}
+    assert len(scenes) == 200 + 4000 + 4000
+    held_out = {scene_of(name) for name in photos if is_held_out(name)}
+    assert 0.03 < len(held_out) / len(scenes) < 0.07
+    assert scene_of("nyuv2-mine") == "nyuv2-mine"
+
+
+def test_a_photo_is_of_the_kind_that_its_name_begins_with() -> None:
     assert kind_of("nyuv2-3") == "nyuv2"
     assert kind_of("middlebury-art") == ""
 
