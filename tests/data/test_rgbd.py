@@ -43,6 +43,21 @@ def test_smaller_depth_maps_are_scaled(tmp_path: Path) -> None:
     assert read_rgbd(tmp_path / "desk.png", depth).dioptres.shape == (20, 30)
 
 
+def test_larger_photos_and_their_depth_are_scaled_down(tmp_path: Path) -> None:
+    """A window of a few hundred pixels into a phone's own showed a scrap of the scene."""
+    metres = np.full((960, 1280), 2.0)
+    metres[:480] = 0.5
+    metres[:, :8] = np.nan
+    depth = save_pair(tmp_path, "phone", metres, ".npy")
+    photo = np.zeros((960, 1280, 3), np.uint8)
+    photo[480:] = 255
+    Image.fromarray(photo).save(tmp_path / "phone.png")
+    pair = read_rgbd(tmp_path / "phone.png", depth)
+    assert pair.photo.shape == (480, 640, 3) and pair.dioptres.shape == (480, 640)
+    assert (pair.dioptres[:240] == 2).all() and (pair.dioptres[240:] == 0.5).all()
+    assert (pair.photo[:236] == 0).all() and (pair.photo[244:] == 255).all()
+
+
 def broken(folder: Path, how: str) -> None:
     path = folder / "desk.depth.npy"
     if how == "pickle":
