@@ -171,7 +171,7 @@ def _score(
     off = [at for at in wanted if at != position]
     if how.seen is not None and off:
         how.seen.add(call, *(torch.cat([each[at] for at in off]) for each in (images, wanted)))
-    found = focus_accuracy(torch.cat([images[at] for at in wanted]), truth.focus)
+    found = focus_accuracy(torch.cat([images[at] for at in wanted]), truth.focus, [*wanted])
     return scores, {} if found is None else {"focus_share": found.share, "focus_error": found.error}
 
 

@@ -5,8 +5,10 @@ Legend: T frames, h, w patches down and across.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,11 +36,12 @@ def patches(stack: Tensor) -> Tensor:
     return F.avg_pool2d(sharpness(stack)[:, None], PATCH)[:, 0]
 
 
-def focus_accuracy(made: Tensor, true: Tensor) -> FocusAccuracy | None:
-    """Compare where a stack [T,3,H,W] in [-1, 1] is sharpest with the `patches` of the true one;
-    None where none of these has a focus."""
+def focus_accuracy(made: Tensor, true: Tensor, positions: Sequence[float]) -> FocusAccuracy | None:
+    """Compare where a stack [T,3,H,W] in [-1, 1] of these positions [T] is sharpest with the
+    `patches` of the true one; None where none of these has a focus."""
     has_focus = (true.amax(0) > NOISE) & (true.amax(0) >= CONTRAST * true.amin(0))
     if not bool(has_focus.any()):
         return None
-    off = (patches(made).argmax(0) - true.argmax(0)).abs()[has_focus].float()
+    at = torch.tensor(positions, dtype=torch.float32, device=true.device)
+    off = (at[patches(made).argmax(0)] - at[true.argmax(0)]).abs()[has_focus]
     return FocusAccuracy(float((off == 0).float().mean()), float(off.mean()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -15,7 +15,7 @@ from torch import Tensor
 from pocketfocus.benchmarks.focus_accuracy import patches
 from pocketfocus.data.datasets import SYNTHETIC, TEST, Request, open_source
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
-from pocketfocus.data.stacks import FocalStack, RenderedScenes, StackCache, cache_sources
+from pocketfocus.data.stacks import FocalStack, RenderedScenes, Source, StackCache, cache_sources
 from pocketfocus.models.model import resized
 from pocketfocus.photos.registration import farthest_px, motion
 from pocketfocus.run.constants import FRAMES, Size
@@ -90,6 +90,8 @@ def validation_stacks(scenes: int = SCENES, size: Size = RENDERED) -> StackCache
     try:
         return cache_sources(folder, [RenderedScenes(seeds, size, held_out_photos())], size)
     except UserError as error:
+        if error.__cause__ is None:  # the folder is sound: another process renders there
+            raise
         megabytes = scenes * FRAMES * 3 * size[0] * size[1] / 1e6
         raise UserError(
             f"{folder} cannot keep the rendered validation scenes ({error.__cause__ or error}): "
@@ -97,9 +99,23 @@ def validation_stacks(scenes: int = SCENES, size: Size = RENDERED) -> StackCache
         ) from error
 
 
+class FirstStacks(Iterable[FocalStack]):
+    """The first stacks of a source, read or rendered one by one, each time they are gone through:
+    one of frames of 12 megapixels takes over a gigabyte. `len` is how many they are at most."""
+
+    def __init__(self, source: Source, count: int) -> None:
+        self.source, self.count = source, count
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.source.names))
+
+    def __iter__(self) -> Iterator[FocalStack]:
+        return islice(self.source, self.count)
+
+
 def true_stacks(
     source: str, scenes: int, size: Size | None, register: bool = False
-) -> tuple[Sequence[FocalStack], str]:
+) -> tuple[StackCache | FirstStacks, str]:
     """Return the test stacks of a source, at most `scenes` of them, and the hash they are known by.
 
     A folder's images keep their size unless one is given; the others are 256 by 256. Its frames are
@@ -108,19 +124,18 @@ def true_stacks(
     opened = open_source(source, Request(scenes, size, TEST, crop=False, register=register))
     if source == SYNTHETIC:
         return validation_stacks(scenes, size or RENDERED), opened.key
-    return list(islice(opened, scenes)), opened.key
+    return FirstStacks(opened, scenes), opened.key
 
 
-def note_of_motion(stacks: Sequence[FocalStack]) -> str | None:
+def note_of_motion(stacks: Iterable[FocalStack]) -> str | None:
     """Say by how much the frames of some stacks move against each other, in the median of the first
     few; None where it is nothing that matters."""
-    some = stacks[:LOOKED_AT]
-    sizes = [(stack.frames.shape[-2], stack.frames.shape[-1]) for stack in some]
-    far = [
-        farthest_px(motion(stack.frames, stack.aspect), size, stack.aspect)
-        for stack, size in zip(some, sizes, strict=True)
-    ]
-    if not far or median(far) < MATTERS * median(map(min, sizes)):
+    far, shorter = [], []
+    for stack in islice(stacks, LOOKED_AT):
+        size = (stack.frames.shape[-2], stack.frames.shape[-1])
+        far.append(farthest_px(motion(stack.frames, stack.aspect), size, stack.aspect))
+        shorter.append(min(size))
+    if not far or median(far) < MATTERS * median(shorter):
         return None
     return (
         f"note: frames move against each other by {median(far):.1f} pixels as the lens focuses, "

@@ -24,7 +24,7 @@ from torch import Tensor
 from pocketfocus.benchmarks.truth import source_name
 from pocketfocus.data.datasets import TEST, Request, is_rendered, is_rgbd, open_source
 from pocketfocus.data.optics import srgb_to_linear
-from pocketfocus.data.stacks import FocalStack
+from pocketfocus.data.stacks import FocalStack, at_all_positions
 from pocketfocus.photos.focusmap import luma
 from pocketfocus.research.focal_steps import Array, resized
 from pocketfocus.run.constants import Size
@@ -153,7 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         own = size if is_rendered(spec) else None
         source = open_source(spec, Request(options.scenes, own, TEST, phone_width=SIDE))
         with torch.inference_mode():
-            found = [each for stack in source for each in study(as_seen(stack))]
+            stacks = at_all_positions(source)
+            found = [each for stack in stacks for each in study(as_seen(stack))]
         if not found:
             raise UserError(f"{spec} has too little that is sharp: give stacks with more texture")
         print("\n".join(rows(source_name(spec), found)), flush=True)

@@ -16,38 +16,49 @@ import numpy as np
 from PIL import Image
 
 from pocketfocus.data.photo_scenes import SHRUNK, kind_of
-from pocketfocus.data.rgbd import rgbd_pairs
+from pocketfocus.data.rgbd import MILLIMETRE, RGBD, read_rgbd, rgbd_pairs
+from pocketfocus.data.stacks import say_skipped
+from pocketfocus.photos.images import BROKEN
 from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.files import check_replaceable, size_bytes, write_atomic
 
 QUALITY = 90
 STRIDE = 7919  # a prime: neighbours, often of one scene, do not go together
 DEPTH_SHARE = 0.5  # of a photo's sides
+FARTHEST = 65_535  # millimetres that 16 bits hold
 
 
-def shrink(photo: Path, depth: Path, out: Path, factor: float) -> int:
-    """Write a pair scaled down; bytes of both files."""
-    with Image.open(photo, formats=("JPEG", "PNG")) as image:
-        sides = (round(factor * image.width), round(factor * image.height))
-        small = image.convert("RGB").resize(sides, Image.Resampling.LANCZOS)
-    small.save(out / f"{photo.stem}.jpg", quality=QUALITY)
-    with Image.open(depth, formats=("PNG",)) as image:
-        cells = (round(DEPTH_SHARE * sides[0]), round(DEPTH_SHARE * sides[1]))
-        millimetres = np.asarray(image.resize(cells, Image.Resampling.NEAREST))
-    Image.fromarray(millimetres.astype(np.uint16)).save(out / f"{photo.stem}.depth.png")
-    return sum(size_bytes(out / f"{photo.stem}{end}") for end in (".jpg", ".depth.png"))
+def shrink(pair: RGBD, out: Path, factor: float) -> int:
+    """Write a pair scaled down, depth in millimetres; bytes of both files."""
+    height, width = pair.dioptres.shape
+    sides = (round(factor * width), round(factor * height))
+    small = Image.fromarray(pair.photo).resize(sides, Image.Resampling.LANCZOS)
+    small.save(out / f"{pair.name}.jpg", quality=QUALITY)
+    cells = (round(DEPTH_SHARE * sides[0]), round(DEPTH_SHARE * sides[1]))
+    nearest = Image.fromarray(pair.dioptres).resize(cells, Image.Resampling.NEAREST)
+    millimetres = (1 / (MILLIMETRE * np.asarray(nearest))).round().clip(1, FARTHEST)
+    Image.fromarray(millimetres.astype(np.uint16)).save(out / f"{pair.name}.depth.png")
+    return sum(size_bytes(out / f"{pair.name}{end}") for end in (".jpg", ".depth.png"))
 
 
 def subset(folder: Path, out: Path, factor: float, limit: int) -> tuple[int, int]:
-    """Write the subset; how many pairs, and bytes. UserError when not even a few fit."""
+    """Write the subset; how many pairs, and bytes. Pairs that are broken are left out, saying so;
+    UserError when all are, or not even a few fit."""
     check_replaceable(out, (SHRUNK,), "OUT")
+    if not 0 < factor <= 1:
+        raise UserError(f"--shrink {factor:g} scales nothing down: give more than 0 up to 1")
     kinds: dict[str, list[tuple[int, str]]] = defaultdict(list)
     with write_atomic(out) as scratch:
         scratch.mkdir()
         for photo, depth in rgbd_pairs(folder):
-            if depth.suffix == ".png":
-                size = shrink(photo, depth, scratch, factor)
-                kinds[kind_of(photo.stem)].append((size, photo.stem))
+            try:
+                size = shrink(read_rgbd(photo, depth), scratch, factor)
+            except (UserError, *BROKEN) as error:
+                say_skipped(photo.stem, str(error))
+                continue
+            kinds[kind_of(photo.stem)].append((size, photo.stem))
+        if not kinds:
+            raise UserError(f"{folder} holds no photo with depth that can be read: name another")
         total = sum(size for pairs in kinds.values() for size, _ in pairs)
         while total > limit:
             largest = max(kinds.values(), key=len, default=[])

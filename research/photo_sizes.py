@@ -9,6 +9,7 @@ the process, Python and PyTorch included.
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 import time
@@ -22,7 +23,7 @@ from PIL import Image
 
 from pocketfocus.benchmarks.tables import figure, markdown
 from pocketfocus.data.scenes import held_out_photos
-from pocketfocus.run.errors import UserError
+from pocketfocus.run.errors import UserError, reported
 
 MEGA = 1e6
 RUNS = 3
@@ -101,13 +102,25 @@ def table(costs: Sequence[Cost]) -> str:
     return markdown(header, [*rows, ["exponent", *powers]])
 
 
+def megapixels(text: str) -> float:
+    """Read a size; UserError for what is none."""
+    try:
+        size = float(text)
+    except ValueError:
+        size = math.nan
+    if not 0 < size < math.inf:
+        raise UserError(f"{text} is no size in megapixels: give numbers such as 0.3 and 12")
+    return size
+
+
+@reported("photo_sizes")
 def main(arguments: Sequence[str]) -> None:
     """Print the table of a model and sizes in megapixels."""
     if len(arguments) < 3:
-        raise SystemExit("usage: python -m pocketfocus.research.photo_sizes MODEL MP MP...")
-    model, *sizes = arguments
+        raise UserError("usage: python -m pocketfocus.research.photo_sizes MODEL MP MP...")
+    model, sizes = arguments[0], [*map(megapixels, arguments[1:])]
     with tempfile.TemporaryDirectory() as folder:
-        print(table([cost_of(model, float(size), Path(folder)) for size in sizes]))
+        print(table([cost_of(model, size, Path(folder)) for size in sizes]))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m pocketfocus.research.positions student --stacks DIR
 
-Every frame of a focal stack is a photo whose position is known. Models are asked for it, and then
+A frame of a focal stack is a photo whose position is known. Models are asked for it, and then
 refocus it from its true position, from what they found, and from those beside the true one. A last
 row says what knowing the background's blur would find.
 """
@@ -10,13 +10,13 @@ row says what knowing the background's blur would find.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from pocketfocus.benchmarks.truth import source_name, true_stacks
+from pocketfocus.benchmarks.truth import TOLERANCE, frames_by_position, source_name, true_stacks
 from pocketfocus.data.datasets import SYNTHETIC
 from pocketfocus.data.stacks import FocalStack
 from pocketfocus.export.open import open_model
@@ -47,28 +47,35 @@ class Found:
     beside_db: float
 
 
-def study(model: Model, stacks: Sequence[FocalStack]) -> list[Found]:
-    """Ask a model for the position of every frame; UserError for one that cannot tell."""
+def study(model: Model, stacks: Iterable[FocalStack]) -> list[Found]:
+    """Ask a model for the position of every frame that is at one; UserError for a model that cannot
+    tell, and where no stack has two such frames."""
     if model.analyser is None:
         raise UserError(f"{model.name} does not find positions: name a student or its file")
     rows = []
     for stack in stacks:
-        for position, photo in enumerate(stack.frames):
-            analysed, _ = model.analyser.analyse_whole(photo[None], None, aspect=stack.aspect)
+        truth = frames_by_position(stack)
+        for position, photo in truth.items() if len(truth) > 1 else ():
+            analysed, _ = model.analyser.analyse_whole(photo, None, aspect=stack.aspect)
             found, _ = likely_position(analysed.analysis)
             beside = {position - 1, position + 1} & {*range(FRAMES)}
             gains = {at: _gain(model, stack, position, at) for at in {position, found, *beside}}
             by_one = float(np.mean([gains[at] for at in beside]))
             rows.append(Found(position, found, gains[position], gains[found], by_one))
+    if not rows:
+        raise UserError(
+            f"no stack has two frames within {TOLERANCE} of a position in 0..{FRAMES - 1}: give "
+            "others with --stacks"
+        )
     return rows
 
 
 def _gain(model: Model, stack: FocalStack, position: int, at: int) -> float:
     """How much nearer to the truth than the photo the other frames are, from position `at`."""
-    photo = stack.frames[position]
-    made = refocus(model, photo[None], at, stack.name, stack.aspect)
-    others = [n for n in range(FRAMES) if n != position]
-    gains = [psnr(made[n], stack.frames[n]) - psnr(photo, stack.frames[n]) for n in others]
+    truth = frames_by_position(stack)
+    photo = truth.pop(position)
+    made = refocus(model, photo, at, stack.name, stack.aspect)
+    gains = [psnr(made[n], frame[0]) - psnr(photo[0], frame[0]) for n, frame in truth.items()]
     return float(np.mean(gains))
 
 
@@ -88,7 +95,8 @@ def row(name: str, found: Sequence[Found]) -> str:
 def far_end(stack: FocalStack) -> float:
     """The focal position behind which a tenth of the places of a scene are sharpest."""
     small = averaged(stack.frames, (SIDE, SIDE))
-    return float(best_focus(small).quantile(0.9))
+    frame = float(best_focus(small).quantile(0.9))
+    return float(np.interp(frame, range(len(stack.positions)), stack.positions))
 
 
 def known_far_end(ends: Sequence[float]) -> list[tuple[int, int]]:
@@ -128,8 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{source_name(options.stacks)}\n\n{HEADER}\n| --- |{' ---: |' * 6}")
     for text, model in zip(options.models, models, strict=True):
         print(row(text, study(model, stacks)), flush=True)
-    if len(stacks) >= FEWEST:
-        print(row_of_far_ends([far_end(stack) for stack in stacks]))
+    ends = [far_end(stack) for stack in stacks]
+    if len(ends) >= FEWEST:
+        print(row_of_far_ends(ends))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from pocketfocus.distill.reference.presets import svd_scheduler
 from pocketfocus.models.checkpoints import DIFFUSERS_STEM
+from pocketfocus.run.errors import reported
 from pocketfocus.run.progress import track
 
 UNET_WIDTHS, UNET_HEADS = (320, 640, 1280, 1280), (5, 10, 20, 20)
@@ -134,6 +135,7 @@ def drawn(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tens
     return torch.empty(shape).uniform_(-bound, bound, generator=generator).half()
 
 
+@reported("random_svd")
 def main() -> None:
     """Write what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)

@@ -50,7 +50,6 @@ DRAWN = 24  # windows, of which those that lie apart are taken
 OVERLAP = 0.75  # of the smaller one's area, that two windows may have in common
 SMALLEST = 64  # pixels a side of a window
 QUALITY = 95  # of JPEG
-PREFIXES = ("lfsd-lytro-", "cave-focal-sweep-")  # of stacks whose scenes have a depth map too
 SUMMARY = "summary.json"
 
 
@@ -264,13 +263,6 @@ def copied(frames: Tensor) -> list[float]:
     return found
 
 
-def scene_of(name: str) -> str:
-    """The scene that a stack is of, as it is called in the names of its photo with depth too."""
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
-
-
 def convert(folder: Path, out: Path, size: Size, count: int) -> Summary:
     """Write the stacks of a folder as a phone's into another, a folder a window, with lists of
     those for training and for evaluation; what summary.json says. UserError when none is usable."""
@@ -287,7 +279,7 @@ def convert(folder: Path, out: Path, size: Size, count: int) -> Summary:
             for number, part in enumerate(found.parts):
                 name = f"{stack.name}-{number}"
                 _write(scratch / name, part)
-                names[TEST if is_held_out(scene_of(stack.name)) else TRAIN].append(name)
+                names[TEST if is_held_out(stack.name) else TRAIN].append(name)
                 copies.append(copied(part))
             rows.append(found.row())
         if not copies:

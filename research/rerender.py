@@ -27,10 +27,11 @@ from pocketfocus.data.optics import (
     srgb_to_linear,
 )
 from pocketfocus.data.photo_scenes import APERTURES, layers_of
+from pocketfocus.data.stacks import at_all_positions
 from pocketfocus.photos.focusmap import all_in_focus, best_focus, guided, luma, sharpness
 from pocketfocus.research.blur import as_seen
 from pocketfocus.run.constants import FRAMES
-from pocketfocus.run.errors import reported
+from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.metrics import psnr
 
 SHOULDERS = (
@@ -106,8 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     stacks, _ = true_stacks(options.stacks, options.scenes, None, register=True)
     with torch.inference_mode():
-        rows = study([as_seen(stack) for stack in stacks])
-    print(f"{source_name(options.stacks)}, {len(stacks)} stacks\n")
+        seen = [as_seen(stack) for stack in at_all_positions(stacks)]
+        if not seen:
+            raise UserError(f"{options.stacks} has no frames at 0 to {FRAMES - 1}: name others")
+        rows = study(seen)
+    print(f"{source_name(options.stacks)}, {len(seen)} stacks\n")
     print("| strength | power | frame 0, dB | frame 8 | all nine |\n|" + " ---: |" * 5)
     for shoulder, *figures in rows:
         said = " | ".join(f"{figure:.2f}" for figure in figures)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pocketfocus.data.sizing import LARGEST, limited, limited_size
 from pocketfocus.distill.student.samples import Sample
 from pocketfocus.distill.train.crops import Pixels
 from pocketfocus.distill.train.distributed import process_state
@@ -28,6 +29,7 @@ from pocketfocus.run.files import write_atomic
 from pocketfocus.run.progress import console, progress_bar
 
 KEPT_BYTES = 1 << 29
+LONGEST_CROPS = 5  # crops that a photo's longer side has room for: 640 pixels of 128
 
 Pool = Sequence[Pixels]  # of photos, uint8 [H,W,3]
 
@@ -106,13 +108,17 @@ def random_photo_crop(photos: Pool, size: int, generator: torch.Generator) -> Te
 
 class Photos(Sequence[Pixels]):
     """The photos of files, uint8 [H,W,3], decoded as they are asked for: as many as fit into
-    `KEPT_BYTES` stay decoded, the last ones."""
+    `KEPT_BYTES` stay decoded, the last ones. Larger ones are scaled down so that a random crop of
+    `crop` pixels shows a part of the scene and not a scrap of a phone's own pixels."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], crop: int) -> None:
         self.files = files
-        largest = max(math.prod(stored_size(path)) for path in files)
+        limits = (max(LARGEST, LONGEST_CROPS * crop), crop)
+        largest = max(math.prod(limited_size(stored_size(path), *limits)) for path in files)
         kept = lru_cache(max(1, KEPT_BYTES // (3 * largest)))
-        self._load = kept(lambda path: np.asarray(load_photo(path)))
+        self._load = kept(
+            lambda path: np.asarray(limited(load_photo(path, (limits[0], limits[0])), *limits))
+        )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -128,7 +134,7 @@ def load_photos(photos: Sequence[Path], crop: int) -> Photos:
         raise UserError(f"no photo is at least {crop} pixels on both sides: name larger ones")
     if len(large) < len(photos) and process_state().is_main_process:
         console.print(f"{len(photos) - len(large)} photos are smaller than {crop} pixels: left out")
-    return Photos(large)
+    return Photos(large, crop)
 
 
 def save_sample(path: Path, sample: Sample) -> None:

@@ -27,6 +27,7 @@ from pocketfocus.data.scenes import (
     train_photos,
 )
 from pocketfocus.data.stacks import (
+    NAMED,
     RenderedScenes,
     Source,
     StackFolder,
@@ -35,6 +36,7 @@ from pocketfocus.data.stacks import (
 from pocketfocus.photos.images import load_photo
 from pocketfocus.run.constants import Size
 from pocketfocus.run.errors import UserError
+from pocketfocus.run.progress import say
 
 SYNTHETIC, PHOTOS, RGBD_PAIRS = "synthetic", "photos", "rgbd"
 TRAIN, TEST = "train", "test"
@@ -109,15 +111,25 @@ def is_rendered(spec: str) -> bool:
 def scene_list(folder: Path, split: str) -> set[str] | None:
     """Return the names in a folder's list for a split, None when it has no list.
 
-    UserError for an empty list, and for one that is there as a pickle only, as Learn2Refocus
-    publishes them: those are not opened.
+    Names of which the folder has no scene are left out, saying so. UserError for an empty list, for
+    one of such names alone, and for one that is there as a pickle only, as Learn2Refocus publishes
+    them: those are not opened.
     """
     path = folder / f"{split}_scenes.txt"
     if path.is_file():
-        names = {line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()} - {""}
+        names = _lines(path)
         if not names:
             raise UserError(f"{path} is empty: name a scene of {folder} a line, or delete it")
-        return names
+        missing = sorted(names - {entry.name for entry in folder.iterdir() if entry.is_dir()})
+        if missing:
+            some = ", ".join(missing[:NAMED]) + ", …" * (len(missing) > NAMED)
+            if len(missing) == len(names):
+                raise UserError(
+                    f"{folder} holds none of the {len(names)} scenes that {path.name} names "
+                    f"({some}): name a folder in it a line, spelled alike, or delete the list"
+                )
+            say(f"warning: {len(missing)} of {len(names)} scenes in {path} are not there: {some}")
+        return names - {*missing}
     pickled = path.with_suffix(".pkl")
     if pickled.exists():
         raise UserError(
@@ -125,6 +137,14 @@ def scene_list(folder: Path, split: str) -> set[str] | None:
             f"line, into {path.name}"
         )
     return None
+
+
+def _lines(path: Path) -> set[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): save it as UTF-8 text") from error
+    return {line.strip() for line in text.splitlines()} - {""}
 
 
 class Textures(Sequence[Pixels]):

@@ -39,7 +39,14 @@ from pocketfocus.data.optics import (
 )
 from pocketfocus.data.rgbd import RGBD, Array, motorcycle, read_rgbd, rgbd_pairs
 from pocketfocus.data.scenes import through_jpeg
-from pocketfocus.data.stacks import CACHE_VERSION, DEPTH_CELL, FocalStack, Source, say_skipped
+from pocketfocus.data.stacks import (
+    CACHE_VERSION,
+    DEPTH_CELL,
+    FocalStack,
+    Source,
+    content_of,
+    say_skipped,
+)
 from pocketfocus.photos.focusmap import box
 from pocketfocus.photos.images import BROKEN, from_uint8, light_to_uint8
 from pocketfocus.run.constants import FRAMES, IMAGES, POSITIONS, Size
@@ -55,6 +62,15 @@ LAYERS = 6
 EDGE = 2  # pixels
 SEAM = 1.0  # pixels over which the edge of a layer is softened
 HELD_OUT = 20  # one scene in so many is for validation
+ROOMS, ROOM = "nyuv2", 20  # a video through rooms, and pictures that are taken for one room's
+ONE_PLACE = (
+    *("iphone-lidar-desk", "misc-bin", "misc-person", "uoc-tabletop", "replica-render"),
+    "circuit-board",
+)
+PREFIXES = (  # of photos and of stacks whose names go on with that of their scene
+    *("lfsd-dff-", "lfsd-lytro-", "cave-dff-", "cave-focal-sweep-"),
+    *("hci-lightfield-", "hci-refocused-", "lytro-illum-", "lytro-"),
+)
 SHRUNK = "shrunk.txt"
 
 
@@ -113,8 +129,7 @@ class PhotoScenes(Source):
         validation: bool = False,
     ) -> None:
         self.size, self.phone_width, self.validation = size, phone_width or min(size), validation
-        note = None if folder is None else Path(folder) / SHRUNK
-        self.shrunk = float(note.read_text(encoding="utf-8")) if note and note.is_file() else 1.0
+        self.shrunk = 1.0 if folder is None else shrunk_by(Path(folder) / SHRUNK)
         self.pairs: dict[str, list[Pair | None]] = {}
         every: list[Pair | None] = [None] if folder is None else [*rgbd_pairs(folder)]
         side = [pair for pair in every if pair and is_held_out(pair[0].stem) == validation]
@@ -128,9 +143,9 @@ class PhotoScenes(Source):
 
     @property
     def key(self) -> str:
-        """A hash of the renderer's version, seeds, sizes, and the files' names and sizes."""
+        """A hash of the renderer's version, seeds, sizes, and the files' names and content."""
         pairs = [pair for kind in self.pairs.values() for pair in kind if pair]
-        files = [[path.name, path.stat().st_size] for pair in pairs for path in pair]
+        files = [[path.name, content_of(path)] for pair in pairs for path in pair]
         sizes = [*self.size, self.phone_width, self.shrunk]
         return key_of(version=CACHE_VERSION, seeds=self.seeds, sizes=sizes, files=files)
 
@@ -172,6 +187,19 @@ class PhotoScenes(Source):
             return None
 
 
+def shrunk_by(note: Path) -> float:
+    """Return by how much photos were scaled down, as a note says, 1 where there is none."""
+    if not note.is_file():
+        return 1.0
+    try:
+        factor = float(note.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{note} holds no number ({error}): make the folder anew") from error
+    if not 0 < factor <= 1:
+        raise UserError(f"{note} says {factor:g}, not more than 0 up to 1: make the folder anew")
+    return factor
+
+
 def kind_of(name: str) -> str:
     """Which of `KINDS` a photo is, by its name."""
     first = name.partition("-")[0]
@@ -179,9 +207,23 @@ def kind_of(name: str) -> str:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether a photo is for validation: by its name, pairs of one scene on one side."""
-    scene = name.replace("lfsd-dff-", "").replace("cave-dff-", "")
-    return zlib.crc32(scene.encode()) % HELD_OUT == 0
+    """Return whether a photo with depth, or a real stack, is for validation: by its scene, so that
+    pictures of one scene are on one side."""
+    return zlib.crc32(scene_of(name).encode()) % HELD_OUT == 0
+
+
+def scene_of(name: str) -> str:
+    """Return what the scene of a photo with depth or of a real stack is called, as far as names
+    tell: neighbours in a video of a room are of one."""
+    for place in ONE_PLACE:
+        if name.startswith(place):
+            return place
+    rooms, _, number = name.partition("-")
+    if rooms == ROOMS and number.isdecimal():
+        return f"{rooms}-{int(number) // ROOM}"
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
 
 
 def cut(

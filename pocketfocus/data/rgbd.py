@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,11 @@ from PIL import Image
 from scipy import ndimage
 
 from pocketfocus.data.scenes import bundled_file, bundled_photos
+from pocketfocus.data.sizing import LARGEST, limited
 from pocketfocus.data.stacks import IMAGE_SUFFIXES, natural_key
 from pocketfocus.photos.images import load_photo
-from pocketfocus.run.constants import size_text
-from pocketfocus.run.errors import UserError
+from pocketfocus.run.constants import Size, size_text
+from pocketfocus.run.errors import UserError, first_line
 
 Array = NDArray[np.float32]
 
@@ -74,48 +76,66 @@ def read_rgbd(photo: Path, depth: Path) -> RGBD:
     """Return a photo and its depth; ValueError or OSError when one is broken or their sides differ.
 
     Depth that is zero, negative or not finite counts as unknown and is taken from the nearest
-    pixel that is known. A depth map of the photo's proportions is resampled to its size.
+    pixel that is known. A depth map of the photo's proportions is resampled to its size. A photo
+    larger than `LARGEST` is scaled down to it: windows of so many pixels into a phone's own would
+    show next to nothing of the scene.
     """
-    pixels = np.asarray(load_photo(photo))
-    metres = _read_depth(depth)
+    pixels = np.asarray(limited(load_photo(photo, (LARGEST, LARGEST))))
+    metres: NDArray[np.floating[Any]] = _read_depth(depth)
     if metres.ndim != 2:
         raise ValueError(f"{depth.name} is of shape {list(metres.shape)}, one of [H, W] is needed")
     (height, width), (rows, columns) = pixels.shape[:2], metres.shape
     if abs(rows * width - columns * height) > 0.02 * columns * height:
         raise ValueError(
             f"{depth.name} is {size_text(metres.shape)}, {photo.name} is "
-            f"{size_text(pixels.shape[:2])}"
+            f"{size_text(pixels.shape[:2])} as it is read"
         )
+    if rows > height:
+        metres = _nearest(metres.astype(np.float32), (height, width))
     known = np.isfinite(metres) & (metres > 0)
     if not known.any():
         raise ValueError(f"{depth.name} holds no depth above zero")
     dioptres = np.where(known, 1 / np.where(known, metres, 1), np.nan).astype(np.float32)
     complete = _complete(dioptres)
-    if (rows, columns) != (height, width):
-        scaled = Image.fromarray(complete).resize((width, height), Image.Resampling.NEAREST)
-        complete = np.asarray(scaled, np.float32)
+    if complete.shape != (height, width):
+        complete = _nearest(complete, (height, width))
     return RGBD(photo.stem, pixels, complete)
 
 
 def _read_depth(path: Path) -> NDArray[np.float64]:
     """Return a depth map in metres."""
+    try:
+        arrays = _stored(path)
+    except Exception as error:  # on damaged files NumPy, zipfile and Pillow raise nearly anything
+        raise ValueError(
+            f"{path.name} is damaged, cut short, or no array of numbers ({first_line(error)}); "
+            "pickled objects are refused"
+        ) from error
+    if len(arrays) != 1:
+        raise ValueError(f"{path.name} holds {', '.join(arrays)}: one array is needed")
+    (values,) = arrays.values()
+    if path.suffix != ".png":
+        return values
+    if values.dtype.itemsize == 1:
+        raise ValueError(f"{path.name} has 8 bits, depth in millimetres needs 16")
+    return values * MILLIMETRE
+
+
+def _stored(path: Path) -> dict[str, NDArray[Any]]:
+    """Return what is in a file of depth, by name; of a PNG file as it is there."""
     if path.suffix == ".png":
         with Image.open(path, formats=("PNG",)) as image:
-            if not image.mode.startswith("I"):
-                raise ValueError(f"{path.name} has 8 bits, depth in millimetres needs 16")
-            return np.asarray(image, np.float64) * MILLIMETRE
-    try:
-        loaded = np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(
-            f"{path.name} is no array of numbers; pickled objects are refused"
-        ) from error
+            return {path.name: np.asarray(image)}
+    loaded = np.load(path, allow_pickle=False)
     if isinstance(loaded, np.ndarray):
-        return loaded.astype(np.float64)
+        return {path.name: loaded.astype(np.float64)}
     with loaded as file:
-        if len(file.files) != 1:
-            raise ValueError(f"{path.name} holds {', '.join(file.files)}: one array is needed")
-        return np.asarray(file[file.files[0]], np.float64)
+        return {name: np.asarray(file[name], np.float64) for name in file.files}
+
+
+def _nearest(values: Array, size: Size) -> Array:
+    scaled = Image.fromarray(values).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.asarray(scaled, np.float32)
 
 
 def _complete(values: Array) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,10 +20,11 @@ from typing import overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from pocketfocus.data.scenes import Photos, render_scene
+from pocketfocus.data.sizing import near, sized
 from pocketfocus.photos.images import (
     BROKEN,
     FORMATS,
@@ -39,7 +40,7 @@ from pocketfocus.run.cache import Kept
 from pocketfocus.run.child import end_with_parent
 from pocketfocus.run.constants import FRAMES, IMAGES, POSITIONS, Size, size_text
 from pocketfocus.run.errors import UserError
-from pocketfocus.run.files import key_of, one_line, reserve, write_atomic
+from pocketfocus.run.files import alone_in, key_of, one_line, reserve, sha256, write_atomic
 from pocketfocus.run.processes import cores
 from pocketfocus.run.progress import say, track
 
@@ -47,7 +48,7 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".bmp"),
     *(".jp2", ".gif"),
 )
-NAMED = 5  # broken photos, before they are only counted
+NAMED = 5  # broken photos or missing scenes, before they are only counted
 POSITIONS_FILE = "positions.txt"
 RIG_PATTERN = "midsize/undistorted/RigCenter*"
 RIG_ASPECT = 3 / 4  # of a phone's photos, which that data set squeezes to 5:7 (docs/realism.md)
@@ -58,7 +59,7 @@ LAYOUT = (
 CACHE_VERSION = 8  # to be raised when rendering changes: older caches are then rendered anew
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF, and its values that swap the sides
 DEPTH_CELL = 4  # pixels a side of one value of a map of dioptres
-ENOUGH = 2  # times the size of a stack that its frames are registered at
+GATHERING_S = 600.0  # for which another process that fills the same cache is waited for
 WORTH_SHARING = 24  # rendered stacks: fewer are made before other processes have started
 
 
@@ -102,6 +103,15 @@ class Source(ABC):
     def __iter__(self) -> Iterator[FocalStack]:
         stacks = (self.load(index) for index in range(len(self.names)))
         yield from (stack for stack in stacks if stack is not None)
+
+
+def at_all_positions(stacks: Iterable[FocalStack]) -> Iterator[FocalStack]:
+    """Yield the stacks whose frames are at the whole positions, and say that others are skipped."""
+    for stack in stacks:
+        if stack.positions == POSITIONS:
+            yield stack
+        else:
+            say_skipped(stack.name, f"frames at 0 to {FRAMES - 1} are needed")
 
 
 @dataclass(frozen=True)
@@ -163,10 +173,10 @@ class StackFolder(Source):
 
     @property
     def key(self) -> str:
-        """Hash of the names, sizes, positions and proportions of all images, and of how they are
+        """Hash of the names, content, positions and proportions of all images, and of how they are
         read."""
         files = [
-            [image.relative_to(self.folder).as_posix(), image.stat().st_size, at, scene.aspect]
+            [image.relative_to(self.folder).as_posix(), content_of(image), at, scene.aspect]
             for scene in self._scenes
             for image, at in zip(scene.images, scene.positions, strict=True)
         ]
@@ -240,6 +250,15 @@ def read_photos(folder: Path) -> list[Path]:
     return photos
 
 
+def content_of(path: Path) -> str:
+    """Return a hash of a file's content, "" of one that cannot be read: its size and times would
+    not tell one depth map from another, or a copy of a folder from another folder."""
+    try:
+        return sha256(path)
+    except OSError:
+        return ""
+
+
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
     """Sort key by name in which 10 comes after 9."""
     parts = re.findall(r"\d+|\D+", path.name.casefold())
@@ -296,45 +315,18 @@ def _read_frames(
             raise _SceneError(f"{path.name} cannot be read ({error})") from error
         aspect = scene.aspect or image.width / image.height
         if not register:
-            image = _sized(image, size, crop, aspect)
+            image = sized(image, size, crop, aspect)
         sizes.append(size_of(image))
         if sizes[-1] != sizes[0]:
             first, last = size_text(sizes[0]), size_text(sizes[-1])
             raise _SceneError(f"{path.name} is {last}, {scene.images[0].name} is {first}")
-        images.append(_near(image, size) if register else image)
+        images.append(near(image, size) if register else image)
     if register:
         frames = registered(from_uint8(np.stack([np.asarray(image) for image in images])), aspect)
-        images = [_sized(Image.fromarray(p), size, crop, aspect) for p in to_uint8(frames)]
+        images = [sized(Image.fromarray(p), size, crop, aspect) for p in to_uint8(frames)]
     if size is not None and crop:
         aspect = images[0].width / images[0].height
     return from_uint8(np.stack([np.asarray(image) for image in images])), aspect
-
-
-def _near(image: Image.Image, size: Size | None) -> Image.Image:
-    """Return an image at no more than `ENOUGH` times a size, for large ones take seconds and
-    gigabytes to register."""
-    if size is None:
-        return image
-    height, width = image.height, image.width
-    share = ENOUGH * max(size[0] / height, size[1] / width)
-    return image if share >= 1 else _squeezed(image, (round(height * share), round(width * share)))
-
-
-def _sized(image: Image.Image, size: Size | None, crop: bool, aspect: float) -> Image.Image:
-    if size is None:
-        return image
-    return _cropped(image, size, aspect) if crop else _squeezed(image, size)
-
-
-def _squeezed(image: Image.Image, size: Size) -> Image.Image:
-    return image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
-
-
-def _cropped(image: Image.Image, size: Size, aspect: float) -> Image.Image:
-    """Scale an image to what the lens saw and then into a size, cutting off what it does not
-    hold."""
-    seen = _squeezed(image, (image.height, round(image.height * aspect)))
-    return ImageOps.fit(seen, (size[1], size[0]), Image.Resampling.LANCZOS)
 
 
 class RenderedScenes(Source):
@@ -397,17 +389,26 @@ def cache_sources(folder: Path, sources: Sequence[Source], size: Size) -> StackC
 
     Writes stacks.npy and dioptres.npy, as of `StackCache`, and stacks.json with size, the sources'
     key, and how many of their stacks were taken; of those that are broken or lack a position there
-    is none. An interrupted run goes on where it stopped; another key starts anew. UserError when
-    the folder cannot be written, or nothing is usable.
+    is none. An interrupted run goes on where it stopped; another key starts anew; while another
+    process fills the folder it is waited for. UserError when the folder cannot be written, or
+    nothing is usable.
     """
     folder, total = Path(folder), sum(len(source.names) for source in sources)
-    kept = Kept(folder / "stacks.json", key_of(sources=[source.key for source in sources]))
-    shapes = _shapes(total, size)
-    if "taken" not in kept.fields or not _fit(folder, shapes):
-        kept.fields = {"size": list(size), "total": total, "taken": 0, "names": []}
+    key, shapes = key_of(sources=[source.key for source in sources]), _shapes(total, size)
+    empty = {"size": list(size), "total": total, "taken": 0, "names": []}
+
+    def found() -> Kept:
+        kept = Kept(folder / "stacks.json", key)
+        if "taken" not in kept.fields or not _fit(folder, shapes):
+            kept.fields = dict(empty, names=[])
+        return kept
+
+    kept = found()
     if kept.fields["taken"] < total:
-        with one_line(folder):
-            _gather(folder, sources, kept, shapes)
+        with alone_in(folder, "gather stacks", GATHERING_S), one_line(folder):
+            kept = found()  # another process may have gathered them meanwhile
+            if kept.fields["taken"] < total:
+                _gather(folder, sources, kept, shapes)
     names = kept.fields["names"]
     if not names:
         raise UserError(f"{folder} holds no usable focal stack: {LAYOUT}")
@@ -431,7 +432,7 @@ def _fit(folder: Path, shapes: Shapes) -> bool:
     """Whether the files of a cache are there, and hold that."""
     try:
         found = {name: np.load(folder / name, mmap_mode="r") for name in shapes}
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return False
     return shapes == {name: (values.dtype, values.shape) for name, values in found.items()}
 

@@ -432,6 +432,14 @@ def test_what_is_restored_where_the_truth_is_sharper() -> None:
     assert (found["copy"].focus_accuracy, found["copy"].focus_error) == (0.5, 4)  # all the first
 
 
+def test_focus_of_few_frames_is_off_by_their_positions() -> None:
+    """Frames at 0, 4 and 8: the first in place of the last is eight positions off, and not two."""
+    whole = racked(64)
+    sparse = FocalStack("sparse", whole.frames[::4], whole.positions[::4])
+    (copied,) = evaluate_models([COPIES], [sparse], "sparse").means
+    assert (copied.focus_accuracy, copied.focus_error) == (0.5, 4)
+
+
 def test_what_is_plain_everywhere_lacks_nothing() -> None:
     row = evaluate_models([COPIES], [greys([0.1 * n - 0.4 for n in range(9)])], "ramp").means[0]
     assert row.restored is row.sharper_gain_db is row.focus_accuracy is row.focus_error is None

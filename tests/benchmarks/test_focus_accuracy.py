@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pocketfocus.benchmarks.focus_accuracy import FocusAccuracy, focus_accuracy, patches
 
-FRAMES = 9
+FRAMES, POSITIONS = 9, range(9)
 
 
 def stack(left: int, right: int) -> Tensor:
@@ -32,18 +32,26 @@ def stack(left: int, right: int) -> Tensor:
     [((2, 6), 1.0, 0.0), ((3, 6), 0.5, 0.5), ((2, 2), 0.5, 2.0), ((6, 2), 0.0, 4.0)],
 )
 def test_halves_of_known_focus(made: tuple[int, int], share: float, error: float) -> None:
-    found = focus_accuracy(stack(*made), patches(stack(2, 6)))
+    found = focus_accuracy(stack(*made), patches(stack(2, 6)), POSITIONS)
     assert found == pytest.approx(FocusAccuracy(share, error))
+
+
+def test_frames_that_lie_apart_are_off_by_their_positions() -> None:
+    """Of frames at 0, 4 and 8 the neighbour is off by four positions, the last by eight."""
+    true, made = stack(0, 4)[::4], stack(8, 0)[::4]
+    assert focus_accuracy(made, patches(true), (0, 4, 8)) == pytest.approx(FocusAccuracy(0.0, 6.0))
 
 
 def test_plain_stacks_have_no_focus() -> None:
     plain = torch.full((FRAMES, 3, 64, 64), 0.3)
     noisy = plain + torch.randn(plain.shape, generator=torch.Generator().manual_seed(1)) / 255
-    assert focus_accuracy(stack(2, 6), patches(plain)) is None
-    assert focus_accuracy(stack(2, 6), patches(noisy)) is None
+    assert focus_accuracy(stack(2, 6), patches(plain), POSITIONS) is None
+    assert focus_accuracy(stack(2, 6), patches(noisy), POSITIONS) is None
 
 
 def test_a_photo_repeated_has_the_focus_of_chance() -> None:
     """All frames alike: the first is called the sharpest."""
     repeated = stack(4, 4)[:1].expand(FRAMES, -1, -1, -1)
-    assert focus_accuracy(repeated, patches(stack(2, 6))) == pytest.approx(FocusAccuracy(0.0, 4.0))
+    assert focus_accuracy(repeated, patches(stack(2, 6)), POSITIONS) == pytest.approx(
+        FocusAccuracy(0.0, 4.0)
+    )

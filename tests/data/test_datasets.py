@@ -59,12 +59,13 @@ def test_scenes_of_rgbd_pairs_differ_and_broken_pairs_are_said_once(
     metres = np.linspace(0.5, 2, 40)[:, None].repeat(40, 1)
     save_pair(tmp_path, "a", metres, ".npy")
     Image.fromarray(bundled_photos()["coffee"][:40, :40]).save(tmp_path / "a.png")
-    save_pair(tmp_path, "b", metres, ".npy").write_bytes(b"nothing")
+    save_pair(tmp_path, "b", metres, ".npy").write_bytes(b"")
     source = open_source(f"rgbd:{tmp_path}", Request(8, SIZE))
     found = list(source)
     assert 2 <= len(found) <= 6  # a pair is drawn by chance
     assert float((found[0].frames - found[1].frames).abs().mean()) > 0.01
-    assert capsys.readouterr().err.count("b skipped") == 1
+    said = capsys.readouterr().err
+    assert said.count("b skipped") == 1 and "b.depth.npy is damaged" in " ".join(said.split())
 
 
 @pytest.mark.parametrize("spec", ["synthetic", "rgbd"])
@@ -94,6 +95,23 @@ def test_scene_lists_choose_the_split(tmp_path: Path) -> None:
     (tmp_path / "test_scenes.txt").write_text("b\n")
     assert open_source(str(tmp_path), REQUEST).names == ("a", "c")
     assert open_source(str(tmp_path), Request(1, SIZE, TEST)).names == ("b",)
+
+
+def test_listed_scenes_that_are_not_there_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        write_scene(tmp_path / name, greys(9))
+    (tmp_path / "train_scenes.txt").write_text("a\nB\nc.zip\nmissing\n")
+    assert open_source(str(tmp_path), REQUEST).names == ("a",)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "3 of 4 scenes" in said and "are not there: B, c.zip, missing" in said
+    (tmp_path / "train_scenes.txt").write_text("\n".join(f"missing{n}" for n in range(9)))
+    with pytest.raises(UserError, match=r"none of the 9 scenes .* \(missing0, missing1"):
+        open_source(str(tmp_path), REQUEST)
+    (tmp_path / "train_scenes.txt").write_bytes(b"\xff\xfea\0")  # UTF-16
+    with pytest.raises(UserError, match="save it as UTF-8"):
+        open_source(str(tmp_path), REQUEST)
 
 
 def test_pickled_and_empty_lists_are_refused(tmp_path: Path) -> None:
@@ -176,5 +194,7 @@ def test_a_folder_named_as_a_kind_of_source_shadows_none(
 
 
 def test_lists_of_scenes_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
     (tmp_path / "train_scenes.txt").write_bytes(b"\xef\xbb\xbfone\ntwo\n")
     assert scene_list(tmp_path, "train") == {"one", "two"}

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from pocketfocus.data.photo_scenes import (
     lit,
     photographed,
     placed,
+    scene_of,
 )
 from pocketfocus.run.constants import FRAMES
+from pocketfocus.run.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,22 @@ def test_a_seed_is_one_scene(folder: Path) -> None:
     assert scene.dioptres is not None and scene.dioptres.shape == (12, 16)
     assert torch.equal(scene.frames, again.frames)
     assert not torch.equal(scene.frames, other.frames)
+
+
+def test_a_key_is_of_what_files_hold_and_not_of_their_sizes_or_times(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Depth that was rewritten keeps its size; a copy on another machine has other times."""
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    np.save(tmp_path / "mine.depth.npy", np.full((96, 128), 2.0))
+    (tmp_path / "mine.jpg").write_bytes((folder / "bsds-1.jpg").read_bytes())
+    before = PhotoScenes(tmp_path, (48, 64), (3,)).key
+    for path in tmp_path.iterdir():
+        os.utime(path, (1, 1))
+    assert PhotoScenes(tmp_path, (48, 64), (3,)).key == before
+    np.save(tmp_path / "mine.depth.npy", np.full((96, 128), 3.0))
+    assert PhotoScenes(tmp_path, (48, 64), (3,)).key != before
 
 
 def test_held_out_photos_are_never_trained_on(folder: Path) -> None:
@@ -85,8 +104,35 @@ def test_what_is_hidden_behind_an_edge_goes_on() -> None:
     assert torch.allclose(hidden, wall.rgb[:, 0, :1].expand_as(hidden), atol=0.01)
 
 
-def test_pairs_of_one_scene_are_on_one_side() -> None:
-    assert is_held_out("lfsd-dff-7") == is_held_out("cave-dff-7")
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("lfsd-dff-007", "lfsd-lytro-007"),
+        ("cave-dff-joe10", "cave-focal-sweep-joe10"),
+        ("nyuv2-0061", "nyuv2-0069", "nyuv2-0070"),
+        ("iphone-lidar-desk-81", "iphone-lidar-desk-82", "iphone-lidar-desk-door-304"),
+        ("hci-lightfield-lytro-dinosaur", "lytro-illum-dinosaur"),
+        ("hci-lightfield-cotton", "hci-refocused-cotton"),
+        ("misc-person-0", "misc-person-75"),
+    ],
+    ids=lambda names: names[0],
+)
+def test_pictures_of_one_scene_are_on_one_side(names: tuple[str, ...]) -> None:
+    """Neighbours of held-out photos were trained on."""
+    assert len({scene_of(name) for name in names}) == 1
+    assert len({is_held_out(name) for name in names}) == 1
+
+
+def test_about_one_scene_in_twenty_is_held_out() -> None:
+    photos = [f"{kind}-{n:04d}" for kind in ("nyuv2", "bsds", "mine") for n in range(4000)]
+    scenes = {scene_of(name) for name in photos}
+    assert len(scenes) == 200 + 4000 + 4000
+    held_out = {scene_of(name) for name in photos if is_held_out(name)}
+    assert 0.03 < len(held_out) / len(scenes) < 0.07
+    assert scene_of("nyuv2-mine") == "nyuv2-mine"
+
+
+def test_a_photo_is_of_the_kind_that_its_name_begins_with() -> None:
     assert kind_of("nyuv2-3") == "nyuv2"
     assert kind_of("middlebury-art") == ""
 
@@ -121,6 +167,10 @@ def test_a_folder_that_shrank_is_taken_at_larger_scales(folder: Path, tmp_path: 
     (tmp_path / "shrunk.txt").write_text("0.75\n", encoding="utf-8")
     assert PhotoScenes(folder, (48, 64), ()).shrunk == 1
     assert PhotoScenes(tmp_path, (48, 64), ()).shrunk == 0.75
+    for text in ("", "half", "0", "nan"):
+        (tmp_path / "shrunk.txt").write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=r"shrunk\.txt"):
+            PhotoScenes(tmp_path, (48, 64), ())
 
 
 def test_lights_near_white_blur_to_more_than_a_picture_shows() -> None:

@@ -43,6 +43,21 @@ def test_smaller_depth_maps_are_scaled(tmp_path: Path) -> None:
     assert read_rgbd(tmp_path / "desk.png", depth).dioptres.shape == (20, 30)
 
 
+def test_larger_photos_and_their_depth_are_scaled_down(tmp_path: Path) -> None:
+    """A window of a few hundred pixels into a phone's own showed a scrap of the scene."""
+    metres = np.full((960, 1280), 2.0)
+    metres[:480] = 0.5
+    metres[:, :8] = np.nan
+    depth = save_pair(tmp_path, "phone", metres, ".npy")
+    photo = np.zeros((960, 1280, 3), np.uint8)
+    photo[480:] = 255
+    Image.fromarray(photo).save(tmp_path / "phone.png")
+    pair = read_rgbd(tmp_path / "phone.png", depth)
+    assert pair.photo.shape == (480, 640, 3) and pair.dioptres.shape == (480, 640)
+    assert (pair.dioptres[:240] == 2).all() and (pair.dioptres[240:] == 0.5).all()
+    assert (pair.photo[:236] == 0).all() and (pair.photo[244:] == 255).all()
+
+
 def broken(folder: Path, how: str) -> None:
     path = folder / "desk.depth.npy"
     if how == "pickle":
@@ -71,6 +86,29 @@ def test_broken_depth(tmp_path: Path, how: str, expected: str) -> None:
     save_pair(tmp_path, "desk", np.ones((20, 30)), ".npy")
     broken(tmp_path, how)
     with pytest.raises(ValueError, match=expected):
+        read_rgbd(*rgbd_pairs(tmp_path)[0])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".npy", ".npz"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
+def test_depth_that_is_cut_short_is_broken_as_any_other(
+    tmp_path: Path, suffix: str, share: float
+) -> None:
+    """NumPy raises EOFError for an empty file and zipfile its own, which ended a training."""
+    metres = np.random.default_rng(0).uniform(0.1, 9, (64, 96))
+    depth = save_pair(tmp_path, "desk", metres, suffix)
+    whole = depth.read_bytes()
+    depth.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=rf"desk\.depth\{suffix} is damaged"):
+        read_rgbd(*rgbd_pairs(tmp_path)[0])
+
+
+def test_an_archive_whose_content_is_damaged_is_broken_too(tmp_path: Path) -> None:
+    depth = save_pair(tmp_path, "desk", np.ones((64, 96)), ".npz")
+    content = bytearray(depth.read_bytes())
+    content[300:310] = b"0123456789"
+    depth.write_bytes(content)
+    with pytest.raises(ValueError, match=r"desk\.depth\.npz is damaged"):
         read_rgbd(*rgbd_pairs(tmp_path)[0])
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,14 @@ def test_other_positions_are_another_source(tmp_path: Path) -> None:
         (scene / "positions.txt").write_text("\n".join(map(str, [*range(8), last])) + "\n")
         keys.append(StackFolder(tmp_path).key)
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_images_that_were_rewritten_at_the_same_size_are_another_source(tmp_path: Path) -> None:
+    """Uncompressed files are as large whatever they show."""
+    image = write_scene(tmp_path / "a", greys(9), "{}.bmp") / "4.bmp"
+    before, size = StackFolder(tmp_path).key, image.stat().st_size
+    Image.new("RGB", (16, 16), (9, 9, 9)).save(image)
+    assert image.stat().st_size == size and StackFolder(tmp_path).key != before
 
 
 def test_learn2refocus_layout(tmp_path: Path) -> None:
@@ -274,10 +283,33 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(
     assert [round(float(s.frames.mean()) * 64) for s in cache] == list(range(40))
 
 
-def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
+def test_two_that_begin_the_same_cache_fill_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second once replaced the files that the first still wrote to: black scenes for good."""
+    rendered: list[int] = []
+
+    def slow(seed: int, *rest: object) -> torch.Tensor:
+        rendered.append(seed)
+        time.sleep(0.3)
+        return torch.full((9, 3, *SIZE), seed / 8)
+
+    monkeypatch.setattr(stacks, "render_scene", slow)
+    monkeypatch.setattr(stacks, "track", lambda work, *_: work)
+    with ThreadPoolExecutor() as pool:
+        begun = [pool.submit(cache_stacks, tmp_path, range(1, 5), SIZE) for _ in range(2)]
+        found = [each.result() for each in begun]
+    assert rendered == [1, 2, 3, 4]
+    for cache in (*found, cache_stacks(tmp_path, range(1, 5), SIZE)):
+        means = [float(stack.frames.mean()) for stack in cache]
+        assert means == pytest.approx([0.125, 0.25, 0.375, 0.5], abs=1e-2)
+
+
+@pytest.mark.parametrize("left", [0, 200])
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, left: int) -> None:
     cache_stacks(tmp_path, [1], SIZE)
     content = (tmp_path / "stacks.npy").read_bytes()
-    (tmp_path / "stacks.npy").write_bytes(content[:200])
+    (tmp_path / "stacks.npy").write_bytes(content[:left])
     assert len(cache_stacks(tmp_path, [1], SIZE)) == 1
     assert (tmp_path / "stacks.npy").read_bytes() == content
 

@@ -54,6 +54,21 @@ def test_what_a_position_wrong_by_one_costs(monkeypatch: pytest.MonkeyPatch) -> 
     assert row("any", found).endswith(" | +4.25 |")
 
 
+def test_frames_of_a_stack_with_few_are_at_their_positions() -> None:
+    """The far end of frames at 0, 4 and 8, too; one frame alone tells nothing."""
+    student = build_student("micro").eval()
+    analyser = Analyser("any", student, multiple=8, pixels=64**2)
+    model = Model("any", None, lambda photo, at: student.stack(photo, one_hot(at)), analyser)
+    frames = torch.zeros(3, 3, 64, 64)
+    frames[2] = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    stack = FocalStack("few", frames, (0, 4, 8))
+    assert [each.position for each in study(model, [stack])] == [0, 4, 8]
+    assert far_end(stack) == pytest.approx(8, abs=0.5)
+    between = FocalStack("between", frames[:2], (0, 4.5))
+    with pytest.raises(UserError, match="no stack has two frames"):
+        study(model, [between])
+
+
 def test_a_model_that_finds_none_is_refused() -> None:
     with pytest.raises(UserError, match="does not find positions"):
         study(Model("copy", None, lambda photo, _: photo.repeat(9, 1, 1, 1)), [])

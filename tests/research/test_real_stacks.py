@@ -21,7 +21,6 @@ from pocketfocus.research.real_stacks import (
     copied,
     main,
     placed,
-    scene_of,
     windows,
 )
 from pocketfocus.run.constants import FRAMES, POSITIONS
@@ -106,11 +105,6 @@ def test_copying_is_scored_by_distance_and_repeated_frames_do_not_count() -> Non
     assert copied(frames) == pytest.approx(exact, abs=1e-3)
     frames[1] = frames[0]
     assert copied(frames)[0] < exact[0]
-
-
-def test_scenes_are_on_one_side_with_their_depth_maps() -> None:
-    assert scene_of("lfsd-lytro-010") == "010"
-    assert scene_of("cave-focal-sweep-joe7") == "joe7" and scene_of("ring") == "ring"
 
 
 def test_stacks_become_a_phone_s_and_those_that_cannot_are_named(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from pocketfocus.data.optics import Shoulder, dioptres
-from pocketfocus.research import motion, rerender
+from pocketfocus.research import blur, motion, rerender
 from pocketfocus.research.rerender import distances, in_light_of, main, rerendered, study
 from pocketfocus.run.metrics import psnr
 from tests.breathing import write_breathing
+from tests.data.test_stacks import greys, write_scene
 
 H, W = 120, 160
 PRESSED = Shoulder(2, 8)
@@ -68,3 +70,17 @@ def test_both_tables(
     assert float(cells[3]) == pytest.approx(1.6, abs=0.5)
     assert float(cells[4]) == pytest.approx(-1.6, abs=0.5)
     assert float(cells[6]) > float(cells[5])
+
+
+@pytest.mark.parametrize("script", [rerender, blur])
+def test_stacks_without_all_positions_are_refused(
+    script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their frames were taken for neighbours."""
+    few = write_scene(tmp_path / "few", greys(3))
+    (few / "positions.txt").write_text("0\n4\n8\n")
+    with pytest.raises(SystemExit) as stop:
+        script.main([str(tmp_path)])
+    assert stop.value.code == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "few skipped: frames at 0 to 8 are needed" in said

@@ -11,7 +11,9 @@ from pocketfocus.benchmarks import tables
 from pocketfocus.research import (
     card,
     full,
+    gpu_subset,
     imagenet,
+    photo_sizes,
     positions,
     rendering,
 )
@@ -25,7 +27,9 @@ MISSING = "no/such/folder"
     [
         (card, ["student", MISSING]),
         (full, [MISSING]),
+        (gpu_subset, [MISSING, "out"]),
         (imagenet, [MISSING, "out"]),
+        (photo_sizes, ["student", "0.3", MISSING]),
         (positions, [MISSING]),
         (rendering, [MISSING, "onnx/student-fp32.onnx", "1"]),
         (tables, [MISSING]),
@@ -43,6 +47,20 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert said.count("\n") == 1 and said.startswith(script.__name__.rpartition(".")[2] + ": ")
     assert MISSING in said
     assert not list(tmp_path.iterdir())  # nothing was written
+
+
+def test_every_script_reports_errors_so() -> None:
+    """One whose `main` knows UserErrors, but not how to end with them, ends in a traceback."""
+    scripts = [
+        path
+        for path in Path(card.__file__).parent.glob("*.py")
+        if "def main(" in path.read_text(encoding="utf-8")
+    ]
+    assert len(scripts) > 12
+    unreported = [
+        path.name for path in scripts if f'reported("{path.stem}")' not in path.read_text("utf-8")
+    ]
+    assert not unreported
 
 
 def test_other_errors_come_through() -> None:

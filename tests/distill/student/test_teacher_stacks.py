@@ -119,6 +119,16 @@ def test_photos_are_decoded_as_they_are_drawn(
     assert random_photo_crop(photos, 32, torch.Generator()).shape == (1, 3, 32, 32)
 
 
+def test_photos_of_a_phone_are_scaled_down_before_crops_are_cut(tmp_path: Path) -> None:
+    """A strip keeps what a crop needs; small photos stay as they are."""
+    for name, sides in {"phone": (2000, 1500), "small": (320, 200), "strip": (2000, 200)}.items():
+        Image.new("RGB", sides).save(tmp_path / f"{name}.png")
+    files = [tmp_path / f"{name}.png" for name in ("phone", "small", "strip")]
+    shapes = [photo.shape[:2] for photo in load_photos(files, 128)]
+    assert shapes == [(480, 640), (200, 320), (128, 1280)]
+    assert load_photos(files[:1], 256)[0].shape == (960, 1280, 3)
+
+
 def test_small_photos_are_refused() -> None:
     with pytest.raises(UserError, match="40x30"):
         random_photo_crop([np.zeros((30, 40, 3), np.uint8)], 64, torch.Generator())
