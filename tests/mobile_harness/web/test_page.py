@@ -228,6 +228,15 @@ def test_a_first_visit_is_enough_for_when_the_network_is_gone(
     context.close()
 
 
+def test_a_graphics_processor_that_never_answers_is_done_without(
+    browser: Browser, serving: Serving
+) -> None:
+    gpu = "{ requestAdapter: () => new Promise(() => {}) }"
+    page = opened(browser, serving, f"Object.defineProperty(navigator, 'gpu', {{ value: {gpu} }})")
+    assert page.locator("#backend option").count() == 1
+    page.context.close()
+
+
 @pytest.mark.usefixtures("built_page")
 def test_a_browser_comes_for_bench_and_verify(browser: Browser, web_run: Path) -> None:
     """`verify --device browser` ends when one device has measured every file, and with `--repeat`

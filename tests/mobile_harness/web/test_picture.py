@@ -24,6 +24,9 @@ from pocketfocus.run.constants import Size
 from tests.conftest import stir
 from tests.mobile_harness.web.conftest import Serving, start
 from tests.mobile_harness.web.touching import (
+    ALWAYS_LOST,
+    LOSE,
+    NO_CANVAS,
     NO_MEMORY,
     SMALL_TEXTURES,
     TAKEN,
@@ -157,6 +160,63 @@ def test_what_the_graphics_processor_refuses_is_drawn_without_it(
     assert "drawn by Canvas2D" in page.locator("#took").inner_text()
     look(page, 3.5, 1)
     assert difference(saved(page), rendered(known(wide, photo, TAKEN), photo, 3.5, 1)) <= 2
+    page.context.close()
+
+
+@pytest.mark.parametrize("pressed", ["", "go", "save"])
+def test_a_picture_whose_memory_was_taken_back_is_drawn_again(
+    browser: Browser, wide: Serving, tmp_path: Path, pressed: str
+) -> None:
+    """Also where it is analysed again, or saved, before the page hears of it."""
+    photo = picture("landscape")
+    photo.save(tmp_path / "photo.png")
+    expected = rendered(known(wide, photo, TAKEN), photo, 3.5, 0.5)
+    page = opened(browser, wide)
+    refocus(page, tmp_path / "photo.png")
+    look(page, 3.5, 0.5)
+    before = on_screen(page)
+    page.evaluate(LOSE, pressed)
+    page.locator("#work").wait_for()
+    page.locator("#result").wait_for()
+    trouble = page.locator("#trouble").inner_text()
+    if pressed == "save":
+        assert trouble.startswith("It was not saved: the phone took the picture's memory back")
+        assert not page.evaluate("window.downloaded")
+        page.evaluate("document.getElementById('trouble').hidden = true")  # which moves the view
+    else:
+        assert trouble == ""
+    if pressed == "go":  # which begins where the photo is sharp
+        look(page, 3.5, 0.5)
+    assert difference(on_screen(page), before) <= 2
+    assert difference(saved(page), expected) <= 2
+    page.context.close()
+
+
+def test_a_phone_that_takes_memory_back_each_time_draws_without_it(
+    browser: Browser, wide: Serving, tmp_path: Path
+) -> None:
+    photo = picture("landscape")
+    photo.save(tmp_path / "photo.png")
+    page = opened(browser, wide, ALWAYS_LOST)
+    page.set_input_files("#pick", tmp_path / "photo.png")
+    page.get_by_text("drawn by Canvas2D").wait_for(timeout=120_000)
+    position = int(page.locator("#at").input_value())
+    look(page, 3.5, 0.5)
+    expected = rendered(known(wide, photo, position), photo, 3.5, 0.5)
+    assert difference(saved(page), expected) <= 2
+    page.context.close()
+
+
+def test_what_there_is_no_canvas_for_is_not_saved(
+    browser: Browser, wide: Serving, tmp_path: Path
+) -> None:
+    """Of a canvas without a context, browsers make a picture all the same: a black one."""
+    picture("small").save(tmp_path / "photo.png")
+    page = opened(browser, wide, NO_CANVAS)
+    refocus(page, tmp_path / "photo.png")
+    page.evaluate("window.full = true; document.getElementById('save').click()")
+    page.get_by_text("this browser makes no picture of 37 × 31 pixels").wait_for()
+    assert not page.evaluate("window.downloaded")
     page.context.close()
 
 

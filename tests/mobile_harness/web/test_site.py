@@ -7,7 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 SIDE, FP32 = 64, "onnx/student-fp32.onnx"
+THREADS_MS, COPY_MS = 20_000, 300_000  # how long app.ts waits for a service worker
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +84,39 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     assert [url for url in asked if not url.startswith((address, "blob:"))] == []
 
 
+@contextmanager
+def hosted(folder: Path, fate: dict[str, str]) -> Iterator[str]:
+    """The address of a host of files; what ends in a name of `fate` is refused, or held."""
+    ended = threading.Event()
+
+    class Host(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = next((fate[name] for name in fate if self.path.endswith(name)), "given")
+            if found == "given":
+                super().do_GET()
+            elif found == "refused" or ended.wait(300):
+                self.send_error(503)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Host, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            ended.set()
+            server.shutdown()
+
+
+def cat(folder: Path) -> Path:
+    """A photo as large as the files take."""
+    picture = Image.fromarray(bundled_photos()["chelsea"])
+    photo = picture.crop((100, 20, 356, 276)).resize((SIDE, SIDE), Image.Resampling.BOX)
+    photo.save(folder / "photo.png")
+    return folder / "photo.png"
+
+
 @pytest.mark.browser
 def test_a_plain_host_gives_threads_after_one_more_load(page: Page) -> None:
     assert page.evaluate("crossOriginIsolated")
@@ -93,9 +131,7 @@ def test_what_needs_a_host_is_not_shown(page: Page) -> None:
 
 @pytest.mark.browser
 def test_the_site_makes_the_files_own_pictures(page: Page, web_run: Path, tmp_path: Path) -> None:
-    photo = tmp_path / "photo.png"
-    picture = Image.fromarray(bundled_photos()["chelsea"])
-    picture.crop((100, 20, 356, 276)).resize((SIDE, SIDE), Image.Resampling.BOX).save(photo)
+    photo = cat(tmp_path)
     session = onnxruntime.InferenceSession(web_run / FP32, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
     tensor, position = to_tensor(Image.open(photo)).numpy(), np.eye(9, dtype=np.float32)[4:5]
@@ -106,6 +142,52 @@ def test_the_site_makes_the_files_own_pictures(page: Page, web_run: Path, tmp_pa
     for frame in (0, 8):
         look(page, frame, 1)
         assert difference(saved(page), Image.fromarray(to_uint8(stack[frame]))) <= 2
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_service_worker_that_is_not_installed_costs_threads_alone(
+    browser: Browser, written: Path, tmp_path: Path, answers: bool
+) -> None:
+    """One of its files is refused, or never comes; the page itself does without that one."""
+    fate = {"icon.svg": "refused" if answers else "held"}
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    with hosted(written, fate) as address:
+        page = context.new_page()
+        page.clock.install()
+        page.goto(address)
+        if not answers:
+            page.get_by_text("the page then loads once more").wait_for()
+            page.clock.fast_forward(THREADS_MS)
+        page.wait_for_selector("html[data-ready]")
+        assert not page.evaluate("crossOriginIsolated")
+        refocus(page, cat(tmp_path), None)
+        assert "1 thread)" in page.locator("#took").inner_text()
+        if not answers:
+            page.get_by_text("Keeping a copy").wait_for()
+            page.clock.fast_forward(COPY_MS)
+        page.get_by_text("No copy was kept on this phone: the page's own files").wait_for()
+        context.close()
+
+
+@pytest.mark.browser
+def test_the_site_stays_when_the_network_is_gone_and_does_not_say_so(
+    browser: Browser, written: Path, tmp_path: Path
+) -> None:
+    """Requests then stay without an answer, for minutes."""
+    fate: dict[str, str] = {}
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    with hosted(written, fate) as address:
+        page = context.new_page()
+        page.goto(address)
+        page.get_by_text("Kept on this phone: works without network with int8").wait_for(
+            timeout=120_000
+        )
+        fate[""] = "held"
+        page.reload()
+        page.wait_for_selector("html[data-ready]")
+        refocus(page, cat(tmp_path), None)
+        context.close()
 
 
 @pytest.mark.browser

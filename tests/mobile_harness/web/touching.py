@@ -41,6 +41,26 @@ NEXT = """async () => {
   const bytes = new Uint8Array(await (await next).arrayBuffer());
   return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
 }"""
+# The phone takes WebGL's memory back; what is said is done in the same moment.
+LOSE = """(id) => {
+  const gl = document.querySelector("#view canvas").getContext("webgl2");
+  gl.getExtension("WEBGL_lose_context").loseContext();
+  document.getElementById(id)?.click();
+}"""
+# It takes it whenever there is something to draw.
+ALWAYS_LOST = """
+const lay = WebGL2RenderingContext.prototype.texImage3D;
+WebGL2RenderingContext.prototype.texImage3D = function (...words) {
+  lay.apply(this, words);
+  this.getExtension("WEBGL_lose_context").loseContext();
+};
+"""
+NO_CANVAS = """
+const had = HTMLCanvasElement.prototype.getContext;
+HTMLCanvasElement.prototype.getContext = function (kind, options) {
+  return kind === "2d" && window.full ? null : had.call(this, kind, options);
+};
+"""
 WITHOUT_WEBGL = "window.without = true;"
 UNLINKED = """
 const give = WebGL2RenderingContext.prototype.shaderSource;

@@ -1,5 +1,5 @@
 // Starts the page: tabs, what the host serves, and the copy that stays when the network is gone.
-import { find, trouble, why } from "./dom";
+import { find, later, trouble, why } from "./dom";
 import { measureTab } from "./measure";
 import { KEPT, Run } from "./protocol";
 import { refocusTab } from "./refocus";
@@ -7,6 +7,8 @@ import { chosen, fillSettings } from "./settings";
 
 const TABS = ["refocus", "measure"];
 const RELOADED = "reloaded", CLAIMED_MS = 3000;
+const THREADS_MS = 20_000;  // what there is to win by waiting is more threads
+const COPY_MS = 300_000;    // as long as Chromium lets a service worker install itself
 
 function tabs(): void {
   const buttons = TABS.map((name) => find<HTMLButtonElement>(`tab-${name}`));
@@ -27,14 +29,26 @@ function tabs(): void {
   });
 }
 
+// Whether there is a service worker. `ready` alone waits for ever for one whose files are not got, or
+// have no room.
+async function installed(registration: ServiceWorkerRegistration, ms: number): Promise<boolean> {
+  const { installing } = registration;
+  const failed = new Promise<void>((done) => installing?.addEventListener("statechange", () => {
+    if (installing.state === "redundant") done();
+  }));
+  await Promise.race([navigator.serviceWorker.ready, failed, later(ms)]);
+  return Boolean(registration.active);
+}
+
 // A copy for when the network is gone. The page's own files are the service worker's; the run and
 // the chosen file were fetched before it came, so they are laid beside them here.
 async function keep(run: Run): Promise<void> {
   const words = find("offline");
+  let registered: ServiceWorkerRegistration | undefined;
   try {
-    await navigator.serviceWorker.register("sw.js");
-    await navigator.serviceWorker.ready;
+    registered = await navigator.serviceWorker.register("sw.js");
     words.textContent = "Keeping a copy for when the network is gone.";
+    if (!(await installed(registered, COPY_MS))) throw new Error("the page's own files did not come, or have no room");
     const { file } = chosen(run), kept = await caches.open(KEPT);
     for (const path of ["api/run", `api/files/${file.name}`]) {
       const response = await fetch(path);
@@ -46,7 +60,7 @@ async function keep(run: Run): Promise<void> {
     const isKept = await globalThis.caches?.match("api/run").catch(() => undefined);
     words.textContent = isKept
       ? `The copy kept on this phone was not renewed: ${why(error)}.`
-      : navigator.serviceWorker?.controller
+      : registered
       ? `No copy was kept on this phone: ${why(error)}. The page works until it is closed.`
       : "Works without network until it is closed. To be kept, the page has to come over USB or with a certificate this phone trusts.";
   }
@@ -58,10 +72,11 @@ async function isolated(): Promise<boolean> {
   if (crossOriginIsolated) sessionStorage.removeItem(RELOADED);
   if (crossOriginIsolated || !navigator.serviceWorker || sessionStorage.getItem(RELOADED)) return true;
   find("offline").textContent = "Getting what runs files with all threads; the page then loads once more.";
-  try {
-    await navigator.serviceWorker.register("sw.js");
-    await navigator.serviceWorker.ready;
-  } catch { return true; }
+  const registered = await navigator.serviceWorker.register("sw.js").catch(() => undefined);
+  if (!registered || !(await installed(registered, THREADS_MS))) {
+    find("offline").textContent = "";
+    return true;
+  }
   if (!navigator.serviceWorker.controller) await new Promise((done) => {
     navigator.serviceWorker.addEventListener("controllerchange", done, { once: true });
     setTimeout(done, CLAIMED_MS);  // never, where a reload went past the service worker

@@ -17,6 +17,11 @@ export function why(error: unknown): string {
   return (error instanceof Error ? error.message : String(error)).replace(/\.$/, "");
 }
 
+// What a promise that may never settle is raced against.
+export function later(ms: number): Promise<undefined> {
+  return new Promise((done) => setTimeout(() => done(undefined), ms));
+}
+
 export function progress(bar: HTMLProgressElement, done: number, total: number): void {
   if (total > 0) { bar.max = total; bar.value = done; } else bar.removeAttribute("value");
 }

@@ -9,10 +9,12 @@ export class Engine {
   private worker = new Worker("worker.js", { type: "module" });
   private waiting = new Map<number, { resolve: (reply: Done) => void; reject: (why: Error) => void; progress?: Progress }>();
   private next = 0;
+  over: Error | undefined;  // why it answers nothing more
 
   constructor() {
     this.worker.onmessage = (event: MessageEvent<Reply>) => this.take(event.data);
     this.worker.onerror = (event) => this.fail(new Error(event.message || "the worker stopped"));
+    this.worker.onmessageerror = () => this.fail(new Error("what the worker made could not be read"));
   }
 
   private take(reply: Reply): void {
@@ -25,11 +27,13 @@ export class Engine {
   }
 
   private fail(why: Error): void {
+    this.over ??= why;
     for (const asked of this.waiting.values()) asked.reject(why);
     this.waiting.clear();
   }
 
   private ask<K extends Done["kind"]>(request: Unsent<Request>, progress?: Progress): Promise<Extract<Done, { kind: K }>> {
+    if (this.over) return Promise.reject(this.over);
     const id = this.next++;
     return new Promise((resolve, reject) => {
       this.waiting.set(id, { resolve: resolve as (reply: Done) => void, reject, progress });

@@ -27,7 +27,7 @@ void main() {
 export function glPainter(): Painter | undefined {
   const canvas = document.createElement("canvas");
   const gl = canvas.getContext("webgl2", { alpha: false, antialias: false, depth: false, failIfMajorPerformanceCaveat: true });
-  if (!gl) return undefined;
+  if (!gl || gl.isContextLost()) return undefined;
   const program = linked(gl);
   if (!program) return undefined;
   gl.useProgram(program);

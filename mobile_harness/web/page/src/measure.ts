@@ -12,7 +12,7 @@ const WARMUP = 3, MOST_CALLS = 50_000;
 interface Row { [name: string]: string | number | null | { [name: string]: number | null } }
 
 export function measureTab(run: Run): void {
-  let engine: Engine | undefined, stopped = false;
+  let engine: Engine | undefined, stop = new AbortController();
   let about: Phone | undefined;
   const name = find<HTMLInputElement>("phone");
   void examine().then((phone) => { about = phone; name.value ||= phone.name; });
@@ -25,21 +25,22 @@ export function measureTab(run: Run): void {
   async function start(choices: Choice[]): Promise<void> {
     trouble("");
     if (!name.value.trim()) { trouble("Give this phone a name first, so that its rows can be told from others."); name.focus(); return; }
-    stopped = false;
+    stop = new AbortController();
+    const { signal } = stop;
     running(true);
     const awake = await (navigator as { wakeLock?: { request(kind: string): Promise<{ release(): Promise<void> }> } })
       .wakeLock?.request("screen").catch(() => undefined);
     try {
-      for (const choice of choices) await one(choice);
+      for (const choice of choices) await one(choice, signal);
       say("Done: the rows are in the run's bench.json and verify.json.");
     } catch (error) {
-      say("");
-      if (!stopped) trouble(`It did not work: ${why(error)}.`);
+      say(signal.aborted ? "Stopped." : "");
+      if (!signal.aborted) trouble(`It did not work: ${why(error)}.`);
     } finally {
       engine?.close();
       engine = undefined;
-      await awake?.release();
       running(false);
+      await awake?.release().catch(() => undefined);
     }
   }
 
@@ -49,10 +50,13 @@ export function measureTab(run: Run): void {
     for (const id of ["begin", "all"]) show(id, !on);
   }
 
-  async function one(choice: Choice): Promise<void> {
+  // An engine and a request that are under way end with the signal; before others it is looked at.
+  async function one(choice: Choice, signal: AbortSignal): Promise<void> {
     const label = choice.file.name;
+    signal.throwIfAborted();
     say(`${label}: golden inputs`);
-    const { photo, positions, repeat } = await golden(run);
+    const { photo, positions, repeat } = await golden(run, signal);
+    signal.throwIfAborted();
     const middle = positions[1 % positions.length];
     engine = new Engine();
     const used = engine;
@@ -70,7 +74,7 @@ export function measureTab(run: Run): void {
     }
     const sustained = await sustain(label, call);
     say(`${label}: asking the browser for its memory, up to 25 s`);
-    const memory = await memoryMib();
+    const memory = await Promise.race([memoryMib(), aborted(signal)]);
     say(`${label}: golden outputs`);
     const stacks: Float32Array[] = [];
     let heap = 0;
@@ -90,11 +94,12 @@ export function measureTab(run: Run): void {
       most = heapBytes;
     }
     used.close();
+    signal.throwIfAborted();
 
     say(`${label}: sending`);
     const round = (ms: number) => Math.round(100 * ms) / 100;
     const phone = { ...(about ?? (await examine())), name: name.value.trim() };
-    const sent = await post("api/measurements", "application/json", JSON.stringify({
+    const sent = await post(signal, "api/measurements", "application/json", JSON.stringify({
       artifact: label, sha256: choice.file.sha256, backend: choice.backend, threads,
       runtime: `onnxruntime-web ${RUNTIME_VERSION}`, phone,
       load_ms: round(loadMs), first_ms: round(first), times_ms: times.map(round),
@@ -103,7 +108,7 @@ export function measureTab(run: Run): void {
       memory_mib: memory && Math.round(10 * memory) / 10,
       repeated: repeat ? { results, finite, grown_mib: heap ? (most - heap) / 2 ** 20 : null } : null,
     }));
-    const judged = await post(`api/measurements/${sent.id}/outputs`, "application/octet-stream", new Blob(stacks as BlobPart[]));
+    const judged = await post(signal, `api/measurements/${sent.id}/outputs`, "application/octet-stream", new Blob(stacks as BlobPart[]));
     card(sent.row, judged.row);
   }
 
@@ -120,11 +125,15 @@ export function measureTab(run: Run): void {
 
   find("begin").addEventListener("click", () => start([chosen(run)]));
   find("all").addEventListener("click", () => start(run.files.map((file) => ({ ...chosen(run), file }))));
-  find("stop").addEventListener("click", () => { stopped = true; engine?.close(); });
+  find("stop").addEventListener("click", () => { stop.abort(); engine?.close(); });
 }
 
-async function golden(run: Run): Promise<{ photo: Float32Array; positions: number[]; repeat: number }> {
-  const response = await fetch("api/golden");
+function aborted(signal: AbortSignal): Promise<never> {
+  return new Promise((_, stop) => signal.addEventListener("abort", () => stop(signal.reason)));
+}
+
+async function golden(run: Run, signal: AbortSignal): Promise<{ photo: Float32Array; positions: number[]; repeat: number }> {
+  const response = await fetch("api/golden", { signal });
   if (!response.ok) throw new Error(`the host gives no golden inputs (${response.status})`);
   const photo = new Float32Array(await response.arrayBuffer());
   const positions = (response.headers.get("X-Positions") ?? "").split(",").map(Number);
@@ -134,10 +143,10 @@ async function golden(run: Run): Promise<{ photo: Float32Array; positions: numbe
   return { photo, positions, repeat: Number(response.headers.get("X-Repeat") ?? 0) };
 }
 
-async function post(path: string, type: string, body: string | Blob): Promise<{ id: string; row: Row }> {
+async function post(signal: AbortSignal, path: string, type: string, body: string | Blob): Promise<{ id: string; row: Row }> {
   let response: Response;
   try {
-    response = await fetch(path, { method: "POST", headers: { "Content-Type": type }, body });
+    response = await fetch(path, { method: "POST", headers: { "Content-Type": type }, body, signal });
   } catch { throw new Error("the host cannot be reached, so nothing was kept"); }
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(answer.error ?? `the host refused (${response.status})`);

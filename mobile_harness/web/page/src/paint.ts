@@ -13,7 +13,7 @@ export interface Painter {
   readonly canvas: HTMLCanvasElement;
   readonly mostSide: number;    // of a photo
   readonly mostPixels: number;  // of a canvas that follows a finger
-  readonly lost: boolean;
+  readonly lost: boolean;       // for good: it draws nothing more, and no call says so
   load(photo: ImageBitmap): void;  // which it closes when it is done with it
   know(analysis: Analysis): void;
   draw(part: Part, look: Look | null): void;  // null: the photo itself

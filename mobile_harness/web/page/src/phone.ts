@@ -1,4 +1,6 @@
 // What the browser tells of the phone. Browsers tell less and less: what is not known is null.
+import { later } from "./dom";
+
 const MEMORY_MS = 25_000;  // Chromium answers after about 20 s, or not while threads of WebAssembly wait
 
 export interface Phone {
@@ -50,9 +52,8 @@ export async function memoryMib(): Promise<number | null> {
   const measure = (performance as { measureUserAgentSpecificMemory?(): Promise<{ bytes: number }> })
     .measureUserAgentSpecificMemory;
   if (!measure || !crossOriginIsolated) return null;
-  const late = new Promise<null>((done) => setTimeout(() => done(null), MEMORY_MS));
   try {
-    const found = await Promise.race([measure.call(performance), late]);
+    const found = await Promise.race([measure.call(performance), later(MEMORY_MS)]);
     return found ? found.bytes / 2 ** 20 : null;
   } catch { return null; }
 }

@@ -6,21 +6,25 @@ import { glPainter } from "./gl";
 import { Painter } from "./paint";
 import { averaged, decoded, NoPicture, noted, shownSize, sizeOf } from "./photo";
 import { plainPainter } from "./plain";
-import { Choice, distance, Fit, Run, Size } from "./protocol";
+import { Choice, distance, Fit, Reply, Run, Size } from "./protocol";
 import { chosen } from "./settings";
 import { View } from "./view";
 
 const STEPS = ["start", "work", "result"] as const;
 const TITLES = ["Refocus a photo", "Analysing", "Tap to refocus"];
 
+const MOST_CONTEXTS = 4;  // a phone that takes back so many of WebGL's would take the next
+
 interface Photo { file: File; own: Size; shown: Size; noted?: { position: number; words: string }; small: Float32Array; fit: Fit; by: Choice }
+type Known = Extract<Reply, { kind: "analysed" }> & { choice: Choice };
 
 const times = ([height, width]: Size) => `${width} × ${height}`;
 
 export function refocusTab(run: Run): void {
   const hold = find("hold"), slider = find<HTMLInputElement>("focus"), at = find<HTMLInputElement>("at");
   const opening = find<HTMLInputElement>("aperture");
-  let painter: Painter | undefined, photo: Photo | undefined, taken = 0;
+  let painter: Painter | undefined, photo: Photo | undefined, known: Known | undefined;
+  let taken = 0, contexts = 0;
   let engine: Engine | undefined, opened = "";
   const view = new View((focus, zoomed) => {
     const words = `${focus.toFixed(1)} · ${distance(focus)}${focus === taken ? " · as taken" : ""}`;
@@ -31,7 +35,7 @@ export function refocusTab(run: Run): void {
     find("how").textContent = zoomed
       ? "Pixel by pixel. Drag to look around, hold for the original, tap twice to leave."
       : "Tap where it should be sharp. Drag to rack, hold for the original, tap twice for its pixels.";
-  });
+  }, restore);
 
   function go(step: (typeof STEPS)[number]): void {
     for (const name of STEPS) show(name, name === step);
@@ -45,7 +49,7 @@ export function refocusTab(run: Run): void {
 
   async function ready(choice: Choice): Promise<Engine> {
     const key = JSON.stringify([choice.file.sha256, choice.backend, choice.threads]);
-    if (engine && opened === key) return engine;
+    if (engine && !engine.over && opened === key) return engine;
     engine?.close();
     engine = new Engine();
     opened = "";
@@ -57,7 +61,7 @@ export function refocusTab(run: Run): void {
 
   // Decode a photo at the size that is shown, and hand it to what draws it.
   async function read(file: File, choice: Choice): Promise<Photo> {
-    if (!painter || painter.lost) painter = glPainter() ?? plainPainter();
+    if (!painter || painter.lost) painter = (contexts++ < MOST_CONTEXTS && glPainter()) || plainPainter();
     const own = await sizeOf(file), shown = shownSize(own, painter.mostSide);
     const bitmap = await decoded(file, own, shown);
     const fit = fitted(shown, choice.file.sizes, run.size, run.multiple);
@@ -74,6 +78,7 @@ export function refocusTab(run: Run): void {
     trouble("");
     go("work");
     say("Reading the photo");
+    contexts = 0;
     try {
       photo = await read(file, chosen(run));
     } catch (error) {
@@ -92,15 +97,15 @@ export function refocusTab(run: Run): void {
     go("work");
     say("Starting");
     try {
-      if (choice.file.name !== photo!.by.file.name) photo = await read(photo!.file, choice);
+      if (painter!.lost || choice.file.name !== photo!.by.file.name) photo = await read(photo!.file, choice);
       const able = await ready(choice);
       const found = await able.analyse(photo!.small, photo!.fit, position, (done, total, what) => say(what, done, total));
-      painter!.know(found.analysis);
+      known = { ...found, choice };
       taken = found.position;
-      describe(choice, found.sure, found.ms);
-      go("result");
+      at.value = String(taken);
+      sayAt();
+      result();
       view.start(found.focus, found.analysis.size, { focus: taken, aperture: Number(opening.value) });
-      slider.focus({ preventScroll: true });
     } catch (error) {
       engine?.close();
       engine = undefined;
@@ -109,10 +114,29 @@ export function refocusTab(run: Run): void {
     }
   }
 
-  function describe(choice: Choice, sure: number | null, ms: number): void {
+  // The phone takes a painter's memory back as it likes, above all from a page in the background.
+  async function restore(): Promise<void> {
+    const { file, by } = photo!;
+    go("work");
+    say("Drawing the photo again");
+    try {
+      photo = await read(file, by);
+      result();
+    } catch (error) {
+      go("start");
+      trouble(`${file.name} was not read again: ${why(error)}. Pick it once more.`);
+    }
+  }
+
+  function result(): void {
+    painter!.know(known!.analysis);
+    describe(known!);
+    go("result");
+    slider.focus({ preventScroll: true });
+  }
+
+  function describe({ choice, sure, ms }: Known): void {
     const { own, shown, fit, noted: note } = photo!;
-    at.value = String(taken);
-    sayAt();
     const by = sure !== null ? `by the picture, ${Math.round(100 * sure)} % sure within one step`
       : note?.position === taken ? note.words : "as you said";
     find("taken-words").textContent = `Taken sharp at ${distance(taken)}: ${by}`;

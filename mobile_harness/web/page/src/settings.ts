@@ -1,9 +1,10 @@
 // Which file, what runs it, and with how many threads: the user's choice, within what there is.
-import { find, option } from "./dom";
+import { find, later, option } from "./dom";
 import { Backend, Choice, Run } from "./protocol";
 
 const PREFERRED = ["int8", "fp32"];  // WebAssembly has integer kernels, and casts every fp16
 const MOST_THREADS = 8;              // more are not faster for so small a network
+const ADAPTER_MS = 3000;             // a browser may answer much later, or never
 
 export async function fillSettings(run: Run): Promise<void> {
   const files = find<HTMLSelectElement>("file");
@@ -35,5 +36,5 @@ export function chosen(run: Run): Choice {
 
 async function hasWebGpu(): Promise<boolean> {
   const gpu = (navigator as { gpu?: { requestAdapter(): Promise<unknown> } }).gpu;
-  try { return Boolean(gpu && (await gpu.requestAdapter())); } catch { return false; }
+  try { return Boolean(gpu && (await Promise.race([gpu.requestAdapter(), later(ADAPTER_MS)]))); } catch { return false; }
 }

@@ -1,6 +1,7 @@
 // Keeps the page, the runtime and the files that were used, for when the network is gone.
 // What the network has is taken first where it may have changed: the page itself and the run.
 // Where the host sends no headers of isolation, it adds them: without, a browser gives no threads.
+import { later } from "./dom";
 import { KEPT } from "./protocol";
 
 declare const ASSETS: string[];
@@ -14,6 +15,7 @@ const worker = self as unknown as {
   clients: { claim(): Promise<void> };
   location: Location;
 };
+const PATIENCE_MS = 3000;  // where there is a copy: a network that is gone may not say so for minutes
 const PAGE = `page-${VERSION}`;
 const ROOT = new URL("./", worker.location.href);  // not every host gives the page its own root
 const ISOLATION = {
@@ -45,15 +47,15 @@ worker.addEventListener("fetch", (event) => {
 async function newest(event: Asking, url: URL): Promise<Response> {
   const { request } = event, cache = await caches.open(KEPT);
   const key = request.mode === "navigate" ? ROOT.pathname : url.pathname;
-  try {
-    const response = await fetch(request);
+  const asked = fetch(request).then((response) => {
     if (request.mode !== "navigate") keep(event, cache, key, response);
     return response;
-  } catch (error) {
-    const found = (await cache.match(key)) ?? (await (await caches.open(PAGE)).match(key));
-    if (found) return found;
-    throw error;
-  }
+  });
+  const failed = asked.catch(() => undefined);
+  event.waitUntil(failed);
+  const isMeasured = url.pathname.endsWith("/api/golden");  // with the host, which may take a while
+  const answer = await (isMeasured ? failed : Promise.race([failed, later(PATIENCE_MS)]));
+  return answer ?? (await cache.match(key)) ?? (await (await caches.open(PAGE)).match(key)) ?? asked;
 }
 
 async function kept(event: Asking): Promise<Response> {

@@ -22,8 +22,9 @@ export class View {
   private drawing = 0;
   private racking = 0;
 
-  // `told` is called with the focus that is looked for and whether it is zoomed, when they change.
-  constructor(private readonly told: (focus: number, zoomed: boolean) => void) {
+  // `told` is called with the focus that is looked for and whether it is zoomed, when they change;
+  // `lost` where the painter is, when it should draw.
+  constructor(private readonly told: (focus: number, zoomed: boolean) => void, private readonly lost: () => void) {
     this.fingers();
     new ResizeObserver(() => this.redraw()).observe(this.view);
   }
@@ -33,6 +34,7 @@ export class View {
     this.full = full;
     this.view.querySelector("canvas")?.remove();
     painter.canvas.setAttribute("aria-hidden", "true");
+    painter.canvas.addEventListener("webglcontextlost", this.redraw);
     this.view.insertBefore(painter.canvas, this.ring);
     this.view.style.setProperty("--proportion", String(full[1] / full[0]));
     this.zoom();
@@ -72,20 +74,21 @@ export class View {
 
   // The image at the photo's size as a JPEG, made of tiles; nothing else is drawn in between.
   async save(): Promise<Blob> {
-    const canvas = document.createElement("canvas"), [height, width] = this.full;
+    const canvas = document.createElement("canvas"), { painter, full: [height, width] } = this;
     canvas.width = width; canvas.height = height;
     const context = canvas.getContext("2d", { alpha: false });
     for (let top = 0; top < height; top += TILE) {
       for (let left = 0; left < width; left += TILE) {
         const across = Math.min(TILE, width - left), down = Math.min(TILE, height - top);
-        this.painter.draw({ left, top, across, down, width: across, height: down }, this.look);
-        context?.drawImage(this.painter.canvas, left, top);
+        painter.draw({ left, top, across, down, width: across, height: down }, this.look);
+        context?.drawImage(painter.canvas, left, top);
       }
     }
     this.draw();
     const made = await new Promise<Blob | null>((done) => canvas.toBlob(done, "image/jpeg", QUALITY));
     canvas.width = canvas.height = 0;  // Safari keeps its memory otherwise
-    if (!made) throw new Error(`this browser makes no picture of ${width} × ${height} pixels`);
+    if (painter.lost) throw new Error("the phone took the picture's memory back; it is drawn again, and can then be saved");
+    if (!made || !context) throw new Error(`this browser makes no picture of ${width} × ${height} pixels`);
     return made;
   }
 
@@ -108,13 +111,14 @@ export class View {
     return { left, top, across, down, width: across, height: down };
   }
 
-  private redraw(): void {
+  private redraw = (): void => {
     cancelAnimationFrame(this.drawing);
     this.drawing = requestAnimationFrame(() => this.draw());
-  }
+  };
 
   private draw(): void {
     if (!this.sharp || this.view.clientWidth === 0) return;
+    if (this.painter.lost) { this.lost(); return; }
     const { part, room: { size, pixel }, painter: { canvas } } = this;
     canvas.style.width = part.width === size[1] ? `${part.width * pixel}px` : "";  // else enlarged
     canvas.style.height = part.height === size[0] ? `${part.height * pixel}px` : "";
