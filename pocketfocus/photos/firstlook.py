@@ -44,7 +44,7 @@ def save_first_look(model: Model, pixels: Pixels, path: Path, student: str = "")
 def student_of(look: Path) -> str:
     """Return the hash of the student that made a first look; "" where it does not tell."""
     try:
-        with Image.open(look) as image:
+        with Image.open(look, formats=("JPEG",)) as image:
             comment = image.info.get("comment", b"")
     except OSError:  # no picture
         return ""
