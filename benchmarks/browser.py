@@ -6,6 +6,7 @@ the functions that every other device goes through.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -15,13 +16,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pocketfocus.benchmarks.checks import fitted_photos, load_parent, parent_stacks, student_inputs
+from pocketfocus.benchmarks.checks import (
+    fitted_photos,
+    load_parent,
+    parent_stacks,
+    student_inputs,
+    to_bytes,
+)
 from pocketfocus.benchmarks.gates import Verdict, gate_of, gate_row, judge
 from pocketfocus.benchmarks.golden import POSITIONS
 from pocketfocus.benchmarks.latency import BENCH_FILE, Entry, row_of
 from pocketfocus.benchmarks.repeat import NOT_FINITE, REPEAT_FILE, judged
 from pocketfocus.benchmarks.repeat import row_of as repeat_row
-from pocketfocus.benchmarks.verify import VERIFY_FILE, partial_row, row_on
+from pocketfocus.benchmarks.verify import VERIFY_FILE, row_on, telling
 from pocketfocus.mobile_harness.device import Arrays, Result
 from pocketfocus.mobile_harness.devices import kind_of, origin
 from pocketfocus.mobile_harness.options import Absent, Options
@@ -100,7 +107,8 @@ class BrowserJudge:
             verdict = judge((stacks,), (parent,), gate.threshold_db)
             found = gate_row(artifact, measured.device, gate, verdict)
             row = VerifyRow(**found.given(), **origin_of(measured).given())
-            row = partial_row(row, self.positions)
+            seen = hashlib.sha256(to_bytes(self.inputs[0]).tobytes()).hexdigest()
+            row = telling(row, seen, self.positions)
             self.keep(VERIFY_FILE, VerifyRow, row)
         return row
 

@@ -166,5 +166,6 @@ def distilled(folder: Path) -> str:
 
 def calibration(manifest: Manifest) -> str:
     """Return what the files were calibrated on, in words."""
-    photos = manifest.calibration.get("photo_sha256", {})
+    every = (manifest.calibration, *manifest.other_calibrations)
+    photos = {photo for each in every for photo in each.get("photo_sha256", {}).values()}
     return f"{len(photos)} photos, hashes in manifest.json" if photos else "none recorded"
