@@ -109,12 +109,17 @@ def _train_autoencoder(
     pipeline: ReferencePipeline, stacks: Pixels, out: Path, phase: Phase
 ) -> None:
     """Train the autoencoder, or go on; once a denoiser has begun to learn its latents, it stays as
-    it is, however much longer the budget has become."""
+    it is, however much longer the budget has become; UserError where its checkpoint is gone."""
     vae, crops, seed = pipeline.vae, phase.crops, phase.seed
     generator = torch.Generator().manual_seed(seed)
     initialise(vae, random_crops(stacks, INITIAL_CROPS, crops[0].size, generator).flatten(0, 1))
     trainer = Trainer(vae, phase.schedule, out / "autoencoder", seed, phase.config)
-    settled = trainer.resume("autoencoder") and (out / "denoiser" / FILE).exists()
+    resumed, settled = trainer.resume("autoencoder"), (out / "denoiser" / FILE).exists()
+    if settled and not resumed:
+        raise UserError(
+            f"{out / 'denoiser'} has learned latents of an autoencoder, and {trainer.path} is "
+            "gone: delete that folder to train both anew, or choose another --out"
+        )
     vae.train()
 
     task = Task(

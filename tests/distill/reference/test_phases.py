@@ -58,6 +58,10 @@ def test_the_autoencoder_stays_once_a_denoiser_has_begun(ramps: np.ndarray, tmp_
     assert all(torch.equal(value, kept[name]) for name, value in first.state_dict().items())
     assert len((tmp_path / "autoencoder" / "train.jsonl").read_text().splitlines()) == 2
     assert len(list((tmp_path / "denoiser").glob("latents*"))) == 1
+    (tmp_path / "autoencoder" / "checkpoint.safetensors").rename(tmp_path / "autoencoder" / "kept")
+    with pytest.raises(UserError, match=r"checkpoint\.safetensors is gone: delete that folder"):
+        trained(ramps, tmp_path, 4)
+    (tmp_path / "autoencoder" / "kept").rename(tmp_path / "autoencoder" / "checkpoint.safetensors")
     (tmp_path / "denoiser" / "checkpoint.safetensors").unlink()
     trained(ramps, tmp_path, 6)
     assert len((tmp_path / "autoencoder" / "train.jsonl").read_text().splitlines()) == 6
