@@ -38,6 +38,7 @@ LONG = 2  # times as long for its width as a model's frames: what its photo may 
 GAP = 3  # how many times larger than needed a photo at least stays before it is resized
 STRIP = 1 << 22  # pixels that are converted at a time
 BYTES_A_PIXEL = 12  # of memory at most: as the file has it, as it is decoded, and converted
+DEEP_BYTES = 18  # the same where 16 bits are read beside 8
 DNG_VERSION, THUMBNAIL, PLANES_APART = 50706, 1, 2  # a tag of TIFF files, and values of others
 WHITE_IS_ZERO = 0  # of the greys of a TIFF file
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations
@@ -79,10 +80,11 @@ def load_photo(path: Path, needed: Size | None = None) -> Image.Image:
 
 
 @contextmanager
-def opened(path: Path, draft: Size | None = None) -> Iterator[Image.Image]:
+def opened(path: Path, draft: Size | None = None, deep: bool = False) -> Iterator[Image.Image]:
     """Yield the image of a file, decoded, as its file has it; EXIF data that cannot be read are
     gone (saying so), an ICC profile is there for colours told otherwise. A JPEG file with a `draft`
-    is as small as holds that. UserError as of `load_photo`, also for what goes wrong meanwhile."""
+    is as small as holds that; where more than 8 bits are to be read after it, `deep`, there is
+    memory for them. UserError as of `load_photo`, also for what goes wrong meanwhile."""
     path = Path(path)
     try:
         if path.is_dir():
@@ -95,7 +97,8 @@ def opened(path: Path, draft: Size | None = None) -> Iterator[Image.Image]:
             _check_tiff(path, image)
             if draft is not None:
                 image.draft(image.mode, draft[::-1])
-            _check_memory(path, size_of(image))
+            is_more = deep and is_deep(path, image)
+            _check_memory(path, size_of(image), DEEP_BYTES if is_more else BYTES_A_PIXEL)
             add_profile(path, image)
             image.load()
             _check_depth(path, image)
@@ -139,10 +142,10 @@ def _check_size(path: Path, size: Size) -> None:
         )
 
 
-def _check_memory(path: Path, size: Size) -> None:
+def _check_memory(path: Path, size: Size, a_pixel: int) -> None:
     """Raise UserError for a photo that would take more memory than is free, before it does."""
-    wanted = BYTES_A_PIXEL * math.prod(size)
-    if wanted > STRIP * BYTES_A_PIXEL and wanted > psutil.virtual_memory().available:
+    wanted = a_pixel * math.prod(size)
+    if wanted > STRIP * a_pixel and wanted > psutil.virtual_memory().available:
         free = psutil.virtual_memory().available
         raise UserError(
             f"{path} is {size_text(size)} pixels, which take {wanted / 1e9:.1f} GB of memory, and "
@@ -226,6 +229,13 @@ def bits_of(path: Path, image: Image.Image) -> int:
         return start[24]
     at = start.find(b"av1C")
     return 10 if image.format == "AVIF" and at >= 0 and start[at + 6] & 0x40 else BYTE
+
+
+def is_deep(path: Path, image: Image.Image) -> bool:
+    """Return whether a file has more than 8 bits a colour."""
+    if image.format == "HEIF":
+        return int(image.info.get("bit_depth", BYTE)) > BYTE
+    return image.mode.startswith(("I", "F")) or bits_of(path, image) > BYTE
 
 
 def check_photo(path: Path) -> None:

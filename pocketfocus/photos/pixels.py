@@ -22,10 +22,8 @@ from PIL import Image, ImageCms, ImageOps
 from PIL.ExifTags import IFD, TAGS, Base
 
 from pocketfocus.photos.images import (
-    BYTE,
-    DEEP,
     Pixels,
-    bits_of,
+    is_deep,
     opened,
     size_of,
     to_srgb,
@@ -102,12 +100,12 @@ def open_photo(path: Path, deep: bool = False) -> Photo:
     not be in a picture made of it. UserError as of `load_photo`.
     """
     path = Path(path)
-    with opened(path) as image:
+    with opened(path, deep=deep) as image:
         left = list(_left_behind(path, image.format))
         for what in (*left, *_captions(image)):
             say(f"{path.name}: {what} not carried over")
         kept = not image.has_transparency_data and _space(image) == "RGB"
-        has_more = deep and _bits(path, image) > BYTE
+        has_more = deep and is_deep(path, image)
         many = _deep_pixels(path, image) if has_more and kept else None
         exif = image.getexif()
         ImageOps.exif_transpose(image, in_place=True)
@@ -162,13 +160,6 @@ def _space(image: Image.Image) -> str | None:
     return str(space) if image.mode == "RGB" else None
 
 
-def _bits(path: Path, image: Image.Image) -> int:
-    """How many bits a colour of a file has."""
-    if image.mode.startswith(("I", "F")):
-        return DEEP
-    return image.info.get("bit_depth", BYTE) if image.format == "HEIF" else bits_of(path, image)
-
-
 def _deep_pixels(path: Path, image: Image.Image) -> NDArray[np.uint16] | None:
     """The pixels of a file with more than 8 bits as 16, upright; None where its further bits cannot
     be read."""
@@ -197,8 +188,7 @@ def _by_ffmpeg(path: Path, image: Image.Image) -> NDArray[np.uint16] | None:
     name = str(path.absolute())  # before a colon ffmpeg would take another for a protocol's
     words = [program, "-v", "quiet", "-noautorotate", "-i", name, "-frames:v", "1"]
     words += ["-f", "rawvideo", "-pix_fmt", "rgb48le", "-"]
-    none = subprocess.DEVNULL  # a second pipe would have what comes copied
-    found = subprocess.run(words, stdin=none, stdout=subprocess.PIPE, stderr=none).stdout
+    found = subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL, check=False).stdout
     if len(found) != 6 * size[0] * size[1]:
         return None
     return turned(np.frombuffer(found, "<u2").reshape(*size, 3), turn)
