@@ -125,6 +125,7 @@ def describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in UNREACHABLE:
         return f"{error.filename} cannot be reached ({error.strerror}): name another path"
     if isinstance(error, MemoryError):
-        return f"out of memory ({error}): close other programs or use smaller photos"
+        why = f" ({error})" if str(error) else ""
+        return f"out of memory{why}: close other programs or use smaller photos"
     said = shorten(str(error), LONGEST, placeholder=" …")  # compilers say 600 kB
     return f"{type(error).__name__}: {said} (not foreseen; add {DEBUG} to see where)"

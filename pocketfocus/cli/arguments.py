@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -130,6 +131,10 @@ RESULTS: dict[str, type[VerifyRow] | type[BenchRow]] = {
 SAMPLED = 8  # photos of a folder that `verify` takes
 SMALLEST_SIDE = 16  # pixels of a photo
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")  # suffixes of what `refocus` writes
+NO_FOLDERS = (  # suffixes of images and videos that it does not
+    *(".gif", ".webp", ".heic", ".heif", ".avif", ".bmp", ".jp2", ".jxl", ".dng", ".svg", ".psd"),
+    *(".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".pdf", ".html"),
+)
 
 
 def names(text: str, known: Iterable[str], what: str, also: str = "") -> tuple[str, ...]:
@@ -273,9 +278,11 @@ def picture_file(out: Path, photo: Path) -> Path:
 
     UserError for the photo itself, for another suffix, and for what cannot be written.
     """
+    _check_name(out)
     if out.is_dir() or not out.suffix:
-        output_folder(out)
-        return output_file(out / f"{photo.stem}-refocused.jpg")
+        output_folder(out, deeper=False)
+        out /= f"{photo.stem}-refocused.jpg"
+        _check_name(out)
     if out.suffix.lower() not in PICTURES:
         raise UserError(
             f"{out} has no suffix of a picture that is written: name one of "
@@ -295,6 +302,7 @@ def minutes(value: float) -> float:
 
 def writable(path: Path) -> Path:
     """Return `path`, after a try that something can be made there; leaves nothing behind."""
+    _check_name(path)
     found = path
     while not found.exists() and found != found.parent:
         found = found.parent
@@ -306,6 +314,15 @@ def writable(path: Path) -> Path:
     return path
 
 
+def _check_name(path: Path) -> None:
+    """Raise UserError for a name that is longer than the system takes."""
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise writing_failed(path, error) from error
+
+
 def unused(how: str, options: Mapping[str, object]) -> None:
     """Raise UserError for an option that is given where nothing looks at it."""
     for name, value in options.items():
@@ -313,27 +330,34 @@ def unused(how: str, options: Mapping[str, object]) -> None:
             raise UserError(f"{name} changes nothing {how}: leave it out")
 
 
-def output_folder(path: Path) -> Path:
+def output_folder(path: Path, deeper: bool = True) -> Path:
     """Check that a folder exists or can be made, and can be written to; what a killed command left
-    there is swept."""
+    there is swept, `deeper` in the folders in it too."""
+    _check_name(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, not a folder: choose another folder with --out")
-    sweep(path, deeper=True)
+    sweep(path, deeper)
     return writable(path)
 
 
 def frames_folder(path: Path) -> Path:
     """Check a folder for nine frames, which no name of a picture is."""
+    _check_name(path)
     if path.suffix.lower() in PICTURES and not path.exists():
         raise UserError(
             f"{path} is one picture: say which with --focus, --focus-at or --aperture, or name a "
             "folder for nine"
         )
-    return output_folder(path)
+    if path.suffix.lower() in NO_FOLDERS and not path.exists():
+        raise UserError(
+            f"{path} is one file: name a folder, for nine frames and all that goes with them"
+        )
+    return output_folder(path, deeper=False)
 
 
 def output_file(path: Path) -> Path:
     """Check that a file can be written."""
+    _check_name(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a file: name a file in it with --out")
     writable(path.parent)

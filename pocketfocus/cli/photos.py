@@ -117,7 +117,7 @@ def _one_picture(
     from pocketfocus.data.optics import distance
     from pocketfocus.models.render import aperture_of, focus_weights
     from pocketfocus.photos.pixels import open_photo
-    from pocketfocus.photos.refocusing import focus_at, refocused
+    from pocketfocus.photos.refocusing import focus_at, refocused, tell_focus
     from pocketfocus.photos.saving import is_deep, save_picture
 
     aperture_of(wanted.aperture)
@@ -134,6 +134,7 @@ def _one_picture(
             focus = focus_at(made.focus_map(), *point)
         picture = replace(photo, pixels=made.picture(focus, wanted.aperture))
         del made, photo  # the pixels of the photo itself: writing takes memory for a picture more
+        tell_focus(picture.exif, focus)
         fields = {"focus": focus, "aperture": wanted.aperture, "position": position}
         save_picture(picture, out, fields | {"model": opened.name})
     say(f"focused at {focus:g} ({distance(focus)}), aperture {wanted.aperture:g}")

@@ -22,6 +22,8 @@ from pocketfocus.models.student import CELL, COLOURS, Analysis
 from pocketfocus.run.constants import FRAMES, IMAGES, Size, check_position
 from pocketfocus.run.errors import UserError
 
+ROWS = 16  # of a matrix that are made at a time, in twice its precision
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -164,10 +166,13 @@ def areas(full: int, small: int) -> Tensor:
     if small > full:
         return taps(Span(0, small, 0, full), small, full)
     width = full / small
-    start = torch.arange(small, dtype=torch.float64)[:, None] * width
-    pixel = torch.arange(full, dtype=torch.float64)
-    overlap = torch.minimum(start + width, pixel + 1) - torch.maximum(start, pixel)
-    return (overlap.clamp(min=0) / width).float()
+    pixel, made = torch.arange(full, dtype=torch.float64), torch.empty(small, full)
+    for first in range(0, small, ROWS):
+        last = min(first + ROWS, small)
+        start = torch.arange(first, last, dtype=torch.float64)[:, None] * width
+        overlap = torch.minimum(start + width, pixel + 1).sub_(torch.maximum(start, pixel))
+        made[first:last] = overlap.clamp_(min=0).div_(width)
+    return made
 
 
 def _padded(photo: Tensor, size: Size) -> Tensor:

@@ -6,7 +6,9 @@ Legend: H, W. Frames are sRGB, frame 0 near (5 cm), frame 8 at infinity.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -29,21 +31,40 @@ from pocketfocus.run.files import write_set
 
 COLOURS = "viridis"
 FRAME_MS = 120
-PAGE = "index.html"
+PAGE, TITLE = "index.html", "Refocused photo · pocketfocus"
+HEAD = 4096  # bytes of a page in which its title is
 FOCUS_MAP, GIF, MP4, SHARP = "focus_map.png", "stack.gif", "stack.mp4", "all_in_focus.png"
 FRAME_FILES = tuple(f"frame_{index}.png" for index in range(FRAMES))
 FILES = (*FRAME_FILES, SHARP, GIF, MP4, FOCUS_MAP, PAGE)
 
 
 def check_not_replaced(photo: Path, out_dir: Path) -> None:
-    """Raise UserError where one of the files of nine frames in `out_dir` would be the photo."""
-    for name in FILES:
+    """Raise UserError where one of the files of nine frames in `out_dir` would be the photo, or
+    others that are not all there as an earlier refocusing made them."""
+    there = [name for name in FILES if os.path.lexists(out_dir / name)]
+    for name in there:
         file = out_dir / name
         if file.exists() and photo.exists() and file.samefile(photo):
             raise UserError(
                 f"{photo} is {name} in {out_dir}, which nine frames would replace: name another "
                 "folder with --out"
             )
+    if there and not (len(there) == len(FILES) and _is_own(out_dir / PAGE)):
+        raise UserError(
+            f"{out_dir} holds {_and_more(there)} of another origin, which nine frames would "
+            "replace: name another folder with --out"
+        )
+
+
+def _is_own(page: Path) -> bool:
+    """Whether a page was written here."""
+    with suppress(OSError), page.open("rb") as file:
+        return TITLE.encode() in file.read(HEAD)
+    return False
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more files"
 
 
 def save_refocus(
@@ -108,9 +129,10 @@ def _save_mp4(frames: list[Image.Image], path: Path, rounds: int = 3) -> None:
     """
     width, height = (side - side % 2 for side in frames[0].size)
     played = _there_and_back(frames) * rounds
+    name = str(path.absolute())  # before a colon ffmpeg would take another for a protocol's
     try:
         writer = imageio_ffmpeg.write_frames(
-            str(path),
+            name,
             (width, height),
             fps=1000 / FRAME_MS,
             codec="libx264",
@@ -130,7 +152,7 @@ def _save_mp4(frames: list[Image.Image], path: Path, rounds: int = 3) -> None:
                 writer.send(np.ascontiguousarray(np.asarray(frame)[:height, :width]))
         finally:
             writer.close()
-        written, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
+        written, _ = imageio_ffmpeg.count_frames_and_secs(name)
     except (OSError, RuntimeError):  # their texts are ffmpeg's whole log
         written = 0
     if written != len(played):
@@ -166,6 +188,7 @@ def _page(pictures: Mapping[str, object], focus: Tensor, words: Mapping[str, obj
     colours = colormaps[COLOURS](focus.numpy() / (FRAMES - 1), bytes=True)[..., :3]
     steps = [colormaps[COLOURS](index / 16, bytes=True)[:3] for index in range(17)]
     values = {
+        "title": TITLE,
         "map": _embedded(Image.fromarray(np.ascontiguousarray(colours))),
         "legend": ", ".join(f"rgb({r} {g} {b})" for r, g, b in steps),
         "grid": {"columns": grid.shape[1], "cells": "".join(map(str, grid.flatten().tolist()))},

@@ -20,15 +20,17 @@ import pillow_heif
 import psutil
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from pocketfocus.photos.colours import add_profile
+from pocketfocus.photos.kinds import PHOTOS, kind_of, unknown_content, unreadable
 from pocketfocus.run.constants import MULTIPLE, Size, size_text
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.progress import say
 
 MAX_PIXELS = 200_000_000  # a decompression bomb beyond this; 20 000 x 10 000 still opens
+MAX_TEXT = 1 << 24  # bytes of a profile or text of a PNG file; Pillow's limit is 1 MiB
 SMALLEST_SIDE = 16
 LONGEST_ASPECT = 16
 DRAFT = (64, 64)  # pixels at least
@@ -36,7 +38,9 @@ LONG = 2  # times as long for its width as a model's frames: what its photo may 
 GAP = 3  # how many times larger than needed a photo at least stays before it is resized
 STRIP = 1 << 22  # pixels that are converted at a time
 BYTES_A_PIXEL = 12  # of memory at most: as the file has it, as it is decoded, and converted
+DEEP_BYTES = 18  # the same where 16 bits are read beside 8
 DNG_VERSION, THUMBNAIL, PLANES_APART = 50706, 1, 2  # a tag of TIFF files, and values of others
+WHITE_IS_ZERO = 0  # of the greys of a TIFF file
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations
 BYTE, DEEP, UNUSED = 8, 16, 4  # bits of a colour; the last are the highest ones of 12 in 16
 WORKING_PIXELS = 256 * 256  # what the default reference and student were trained at
@@ -45,36 +49,6 @@ pillow_heif.register_heif_opener()
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "HEIF", "AVIF", "GIF", "BMP", "JPEG2000", "PPM")
 """Pillow's names of what is opened: no others, some of which start programs, as EPS does."""
-
-OTHERS = (
-    (0, b"\xff\x0a", "a JPEG XL file"),
-    (0, b"\0\0\0\x0cJXL ", "a JPEG XL file"),
-    (0, b"8BPS", "a Photoshop file"),
-    (0, b"gimp xcf", "a GIMP file"),
-    (0, b"%PDF", "a PDF document"),
-    (0, b"%!PS", "a PostScript file"),
-    (0, b"<svg", "an SVG drawing"),
-    (0, b"<?xml", "an SVG drawing or another XML file"),
-    (0, b"v/1\x01", "an OpenEXR file"),
-    (0, b"#?RADIANCE", "a Radiance HDR file"),
-    (0, b"II\xbc\x01", "a JPEG XR file"),
-    (0, b"\0\0\x01\0", "an icon"),
-    (0, b"FUJIFILMCCD-RAW", "a raw photo (RAF)"),
-    (0, b"IIU\0", "a raw photo (RW2)"),
-    (0, b"IIRO", "a raw photo (ORF)"),
-    (0, b"IIRS", "a raw photo (ORF)"),
-    (4, b"ftypcrx ", "a raw photo (CR3)"),
-    (4, b"ftypheic", "a HEIC file that is damaged"),
-    (4, b"ftypavif", "an AVIF file that is damaged"),
-    (4, b"ftyp", "a video"),
-    (0, b"\x1aE\xdf\xa3", "a video"),
-    (8, b"AVI ", "a video"),
-    (0, b"PK\x03\x04", "an archive"),
-)
-"""How files begin that are taken for photos, from which byte on, and what they are."""
-
-PHOTOS = ("a raw", "a JPEG X", "a HEIC", "an AVIF")
-"""How the names of those begin that hold photos."""
 
 BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises for files that are damaged, foreign or too large."""
@@ -106,10 +80,11 @@ def load_photo(path: Path, needed: Size | None = None) -> Image.Image:
 
 
 @contextmanager
-def opened(path: Path, draft: Size | None = None) -> Iterator[Image.Image]:
+def opened(path: Path, draft: Size | None = None, deep: bool = False) -> Iterator[Image.Image]:
     """Yield the image of a file, decoded, as its file has it; EXIF data that cannot be read are
     gone (saying so), an ICC profile is there for colours told otherwise. A JPEG file with a `draft`
-    is as small as holds that. UserError as of `load_photo`, also for what goes wrong meanwhile."""
+    is as small as holds that; where more than 8 bits are to be read after it, `deep`, there is
+    memory for them. UserError as of `load_photo`, also for what goes wrong meanwhile."""
     path = Path(path)
     try:
         if path.is_dir():
@@ -122,11 +97,14 @@ def opened(path: Path, draft: Size | None = None) -> Iterator[Image.Image]:
             _check_tiff(path, image)
             if draft is not None:
                 image.draft(image.mode, draft[::-1])
-            _check_memory(path, size_of(image))
+            is_more = deep and is_deep(path, image)
+            _check_memory(path, size_of(image), DEEP_BYTES if is_more else BYTES_A_PIXEL)
             add_profile(path, image)
             image.load()
             _check_depth(path, image)
-            yield _with_sound_exif(image, path.name)
+            _turn_over(image)
+            _check_exif(image, path.name)
+            yield image
     except UserError:
         raise
     except Image.DecompressionBombError:
@@ -134,16 +112,20 @@ def opened(path: Path, draft: Size | None = None) -> Iterator[Image.Image]:
             f"{path} has over {MAX_PIXELS:,} pixels: scale it down, then name the smaller file"
         ) from None
     except UnidentifiedImageError:
-        raise UserError(_unknown_content(path)) from None
+        raise UserError(unknown_content(path)) from None
+    except MemoryError:  # not the file's fault
+        raise
     except Exception as error:  # on damaged files decoders raise nearly anything
-        raise UserError(_unreadable(path, error)) from error
+        raise UserError(unreadable(path, error)) from error
 
 
 @contextmanager
 def bomb_limit() -> Iterator[None]:
     """Let Pillow refuse what it warns of: it warns above MAX_IMAGE_PIXELS and refuses above twice
-    that."""
-    with patch.object(Image, "MAX_IMAGE_PIXELS", MAX_PIXELS // 2), warnings.catch_warnings():
+    that. And let it read the longer profiles and texts of PNG files."""
+    pixels = patch.object(Image, "MAX_IMAGE_PIXELS", MAX_PIXELS // 2)
+    texts = patch.object(PngImagePlugin, "MAX_TEXT_CHUNK", MAX_TEXT)
+    with pixels, texts, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # decoders' remarks; what matters raises
         yield
 
@@ -160,10 +142,10 @@ def _check_size(path: Path, size: Size) -> None:
         )
 
 
-def _check_memory(path: Path, size: Size) -> None:
+def _check_memory(path: Path, size: Size, a_pixel: int) -> None:
     """Raise UserError for a photo that would take more memory than is free, before it does."""
-    wanted = BYTES_A_PIXEL * math.prod(size)
-    if wanted > STRIP * BYTES_A_PIXEL and wanted > psutil.virtual_memory().available:
+    wanted = a_pixel * math.prod(size)
+    if wanted > STRIP * a_pixel and wanted > psutil.virtual_memory().available:
         free = psutil.virtual_memory().available
         raise UserError(
             f"{path} is {size_text(size)} pixels, which take {wanted / 1e9:.1f} GB of memory, and "
@@ -174,7 +156,8 @@ def _check_memory(path: Path, size: Size) -> None:
 def _check_frames(path: Path, image: Image.Image) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a phone's JPEG with a depth map or preview behind
-        say(f"{path.name} holds {frames} frames: the first one is used")
+        which = "pictures: the main one" if image.format == "HEIF" else "frames: the first one"
+        say(f"{path.name} holds {frames} {which} is used")
 
 
 def _check_tiff(path: Path, image: Image.Image) -> None:
@@ -221,6 +204,20 @@ def _check_depth(path: Path, image: Image.Image) -> None:
         )
 
 
+def _turn_over(image: Image.Image) -> None:
+    """Make 0 black where it is white, in place: Pillow does so for at most 8 bits."""
+    if image.format != "TIFF" or not image.mode.startswith(("I", "F")):
+        return
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    if tags.get(ExifTags.Base.PhotometricInterpretation) != WHITE_IS_ZERO:
+        return
+    white, row = _white(image), 0
+    for strip in _strips(image):
+        values = np.asarray(strip)
+        image.paste(Image.fromarray((white - values).astype(values.dtype)), (0, row))
+        row += strip.height
+
+
 def bits_of(path: Path, image: Image.Image) -> int:
     """Return how many bits a colour of a PNG, TIFF or AVIF file has."""
     if image.format == "TIFF":
@@ -232,6 +229,13 @@ def bits_of(path: Path, image: Image.Image) -> int:
         return start[24]
     at = start.find(b"av1C")
     return 10 if image.format == "AVIF" and at >= 0 and start[at + 6] & 0x40 else BYTE
+
+
+def is_deep(path: Path, image: Image.Image) -> bool:
+    """Return whether a file has more than 8 bits a colour."""
+    if image.format == "HEIF":
+        return int(image.info.get("bit_depth", BYTE)) > BYTE
+    return image.mode.startswith(("I", "F")) or bits_of(path, image) > BYTE
 
 
 def check_photo(path: Path) -> None:
@@ -255,45 +259,17 @@ def is_photo(path: Path) -> bool:
     except Image.DecompressionBombError:
         return True
     except BROKEN:
-        return path.is_file() and _kind(path).startswith(PHOTOS)
+        return path.is_file() and kind_of(path).startswith(PHOTOS)
 
 
-def _kind(path: Path) -> str:
-    """Return what a file is that cannot be opened, by how it begins; "" for what is not known."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(64)
-    except OSError:
-        return ""
-    return next((name for at, sign, name in OTHERS if start.startswith(sign, at)), "")
-
-
-def _unknown_content(path: Path) -> str:
-    if path.stat().st_size == 0:
-        return f"{path} is empty: export the photo again"
-    kind, no_image = _kind(path), "not an image that can be read"
-    what = f"{kind}, {no_image}" if kind else f"{no_image} (its content, not its name, decides)"
-    return f"{path} is {what}: save it as JPEG, PNG, WebP, TIFF, HEIC, AVIF, JPEG 2000, BMP or GIF"
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return f"{path} does not exist: name an image file"
-    if isinstance(error, OSError) and error.errno is not None:
-        return f"{path} cannot be read ({error.strerror}): name another file"
-    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return f"{path} is damaged or cut short ({reason}): export the photo again"
-
-
-def _with_sound_exif(image: Image.Image, name: str) -> Image.Image:
-    """Return a photo without its EXIF data where these are broken, saying so."""
+def _check_exif(image: Image.Image, name: str) -> None:
+    """Leave out a photo's EXIF data where these are broken, saying so."""
     try:
         image.getexif().get_ifd(ExifTags.IFD.Exif)
     except Exception:  # the data are free-form bytes
         say(f"{name}: its EXIF data cannot be read, the photo is taken as upright")
-        image = image.copy()
+        image.getexif().load(b"")
         image.info.pop("exif", None)
-    return image
 
 
 def to_srgb(image: Image.Image, name: str, factor: int = 1) -> Image.Image:

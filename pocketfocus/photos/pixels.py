@@ -7,8 +7,10 @@ stay where the file that is written can hold them. Legend: H, W pixels, upright.
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,18 +19,25 @@ import numpy as np
 import pillow_heif
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
-from PIL.ExifTags import IFD, Base
+from PIL.ExifTags import IFD, TAGS, Base
 
-from pocketfocus.photos.images import Pixels, bits_of, opened, size_of, to_srgb, unpacked
+from pocketfocus.photos.images import (
+    Pixels,
+    is_deep,
+    opened,
+    size_of,
+    to_srgb,
+    unpacked,
+)
 from pocketfocus.run.constants import Size
 from pocketfocus.run.progress import say
 
 LEFT_BEHIND = {
-    "HDR gain map": (b"hdrgainmap", b"hdr-gain-map", b"urn:iso:std:iso:ts:21496"),
-    "depth map": (b"photos/1.0/depthmap", b"auxid:2\0", b"auxiliary:depth", b"depthData/1.0"),
-    "motion": (b"MotionPhoto=", b"MicroVideo="),
+    "HDR gain map": rb"hdrgainmap|hdr-gain-map|urn:iso:std:iso:ts:21496",
+    "depth map": rb"photos/1\.0/depthmap|auxid:2\0|auxiliary:depth|depthData/1\.0",
+    "motion": rb"""(MotionPhoto|MicroVideo)(\s*=\s*["']|>)\s*[1-9]""",
 }
-"""What phones keep beside the pixels, and the names by which it is found in any kind of file."""
+"""What phones keep beside the pixels, and the patterns by which it is found in any kind of file."""
 WITH_MORE = ("JPEG", "MPO", "HEIF", "AVIF")
 LAYOUT = {  # tags of how a file's pixels lie, which say nothing of the picture
     *(Base.ImageWidth, Base.ImageLength, Base.BitsPerSample, Base.Compression, Base.Orientation),
@@ -41,6 +50,7 @@ LAYOUT = {  # tags of how a file's pixels lie, which say nothing of the picture
     *(Base.JpegIFByteCount, Base.JpegQTables, Base.JpegDCTables, Base.JpegACTables, 400),
     *(Base.IPTCNAA, Base.ImageResources, 37724, 50838, 50839),  # an editor's layers, ImageJ's notes
 }
+IPTC = 0x0404  # among Photoshop's resources in a JPEG file
 EIGHT_BITS = 257  # times an 8-bit number is the same grey in 16 bits
 IN_8_BITS = "read in 8 bits, its further ones cannot be"
 SAME = 1.5  # levels of 8 bits between two decoders, on average
@@ -90,20 +100,30 @@ def open_photo(path: Path, deep: bool = False) -> Photo:
     not be in a picture made of it. UserError as of `load_photo`.
     """
     path = Path(path)
-    with opened(path) as image:
+    with opened(path, deep=deep) as image:
         left = list(_left_behind(path, image.format))
-        for what in left:
+        for what in (*left, *_captions(image)):
             say(f"{path.name}: {what} not carried over")
         kept = not image.has_transparency_data and _space(image) == "RGB"
-        many = _deep_pixels(path, image) if deep and kept else None
+        has_more = deep and is_deep(path, image)
+        many = _deep_pixels(path, image) if has_more and kept else None
         exif = image.getexif()
         ImageOps.exif_transpose(image, in_place=True)
         profile = image.info.get("icc_profile") if kept else None
+        pixels: Pixels
         pixels = unpacked(image if image.mode == "RGB" and kept else to_srgb(image, path.name))
-        if many is not None:
-            pixels = _checked(many, pixels, path)
-        xmp = None if left else image.info.get("xmp")
-        return Photo(path.name, pixels, profile, _of_picture(exif), xmp or None)
+        if many is not None and _is_same(many, pixels):
+            pixels = many
+        elif has_more:
+            say(f"{path.name}: {IN_8_BITS}")
+        xmp = None if left else _upright(image.info.get("xmp") or b"")
+        return Photo(path.name, pixels, profile, _of_picture(exif, path.name), xmp or None)
+
+
+def _upright(xmp: bytes | str) -> bytes:
+    """XMP that tells no other orientation than upright."""
+    packet = xmp.encode() if isinstance(xmp, str) else xmp  # a TIFF file's may be text
+    return re.sub(rb"""(tiff:Orientation(\s*=\s*["']|>))\d""", rb"\g<1>1", packet)
 
 
 def _left_behind(path: Path, kind: str | None) -> Iterator[str]:
@@ -111,9 +131,19 @@ def _left_behind(path: Path, kind: str | None) -> Iterator[str]:
     if kind not in WITH_MORE:
         return
     content = path.read_bytes()
-    for what, names in LEFT_BEHIND.items():
-        if any(name in content for name in names):
+    for what, pattern in LEFT_BEHIND.items():
+        if re.search(pattern, content):
             yield what
+
+
+def _captions(image: Image.Image) -> Iterator[str]:
+    """What a file tells of its picture in IPTC's own way, which no file that is written has."""
+    if image.format == "TIFF":
+        found = Base.IPTCNAA in image.tag_v2  # type: ignore[attr-defined]
+    else:
+        found = IPTC in image.info.get("photoshop", {})
+    if found:
+        yield "IPTC data (caption, copyright)"
 
 
 def _space(image: Image.Image) -> str | None:
@@ -131,31 +161,30 @@ def _space(image: Image.Image) -> str | None:
 
 
 def _deep_pixels(path: Path, image: Image.Image) -> NDArray[np.uint16] | None:
-    """The pixels of a file with more than 8 bits as 16, upright; None for one with 8, and for one
-    whose further bits cannot be read, saying so."""
+    """The pixels of a file with more than 8 bits as 16, upright; None where its further bits cannot
+    be read."""
     if image.mode.startswith("I;16"):
         found = np.repeat(np.asarray(image).astype(np.uint16)[..., None], 3, 2)
         return turned(found, image.getexif().get(Base.Orientation, 1))
-    is_heif = image.format == "HEIF"
-    bits = image.info.get("bit_depth", 8) if is_heif else bits_of(path, image)
-    if image.mode != "RGB" or bits <= 8:
+    if image.mode != "RGB":
         return None
-    many = _by_heif(path, bits) if is_heif else _by_ffmpeg(path, image)
-    if many is None:
-        say(f"{path.name}: {IN_8_BITS}")
-    return many
+    return _by_heif(path) if image.format == "HEIF" else _by_ffmpeg(path, image)
 
 
-def _by_heif(path: Path, bits: int) -> NDArray[np.uint16] | None:
+def _by_heif(path: Path) -> NDArray[np.uint16] | None:
     """Decode a HEIC file to 16 bits; None where only 8 can be had."""
-    found = np.asarray(pillow_heif.open_heif(path, convert_hdr_to_8bit=False))
+    image = pillow_heif.open_heif(path, convert_hdr_to_8bit=False)
+    found, bits = np.asarray(image), image.info["bit_depth"]
     return found | found >> bits if found.dtype == np.uint16 else None
 
 
 def _by_ffmpeg(path: Path, image: Image.Image) -> NDArray[np.uint16] | None:
     """Decode to 16 bits, which Pillow does not, and turn upright; None where ffmpeg cannot."""
     turn, size = _stored(path, image)
-    program = imageio_ffmpeg.get_ffmpeg_exe()
+    try:
+        program = imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError:  # there is none
+        return None
     name = str(path.absolute())  # before a colon ffmpeg would take another for a protocol's
     words = [program, "-v", "quiet", "-noautorotate", "-i", name, "-frames:v", "1"]
     words += ["-f", "rawvideo", "-pix_fmt", "rgb48le", "-"]
@@ -175,15 +204,13 @@ def _stored(path: Path, image: Image.Image) -> tuple[int, Size]:
         return tags.get(Base.Orientation, 1), (tags[Base.ImageLength], tags[Base.ImageWidth])
 
 
-def _checked(many: NDArray[np.uint16], pixels: NDArray[np.uint8], path: Path) -> Pixels:
-    """The deep pixels if they are the same picture; else the others, saying so."""
-    if many.shape == pixels.shape:
-        sample = (slice(None, None, max(1, len(pixels) // 256)),)
-        error = np.abs(many[sample].astype(np.float32) / EIGHT_BITS - pixels[sample]).mean()
-        if error < SAME:
-            return many
-    say(f"{path.name}: {IN_8_BITS}")
-    return pixels
+def _is_same(many: NDArray[np.uint16], pixels: NDArray[np.uint8]) -> bool:
+    """Whether the deep pixels are the same picture as the others."""
+    if many.shape != pixels.shape:
+        return False
+    sample = (slice(None, None, max(1, len(pixels) // 256)),)
+    error = np.abs(many[sample].astype(np.float32) / EIGHT_BITS - pixels[sample]).mean()
+    return bool(error < SAME)
 
 
 def turned(pixels: Pixels, orientation: int) -> Pixels:
@@ -195,18 +222,29 @@ def turned(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels[::rows, ::columns])
 
 
-def _of_picture(exif: Image.Exif) -> Image.Exif:
-    """What EXIF data say of the picture and its camera, without what they say of the file."""
+def _of_picture(exif: Image.Exif, name: str) -> Image.Exif:
+    """What EXIF data say of the picture and its camera, without what they say of the file, and
+    without what cannot be read, saying so."""
     kept = Image.Exif()
     kept.endian = exif.endian  # the order of bytes in some texts
-    for tag, value in exif.items():
+    for tag in exif:
         if tag not in LAYOUT and tag not in (IFD.Exif, IFD.GPSInfo):
-            kept[tag] = value
+            with _reading(f"{name}: its {TAGS.get(tag, f'tag {tag}')}"):
+                kept[tag] = exif[tag]
     for part in (IFD.Exif, IFD.GPSInfo):
-        found = {t: v for t, v in exif.get_ifd(part).items() if t != IFD.Interop}
-        if found:
-            kept.get_ifd(part).update(found)
+        with _reading(f"{name}: its {part.name} data"):
+            found = {t: v for t, v in exif.get_ifd(part).items() if t != IFD.Interop}
+            if found:
+                kept.get_ifd(part).update(found)
     return kept
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception:  # the data are free-form bytes
+        say(f"{what} cannot be read, left out")
 
 
 def shortened(pixels: Pixels, most: int) -> Pixels:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from PIL.ExifTags import IFD, Base
+from PIL.TiffImagePlugin import IFDRational
 from torch import Tensor
 
 from pocketfocus.data.optics import dioptres, distance
@@ -39,6 +40,7 @@ from pocketfocus.run.progress import say
 
 TILE = 1024  # pixels a side of what is rendered at a time
 BAND = 128  # rows of a photo that are scaled at a time
+PARTS = 10_000  # of a metre
 INFINITY = 0xFFFFFFFF  # EXIF's numerator of an infinite distance
 CLOSE, DISTANT = 2, 3  # EXIF's ranges from about 1 m on: the last focal position
 
@@ -148,6 +150,15 @@ def find_position(analyser: Analyser, pixels: Pixels, exif: Image.Exif, name: st
         how = f"by its picture, {near:.0%} sure within one position; else say --position"
     say(f"{name} was taken at position {position} ({distance(position)}), {how}")
     return position
+
+
+def tell_focus(exif: Image.Exif, focus: float) -> None:
+    """Write into EXIF data where a picture is focused, 0.0..8.0, which is found there again."""
+    camera, power = exif.get_ifd(IFD.Exif), dioptres(focus)
+    camera.pop(Base.SubjectDistanceRange, None)
+    parts = round(PARTS / power) if power > 0 else INFINITY
+    is_far = parts >= INFINITY
+    camera[Base.SubjectDistance] = IFDRational(INFINITY, 1) if is_far else IFDRational(parts, PARTS)
 
 
 def focused_at(metres: object, range_of: object = None) -> int | None:

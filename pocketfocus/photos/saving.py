@@ -10,10 +10,10 @@ import codecs
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -30,6 +30,8 @@ QUALITY = 95
 MOST_METADATA = 65_000  # bytes of EXIF data or XMP in a JPEG file
 ROWS = 256  # that are compressed at a time
 LEVEL = 4  # of zlib: higher ones take much longer and gain little on photos
+PARTS = (IFD.Exif, IFD.GPSInfo)  # of EXIF data
+UNDEFINED_IN_GPS = (27, 28)  # method and area; other bytes there are numbers
 ASCII, JIS, UNICODE = b"ASCII\0\0\0", b"JIS\0\0\0\0\0", b"UNICODE\0"  # before a comment
 DEFLATE, DIFFERENCES, RGB = 8, 2, 2  # TIFF's numbers for how pixels lie
 
@@ -42,7 +44,7 @@ def save_picture(photo: Photo, path: Path, fields: Mapping[str, object]) -> None
     another suffix.
     """
     write = WRITERS[path.suffix.lower()]
-    exif = _with_fields(photo, fields)
+    exif = _writable(_with_fields(photo, fields), photo.name)
     with write_atomic(path) as scratch, scratch.open("wb") as file:
         write(file, photo, exif)
 
@@ -60,6 +62,7 @@ def _with_fields(photo: Photo, fields: Mapping[str, object]) -> Image.Exif:
         described["comment"] = before
     camera[Base.UserComment] = ASCII + json.dumps(described).encode("ascii")
     height, width = photo.size
+    exif[Base.Orientation] = 1  # else some go by what another part of the file tells of it
     camera[Base.ExifImageWidth], camera[Base.ExifImageHeight] = width, height
     return exif
 
@@ -82,29 +85,93 @@ def _text(comment: object, endian: str | None) -> str:
     return str(found.get("comment", "")) if is_own else text
 
 
+def _writable(exif: Image.Exif, name: str) -> Image.Exif:
+    """EXIF data without values that cannot be written, saying so."""
+    kept = Image.Exif()
+    kept.endian = exif.endian
+    kept.update(_sound(dict(exif), None, name))
+    for part in PARTS:
+        found = _sound(exif.get_ifd(part), part, name)
+        if found:
+            kept.get_ifd(part).update(found)
+    return kept
+
+
+def _sound(values: Mapping[int, object], part: IFD | None, name: str) -> dict[int, object]:
+    kept = {}
+    for tag, value in values.items():
+        try:
+            _directory({tag: value}, part).tobytes()
+        except Exception:  # a camera or an editor wrote a value of another kind than is usual
+            say(f"{name}: its {_called(tag, part)} is odd and is left out")
+        else:
+            kept[tag] = value
+    return kept
+
+
+def _called(tag: int, part: IFD | None) -> str:
+    names: Mapping[int, str] = GPSTAGS if part == IFD.GPSInfo else TAGS
+    return names.get(tag, f"tag {tag}")
+
+
+def _directory(
+    values: Mapping[int, object], part: IFD | None = None, prefix: bytes = b"II"
+) -> ImageFileDirectory_v2:
+    """EXIF values as a directory of tags, in the order of bytes that its prefix names."""
+    tags = ImageFileDirectory_v2(prefix=prefix, group=part)
+    tags.update(values if part is None else _typed(values, part))
+    return tags
+
+
+def _typed(values: Mapping[int, object], part: IFD) -> dict[int, object]:
+    """Values with bytes that stay UNDEFINED: Pillow writes as BYTE what is a `bytes`."""
+    return {
+        tag: [bytearray(value)]
+        if isinstance(value, bytes) and (part == IFD.Exif or tag in UNDEFINED_IN_GPS)
+        else value
+        for tag, value in values.items()
+    }
+
+
+def _whole(exif: Image.Exif, prefix: bytes = b"") -> ImageFileDirectory_v2:
+    """All EXIF data as one directory, without parts that would be empty."""
+    tags = _directory(dict(exif), None, prefix or (b"II" if exif.endian == "<" else b"MM"))
+    for part in PARTS:
+        if exif.get_ifd(part):
+            tags[part] = _typed(exif.get_ifd(part), part)
+    return tags
+
+
+def _packed(exif: Image.Exif) -> bytes:
+    """EXIF data as they stand in a PNG file."""
+    tags = _whole(exif)
+    head = b"II*\0\x08\0\0\0" if tags.prefix == b"II" else b"MM\0*\0\0\0\x08"
+    return head + tags.tobytes(len(head))
+
+
 def _jpeg(file: BinaryIO, photo: Photo, exif: Image.Exif) -> None:
     _shorten(exif, photo.name)
-    more: dict[str, object] = {"exif": exif, "icc_profile": photo.profile}
+    more: dict[str, object] = {"exif": b"Exif\0\0" + _packed(exif), "icc_profile": photo.profile}
     if photo.xmp and len(photo.xmp) <= MOST_METADATA:
         more["xmp"] = photo.xmp
+    elif photo.xmp:
+        say(f"{photo.name}: its XMP leaves no room in a JPEG file and is left out")
     Image.fromarray(photo.pixels).save(file, "JPEG", quality=QUALITY, **more)
 
 
 def _shorten(exif: Image.Exif, name: str) -> None:
     """Take from EXIF data what is longest until a JPEG file has room for the rest, saying so."""
-    camera, place = exif.get_ifd(IFD.Exif), exif.get_ifd(IFD.GPSInfo)
-    parts = ((exif, TAGS), (camera, TAGS), (place, GPSTAGS))
-    while len(exif.tobytes()) > MOST_METADATA:
+    parts: dict[IFD | None, MutableMapping[int, Any]] = {None: exif}
+    parts |= {part: exif.get_ifd(part) for part in PARTS}
+    while len(_packed(exif)) > MOST_METADATA:
         lengths = {
-            (n, tag): _length(value)
-            for n, (part, _) in enumerate(parts)
-            for tag, value in part.items()
+            (part, tag): _length(value)
+            for part, values in parts.items()
+            for tag, value in values.items()
         }
-        n, tag = max(lengths, key=lengths.__getitem__)
-        part, names = parts[n]
-        del part[tag]
-        what = names.get(tag, f"tag {tag}")
-        say(f"{name}: its {what} leaves no room in a JPEG file and is left out")
+        part, tag = max(lengths, key=lengths.__getitem__)
+        del parts[part][tag]
+        say(f"{name}: its {_called(tag, part)} leaves no room in a JPEG file and is left out")
 
 
 def _length(value: object) -> int:
@@ -125,7 +192,7 @@ def _png(file: BinaryIO, photo: Photo, exif: Image.Exif) -> None:
     chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, RGB, 0, 0, 0))
     if photo.profile:
         chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(photo.profile))
-    chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    chunk(b"eXIf", _packed(exif))
     if photo.xmp:
         chunk(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + photo.xmp)
     packer = zlib.compressobj(LEVEL)
@@ -143,12 +210,7 @@ def _png(file: BinaryIO, photo: Photo, exif: Image.Exif) -> None:
 def _tiff(file: BinaryIO, photo: Photo, exif: Image.Exif) -> None:
     height, width = photo.size
     strips = [zlib.compress(_differences(rows).tobytes(), LEVEL) for rows in _strips(photo.pixels)]
-    tags = ImageFileDirectory_v2(prefix=b"II")
-    for tag, value in exif.items():
-        tags[tag] = value
-    for part in (IFD.Exif, IFD.GPSInfo):
-        if exif.get_ifd(part):
-            tags[part] = dict(exif.get_ifd(part))
+    tags = _whole(exif, b"II")
     tags[Base.ImageWidth], tags[Base.ImageLength] = width, height
     tags[Base.BitsPerSample] = (8 * photo.pixels.itemsize,) * 3
     tags[Base.Compression], tags[Base.Predictor] = DEFLATE, DIFFERENCES

@@ -34,5 +34,7 @@ def reported(program: str) -> Iterator[None]:
 
 def way_to_write(error: OSError) -> str:
     """Return what a user can do where a file could not be written."""
+    if error.errno == errno.ENAMETOOLONG:
+        return "choose a shorter name"
     refused = error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EROFS)
     return ("" if refused else "free some space or ") + "choose another folder"

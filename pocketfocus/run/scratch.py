@@ -1,8 +1,8 @@
 """Scratch folders that do not outlive their makers for long.
 
 The next start sweeps what a killed process left. Its maker holds a lock on a scratch folder, which
-goes with the process, whatever ends it. So a folder of a name that only these have, without a lock,
-is a leftover.
+goes with the process, whatever ends it. So a folder of a name that only these have, with the
+program's own in it, without a lock, is a leftover.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from pathlib import Path
 from pocketfocus.run.swap import exchange, recover
 
 PART = ".part"
-NAMES = re.compile(r"(\.|pocketfocus-).+[.-][a-z0-9_]{8}\.part")  # of scratch folders
+OWN = "pocketfocus-"
+NAMES = re.compile(rf"(\..*\.{OWN}|{OWN}.+-)[a-z0-9_]{{8}}\.part")  # of scratch folders
+SHOWN = 64  # bytes of a file's name, which may be as long as the system takes
 COMPLETE = "complete"  # beside a set of files that only have to be moved
 SET, REPLACED = "set", "replaced"
 
@@ -33,7 +35,8 @@ def scratch_beside(path: Path) -> Iterator[Path]:
     """
     parent = path.parent
     swept(parent.resolve())
-    with _locked(f".{path.name}.", parent) as folder:
+    name = os.fsencode(path.name)[:SHOWN].decode(errors="ignore")
+    with _locked(f".{name}.{OWN}", parent) as folder:
         yield folder
 
 
@@ -42,7 +45,7 @@ def temporary_folder(what: str) -> Iterator[Path]:
     """Yield a folder for temporary files, which is deleted in the end."""
     place = Path(tempfile.gettempdir())
     swept(place)
-    with _locked(f"pocketfocus-{what}-", place) as folder:
+    with _locked(f"{OWN}{what}-", place) as folder:
         yield folder
 
 

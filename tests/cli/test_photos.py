@@ -29,12 +29,18 @@ def photo(tmp_path: Path) -> Path:
 
 
 def test_refocus_writes_everything_and_says_what_to_open(
-    photo: Path, small_student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photo: Path,
+    small_student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out = tmp_path / "out"
+    monkeypatch.chdir(tmp_path)
+    out = Path("12:30")  # no protocol of ffmpeg's
     words = ["--position", "4", "--model", str(small_student), "--out", str(out)]
-    assert main(["refocus", str(photo), *words]) == 0
-    assert str(out / "index.html") in capsys.readouterr().out
+    for _ in ("a new folder", "one of its own"):
+        assert main(["refocus", str(photo), *words]) == 0
+        assert str(out / "index.html") in capsys.readouterr().out
     assert {path.name for path in out.iterdir()} == set(FILES)
     expected = {f"frame_{i}.png" for i in range(9)}
     expected |= {"stack.gif", "stack.mp4", "all_in_focus.png", "focus_map.png", "index.html"}
@@ -100,7 +106,12 @@ def test_refocus_refuses_in_one_line(
         ("--focus 3", "made.gif", "no suffix of a picture that is written"),
         ("--focus 3", "photo.jpg", "is the photo itself"),
         ("--focus 3", "photo.jpg/made.png", "Not a directory"),
+        ("--focus 3", "a" * 252 + ".jpg", "File name too long; choose a shorter name"),
+        ("--focus 3", "a" * 256, "File name too long; choose a shorter name"),
+        ("", "a" * 256, "File name too long; choose a shorter name"),
         ("", "made.jpg", "is one picture: say which with --focus"),
+        ("", "made.gif", "is one file: name a folder, for nine frames"),
+        ("", "made.HEIC", "is one file: name a folder, for nine frames"),
         ("", "photo.jpg", "is a file, not a folder"),
     ],
 )
@@ -137,6 +148,48 @@ def test_nine_frames_do_not_replace_their_photo(
         assert part in err[0]
     assert list(out.iterdir()) == [kept]
     assert kept.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", [*FILES, "all of them"])
+def test_nine_frames_do_not_replace_what_is_not_theirs(
+    name: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for each in FILES if name == "all of them" else [name]:
+        (out / each).write_text("their own")
+    assert main(["refocus", str(photo), "--out", str(out)]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1, err
+    assert "of another origin, which nine frames would replace: name another folder" in err[0]
+    assert {path.read_text() for path in out.iterdir()} == {"their own"}
+
+
+def test_a_photo_that_is_a_link_to_the_picture_stays(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    kept = photo.rename(out / "photo-refocused.jpg")
+    photo.symlink_to(kept)
+    before = kept.read_bytes()
+    assert main(["refocus", str(photo), "--focus", "3", "--out", str(out)]) == 2
+    assert "is the photo itself" in capsys.readouterr().err
+    assert kept.read_bytes() == before
+
+
+def test_folders_of_others_below_the_results_stay(
+    photo: Path, tmp_path: Path, small_student: Path
+) -> None:
+    """A refocusing looks for leftovers where it writes, and for none of others' anywhere."""
+    own = ".out.pocketfocus-abcdefgh.part"
+    kept = [tmp_path / ".film.mkv.abcdefgh.part", tmp_path / "below" / own]
+    for each in (*kept, tmp_path / own):
+        each.mkdir(parents=True)
+    words = ["--focus", "3", "--position", "4", "--model", str(small_student)]
+    assert main(["refocus", str(photo), *words, "--out", str(tmp_path)]) == 0
+    assert all(each.is_dir() for each in kept)
+    assert not (tmp_path / own).exists()
 
 
 @pytest.mark.parametrize(

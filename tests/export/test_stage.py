@@ -189,7 +189,7 @@ def test_the_shipped_student_never_replaces_one_that_is_lost(
 
 
 def test_a_student_that_a_killed_swap_moved_away_returns(copied: Path) -> None:
-    scratch = copied / ".student.abcd1234.part"
+    scratch = copied / ".student.pocketfocus-abcd1234.part"
     scratch.mkdir()
     (copied / "student").rename(scratch / "student.old")
     log = Lines()

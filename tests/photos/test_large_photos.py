@@ -10,10 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
+import tifffile
 from PIL import Image
 
 from pocketfocus.data.scenes import bundled_photos
 from pocketfocus.photos.images import load_photo
+from pocketfocus.photos.pixels import open_photo
 from pocketfocus.run.errors import UserError
 
 
@@ -58,6 +60,16 @@ def test_what_memory_is_too_small_for_is_refused_by_its_head(
     said = "4096x2048 pixels, which take 0.1 GB of memory, and 0.1 GB are free: scale it down"
     with pytest.raises(UserError, match=said):
         load_photo(tmp_path / "large.png")
+
+
+def test_16_bits_take_more_memory_than_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = np.zeros((2048, 3072, 3), np.uint16)
+    tifffile.imwrite(tmp_path / "large.tif", flat, photometric="rgb", compression="zlib")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=80_000_000))
+    assert open_photo(tmp_path / "large.tif").pixels.dtype == np.uint8
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("it is decoded"))
+    with pytest.raises(UserError, match=r"which take 0.1 GB of memory, and 0.1 GB are free"):
+        open_photo(tmp_path / "large.tif", deep=True)
 
 
 WHOLE = """

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.ExifTags import IFD, Base
 from PIL.TiffImagePlugin import IFDRational
 from torch import Tensor
 
@@ -33,6 +34,7 @@ from pocketfocus.models.reference import published_size
 from pocketfocus.photos import refocusing
 from pocketfocus.photos.focusmap import all_in_focus
 from pocketfocus.photos.images import Pixels, from_pixels, to_uint8
+from pocketfocus.photos.pixels import Photo, open_photo
 from pocketfocus.photos.refocusing import (
     Enlarged,
     Rendered,
@@ -42,7 +44,9 @@ from pocketfocus.photos.refocusing import (
     focused_at,
     reduced,
     refocused,
+    tell_focus,
 )
+from pocketfocus.photos.saving import save_picture
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.metrics import psnr
@@ -253,6 +257,20 @@ def test_exif_comes_first(
     exif.get_ifd(0x8769)[0x9206] = IFDRational(1, 10)
     assert find_position(model_of(small_student)[1], photo, exif, "cat.jpg") == 4
     assert "by its EXIF data" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("focus", [0.0, 3.0, 4.75, 7.9999999, 8.0])
+def test_a_refocused_picture_tells_its_new_focus(
+    focus: float, suffix: str, photo: Pixels, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(IFD.Exif).update({Base.SubjectDistance: 0.1, Base.SubjectDistanceRange: 3})
+    tell_focus(exif, focus)
+    save_picture(Photo("cat.jpg", photo, None, exif, None), tmp_path / f"made{suffix}", {})
+    camera = open_photo(tmp_path / f"made{suffix}").exif.get_ifd(IFD.Exif)
+    assert focused_at(camera[Base.SubjectDistance]) == round(focus)
+    assert Base.SubjectDistanceRange not in camera
 
 
 # files of a fixed size, and large photos

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pocketfocus.run.files import write_set
+from pocketfocus.run.errors import UserError
+from pocketfocus.run.files import write_atomic, write_set
 from pocketfocus.run.scratch import sweep, temporary_folder
 
 FOLDER, SET, OTHER = "folder", "set", "other's"
@@ -133,7 +134,8 @@ with write_atomic(Path(sys.argv[1])) as path, temporary_folder("work") as folder
 def test_leftovers_of_the_killed_are_swept_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in (".config", ".mine.abcdefgh", "pocketfocus-pictures", ".photos.part"):
+    others = (".config", ".mine.abcdefgh", "pocketfocus-pictures", ".photos.part")
+    for name in (*others, ".film.mkv.abcdefgh.part", ".film.mkv-download.part"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
     kept = sorted(tmp_path.rglob("*"))
@@ -151,6 +153,16 @@ def test_leftovers_of_the_killed_are_swept_and_nothing_else(
     assert sorted(tmp_path.rglob("*")) == held
     sweep(tmp_path)
     assert sorted(tmp_path.rglob("*")) == kept
+
+
+def test_names_as_long_as_the_system_takes(tmp_path: Path) -> None:
+    for name in ("a" * 255, "海" * 85, "a" + "海" * 84):
+        with write_atomic(tmp_path / name) as path:
+            path.write_text("made")
+        assert (tmp_path / name).read_text() == "made"
+    too_long = tmp_path / ("a" * 256)
+    with pytest.raises(UserError, match="choose a shorter name"), write_atomic(too_long) as path:
+        path.write_text("made")
 
 
 def test_a_temporary_folder_goes_in_the_end() -> None:
