@@ -348,8 +348,7 @@ def reference_entries(spec: str) -> list[Entry]:
     """
     from pocketfocus.models.loading import default_sampling
 
-    weights = [p for f in find_places(spec).folders for p in f.glob("*/*.safetensors")]
-    size = sum(map(size_bytes, weights)) or None
+    size = sum(map(size_bytes, find_places(spec).weights)) or None
     entries = [Entry(REFERENCE, f"reference:{spec}", PYTORCH, "fp32", size)]
     if default_sampling(spec) != PUBLISHED:
         entries.append(

@@ -10,16 +10,17 @@ from pathlib import Path
 from pocketfocus.benchmarks.checks import is_of_networks
 from pocketfocus.benchmarks.evaluation import EVALUATE_FILE
 from pocketfocus.benchmarks.gates import STUDENT
-from pocketfocus.benchmarks.golden import write_golden
+from pocketfocus.benchmarks.golden import GOLDEN_FILE, REPLAY_FILE, write_golden
 from pocketfocus.benchmarks.latency import BENCH_FILE
 from pocketfocus.benchmarks.measured import MeasuredRun, read_run
 from pocketfocus.benchmarks.model_card import Publication, card, pictures_of, reference_name
 from pocketfocus.benchmarks.proof import doubts
+from pocketfocus.benchmarks.saved import named_in
 from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.mobile_harness.device import Device
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import check_replaceable, copy, write_atomic
-from pocketfocus.run.manifest import MANIFEST_FILE
+from pocketfocus.run.manifest import MANIFEST_FILE, load_manifest
 from pocketfocus.run.paths import below
 from pocketfocus.run.rows import write_rows
 
@@ -55,7 +56,7 @@ def publish(run: MeasuredRun, out: Path, about: Publication, devices: Sequence[D
     The golden bundle is its root: every file is executed once more on `devices` for it. Where the
     run is unproven and no bundle can be made, the card says so.
     """
-    check_replaceable(out, (CARD_FILE, PICTURES, MANIFEST_FILE), "--out")
+    check_published(out)
     with write_atomic(out) as scratch:
         about = replace(about, no_bundle=lay_files(run, scratch, about, devices))
         copy(run.folder / STUDENT, scratch / STUDENT)
@@ -67,6 +68,18 @@ def publish(run: MeasuredRun, out: Path, about: Publication, devices: Sequence[D
         text = private(run.folder, card(run, about, pictures))
         (scratch / CARD_FILE).write_text(text, encoding="utf-8")
     return out
+
+
+def check_published(out: Path) -> None:
+    """Raise UserError unless a folder may be replaced whole: it is new, or an earlier publication
+    and nothing beside it, such as the .git of a clone."""
+    marks = (CARD_FILE, PICTURES, MANIFEST_FILE)
+    check_replaceable(out, marks, "--out")
+    if not (out / MANIFEST_FILE).exists():
+        return
+    results = (VERIFY_FILE, BENCH_FILE, EVALUATE_FILE, GOLDEN_FILE, REPLAY_FILE)
+    files = (artifact.name for artifact in load_manifest(out).files)
+    check_replaceable(out, marks, "--out", {*marks, STUDENT, *results, *files, *named_in(out)})
 
 
 def lay_files(

@@ -80,6 +80,13 @@ class Places:
         )
         return found if self.variant is None else f"{found}:{self.variant}"
 
+    @property
+    def weights(self) -> list[Path]:
+        """The files of weights on this disk that are loaded."""
+        local = [root for root in self.roots if _is_local(root)]
+        parts = [Path(root) / part for root in local for part in self._loaded_from(root)]
+        return [path for part in parts for path in part.glob("*.safetensors")]
+
     def _loaded_from(self, root: str) -> tuple[str, ...]:
         """Return the folders and files of a root that say what the reference is."""
         own = (self.unet[1], *RECORDS) if root == self.unet[0] else ()

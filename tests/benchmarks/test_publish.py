@@ -260,6 +260,18 @@ def test_another_folder_is_not_replaced(run: Path, small_student: Path, beside: 
     assert (run.parent / "out" / "thesis.txt").exists()
 
 
+@pytest.mark.parametrize("beside", ["LICENSE", ".git/HEAD"])
+def test_what_lies_beside_an_earlier_one_is_not_lost(
+    run: Path, small_student: Path, beside: str
+) -> None:
+    path = made(run, small_student) / beside
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    with pytest.raises(UserError, match="was not written by what is to replace"):
+        made(run, small_student)
+    assert path.read_text() == "mine"
+
+
 def test_an_earlier_one_is_replaced(run: Path, small_student: Path) -> None:
     made(run, small_student)
     write_rows(run / "bench.json", [measured(PTE), measured(PACKAGE)])

@@ -346,3 +346,15 @@ def test_the_shipped_reference_is_known_by_all_its_files() -> None:
 def test_what_is_no_revision_is_refused(spec: str) -> None:
     with pytest.raises(UserError, match="no reference at"):
         find_places(spec)
+
+
+def test_the_size_of_a_reference_is_that_of_its_weights(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """And not of what its training has left beside them."""
+    copied = shutil.copytree(folders["WHOLE"], tmp_path / "copied")
+    before = {path.relative_to(copied) for path in find_places(str(copied)).weights}
+    assert {path.parts[0] for path in before} == {"unet", "vae", "image_encoder"}
+    (copied / "denoiser").mkdir()
+    (copied / "denoiser" / "checkpoint.safetensors").write_bytes(b"training")
+    assert {path.relative_to(copied) for path in find_places(str(copied)).weights} == before
