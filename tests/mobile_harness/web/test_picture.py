@@ -176,7 +176,7 @@ def test_a_picture_whose_memory_was_taken_back_is_drawn_again(
     look(page, 3.5, 0.5)
     before = on_screen(page)
     page.evaluate(LOSE, pressed)
-    page.locator("#work").wait_for()
+    page.wait_for_function("() => window.worked")
     page.locator("#result").wait_for()
     trouble = page.locator("#trouble").inner_text()
     if pressed == "save":
