@@ -44,7 +44,8 @@ NEXT = """async () => {
 # The phone takes WebGL's memory back; what is said is done in the same moment.
 LOSE = """(id) => {
   const work = document.getElementById("work");  // it may be over before a poll sees it
-  new MutationObserver(() => { window.worked ||= !work.hidden; }).observe(work, { attributes: true });
+  const look = () => { window.worked ||= !work.hidden; };
+  new MutationObserver(look).observe(work, { attributes: true });
   const gl = document.querySelector("#view canvas").getContext("webgl2");
   gl.getExtension("WEBGL_lose_context").loseContext();
   document.getElementById(id)?.click();
