@@ -10,12 +10,12 @@ from pathlib import Path
 from pocketfocus.benchmarks.checks import is_of_networks
 from pocketfocus.benchmarks.evaluation import EVALUATE_FILE
 from pocketfocus.benchmarks.gates import STUDENT
-from pocketfocus.benchmarks.golden import GOLDEN_FILE, REPLAY_FILE, write_golden
+from pocketfocus.benchmarks.golden import REPLAY_FILE, write_golden
 from pocketfocus.benchmarks.latency import BENCH_FILE
 from pocketfocus.benchmarks.measured import MeasuredRun, read_run
 from pocketfocus.benchmarks.model_card import Publication, card, pictures_of, reference_name
 from pocketfocus.benchmarks.proof import doubts
-from pocketfocus.benchmarks.saved import named_in
+from pocketfocus.benchmarks.saved import GOLDEN_FILE, named_in
 from pocketfocus.benchmarks.verify import VERIFY_FILE
 from pocketfocus.mobile_harness.device import Device
 from pocketfocus.run.errors import UserError
