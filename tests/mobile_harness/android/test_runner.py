@@ -103,7 +103,7 @@ def test_a_phone_calls_a_file_again_and_again(
     plug_in(monkeypatch, tmp_path)
     runner = scripted_adb.elf(tmp_path / "executor_runner")
     device = get_device("android", Options(runner=runner))
-    verdict = repeated(device, job(pte), 3)
+    verdict = repeated(device, job(pte), 2)
     assert verdict.status == "pass"
     assert re.fullmatch(r"one result, [0-9a-f]{12}; memory [+-]\d+\.\d MiB", verdict.why)
 
