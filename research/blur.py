@@ -11,7 +11,7 @@ what share of the other's energy follows from the one (coherence) how exactly bl
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,10 +24,10 @@ from torch import Tensor
 from pocketfocus.benchmarks.truth import source_name
 from pocketfocus.data.datasets import TEST, Request, is_rendered, is_rgbd, open_source
 from pocketfocus.data.optics import srgb_to_linear
-from pocketfocus.data.stacks import FocalStack, at_all_positions
+from pocketfocus.data.stacks import FocalStack, say_skipped
 from pocketfocus.photos.focusmap import luma
 from pocketfocus.research.focal_steps import Array, resized
-from pocketfocus.run.constants import Size
+from pocketfocus.run.constants import FRAMES, POSITIONS, Size
 from pocketfocus.run.errors import UserError, reported
 
 SIDE = 320  # pixels
@@ -125,6 +125,15 @@ def rows(name: str, found: Sequence[Blurred]) -> list[str]:
         figures = f"{len(some)} | {step:.3f} | {ratio:.2f} | {moved:.2f}"
         lines.append(f"| {name} | {apart} | {figures} | {shares} |")
     return lines
+
+
+def at_all_positions(stacks: Iterable[FocalStack]) -> Iterator[FocalStack]:
+    """Yield the stacks whose frames are at the whole positions, and say that others are skipped."""
+    for stack in stacks:
+        if stack.positions == POSITIONS:
+            yield stack
+        else:
+            say_skipped(stack.name, f"frames at 0 to {FRAMES - 1} are needed")
 
 
 def as_seen(stack: FocalStack) -> Tensor:

@@ -27,9 +27,8 @@ from pocketfocus.data.optics import (
     srgb_to_linear,
 )
 from pocketfocus.data.photo_scenes import APERTURES, layers_of
-from pocketfocus.data.stacks import at_all_positions
 from pocketfocus.photos.focusmap import all_in_focus, best_focus, guided, luma, sharpness
-from pocketfocus.research.blur import as_seen
+from pocketfocus.research.blur import as_seen, at_all_positions
 from pocketfocus.run.constants import FRAMES
 from pocketfocus.run.errors import UserError, reported
 from pocketfocus.run.metrics import psnr

@@ -15,6 +15,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -141,7 +142,7 @@ class PhotoScenes(Source):
         self.names = tuple(f"rgbd-{seed}" for seed in self.seeds)
         self._broken: set[str] = set()
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A hash of the renderer's version, seeds, sizes, and the files' names and content."""
         pairs = [pair for kind in self.pairs.values() for pair in kind if pair]

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby, pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -105,15 +106,6 @@ class Source(ABC):
         yield from (stack for stack in stacks if stack is not None)
 
 
-def at_all_positions(stacks: Iterable[FocalStack]) -> Iterator[FocalStack]:
-    """Yield the stacks whose frames are at the whole positions, and say that others are skipped."""
-    for stack in stacks:
-        if stack.positions == POSITIONS:
-            yield stack
-        else:
-            say_skipped(stack.name, f"frames at 0 to {FRAMES - 1} are needed")
-
-
 @dataclass(frozen=True)
 class _Scene:
     name: str
@@ -171,7 +163,7 @@ class StackFolder(Source):
         self._demand_some()
         self.names = tuple(scene.name for scene in self._scenes)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hash of the names, content, positions and proportions of all images, and of how they are
         read."""
@@ -338,7 +330,7 @@ class RenderedScenes(Source):
         self.seeds, self.size, self.photos = [int(seed) for seed in seeds], size, photos
         self.names = tuple(f"synthetic-{seed}" for seed in self.seeds)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A hash of the renderer's version, seeds, size and photos."""
         photos = [[*p.shape, hashlib.sha256(p.tobytes()).hexdigest()] for p in self.photos]
