@@ -59,9 +59,7 @@ TOGETHER = 4  # photos whose stacks are in memory at a time
 SEVERITY = ("error", "fail", "not-run", "pass")
 UNKNOWN = CallFigures()
 POLL_S = 0.05
-TRACING = (
-    threading.Lock()
-)  # torch captures one graph of a process at a time; phones are verified at once
+TRACING = threading.Lock()  # phones are verified at once, torch captures one graph at a time
 T = TypeVar("T")
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -43,7 +44,6 @@ LETTERS, LINES, INK = 16, 22, 20  # pixels, pixels, level
 WORDS = "The quick brown fox jumps over it 0123456789"
 SKY_ABOVE, SKY_BELOW = (110, 150, 220), (170, 190, 230)
 LIGHTS, LIGHT, DARK, DIM = 40, 3, 8, 120  # of them, pixels a side, levels
-ERRORS = ("copied", "made")  # fields of `Refocused`
 HEADER = "| flat thing | copy, dB | model, dB | over copy | in focus | worst photo | no worse |"
 Pixels = NDArray[np.uint8]
 
@@ -92,17 +92,12 @@ def lights() -> Pixels:
 def things() -> dict[str, Pixels]:
     """What is photographed, by name, [320,448,3]: two photographs are of those that no training
     sees."""
-    photos = bundled_photos(HELD_OUT_PHOTOS).items()
     framed = {
         f"a photograph ({name})": np.asarray(ImageOps.fit(Image.fromarray(photo), SIZE[::-1]))
-        for name, photo in photos
+        for name, photo in bundled_photos(HELD_OUT_PHOTOS).items()
     }
-    drawn: dict[str, Callable[[], Pixels]] = {
-        "a page of text": page,
-        "lights in the dark": lights,
-        "a plain sky": sky,
-    }
-    return {**framed, **{name: draw() for name, draw in drawn.items()}}
+    drawn = {"a page of text": page(), "lights in the dark": lights(), "a plain sky": sky()}
+    return {**framed, **drawn}
 
 
 def stack_of(thing: Pixels, place: int) -> Tensor:
@@ -131,24 +126,24 @@ def decibels(error: float) -> float:
     return 10 * math.log10(PEAK**2 / error) if error else math.inf
 
 
+def pooled(photos: Sequence[Refocused]) -> tuple[float, float]:
+    """The PSNRs of the errors of photos together, repeated and as a model makes them."""
+    copied, made = fmean(each.copied for each in photos), fmean(each.made for each in photos)
+    return decibels(copied), decibels(made)
+
+
 def row(name: str, photos: Sequence[Refocused]) -> str:
     """A row of the table; where the photo is the truth everywhere, nothing is compared."""
-    copied, made = (_mean(photos, kind) for kind in ERRORS)
-    if not copied:
-        return f"| {name} | exact | {decibels(made):.1f} | – | – | – | – |"
-    sharp = [each for each in photos if each.place == each.position]
-    in_focus = decibels(_mean(sharp, "made")) - decibels(_mean(sharp, "copied"))
+    copied, made = pooled(photos)
+    if math.isinf(copied):
+        return f"| {name} | exact | {made:.1f} | – | – | – | – |"
+    sharp_copied, sharp_made = pooled([each for each in photos if each.place == each.position])
     worst = min(each.gain for each in photos)
     share = 100 * np.mean([each.gain >= 0 for each in photos])
-    over = decibels(made) - decibels(copied)
     return (
-        f"| {name} | {decibels(copied):.1f} | {decibels(made):.1f} | {over:+.1f} | "
-        f"{in_focus:+.1f} | {worst:+.1f} | {share:.0f} % |"
+        f"| {name} | {copied:.1f} | {made:.1f} | {made - copied:+.1f} | "
+        f"{sharp_made - sharp_copied:+.1f} | {worst:+.1f} | {share:.0f} % |"
     )
-
-
-def _mean(photos: Sequence[Refocused], kind: str) -> float:
-    return float(np.mean([getattr(each, kind) for each in photos]))
 
 
 @reported("flat")
