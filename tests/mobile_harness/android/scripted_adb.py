@@ -1,9 +1,9 @@
 """A scripted phone: an executable `adb` that checks every command line as adb 1.0.41 takes it.
 
 Shell commands run in a real `sh`, with /data/local/tmp in a folder of the test, so that quoting,
-loops and exit codes are those of a shell. `executor_runner` runs the .pte through the host's
-runtime, accepts only the flags of ExecuTorch's own, and writes its ETDump with ExecuTorch's own
-serializer: the wheel's runtime is built without the event tracer.
+loops and exit codes are those of a shell. `executor_runner` (`scripted_runner`) runs the .pte
+through the host's runtime, accepts only the flags of ExecuTorch's own, and writes its ETDump with
+ExecuTorch's own serializer: the wheel's runtime is built without the event tracer.
 """
 
 from __future__ import annotations
@@ -16,51 +16,6 @@ import sys
 from pathlib import Path
 
 REMOTE = "/data/local/tmp"
-RUNNER = """#!{python}
-import sys, time, types
-time.sleep({sleeps})
-import executorch
-import numpy as np
-import torch
-for part in ("devtools", "exir"):  # which import the whole exporter: two thirds of a run's time
-    bare = sys.modules[f"executorch.{{part}}"] = types.ModuleType(part)
-    bare.__path__ = [f"{{place}}/{{part}}" for place in executorch.__path__]
-from executorch.devtools.etdump import schema_flatcc as etd
-from executorch.devtools.etdump.serialize import serialize_to_etdump_flatcc
-from executorch.extension.pybindings import _portable_lib
-FLAGS = {{"model_path", "inputs", "output_file", "num_executions", "cpu_threads"}}
-FLAGS |= {{"etdump_path"}} if {tracer} else set()
-FLAGS |= {{"method_name"}} if {methods} else set()
-flags = dict(argument.removeprefix("--").split("=", 1) for argument in sys.argv[1:])
-unknown = set(flags) - FLAGS
-if unknown:
-    sys.exit(f"ERROR: unknown command line flag '{{unknown.pop()}}'")
-start = time.perf_counter_ns()
-module = _portable_lib._load_for_executorch(flags["model_path"])
-method = flags.get("method_name", "forward")
-meta = module.method_meta(method)
-def event(name, a, b, delegate=-1):
-    made = etd.ProfileEvent(name, -1, -1, delegate, "", b"", a, b)
-    return etd.Event(made, None, None)
-loaded = event("Program::load_method", start, time.perf_counter_ns())
-inputs = [
-    torch.from_numpy(np.fromfile(path, "<f4")).reshape(meta.input_tensor_meta(i).sizes())
-    for i, path in enumerate(flags["inputs"].split(","))
-]
-runs = [etd.RunData("Default", -1, [], [loaded])]
-for _ in range(int(flags["num_executions"])):
-    a = time.perf_counter_ns()
-    outputs = module.run_method(method, inputs)
-    b = time.perf_counter_ns()
-    events = [event("DELEGATE_CALL", a, b), event("Method::execute", a, b)]
-    runs.append(etd.RunData("Execute", -1, [], events))
-if "output_file" in flags:
-    for i, output in enumerate(outputs):
-        (output + {drift} * (len(runs) - 2)).numpy().tofile(f"{{flags['output_file']}}-{{i}}.bin")
-if "etdump_path" in flags:
-    made = serialize_to_etdump_flatcc(etd.ETDumpFlatCC(0, runs))
-    open(flags["etdump_path"], "wb").write(len(made).to_bytes(4, "little") + made)
-"""
 GETPROP = {
     "ro.product.manufacturer": "Scripted",
     "ro.product.model": "Phone 1",
@@ -75,10 +30,13 @@ def install(folder: Path, phones: dict[str, str] | None = None, **script: object
     finds no space), tracer and methods (false: the runner is built without it, or is older), sleeps
     (seconds before the runner does anything) and drift (by which each output of a process is larger
     than the one before)."""
+    from tests.mobile_harness.android.scripted_runner import client  # not there when run as `adb`
+
     (folder / "bin").mkdir(parents=True)
     (folder / "tmp").mkdir()
     settings = {"phones": {"PHONE1": "device"} if phones is None else phones, **script}
     (folder / "script.json").write_text(json.dumps(settings))
+    (folder / "runner").write_text(client(script))
     program = folder / "bin" / "adb"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {folder} "$@"\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
@@ -115,15 +73,7 @@ def main(folder: Path, arguments: list[str]) -> None:
                   f"file: No space left on device ({name})", file=sys.stderr)  # fmt: skip
             sys.exit(1)
         if target.endswith("/executor_runner"):
-            Path(target.replace(REMOTE, local)).write_text(
-                RUNNER.format(
-                    python=sys.executable,
-                    tracer=script.get("tracer", True),
-                    methods=script.get("methods", True),
-                    sleeps=script.get("sleeps", 0),
-                    drift=script.get("drift", 0),
-                )
-            )
+            shutil.copy(folder / "runner", target.replace(REMOTE, local))
         else:
             shutil.copy(source, target.replace(REMOTE, local))
         print(f"{source}: 1 file pushed, 0 skipped.")
