@@ -43,7 +43,7 @@ from pocketfocus.benchmarks.truth import (
 from pocketfocus.data.datasets import SYNTHETIC, check_source, is_rendered
 from pocketfocus.data.scenes import VALIDATION_SEED, held_out_photos
 from pocketfocus.data.stacks import FocalStack, RenderedScenes
-from pocketfocus.export.open import REFERENCE, open_any, open_model
+from pocketfocus.export.open import REFERENCE, open_any, open_model, place_of
 from pocketfocus.export.targets import get_target
 from pocketfocus.models.model import Model, refocus
 from pocketfocus.models.places import DEFAULT_WEIGHTS, STUDENT, find_places, shipped_student
@@ -357,7 +357,8 @@ def content_of(spec: str) -> str:
 
 def hash_of(spec: str) -> str | None:
     """Return the hash of the file or folder that a model's name stands for; None for no such."""
-    path = shipped_student(spec) or Path(spec)
+    place = place_of(spec)
+    path = shipped_student(place) or Path(place)
     return sha256(path) if path.exists() else None
 
 

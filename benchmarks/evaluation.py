@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 from pydantic import Field
 
 from pocketfocus.benchmarks.samples import Scenes, read_scenes
-from pocketfocus.run.constants import FRAMES
+from pocketfocus.run.constants import FRAMES, SELF_ENSEMBLE
 from pocketfocus.run.manifest import SHOWN_DIGITS, Manifest
 from pocketfocus.run.progress import say
 from pocketfocus.run.rows import Row, contents, part_of
@@ -167,7 +167,7 @@ def names_in(
     """Return what a run calls the models of its evaluation, without those to be left out.
 
     One that is not the run's and is called as if it were, as the shipped `student` is, gets its
-    hash into its name.
+    hash into its name. A self-ensemble stays if its file does.
     """
     places = {row.model: place_of(row.model, manifest) for row in means}
     own: dict[str, str] = {}
@@ -179,7 +179,12 @@ def names_in(
     names = {}
     for row in means:
         model, place = row.model, places[row.model]
-        if place is None:
+        file = model.removesuffix(SELF_ENSEMBLE)
+        of = place_of(file, manifest) if file != model else None
+        if of is not None and lies_in(folder, file, of):
+            if row.sha256 == files.get(of):
+                names[model] = f"{of}{SELF_ENSEMBLE}"
+        elif place is None:
             names[model] = model
         elif own.get(place) == model:
             names[model] = place

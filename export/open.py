@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from pocketfocus.models.analyse import Analyser
 from pocketfocus.models.model import Model
 from pocketfocus.models.places import STUDENTS, shipped_student
 from pocketfocus.run.child import Say
-from pocketfocus.run.constants import FRAMES
+from pocketfocus.run.constants import FRAMES, SELF_ENSEMBLE
 from pocketfocus.run.errors import UserError
 from pocketfocus.run.manifest import MANIFEST_FILE, check_artifact, load_manifest
 from pocketfocus.run.processes import Work, WorkFailed, run_work
@@ -55,13 +56,17 @@ def open_any(spec: str) -> Model:
 
 def open_model(spec: str, threads: int | None = None) -> Model:
     """Open `reference[:DIR_or_HUB_ID][@SAMPLING]`, `student` or `student-open` (the shipped ones),
-    a student folder, or an exported file.
+    a student folder, or an exported file; with `@self-ensemble` after it, one of the latter that
+    analyses every photo twice, once mirrored, and takes the mean.
 
     SAMPLING is STEPS[/GUIDANCE[/TEMPERATURE]], else the reference's own. A file that a manifest
     lists is used only if its hash is as recorded. `threads` limits an exported file's runtime, or
     PyTorch in this process. UserError when there is no such model, it cannot be read, or this
     machine cannot execute it.
     """
+    plain = place_of(spec)
+    if plain != spec:
+        return _in_the_mean(open_model(plain, threads))
     path, target, is_reference = Path(spec), target_of(Path(spec)), names_reference(spec)
     if target is not None and not is_reference:
         return _file(path, target, threads)
@@ -77,6 +82,21 @@ def open_model(spec: str, threads: int | None = None) -> Model:
         f"no model at {spec}: name `{REFERENCE}`, `{REFERENCE}:DIR@STEPS`, {SHIPPED}, a student "
         f"folder, or a file ending in {suffixes}"
     )
+
+
+def place_of(spec: str) -> str:
+    """What a model's name says of where it is: without `@self-ensemble`."""
+    return spec if Path(spec).exists() else spec.removesuffix(SELF_ENSEMBLE)
+
+
+def _in_the_mean(model: Model) -> Model:
+    name = f"{model.name}{SELF_ENSEMBLE}"
+    if model.analyser is None:
+        raise UserError(
+            f"{name} is none: {model.name} makes stacks alone, and what analyses photos, a student "
+            "or its file, has a self-ensemble"
+        )
+    return replace(model, name=name, analyser=replace(model.analyser, self_ensemble=True))
 
 
 def names_reference(spec: str) -> bool:

@@ -22,7 +22,7 @@ SMALLEST_COMPARED = 16  # pixels; SSIM averages over 11
 
 MODEL = (
     "`reference`, `reference:DIR`, either with @STEPS/GUIDANCE, `student`, `student-open`, a "
-    "student folder, a .pte, an .onnx or an .mlpackage"
+    "student folder, a .pte, an .onnx or an .mlpackage; these with @self-ensemble after it"
 )
 SCORED = f"{MODEL}, `autoencoder`; `copy` and `blur` are always there"
 

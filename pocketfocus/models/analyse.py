@@ -49,6 +49,9 @@ class Analyser:
         name: what errors call it.
         sizes: the (h, w) that it takes; none for all whose sides are multiples of `multiple`.
         pixels: about how many it was made for, where it takes all sizes.
+        self_ensemble: whether a photo is analysed twice, once mirrored, and the mean is taken: the
+            geometric self-ensemble of EDSR (arXiv 1707.02921, section 3.3), its flip alone, as
+            scenes have an above and a below.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Analyser:
     sizes: tuple[Size, ...] = ()
     multiple: int = 1
     pixels: int = 0
+    self_ensemble: bool = False
 
     def fit(self, photo: Size) -> Fit:
         """How a photo of (H, W) gets in: where most of it is left, and upright if it can."""
@@ -81,12 +85,20 @@ class Analyser:
         `scene` is what errors call it. UserError for a position that is none, and for a network
         that gives other shapes or values that are not finite.
         """
-        given = torch.zeros(1, FRAMES) if position is None else one_hot(position)
         small = _padded(small, fit.padded)
-        found = self.call(small.mT.contiguous() if fit.transposed else small, given)
+        found = self._called(small, fit, position, scene)
+        if self.self_ensemble:
+            other = self._called(small.flip(-1), fit, position, scene)
+            pairs = zip(found, (_mirrored(value) for value in other), strict=True)
+            found = Analysis(*((one + two) / 2 for one, two in pairs))
+        return Analysed(small, found, fit.size)
+
+    def _called(self, small: Tensor, fit: Fit, position: int | None, scene: str) -> Analysis:
+        given = torch.zeros(1, FRAMES) if position is None else one_hot(position)
+        found = self.call((small.mT if fit.transposed else small).contiguous(), given)
         if fit.transposed:
             found = [value.mT if value.ndim == small.ndim else value for value in found]
-        return Analysed(small, self._checked(found, fit.padded, scene, position), fit.size)
+        return self._checked(found, fit.padded, scene, position)
 
     def _checked(
         self, found: Sequence[Tensor], size: Size, scene: str, position: int | None
@@ -178,6 +190,11 @@ def areas(full: int, small: int) -> Tensor:
 def _padded(photo: Tensor, size: Size) -> Tensor:
     below, beside = (room - side for room, side in zip(size, photo.shape[-2:], strict=True))
     return F.pad(photo, (0, beside, 0, below), mode="replicate") if below or beside else photo
+
+
+def _mirrored(value: Tensor) -> Tensor:
+    """Pictures [B,C,H,W] with left and right exchanged; what has no places stays."""
+    return value.flip(-1) if value.ndim == 4 else value
 
 
 def _scaled(photo: Size, scale: float) -> Size:

@@ -10,6 +10,7 @@ IMAGES = FRAMES + 1  # of a rendered scene: the frames, and the picture that is 
 MULTIPLE = 64  # of pixels, the sides of what a model of any size takes
 FRAMES_SIDE = 1280  # pixels of the longer side of a photo's nine frames, unless said otherwise
 RUNS, RUNS_WITH_PUBLISHED = 50, 40  # timed calls a file, and from which on the reference's 25 steps
+SELF_ENSEMBLE = "@self-ensemble"  # after the name of a student or its file: analysed mirrored too
 FIRST_LOOK = "first.jpg"  # in the folder of a run: a photo, refocused
 Size = tuple[int, int]
 """(height, width) in pixels; only Pillow's own calls take (width, height)."""

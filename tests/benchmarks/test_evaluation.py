@@ -85,6 +85,20 @@ def test_scores_of_an_older_student_are_nobodys(
     assert judged(before, a) == 2
 
 
+def test_a_self_ensemble_is_known_by_its_file(tmp_path: Path) -> None:
+    """And the plain file is judged by its own scores."""
+    a = make(tmp_path / "a", 30.0)
+    file, of = str(a / FILE), sha256(a / FILE)
+    rows = [model_rows(f"{file}@self-ensemble", 31.0, of), model_rows(file, 30.0, of)]
+    evaluated(a, *rows, model_rows(f"{tmp_path / 'b' / FILE}@self-ensemble", 32.0, OTHER))
+    other = f"{tmp_path / 'b' / FILE}@self-ensemble"
+    assert names(a) == {"copy": 20.0, f"{FILE}@self-ensemble": 31.0, FILE: 30.0, other: 32.0}
+    (a / FILE).write_text("another")
+    artifact = replace(load_manifest(a).artifacts[0], sha256=sha256(a / FILE))
+    replace(load_manifest(a), artifacts=[artifact]).save(a)
+    assert names(a) == {"copy": 20.0, other: 32.0}
+
+
 def test_scores_without_hashes_are_nobodys(tmp_path: Path) -> None:
     a = make(tmp_path / "a", 30.0)
     evaluated(a, model_rows("student", 30.0), model_rows("build/else/student", 31.0, OTHER))
@@ -134,3 +148,4 @@ def test_an_evaluation_names_its_files_by_their_hashes(small_student: Path, tmp_
     manifest = Manifest((64, 64), [], hash_of(str(student)) or "")
     read, scenes = evaluation_of(tmp_path, manifest, manifest.hashes)
     assert [row.model for row in read.means][:2] == ["student", "copy"] == [*scenes][:2]
+    assert hash_of(f"{student}@self-ensemble") == sha256(small_student)

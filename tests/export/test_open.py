@@ -238,3 +238,16 @@ def test_a_file_that_crashes_its_runtime_is_one_line(exported: Exported, tmp_pat
         UserError, match=r"a\.pte cannot be executed \(.* died of SIG(SEGV|BUS|ABRT)"
     ):
         open_model(str(tmp_path / "a.pte"))
+
+
+def test_a_self_ensemble_is_named_after_the_model(small_student: Path) -> None:
+    model = open_model(f"{small_student}@self-ensemble")
+    assert model.name == f"{small_student.name}@self-ensemble"
+    assert model.analyser is not None and model.analyser.self_ensemble
+    plain = open_model(str(small_student)).analyser
+    assert plain is not None and not plain.self_ensemble
+
+
+def test_what_makes_stacks_alone_has_no_self_ensemble(small_reference: Path) -> None:
+    with pytest.raises(UserError, match=r"@self-ensemble is none: .* makes stacks alone"):
+        open_model(f"reference:{small_reference}@self-ensemble")

@@ -215,3 +215,27 @@ def test_the_areas_of_a_long_photo_take_little_more_memory_than_they_hold() -> N
     said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     held, taken = map(float, said.split())
     assert taken < 2 * held
+
+
+@pytest.mark.parametrize("size", [(60, 100), (100, 60)])
+def test_a_self_ensemble_is_the_mean_of_a_photo_and_its_mirror_image(
+    student: RefocusStudent, size: tuple[int, int]
+) -> None:
+    """Mirrored as the photo lies, in a file of landscape photos too."""
+    once = Analyser("file", student, sizes=((64, 96),))
+    twice = replace(once, self_ensemble=True)
+    photo = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    fit = once.fit(size)
+    assert fit.transposed == (size[0] > size[1])
+    whole = F.interpolate(photo, fit.padded)  # nothing is padded, which would be mirrored with it
+    fit = replace(fit, size=fit.padded)
+    made = twice.analyse(whole, fit, 3).analysis
+    straight = once.analyse(whole, fit, 3).analysis
+    turned = once.analyse(whole.flip(-1), fit, 3).analysis
+    for field in ("stack", "sharp", "detail", "dioptres"):
+        mean = (getattr(straight, field) + getattr(turned, field).flip(-1)) / 2
+        torch.testing.assert_close(getattr(made, field), mean)
+        assert not torch.equal(getattr(made, field), getattr(straight, field))
+    torch.testing.assert_close(made.positions, (straight.positions + turned.positions) / 2)
+    mirrored = twice.analyse(whole.flip(-1), fit, 3).analysis
+    torch.testing.assert_close(mirrored.stack.flip(-1), made.stack)
