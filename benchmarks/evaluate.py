@@ -325,8 +325,8 @@ def evaluate_scoring(
     how = replace(scoring.how, **open_networks(scoring.metric_weights, kept)._asdict())
     always = baselines()
     specs = [spec for spec in scoring.models if spec not in {model.name for model in always}]
-    hashes = {spec: hash_of(spec) for spec in specs}
     opened = [replace(open_any(spec), name=spec) for spec in specs]
+    hashes = {spec: hash_of(spec) for spec in specs}  # of what is a model: a folder may be a home
     chosen = (scoring.source, scoring.scenes, scoring.size, scoring.register)
     stacks, known_by = true_stacks(*chosen)
     note = None if rendered or scoring.register else note_of_motion(stacks)

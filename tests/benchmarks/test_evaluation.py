@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from pocketfocus.benchmarks import tables
+from pocketfocus.benchmarks import evaluate, tables
 from pocketfocus.benchmarks.evaluate import Comparison, Scoring, evaluate_scoring, hash_of
 from pocketfocus.benchmarks.evaluation import evaluation_of
 from pocketfocus.benchmarks.measured import read_run
 from pocketfocus.benchmarks.report import render
 from pocketfocus.cli import main
+from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256
 from pocketfocus.run.manifest import Artifact, Manifest, load_manifest
 from pocketfocus.run.rows import contents
@@ -149,3 +150,14 @@ def test_an_evaluation_names_its_files_by_their_hashes(small_student: Path, tmp_
     read, scenes = evaluation_of(tmp_path, manifest, manifest.hashes)
     assert [row.model for row in read.means][:2] == ["student", "copy"] == [*scenes][:2]
     assert hash_of(f"{student}@self-ensemble") == sha256(small_student)
+
+
+def test_what_is_no_model_is_refused_before_it_is_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder may be somebody's home: `evaluate .` once read all that lay below it."""
+    asked: list[str] = []
+    monkeypatch.setattr(evaluate, "hash_of", asked.append)
+    with pytest.raises(UserError, match="has no config.json"):
+        evaluate_scoring(Scoring([str(tmp_path)]))
+    assert not asked

@@ -48,11 +48,13 @@ def run(command: Sequence[str]) -> Path:
 
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
-    """One small scene from one position is evaluated, and files are timed in one round."""
+    """One small scene from one position is evaluated, and files are timed in one short round."""
     patch.setattr(build, "SCENES", 1)
     patch.setattr(build, "INPUTS", (4,))
     patch.setattr(build, "SIZE", (64, 64))
     patch.setattr(latency, "ROUND_RUNS", RUNS)
+    for budget in ("ROUND_BUDGET_S", "FRAMES_BUDGET_S"):
+        patch.setattr(latency, budget, 0.2)
 
 
 def test_every_stage_wrote_its_file(run: Path) -> None:
