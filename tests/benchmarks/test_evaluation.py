@@ -158,6 +158,6 @@ def test_what_is_no_model_is_refused_before_it_is_hashed(
     """A folder may be somebody's home: `evaluate .` once read all that lay below it."""
     asked: list[str] = []
     monkeypatch.setattr(evaluate, "hash_of", asked.append)
-    with pytest.raises(UserError, match="has no config.json"):
+    with pytest.raises(UserError, match=r"has no config\.json"):
         evaluate_scoring(Scoring([str(tmp_path)]))
     assert not asked
