@@ -145,7 +145,12 @@ def evaluation_of(
     if not path.exists():
         return Evaluation((), ()), {}
     found = read_evaluation(path)
-    names = names_in(folder, manifest, files, found.means)
+    names: dict[str, str] = {}
+    for suffix in ("", SELF_ENSEMBLE):  # what was called as the suffix says, by the same rules
+        rows = (row for row in found.means if row.model.endswith(SELF_ENSEMBLE) == bool(suffix))
+        plain = [row.model_copy(update={"model": row.model.removesuffix(suffix)}) for row in rows]
+        named = names_in(folder, manifest, files, plain)
+        names |= {f"{model}{suffix}": f"{name}{suffix}" for model, name in named.items()}
     left_out = {row.model for row in found.means} - names.keys()
     if left_out:
         say(
@@ -167,7 +172,7 @@ def names_in(
     """Return what a run calls the models of its evaluation, without those to be left out.
 
     One that is not the run's and is called as if it were, as the shipped `student` is, gets its
-    hash into its name. A self-ensemble stays if its file does.
+    hash into its name.
     """
     places = {row.model: place_of(row.model, manifest) for row in means}
     own: dict[str, str] = {}
@@ -179,12 +184,7 @@ def names_in(
     names = {}
     for row in means:
         model, place = row.model, places[row.model]
-        file = model.removesuffix(SELF_ENSEMBLE)
-        of = place_of(file, manifest) if file != model else None
-        if of is not None and lies_in(folder, file, of):
-            if row.sha256 == files.get(of):
-                names[model] = f"{of}{SELF_ENSEMBLE}"
-        elif place is None:
+        if place is None:
             names[model] = model
         elif own.get(place) == model:
             names[model] = place

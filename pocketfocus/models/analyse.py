@@ -88,16 +88,16 @@ class Analyser:
         small = _padded(small, fit.padded)
         found = self._called(small, fit, position, scene)
         if self.self_ensemble:
-            other = self._called(small.flip(-1), fit, position, scene)
-            pairs = zip(found, (_mirrored(value) for value in other), strict=True)
-            found = Analysis(*((one + two) / 2 for one, two in pairs))
+            mirrored = self._called(small.flip(-1), fit, position, scene)
+            pairs = zip(found, _turned(mirrored, lambda picture: picture.flip(-1)), strict=True)
+            found = Analysis(*((one + other) / 2 for one, other in pairs))
         return Analysed(small, found, fit.size)
 
     def _called(self, small: Tensor, fit: Fit, position: int | None, scene: str) -> Analysis:
         given = torch.zeros(1, FRAMES) if position is None else one_hot(position)
         found = self.call((small.mT if fit.transposed else small).contiguous(), given)
         if fit.transposed:
-            found = [value.mT if value.ndim == small.ndim else value for value in found]
+            found = _turned(found, lambda picture: picture.mT)
         return self._checked(found, fit.padded, scene, position)
 
     def _checked(
@@ -192,9 +192,9 @@ def _padded(photo: Tensor, size: Size) -> Tensor:
     return F.pad(photo, (0, beside, 0, below), mode="replicate") if below or beside else photo
 
 
-def _mirrored(value: Tensor) -> Tensor:
-    """Pictures [B,C,H,W] with left and right exchanged; what has no places stays."""
-    return value.flip(-1) if value.ndim == 4 else value
+def _turned(values: Sequence[Tensor], turn: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Pictures [B,C,H,W] turned; what has no places stays."""
+    return [turn(value) if value.ndim == 4 else value for value in values]
 
 
 def _scaled(photo: Size, scale: float) -> Size:

@@ -100,6 +100,15 @@ def test_a_self_ensemble_is_known_by_its_file(tmp_path: Path) -> None:
     assert names(a) == {"copy": 20.0, other: 32.0}
 
 
+def test_the_shipped_students_self_ensemble_is_not_a_runs(tmp_path: Path) -> None:
+    a = make(tmp_path / "a", 30.0)
+    evaluated(a, model_rows("student@self-ensemble", 36.0, OTHER))
+    assert names(a) == {"copy": 20.0}
+    own = sha256(a / "student")
+    evaluated(a, model_rows("student@self-ensemble", 31.0, own))
+    assert names(a) == {"copy": 20.0, "student@self-ensemble": 31.0}
+
+
 def test_scores_without_hashes_are_nobodys(tmp_path: Path) -> None:
     a = make(tmp_path / "a", 30.0)
     evaluated(a, model_rows("student", 30.0), model_rows("build/else/student", 31.0, OTHER))

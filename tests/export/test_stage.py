@@ -29,7 +29,7 @@ from pocketfocus.run.errors import UserError
 from pocketfocus.run.files import sha256, write_json
 from pocketfocus.run.manifest import Artifact, Manifest, load_manifest
 from pocketfocus.run.processes import CHILD, Work
-from tests.conftest import SIZES
+from tests.conftest import SIZES, Exported
 
 
 class Lines(list[str]):
@@ -134,6 +134,16 @@ def test_files_that_stay_keep_their_sizes_and_calibration(
     assert "mine.png" in ours["photos"] and "mine.png" not in theirs[0]["photos"]
     assert load_manifest(out) == manifest
     assert load_manifest(sized).calibration and not load_manifest(sized).other_calibrations
+
+
+def test_what_was_calibrated_with_other_photos_is_told_until_all_is_made_anew(
+    exported: Exported, photo: Path
+) -> None:
+    out = exported(["onnx/student-int8.onnx", "onnx/student-mixed.onnx"])
+    one = export_run(None, Export(out, ["onnx"], ["int8"], sizes=SIZES), [photo], Lines())
+    assert len(one.other_calibrations) == 1
+    again = export_run(None, Export(out, ["onnx"], ["int8", "mixed"]), [photo], Lines())
+    assert not again.other_calibrations and again.sizes == ((64, 64),)
 
 
 def test_versions_are_those_of_the_files_that_stay_too(sized: Path, tmp_path: Path) -> None:

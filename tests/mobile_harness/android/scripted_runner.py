@@ -25,11 +25,12 @@ from typing import Any
 
 BYTES = 1 << 16  # of a call, at most
 CLIENT = """#!{python} -IS
-import json, socket, sys, time
+import json, os, socket, sys, time
+held = b"x" * (16 << 20)  # what a runner takes, to be seen by who asks the phone
 time.sleep({sleeps})
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({server!r})
-    call = {script} | {{"arguments": sys.argv[1:], "folder": __import__("os").getcwd()}}
+    call = {script} | {{"arguments": sys.argv[1:], "folder": os.getcwd()}}
     socket.send_fds(server, [json.dumps(call).encode()], [1, 2])
     sys.exit(int(server.recv(16) or 137))
 """
@@ -40,9 +41,7 @@ def server() -> str:
     """Where the process listens that runs all calls of this one; it ends with it."""
     folder = tempfile.TemporaryDirectory(prefix="phone-")
     path = f"{folder.name}/runner"
-    process = subprocess.Popen(
-        [sys.executable, __file__, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, __file__, path], stdout=subprocess.PIPE, text=True)
     atexit.register(folder.cleanup)
     atexit.register(process.terminate)
     assert process.stdout and process.stdout.readline() == "listening\n"
@@ -70,16 +69,14 @@ class Handler(socketserver.BaseRequestHandler):
         threading.Thread(target=self._follow, daemon=True).start()
         call = json.loads(said)
         os.chdir(call["folder"])
+        code = 1
         try:
             run(call, call["arguments"])
             code = 0
         except SystemExit as end:
             print(end.code, file=sys.stderr)
-            code = 1
-        except BaseException:
+        except Exception:
             traceback.print_exc()
-            code = 1
-        sys.stdout.flush(), sys.stderr.flush()
         self.request.sendall(str(code).encode())
 
     def _follow(self) -> None:
@@ -88,7 +85,7 @@ class Handler(socketserver.BaseRequestHandler):
 
 
 class Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
-    """Forks for every call; ends when the process that started it does."""
+    """Forks for every call; ends when the process that started it does, even if that is killed."""
 
     started_by = os.getppid()
 
